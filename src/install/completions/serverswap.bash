@@ -1,0 +1,92 @@
+# bash completion for serverswap(1)                        -*- shell-script -*-
+
+# Prints the addresses that have a pidfile in the run directory $1, or in the
+# usual one.
+_serverswap_addresses() {
+    local dir=$1 file name
+    if [[ -z $dir ]]; then
+        if [[ -n ${SERVERSWAP_RUN_DIR-} ]]; then dir=$SERVERSWAP_RUN_DIR
+        elif ((EUID == 0)); then dir=/run/serverswap
+        elif [[ -n ${XDG_RUNTIME_DIR-} ]]; then dir=$XDG_RUNTIME_DIR/serverswap
+        elif [[ -d /run/user/$EUID ]]; then dir=/run/user/$EUID/serverswap
+        else dir=/tmp/serverswap-$EUID
+        fi
+    fi
+    for file in "$dir"/*.pid; do
+        [[ -f $file ]] || continue
+        name=${file##*/}
+        name=${name%.pid}
+        [[ $name == *[!0-9]* ]] || name=:$name
+        printf '%b\n' "${name//%/\\x}"
+    done
+}
+
+_serverswap() {
+    local cur prev word i=1 mode='' dir='' last address
+    # The words as they were typed: COMP_WORDS is cut at ":" and "=".
+    local -a typed
+    read -ra typed <<<"${COMP_LINE:0:COMP_POINT}"
+    [[ ${COMP_LINE:0:COMP_POINT} == *[[:space:]] ]] && typed+=('')
+    last=$((${#typed[@]} - 1))
+    cur=${typed[last]}
+    prev=${typed[last - 1]}
+    COMPREPLY=()
+
+    while ((i < last)); do
+        word=${typed[i]}
+        case $word in
+            --run-dir) dir=${typed[i + 1]}; ((i += 2)) ;;
+            --run-dir=*) dir=${word#*=}; ((i += 1)) ;;
+            --ready-timeout | --drain | --kill-after | --stop-signal | --client) ((i += 2)) ;;
+            --status | --reload | --takedown) mode=$word; ((i += 1)) ;;
+            --) ((i += 1)); break ;;
+            -*) ((i += 1)) ;;
+            *) break ;;
+        esac
+    done
+
+    if [[ -n $mode && $cur != -* && $prev != --run-dir ]]; then
+        while read -r address; do
+            # What stands before the last ":" is not replaced by readline.
+            [[ $address == "$cur"* ]] && COMPREPLY+=("${address#"${cur%"${cur##*:}"}"}")
+        done < <(_serverswap_addresses "$dir")
+        return
+    fi
+
+    if ((i < last)) && [[ -z $mode ]]; then
+        # The command and its arguments.
+        if ((COMP_CWORD == last)) && declare -F _command_offset >/dev/null; then
+            _command_offset "$i"
+        else
+            compopt -o default
+        fi
+        return
+    fi
+
+    case $prev in
+        --run-dir)
+            compopt -o filenames
+            mapfile -t COMPREPLY < <(compgen -d -- "$cur")
+            return ;;
+        --stop-signal)
+            mapfile -t COMPREPLY < <(compgen -W 'HUP INT KILL QUIT TERM USR1 USR2 WINCH' -- "$cur")
+            return ;;
+        --client)
+            mapfile -t COMPREPLY < <(compgen -W 'node' -- "$cur")
+            return ;;
+        --ready-timeout | --drain | --kill-after) return ;;
+    esac
+
+    case $cur in
+        -*)
+            mapfile -t COMPREPLY < <(compgen -W '-d --detach --plain --no-probe
+                --ready-timeout --drain --kill-after --stop-signal --run-dir
+                -q -v --status --reload --takedown --client --help --version' -- "$cur") ;;
+        *)
+            compopt -o filenames
+            mapfile -t COMPREPLY < <(compgen -c -- "$cur"; compgen -d -- "$cur"
+                compgen -f -X '!*.@(js|mjs|cjs)' -- "$cur") ;;
+    esac
+}
+
+complete -F _serverswap serverswap
