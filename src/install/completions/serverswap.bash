@@ -81,7 +81,8 @@ _serverswap() {
         -*)
             mapfile -t COMPREPLY < <(compgen -W '-d --detach --plain --no-probe
                 --ready-timeout --drain --kill-after --stop-signal --run-dir
-                -q -v --status --reload --takedown --client --help --version' -- "$cur") ;;
+                -q --quiet -v --verbose --status --reload --takedown --client
+                -h --help -V --version' -- "$cur") ;;
         *)
             compopt -o filenames
             mapfile -t COMPREPLY < <(compgen -c -- "$cur"; compgen -d -- "$cur"

@@ -1,0 +1,114 @@
+# serverswap: build, test, install.  GNU make; the recipes are POSIX shell.
+#
+#   make             build the release binary
+#   make install     into PREFIX, below DESTDIR if it is given
+#   make test        all tests; make check: format and lints as well
+#   make demo        a swap under load, to look at
+
+PREFIX  = /usr/local
+DESTDIR =
+
+BINDIR      = $(PREFIX)/bin
+MANDIR      = $(PREFIX)/share/man
+NODEDIR     = $(PREFIX)/lib/node_modules/serverswap
+BASHDIR     = $(PREFIX)/share/bash-completion/completions
+ZSHDIR      = $(PREFIX)/share/zsh/site-functions
+FISHDIR     = $(PREFIX)/share/fish/vendor_completions.d
+UNITDIR     = $(PREFIX)/lib/systemd/system
+TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
+
+CARGO   = cargo
+NODE    = node
+INSTALL = install
+
+TARGET  = $(or $(CARGO_TARGET_DIR),target)
+BIN     = $(TARGET)/release/serverswap
+
+CLIENT  = $(wildcard src/client/node/*.js src/client/node/*.mjs src/client/node/*.json \
+            src/client/node/*.ts src/client/node/*.mts)
+SCRIPTS = $(wildcard .ci/run tests/*.sh tests/demo/*.sh src/install/completions/*.bash)
+NODE_TESTS = $(wildcard tests/node-client/*.test.js tests/node-client/*.test.mjs)
+
+# $(call need,PROGRAM,WHAT TO INSTALL)
+need = command -v $(1) >/dev/null 2>&1 || { echo "make: serverswap needs $(2)" >&2; exit 1; }
+need_cargo   = $(call need,$(CARGO),cargo and a Rust toolchain (rustup or Debian: cargo))
+need_node    = { $(NODE) -e 'process.exit(parseInt(process.versions.node) >= 18 ? 0 : 1)' 2>/dev/null || \
+                 { echo "make: serverswap needs node 18 or later (Debian: nodejs)" >&2; exit 1; }; }
+need_npm     = $(call need,npm,npm for its tests (Debian: npm))
+need_python  = $(call need,python3,python3 for its tests (Debian: python3))
+need_mandoc  = $(call need,mandoc,mandoc to check the manuals (Debian: mandoc))
+need_shcheck = $(call need,shellcheck,shellcheck to check its scripts (Debian: shellcheck))
+need_fmt     = { $(CARGO) fmt --version >/dev/null 2>&1 || \
+                 { echo "make: serverswap needs rustfmt to check the format (rustup component add rustfmt)" >&2; exit 1; }; }
+need_clippy  = { $(CARGO) clippy --version >/dev/null 2>&1 || \
+                 { echo "make: serverswap needs clippy to check the code (rustup component add clippy)" >&2; exit 1; }; }
+
+all:
+	@$(need_cargo)
+	$(CARGO) build --release --locked
+
+test:
+	@$(need_cargo)
+	@$(need_node)
+	@$(need_npm)
+	@$(need_python)
+	$(CARGO) test --locked
+	$(NODE) --test $(NODE_TESTS)
+	tests/install.sh
+
+check:
+	@$(need_cargo)
+	@$(need_fmt)
+	@$(need_clippy)
+	@$(need_mandoc)
+	@$(need_shcheck)
+	$(CARGO) fmt --check
+	$(CARGO) clippy --locked --all-targets -- -D warnings
+	mandoc -T lint -W warning man/serverswap.1 man/serverswap.7
+	shellcheck $(SCRIPTS)
+	$(MAKE) test
+
+bench: all
+	@$(need_python)
+	tests/bench.sh
+
+demo: all
+	@$(need_node)
+	@SERVERSWAP='$(BIN)' tests/demo.sh
+
+# Builds only what is missing, so that root needs no Rust: make && sudo make install
+$(BIN):
+	@$(need_cargo)
+	$(CARGO) build --release --locked
+
+install: $(BIN)
+	$(INSTALL) -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(MANDIR)/man7' \
+	    '$(DESTDIR)$(NODEDIR)' '$(DESTDIR)$(BASHDIR)' '$(DESTDIR)$(ZSHDIR)' '$(DESTDIR)$(FISHDIR)' \
+	    '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(TMPFILESDIR)'
+	$(INSTALL) -m 755 '$(BIN)' '$(DESTDIR)$(BINDIR)/serverswap'
+	$(INSTALL) -m 644 man/serverswap.1 '$(DESTDIR)$(MANDIR)/man1/serverswap.1'
+	$(INSTALL) -m 644 man/serverswap.7 '$(DESTDIR)$(MANDIR)/man7/serverswap.7'
+	$(INSTALL) -m 644 $(CLIENT) '$(DESTDIR)$(NODEDIR)'
+	$(INSTALL) -m 644 src/install/completions/serverswap.bash '$(DESTDIR)$(BASHDIR)/serverswap'
+	$(INSTALL) -m 644 src/install/completions/_serverswap '$(DESTDIR)$(ZSHDIR)/_serverswap'
+	$(INSTALL) -m 644 src/install/completions/serverswap.fish '$(DESTDIR)$(FISHDIR)/serverswap.fish'
+	sed 's|@BINDIR@|$(BINDIR)|g' 'src/install/systemd/serverswap@.service' \
+	    >'$(DESTDIR)$(UNITDIR)/serverswap@.service'
+	chmod 644 '$(DESTDIR)$(UNITDIR)/serverswap@.service'
+	$(INSTALL) -m 644 src/install/tmpfiles.d/serverswap.conf '$(DESTDIR)$(TMPFILESDIR)/serverswap.conf'
+
+# Removes the files of install and the one directory that is ours alone.
+uninstall:
+	rm -f '$(DESTDIR)$(BINDIR)/serverswap' \
+	    '$(DESTDIR)$(MANDIR)/man1/serverswap.1' '$(DESTDIR)$(MANDIR)/man7/serverswap.7' \
+	    $(CLIENT:src/client/node/%='$(DESTDIR)$(NODEDIR)/%') \
+	    '$(DESTDIR)$(BASHDIR)/serverswap' '$(DESTDIR)$(ZSHDIR)/_serverswap' \
+	    '$(DESTDIR)$(FISHDIR)/serverswap.fish' '$(DESTDIR)$(UNITDIR)/serverswap@.service' \
+	    '$(DESTDIR)$(TMPFILESDIR)/serverswap.conf'
+	[ ! -d '$(DESTDIR)$(NODEDIR)' ] || rmdir '$(DESTDIR)$(NODEDIR)'
+
+clean:
+	@$(need_cargo)
+	$(CARGO) clean
+
+.PHONY: all test check bench demo install uninstall clean

@@ -1,0 +1,80 @@
+#!/bin/sh
+# The main job of serverswap, to look at: a server under load is replaced several
+# times.  Builds nothing: "make demo" does.  Leaves nothing behind.
+set -eu
+cd "$(dirname "$0")/.."
+
+SERVERSWAP=${SERVERSWAP:-target/release/serverswap}
+SWAPS=5
+
+# Its own world: no server of this user is seen or touched.
+unset SERVERSWAP_FD SERVERSWAP_INODE SERVERSWAP_SOCKET SERVERSWAP_GENERATION NOTIFY_SOCKET
+work=$(mktemp -d)
+export SERVERSWAP_RUN_DIR="$work/run"
+port=$(node -e 'const s = require("net").createServer().listen(0, () => { console.log(s.address().port); s.close(); })')
+load=
+
+clean_up() {
+    trap - EXIT HUP INT TERM
+    exec 9>&-
+    "$SERVERSWAP" -q --takedown ":$port" >/dev/null 2>&1 || :
+    [ -z "$load" ] || wait "$load" || :
+    rm -rf "$work"
+}
+trap clean_up EXIT
+trap 'exit 130' INT
+trap 'exit 143' HUP TERM
+
+say() { printf '\n%s\n\n' "$*"; }
+show() { # what is run, and what it prints
+    printf '  $ serverswap %s\n' "$*"
+    status=0
+    "$SERVERSWAP" "$@" >"$work/out" 2>&1 || status=$?
+    sed 's/^/    /' "$work/out"
+}
+must() {
+    show "$@"
+    [ "$status" -eq 0 ] || { echo "demo: that failed with status $status" >&2; exit 1; }
+}
+
+say "1. A server is started, and ten clients begin to ask it, without a pause."
+must -d node tests/demo/server.js "$port"
+mkfifo "$work/stop"
+node tests/demo/load.js "$port" <"$work/stop" >"$work/report" &
+load=$!
+exec 9>"$work/stop" # its end of file is their end
+
+say "2. The same command again is a new version taking over.  $SWAPS times:"
+swap=0
+while [ "$swap" -lt "$SWAPS" ]; do
+    must -d node tests/demo/server.js "$port"
+    swap=$((swap + 1))
+done
+
+say "3. A broken new version changes nothing:"
+show -d node -e 'throw new Error("no database")' 2>/dev/null
+[ "$status" -ne 0 ] || { echo "demo: a broken server was taken for a good one" >&2; exit 1; }
+echo "    (status $status)"
+
+say "4. Who serves now:"
+must --status
+
+say "5. What the clients saw:"
+exec 9>&-
+wait "$load"
+load=
+cat "$work/report"
+cat <<END
+
+  Every generation answered, and the slow answers were finished by the server
+  that had begun them, after it had given up the port.  In plain order, which is
+  what this version does, the old server leaves the port before the new one has
+  it: a connection attempt in these milliseconds is refused, and one that was
+  not yet accepted is reset.  Nothing was tried again here; a client that tries
+  again sees no failure.
+END
+
+say "6. The last server is taken down:"
+must --takedown ":$port"
+must --status
+echo "    (nobody)"
