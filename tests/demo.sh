@@ -29,7 +29,7 @@ say() { printf '\n%s\n\n' "$*"; }
 show() { # what is run, and what it prints
     printf '  $ serverswap %s\n' "$*"
     status=0
-    "$SERVERSWAP" "$@" >"$work/out" 2>&1 || status=$?
+    "$SERVERSWAP" "$@" >"$work/out" 2>&1 9>&- || status=$?
     sed 's/^/    /' "$work/out"
 }
 must() {
