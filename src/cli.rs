@@ -1,0 +1,354 @@
+//! The command line: what was typed becomes a [`Request`]. Pure; it touches no file and ends no process.
+
+#![forbid(unsafe_code)]
+
+use crate::address::Address;
+use crate::error::{Error, Result};
+use lexopt::prelude::*;
+use nix::sys::signal::Signal;
+use std::ffi::OsString;
+use std::path::PathBuf;
+use std::time::Duration;
+
+/// What the user wants.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Request {
+    /// Start COMMAND and swap it in.
+    Run(Run),
+    /// `--status`, of all addresses if none is named.
+    Status(Vec<Address>),
+    /// `--reload`.
+    Reload(Vec<Address>),
+    /// `--takedown`.
+    Takedown(Vec<Address>),
+    /// `--client NAME`: print a client library.
+    Client(String),
+    /// `--help`.
+    Help,
+    /// `--version`.
+    Version,
+}
+
+/// A server to run, and how.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Run {
+    /// COMMAND and its ARGs; never empty.
+    pub command: Vec<OsString>,
+    /// Stay in the background once the swap is done.
+    pub detach: bool,
+    /// Do not watch or share the port.
+    pub plain: bool,
+    /// Open the probe connection on a shared port.
+    pub probe: bool,
+    /// How long the new server may take; `None`: the default of its situation.
+    pub ready_timeout: Option<Duration>,
+    /// How long this server may finish what it has when it is replaced on a shared port.
+    pub drain: Duration,
+    /// From being told to stop to SIGKILL.
+    pub kill_after: Duration,
+    /// How this server is told to stop.
+    pub stop_signal: Signal,
+}
+
+/// Everything the command line says.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Cli {
+    /// What to do.
+    pub request: Request,
+    /// `--run-dir`.
+    pub run_dir: Option<PathBuf>,
+    /// -1 for every `-q`, +1 for every `-v`.
+    pub verbosity: i32,
+}
+
+/// `--help`.
+pub const HELP: &str = "\
+Usage: serverswap [OPTION]... [--] COMMAND [ARG]...
+       serverswap --status [ADDRESS]...
+       serverswap --reload ADDRESS...
+       serverswap --takedown ADDRESS...
+       serverswap --client node
+       serverswap --help | --version
+
+Starts a server. Run again, it starts the new version, waits until that one is
+ready, takes the old one down and lets the new one serve. A COMMAND that ends in
+.js, .mjs or .cjs is run by node.
+
+  -d, --detach             stay in the background once the swap is done
+      --plain              do not watch or share the port
+      --no-probe           do not prove by a connection that the new server accepts
+      --ready-timeout SECS the new server must be up within this time, else it is
+                           killed and nothing changes; 0 waits for ever [60]
+      --drain SECS         how long this server, when it is replaced, may finish
+                           what it has before it is told to stop [10]
+      --kill-after SECS    from being told to stop to SIGKILL [10]
+      --stop-signal SIGNAL how this server is told to stop [TERM]
+      --run-dir DIR        where pidfiles and sockets are, also
+                           $SERVERSWAP_RUN_DIR [/run/serverswap for root]
+  -q, --quiet              say less
+  -v, --verbose            say more (repeatable)
+      --status             show the servers
+      --reload             start a fresh copy of the same command and swap it in
+      --takedown           take the addresses down
+      --client NAME        print the client library (NAME: node)
+  -h, --help               show this help
+  -V, --version            show the version
+
+Exit status: the server's own; 0 when it was replaced or taken down on request;
+124 it was not up in time; 125 serverswap failed; 126 COMMAND cannot be executed;
+127 COMMAND not found.
+
+Manual: man serverswap; the control channel: man 7 serverswap.
+";
+
+/// The longest time that an option takes: a year.
+const TIME_MAX: f64 = 31_536_000.0;
+
+/// Reads the arguments (without the program's name).
+pub fn parse<I>(arguments: I) -> Result<Cli>
+where
+    I: IntoIterator,
+    I::Item: Into<OsString>,
+{
+    let mut parser = lexopt::Parser::from_args(arguments);
+    let mut cli = Cli { request: Request::Help, run_dir: None, verbosity: 0 };
+    let mut run = Run {
+        command: Vec::new(),
+        detach: false,
+        plain: false,
+        probe: true,
+        ready_timeout: None,
+        drain: Duration::from_secs(10),
+        kill_after: Duration::from_secs(10),
+        stop_signal: Signal::SIGTERM,
+    };
+    let mut run_option = None;
+    let mut verb: Option<&'static str> = None;
+    let mut client = String::new();
+    while let Some(argument) = parser.next().map_err(|e| usage(e.to_string()))? {
+        match argument {
+            Short('h') | Long("help") => return Ok(Cli { request: Request::Help, ..cli }),
+            Short('V') | Long("version") => return Ok(Cli { request: Request::Version, ..cli }),
+            Short('q') | Long("quiet") => cli.verbosity -= 1,
+            Short('v') | Long("verbose") => cli.verbosity += 1,
+            Long("run-dir") => cli.run_dir = Some(PathBuf::from(value(&mut parser)?)),
+            Long("status") => one_verb(&mut verb, "status")?,
+            Long("reload") => one_verb(&mut verb, "reload")?,
+            Long("takedown") => one_verb(&mut verb, "takedown")?,
+            Long("client") => {
+                one_verb(&mut verb, "client")?;
+                client = text(&mut parser, "--client")?;
+            }
+            Short('d') | Long("detach") => (run.detach, run_option) = (true, Some("--detach")),
+            Long("plain") => (run.plain, run_option) = (true, Some("--plain")),
+            Long("no-probe") => (run.probe, run_option) = (false, Some("--no-probe")),
+            Long("ready-timeout") => {
+                run.ready_timeout = Some(seconds(&mut parser, "--ready-timeout")?);
+                run_option = Some("--ready-timeout");
+            }
+            Long("drain") => (run.drain, run_option) = (seconds(&mut parser, "--drain")?, Some("--drain")),
+            Long("kill-after") => {
+                (run.kill_after, run_option) = (seconds(&mut parser, "--kill-after")?, Some("--kill-after"));
+            }
+            Long("stop-signal") => {
+                run.stop_signal = signal(&text(&mut parser, "--stop-signal")?)?;
+                run_option = Some("--stop-signal");
+            }
+            Value(word) => {
+                run.command.push(word);
+                // With a verb, the operands are addresses and options may still follow.
+                if verb.is_none() {
+                    run.command.extend(parser.raw_args().map_err(|e| usage(e.to_string()))?);
+                }
+            }
+            other => return Err(usage(other.unexpected().to_string())),
+        }
+    }
+    if let (Some(verb), Some(option)) = (verb, run_option) {
+        return Err(usage(format!("{option} has no meaning with --{verb}")));
+    }
+    cli.request = match verb {
+        None if run.command.is_empty() => return Err(usage("a COMMAND is missing")),
+        None if run.command[0].is_empty() => return Err(usage("the COMMAND is empty")),
+        None => {
+            if let Some(".js" | ".mjs" | ".cjs") = extension(&run.command[0]) {
+                run.command.insert(0, "node".into());
+            }
+            Request::Run(run)
+        }
+        Some("client") if !run.command.is_empty() => return Err(usage("--client takes one NAME")),
+        Some("client") if client != "node" => {
+            return Err(usage(format!("no client {client:?}, there is: node")));
+        }
+        Some("client") => Request::Client(client),
+        Some("status") => Request::Status(addresses(&run.command)?),
+        Some(_) if run.command.is_empty() => return Err(usage("an ADDRESS is missing")),
+        Some("reload") => Request::Reload(addresses(&run.command)?),
+        Some(_) => Request::Takedown(addresses(&run.command)?),
+    };
+    Ok(cli)
+}
+
+fn one_verb(verb: &mut Option<&'static str>, new: &'static str) -> Result<()> {
+    match verb.replace(new) {
+        Some(old) if old != new => Err(usage(format!("--{old} and --{new} exclude each other"))),
+        _ => Ok(()),
+    }
+}
+
+fn usage(text: impl Into<String>) -> Error {
+    Error::failed(format!("{} (nothing was done; see serverswap --help)", text.into()))
+}
+
+fn value(parser: &mut lexopt::Parser) -> Result<OsString> {
+    let value = parser.value().map_err(|e| usage(e.to_string()))?;
+    if value.is_empty() { Err(usage("the value of an option is empty")) } else { Ok(value) }
+}
+
+fn text(parser: &mut lexopt::Parser, option: &str) -> Result<String> {
+    value(parser)?.into_string().map_err(|_| usage(format!("{option}: not UTF-8")))
+}
+
+fn seconds(parser: &mut lexopt::Parser, option: &str) -> Result<Duration> {
+    let text = text(parser, option)?;
+    // f64 also reads "inf", "nan", "1e3" and "+1": only plain decimal numbers are times.
+    let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.') && text.bytes().any(|b| b.is_ascii_digit());
+    match text.parse::<f64>() {
+        Ok(seconds) if plain && seconds <= TIME_MAX => Ok(Duration::from_secs_f64(seconds)),
+        _ => Err(usage(format!("{option}: {text:?} is not a number of seconds from 0 to {TIME_MAX}"))),
+    }
+}
+
+fn signal(text: &str) -> Result<Signal> {
+    let name = text.to_ascii_uppercase();
+    let named = || format!("SIG{}", name.strip_prefix("SIG").unwrap_or(&name)).parse::<Signal>();
+    let signal = match text.parse::<i32>() {
+        Ok(number) => Signal::try_from(number),
+        Err(_) => named(),
+    };
+    match signal {
+        // A server cannot end by one that only stops or continues it.
+        Ok(Signal::SIGSTOP | Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT | Signal::SIGCHLD)
+        | Err(_) => Err(usage(format!("--stop-signal: {text:?} is no signal that stops a server"))),
+        Ok(signal) => Ok(signal),
+    }
+}
+
+fn addresses(words: &[OsString]) -> Result<Vec<Address>> {
+    words
+        .iter()
+        .map(|word| {
+            let text = word.to_string_lossy();
+            Address::parse(&text).map_err(|why| usage(format!("bad address {text:?}: {why}")))
+        })
+        .collect()
+}
+
+fn extension(command: &OsString) -> Option<&str> {
+    let text = command.to_str()?;
+    text.rfind('.').map(|dot| &text[dot..])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn run(words: &[&str]) -> Run {
+        match parse(words).unwrap().request {
+            Request::Run(run) => run,
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn refused(words: &[&str]) -> String {
+        let error = parse(words).unwrap_err();
+        assert_eq!(error.status, 125);
+        assert!(!error.text.contains('\n'), "{error}");
+        error.text
+    }
+
+    #[test]
+    fn options_end_at_the_command() {
+        let run = run(&["-d", "server", "-d", "--plain", "--", "x"]);
+        assert!(run.detach && !run.plain);
+        assert_eq!(run.command, ["server", "-d", "--plain", "--", "x"]);
+        assert_eq!(self::run(&["--", "-server"]).command, ["-server"]);
+    }
+
+    #[test]
+    fn javascript_is_run_by_node() {
+        for name in ["server.js", "a/server.mjs", "s.cjs"] {
+            assert_eq!(run(&[name, "a"]).command, ["node", name, "a"]);
+        }
+        assert_eq!(run(&["node", "server.js"]).command, ["node", "server.js"]);
+        assert_eq!(run(&["serverjs"]).command, ["serverjs"]);
+    }
+
+    #[test]
+    fn every_run_option_is_accepted() {
+        let r = run(&[
+            "--ready-timeout=0", "--drain", "0.5", "--kill-after", "3", "--stop-signal", "sigquit", "--no-probe",
+            "--plain", "--detach", "x",
+        ]);
+        assert_eq!(r.ready_timeout, Some(Duration::ZERO));
+        assert_eq!((r.drain, r.kill_after), (Duration::from_millis(500), Duration::from_secs(3)));
+        assert_eq!(r.stop_signal, Signal::SIGQUIT);
+        assert!(!r.probe && r.plain && r.detach);
+        for name in ["QUIT", "SIGQUIT", "3"] {
+            assert_eq!(run(&["--stop-signal", name, "x"]).stop_signal, Signal::SIGQUIT);
+        }
+    }
+
+    #[test]
+    fn verbs_take_addresses_and_common_options() {
+        let cli = parse(["--status", "8080", "-v", "127.0.0.1:1", "--run-dir", "/x"]).unwrap();
+        let addresses = ["8080", "127.0.0.1:1"].map(|a| Address::parse(a).unwrap());
+        assert_eq!(cli.request, Request::Status(addresses.to_vec()));
+        assert_eq!((cli.run_dir, cli.verbosity), (Some("/x".into()), 1));
+        assert_eq!(parse(["--status"]).unwrap().request, Request::Status(vec![]));
+        assert_eq!(parse(["--client", "node"]).unwrap().request, Request::Client("node".into()));
+        assert_eq!(parse(["-qq", "x"]).unwrap().verbosity, -2);
+    }
+
+    #[test]
+    fn bad_calls_are_refused_in_one_line() {
+        assert!(refused(&[]).contains("COMMAND is missing"));
+        assert!(refused(&[""]).contains("empty"));
+        assert!(refused(&["--nonsense", "x"]).contains("--nonsense"));
+        assert!(refused(&["-x"]).contains("-x"));
+        for time in ["-1", "inf", "nan", "", "1e3", "31536001", "x", ".", "1s", "99999999999999999999999"] {
+            refused(&["--drain", time, "x"]);
+            refused(&[&format!("--drain={time}"), "x"]);
+        }
+        for signal in ["FOO", "0", "-1", "65", "STOP", "CONT", ""] {
+            refused(&["--stop-signal", signal, "x"]);
+        }
+        for address in ["0", ":70000", "a b", ""] {
+            refused(&["--takedown", address]);
+        }
+        refused(&["--reload"]);
+        refused(&["--takedown"]);
+        refused(&["--takedown", "--reload", "80"]);
+        refused(&["--plain", "--status"]);
+        refused(&["--client", "perl"]);
+        refused(&["--client", "node", "x"]);
+        refused(&["--detach=yes", "x"]);
+        refused(&["--run-dir"]);
+    }
+
+    /// Every sequence up to length 3 over a small vocabulary gives a request or one line.
+    #[test]
+    fn all_short_command_lines() {
+        let vocabulary =
+            ["-d", "--plain", "--drain", "5", "--drain=", "--status", "--", "x.js", "-qv", "-", "--client", "node", ""];
+        for a in vocabulary {
+            for b in vocabulary {
+                for c in vocabulary {
+                    if let Err(error) = parse([a, b, c]) {
+                        assert!(error.status == 125 && !error.text.contains('\n'));
+                    }
+                }
+            }
+        }
+    }
+}
