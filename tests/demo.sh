@@ -27,9 +27,18 @@ trap 'exit 143' HUP TERM
 
 say() { printf '\n%s\n\n' "$*"; }
 show() { # what is run, and what it prints
-    printf '  $ serverswap %s\n' "$*"
+    printf '  $ serverswap'
+    for word in "$@"; do
+        case $word in
+            *' '*) printf " '%s'" "$word" ;;
+            *) printf ' %s' "$word" ;;
+        esac
+    done
+    echo
     status=0
-    "$SERVERSWAP" "$@" >"$work/out" 2>&1 9>&- || status=$?
+    # Appended to: the servers go on writing there when this one has returned.
+    : >"$work/out"
+    "$SERVERSWAP" "$@" >>"$work/out" 2>&1 9>&- || status=$?
     sed 's/^/    /' "$work/out"
 }
 must() {
@@ -43,6 +52,7 @@ mkfifo "$work/stop"
 node tests/demo/load.js "$port" <"$work/stop" >"$work/report" &
 load=$!
 exec 9>"$work/stop" # its end of file is their end
+sleep 1             # not to wait for anything: so that there is something to see
 
 say "2. The same command again is a new version taking over.  $SWAPS times:"
 swap=0
@@ -52,18 +62,26 @@ while [ "$swap" -lt "$SWAPS" ]; do
 done
 
 say "3. A broken new version changes nothing:"
-show -d node -e 'throw new Error("no database")' 2>/dev/null
+show -d sh -c 'echo "no database"; exit 1'
 [ "$status" -ne 0 ] || { echo "demo: a broken server was taken for a good one" >&2; exit 1; }
 echo "    (status $status)"
 
 say "4. Who serves now:"
-must --status
+if [ -t 1 ]; then
+    # A terminal gets a table.
+    echo "  $ serverswap --status"
+    "$SERVERSWAP" --status 9>&-
+else
+    must --status
+fi
 
 say "5. What the clients saw:"
 exec 9>&-
-wait "$load"
+load_status=0
+wait "$load" || load_status=$?
 load=
 cat "$work/report"
+[ "$load_status" -eq 0 ] || { echo "demo: an answer was cut or did not come" >&2; exit 1; }
 cat <<END
 
   Every generation answered, and the slow answers were finished by the server
