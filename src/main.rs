@@ -1,3 +1,68 @@
-//! serverswap: restart a server so that nobody notices.
-mod address; mod cli; mod error; mod protocol; mod swap;
-fn main() {}
+//! serverswap: restart a server on a Unix machine so that nobody notices.
+//!
+//! `main` to `cli` and `supervisor`, those to `swap` (the pure machine), `server`, `registry` and
+//! `protocol`, all of them to `sys`: who may know whom runs one way.
+
+mod address;
+mod cli;
+mod detach;
+mod error;
+mod message;
+mod notify;
+mod operator;
+mod procfs;
+mod protocol;
+mod registry;
+mod server;
+mod supervisor;
+mod swap;
+mod sys;
+
+use cli::{Cli, Request};
+use error::Result;
+use message::Log;
+use registry::RunDir;
+use std::process::ExitCode;
+
+const NODE_CLIENT: &str = include_str!("client/node/index.js");
+
+fn main() -> ExitCode {
+    let result = cli::parse(std::env::args_os().skip(1)).and_then(|cli| run(cli));
+    ExitCode::from(result.unwrap_or_else(|error| {
+        Log::new(0).say(swap::Level::Error, None, &error.text);
+        error.status
+    }))
+}
+
+fn run(cli: Cli) -> Result<u8> {
+    let log = Log::new(cli.verbosity);
+    let given = cli.run_dir.or_else(|| std::env::var_os("SERVERSWAP_RUN_DIR").filter(|d| !d.is_empty()).map(Into::into));
+    let dir = |create| RunDir::open(given.as_deref(), create);
+    match cli.request {
+        Request::Help => print(cli::HELP),
+        Request::Version => print(concat!("serverswap ", env!("CARGO_PKG_VERSION"), "\n")),
+        Request::Client(_) => print(NODE_CLIENT),
+        Request::Status(addresses) if !RunDir::exists(given.as_deref()) => operator::show_status(None, &addresses, log),
+        Request::Status(addresses) => operator::show_status(Some(&dir(false)?), &addresses, log),
+        Request::Takedown(addresses) => operator::takedown(&dir(false)?, &addresses, log),
+        Request::Reload(addresses) => operator::reload(&dir(false)?, &addresses, log),
+        Request::Run(run) => {
+            let dir = dir(true)?;
+            let launcher = match run.detach {
+                false => None,
+                true => match detach::fork()? {
+                    detach::Side::Caller(status) => return Ok(status),
+                    detach::Side::Supervisor(launcher) => Some(launcher),
+                },
+            };
+            supervisor::Supervisor::run(run, dir, log, launcher)
+        }
+    }
+}
+
+fn print(text: &str) -> Result<u8> {
+    use std::io::Write;
+    // Help and version cannot fail: a reader that went away has read enough.
+    let _ = std::io::stdout().write_all(text.as_bytes());
+    Ok(error::status::DONE)
+}

@@ -334,6 +334,16 @@ impl Generation {
         self.stage == Stage::Up && self.olds.is_empty() && self.lock.is_none()
     }
 
+    /// Whether the server was told to stop.
+    pub fn is_leaving(&self) -> bool {
+        matches!(self.stage, Stage::Leaving(_))
+    }
+
+    /// Whether the swap can be called off without a loss: no old server was asked to go.
+    pub fn may_be_cancelled(&self) -> bool {
+        self.stage == Stage::Starting && !self.harmed
+    }
+
     /// Whether the server was up and not yet told to stop.
     pub fn is_up(&self) -> bool {
         self.stage == Stage::Up

@@ -1,0 +1,1 @@
+export { default, readyFor, onTakedown, serverUp, fail } from './index.js';

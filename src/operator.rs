@@ -1,0 +1,349 @@
+//! What a person asks of running servers: `--status`, `--takedown`, `--reload`.
+
+#![forbid(unsafe_code)]
+
+use crate::address::Address;
+use crate::error::{Error, Result, status};
+use crate::message::Log;
+use crate::procfs::{self, Family, Snapshot};
+use crate::protocol::{HolderWord, PEER_VERSION, PeerWord, Splitter, Word, line_of};
+use crate::registry::{Holder, RunDir, user_name};
+use crate::swap::Level;
+use crate::sys::net;
+use crate::sys::process::Pid;
+use std::collections::{BTreeMap, VecDeque};
+use std::io::{self, Read, Write};
+use std::os::unix::fs::MetadataExt;
+use std::os::unix::net::UnixStream;
+use std::time::Duration;
+
+/// How long a supervisor may take to say what it is doing.
+const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+
+/// A conversation with a supervisor.
+struct Supervisor {
+    stream: UnixStream,
+    splitter: Splitter,
+    words: VecDeque<HolderWord>,
+}
+
+impl Supervisor {
+    fn of(holder: &Holder) -> io::Result<Supervisor> {
+        let stream = UnixStream::connect(&holder.socket)?;
+        let supervisor = Supervisor { stream, splitter: Splitter::default(), words: VecDeque::new() };
+        supervisor.say(&PeerWord::Peer(PEER_VERSION))?;
+        Ok(supervisor)
+    }
+
+    fn say(&self, word: &PeerWord) -> io::Result<()> {
+        (&self.stream).write_all(&line_of(word))
+    }
+
+    /// The next word; `None` when the supervisor is gone.
+    fn hear(&mut self) -> io::Result<Option<HolderWord>> {
+        let mut buffer = [0; 1024];
+        loop {
+            if let Some(word) = self.words.pop_front() {
+                return Ok(Some(word));
+            }
+            let len = match self.stream.read(&mut buffer) {
+                Ok(0) => return Ok(None),
+                Ok(len) => len,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => continue,
+                Err(e) => return Err(e),
+            };
+            let lines = self.splitter.push(&buffer[..len]).into_iter().flatten();
+            self.words.extend(lines.filter_map(|line| HolderWord::parse(&line).ok()));
+        }
+    }
+}
+
+fn find(dir: &RunDir, address: &Address, log: Log) -> Result<Holder> {
+    let mut notes = Vec::new();
+    let mut holder = dir.serving(address, &mut notes);
+    if holder.is_none() {
+        // `:8080` is also how a person calls the only server there is on port 8080.
+        let same: Vec<Address> = dir.addresses().into_iter().filter(|a| a != address && a.collides(address)).collect();
+        if let [only] = &same[..] {
+            holder = dir.serving(only, &mut notes);
+        }
+    }
+    for note in notes {
+        log.say(Level::Warning, Some(address), &note);
+    }
+    holder.ok_or_else(|| Error::failed(format!("{address}: no server (nothing was done)")))
+}
+
+/// Addresses by the server that has them, in the order asked for.
+fn by_server(dir: &RunDir, addresses: &[Address], log: Log) -> Result<Vec<(Holder, Vec<Address>)>> {
+    let mut servers: Vec<(Holder, Vec<Address>)> = Vec::new();
+    for address in addresses {
+        let holder = find(dir, address, log)?;
+        match servers.iter_mut().find(|(known, _)| known.pid == holder.pid) {
+            Some((_, list)) => list.push(address.clone()),
+            None => servers.push((holder, vec![address.clone()])),
+        }
+    }
+    Ok(servers)
+}
+
+/// `--takedown`: returns when the addresses are down.
+pub fn takedown(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
+    for (mut holder, list) in by_server(dir, addresses, log)? {
+        let mut left = list.clone();
+        // Whoever replaced the server meanwhile has the addresses: they are to go from there.
+        loop {
+            match ask_down(&holder, &left, log) {
+                Ok(true) => break,
+                Ok(false) => {}
+                Err(why) => return Err(Error::failed(format!("{}: unable to take down: {why}", list[0]))),
+            }
+            left.retain(|address| dir.serving(address, &mut Vec::new()).is_some());
+            match left.first().map(|address| find(dir, address, log)) {
+                Some(Ok(next)) if next.pid != holder.pid => holder = next,
+                Some(Ok(_)) | Some(Err(_)) | None => break,
+            }
+        }
+        for address in &list {
+            log.say(Level::Notice, Some(address), "taken down");
+        }
+    }
+    Ok(status::DONE)
+}
+
+/// `true`: done; `false`: the server went away first.
+fn ask_down(holder: &Holder, addresses: &[Address], log: Log) -> std::result::Result<bool, String> {
+    if holder.orphan.is_some() {
+        return stop_orphan(holder, log).map(|()| true);
+    }
+    let asked = || -> io::Result<(bool, Option<String>)> {
+        let mut supervisor = Supervisor::of(holder)?;
+        for address in addresses {
+            supervisor.say(&PeerWord::Down(address.clone()))?;
+        }
+        supervisor.say(&PeerWord::Commit)?;
+        let mut left: Vec<&Address> = addresses.iter().collect();
+        while let Some(word) = supervisor.hear()? {
+            match word {
+                HolderWord::Released(address) => left.retain(|a| **a != address),
+                HolderWord::Gone => return Ok((true, None)),
+                HolderWord::Refused(why) => return Ok((false, Some(why))),
+                HolderWord::Peer(_)
+                | HolderWord::Holds(_)
+                | HolderWord::Locked
+                | HolderWord::Reloaded
+                | HolderWord::Failed(..)
+                | HolderWord::Field(..)
+                | HolderWord::End
+                | HolderWord::Error(_) => {}
+            }
+            if left.is_empty() {
+                return Ok((true, None));
+            }
+        }
+        Ok((false, None))
+    };
+    match asked() {
+        Ok((_, Some(why))) => Err(format!("{why} (nothing was done)")),
+        Ok((done, None)) => Ok(done),
+        Err(e) => Err(format!("its supervisor does not answer: {e} (nothing was done)")),
+    }
+}
+
+/// A server without a supervisor: nobody else can tell it to stop.
+fn stop_orphan(holder: &Holder, log: Log) -> std::result::Result<(), String> {
+    let mark = holder.socket.to_string_lossy().into_owned();
+    let Some(server) = crate::server::Server::adopt(holder.pid, holder.start, mark) else { return Ok(()) };
+    log.say(Level::Notice, None, &format!("server {} has lost its supervisor and is told to stop", holder.pid));
+    server.signal(nix::sys::signal::Signal::SIGTERM);
+    let ended = server.watch().map_err(|e| e.to_string())?;
+    let (sender, receiver) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        ended.wait();
+        let _ = sender.send(());
+    });
+    if receiver.recv_timeout(Duration::from_secs(10)).is_err() {
+        server.signal_all(nix::sys::signal::Signal::SIGKILL);
+        let _ = receiver.recv();
+    }
+    server.signal_rest(nix::sys::signal::Signal::SIGTERM);
+    Ok(())
+}
+
+/// `--reload`: returns the status of the new server, 0 when it is up and the old one is gone.
+pub fn reload(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
+    for (holder, list) in by_server(dir, addresses, log)? {
+        let address = &list[0];
+        if holder.orphan.is_some() {
+            return Err(Error::failed(format!(
+                "{address}: unable to reload: server {} has lost its supervisor (start its command again to replace it)",
+                holder.pid
+            )));
+        }
+        let answer = || -> io::Result<Option<HolderWord>> {
+            let mut supervisor = Supervisor::of(&holder)?;
+            supervisor.say(&PeerWord::Reload)?;
+            while let Some(word) = supervisor.hear()? {
+                if matches!(word, HolderWord::Reloaded | HolderWord::Failed(..)) {
+                    return Ok(Some(word));
+                }
+            }
+            Ok(None)
+        };
+        match answer() {
+            Ok(Some(HolderWord::Failed(status, why))) => {
+                return Err(Error { text: format!("{address}: reload failed: {why}"), status });
+            }
+            Ok(Some(_)) => log.say(Level::Notice, Some(address), "reloaded"),
+            Ok(None) => {
+                return Err(Error::failed(format!("{address}: reload failed: the supervisor is gone")));
+            }
+            Err(e) => {
+                return Err(Error::failed(format!(
+                    "{address}: unable to reload: its supervisor does not answer: {e} (nothing was done)"
+                )));
+            }
+        }
+    }
+    Ok(status::DONE)
+}
+
+/// A line of the table.
+struct Row([String; 10]);
+
+const HEADER: [&str; 10] = [
+    "ADDRESS", "GENERATION", "PID", "SUPERVISOR", "USER", "STATE", "MODE", "UPTIME", "CONNECTIONS", "COMMAND",
+];
+
+/// `--status`: every server, or those of the addresses.
+pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Result<u8> {
+    let mut rows = Vec::new();
+    let people = nix::unistd::isatty(io::stdout()).unwrap_or(false);
+    if let Some(dir) = dir {
+        let all = dir.addresses();
+        let asked: Vec<Address> = match addresses {
+            [] => all,
+            list => all.into_iter().filter(|a| list.iter().any(|wanted| wanted.collides(a))).collect(),
+        };
+        let connections = net::connections().unwrap_or_default();
+        let snapshot = Snapshot::take();
+        let mut sockets = BTreeMap::new();
+        for address in asked {
+            let mut notes = Vec::new();
+            if let Some(holder) = dir.serving(&address, &mut notes) {
+                rows.push((address.clone(), row(&address, &holder, &connections, &snapshot, &mut sockets, people)));
+            }
+            for note in notes {
+                log.say(Level::Warning, Some(&address), &note);
+            }
+        }
+    }
+    let missing = addresses.iter().find(|wanted| !rows.iter().any(|(a, _)| a.collides(wanted)));
+    let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
+    print(&rows, people).map_err(|e| Error::unable("write the status", e, "nothing was changed"))?;
+    match missing {
+        Some(address) => Err(Error::failed(format!("{address}: no server (nothing was done)"))),
+        None => Ok(status::DONE),
+    }
+}
+
+fn row(
+    address: &Address,
+    holder: &Holder,
+    connections: &[net::TcpSocket],
+    snapshot: &Snapshot,
+    sockets: &mut BTreeMap<Pid, std::collections::BTreeSet<u32>>,
+    people: bool,
+) -> Row {
+    let fields = ask_status(holder);
+    let field = |key: &str, or: &str| fields.get(key).cloned().unwrap_or_else(|| or.to_owned());
+    let state = if holder.orphan.is_some() { "serving" } else { "not answering" };
+    let family = Family {
+        main: holder.pid,
+        group: Some(holder.pid),
+        mark: holder.socket.to_string_lossy().into_owned(),
+    };
+    let held = sockets.entry(holder.pid).or_insert_with(|| {
+        snapshot.family(&family).iter().filter_map(|s| procfs::sockets(s.pid)).flatten().collect()
+    });
+    let count = connections.iter().filter(|s| s.local.collides(address) && held.contains(&s.inode)).count();
+    let uptime = procfs::stat(holder.pid).and_then(|s| procfs::age(&s)).unwrap_or(0);
+    let uid = std::fs::metadata(format!("/proc/{}", holder.pid)).map(|m| m.uid());
+    let mut command = field("command", &holder.command);
+    let text = field("text", "");
+    if !text.is_empty() {
+        command = format!("{command} ({text})");
+    }
+    Row([
+        address.to_string(),
+        field("generation", &holder.generation.to_string()),
+        holder.pid.to_string(),
+        if holder.orphan.is_some() { "-".into() } else { holder.supervisor.to_string() },
+        uid.map_or_else(|_| "-".into(), user_name),
+        field("state", state),
+        field("mode", "plain"),
+        if people { for_people(uptime) } else { uptime.to_string() },
+        count.to_string(),
+        command.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
+    ])
+}
+
+fn ask_status(holder: &Holder) -> BTreeMap<String, String> {
+    let mut fields = BTreeMap::new();
+    let mut ask = || -> io::Result<()> {
+        let mut supervisor = Supervisor::of(holder)?;
+        supervisor.stream.set_read_timeout(Some(STATUS_PATIENCE))?;
+        supervisor.say(&PeerWord::Status)?;
+        while let Some(word) = supervisor.hear()? {
+            match word {
+                HolderWord::Field(key, value) => drop(fields.insert(key, value)),
+                HolderWord::End => break,
+                HolderWord::Peer(_)
+                | HolderWord::Holds(_)
+                | HolderWord::Locked
+                | HolderWord::Released(_)
+                | HolderWord::Refused(_)
+                | HolderWord::Gone
+                | HolderWord::Reloaded
+                | HolderWord::Failed(..)
+                | HolderWord::Error(_) => {}
+            }
+        }
+        Ok(())
+    };
+    if holder.orphan.is_none() {
+        // What could not be asked shows in the table.
+        let _ = ask();
+    }
+    fields
+}
+
+fn for_people(seconds: u64) -> String {
+    match seconds {
+        0..60 => format!("{seconds}s"),
+        60..3600 => format!("{}m{:02}s", seconds / 60, seconds % 60),
+        3600..86400 => format!("{}h{:02}m", seconds / 3600, seconds / 60 % 60),
+        _ => format!("{}d{:02}h", seconds / 86400, seconds / 3600 % 24),
+    }
+}
+
+fn print(rows: &[Row], people: bool) -> io::Result<()> {
+    let mut out = String::new();
+    if people {
+        let header = HEADER.map(str::to_owned);
+        let table: Vec<&[String; 10]> = std::iter::once(&header).chain(rows.iter().map(|r| &r.0)).collect();
+        let widths: Vec<usize> =
+            (0..10).map(|i| table.iter().map(|row| row[i].chars().count()).max().unwrap_or(0)).collect();
+        for row in table {
+            let cells: Vec<String> = row.iter().zip(&widths).map(|(cell, width)| format!("{cell:width$}")).collect();
+            out.push_str(cells.join("  ").trim_end());
+            out.push('\n');
+        }
+    } else {
+        for Row(cells) in rows {
+            out.push_str(&cells.join("\t"));
+            out.push('\n');
+        }
+    }
+    io::stdout().write_all(out.as_bytes())
+}

@@ -1,0 +1,186 @@
+//! What `/proc` tells about processes (proc(5)): who they are, who their parents are, which sockets
+//! they hold. Reads only; a process that goes away meanwhile is simply not there.
+
+#![forbid(unsafe_code)]
+
+use crate::sys::process::Pid;
+use std::collections::{BTreeMap, BTreeSet};
+use std::fs;
+use std::os::unix::fs::MetadataExt;
+
+/// One line of `/proc/PID/stat`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stat {
+    /// The process.
+    pub pid: Pid,
+    /// Its parent; 0 for the first of a namespace.
+    pub parent: i32,
+    /// Its process group.
+    pub group: i32,
+    /// When it started, in clock ticks since boot: with the pid it names one process of this boot.
+    pub start: u64,
+    /// It has ended and waits to be reaped.
+    pub zombie: bool,
+}
+
+/// The stat of a process.
+pub fn stat(pid: Pid) -> Option<Stat> {
+    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+}
+
+fn parse_stat(text: &str) -> Option<Stat> {
+    let pid = Pid::new(text.split(' ').next()?.parse().ok()?)?;
+    // The name in parentheses may hold anything, parentheses and spaces too.
+    let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_whitespace().collect();
+    Some(Stat {
+        pid,
+        zombie: matches!(*fields.first()?, "Z" | "X"),
+        parent: fields.get(1)?.parse().ok()?,
+        group: fields.get(2)?.parse().ok()?,
+        start: fields.get(19)?.parse().ok()?,
+    })
+}
+
+/// Which boot of the machine this is: start times count from it.
+pub fn boot_id() -> String {
+    fs::read_to_string("/proc/sys/kernel/random/boot_id").map(|id| id.trim().to_owned()).unwrap_or_default()
+}
+
+/// Seconds that a process has run, and `None` where that cannot be told.
+pub fn age(stat: &Stat) -> Option<u64> {
+    let uptime: f64 = fs::read_to_string("/proc/uptime").ok()?.split(' ').next()?.parse().ok()?;
+    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()?? as f64;
+    Some((uptime - stat.start as f64 / ticks).max(0.0) as u64)
+}
+
+/// The command line of a process for people, its words joined by spaces.
+pub fn command_line(pid: Pid) -> String {
+    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let words: Vec<String> =
+        bytes.split(|&b| b == 0).filter(|w| !w.is_empty()).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
+    if words.is_empty() {
+        return fs::read_to_string(format!("/proc/{pid}/comm")).map(|c| c.trim().to_owned()).unwrap_or_default();
+    }
+    words.join(" ")
+}
+
+/// A variable in the environment that a process was started with.
+pub fn environment(pid: Pid, name: &str) -> Option<String> {
+    let bytes = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    bytes.split(|&b| b == 0).find_map(|entry| {
+        let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
+        String::from_utf8(value.to_vec()).ok()
+    })
+}
+
+/// Inodes of the sockets that a process holds; `None` if it may not be asked.
+pub fn sockets(pid: Pid) -> Option<BTreeSet<u32>> {
+    let mut inodes = BTreeSet::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
+        let Ok(target) = fs::read_link(entry.path()) else { continue };
+        let inode: Option<u32> = target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+        inodes.extend(inode);
+    }
+    Some(inodes)
+}
+
+/// All processes at one moment.
+pub struct Snapshot(BTreeMap<i32, Stat>);
+
+impl Snapshot {
+    /// Looks at all of `/proc` once.
+    pub fn take() -> Snapshot {
+        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
+        let stats = pids.filter_map(|entry| {
+            let pid = Pid::new(entry.file_name().to_str()?.parse().ok()?)?;
+            stat(pid).filter(|s| !s.zombie).map(|s| (pid.raw(), s))
+        });
+        Snapshot(stats.collect())
+    }
+
+    /// Every living process.
+    pub fn all(&self) -> impl Iterator<Item = &Stat> {
+        self.0.values()
+    }
+
+    /// A process and its ancestors, youngest first.
+    pub fn ancestry(&self, pid: i32) -> impl Iterator<Item = &Stat> {
+        let mut next = self.0.get(&pid);
+        // A torn snapshot could hold a circle.
+        let mut left = self.0.len();
+        std::iter::from_fn(move || {
+            let this = next?;
+            left = left.checked_sub(1)?;
+            next = self.0.get(&this.parent);
+            Some(this)
+        })
+    }
+
+    /// The processes of a server: its main process and the descendants of that, its process group,
+    /// and what has left both but carries the server's mark in its environment (daemons). Another
+    /// serverswap and what is below it never belongs.
+    pub fn family(&self, server: &Family) -> Vec<&Stat> {
+        let own_exe = file_id("/proc/self/exe");
+        let foreign = |stat: &Stat| own_exe.is_some() && file_id(&format!("/proc/{}/exe", stat.pid)) == own_exe;
+        self.all()
+            .filter(|stat| {
+                let mut marked = Some(stat.group) == server.group.map(Pid::raw);
+                for ancestor in self.ancestry(stat.pid.raw()) {
+                    if ancestor.pid == server.main {
+                        return true;
+                    }
+                    if ancestor.pid == Pid::own() {
+                        return marked || environment(stat.pid, MARK).as_deref() == Some(server.mark.as_str());
+                    }
+                    if foreign(ancestor) {
+                        return false;
+                    }
+                    marked |= Some(ancestor.group) == server.group.map(Pid::raw);
+                }
+                marked
+            })
+            .collect()
+    }
+}
+
+/// The environment variable that differs in every server.
+pub const MARK: &str = "SERVERSWAP_SOCKET";
+
+/// What makes a process belong to a server.
+#[derive(Debug, Clone)]
+pub struct Family {
+    /// The main process.
+    pub main: Pid,
+    /// The process group, where the server has one of its own.
+    pub group: Option<Pid>,
+    /// The value of [`MARK`].
+    pub mark: String,
+}
+
+fn file_id(path: &str) -> Option<(u64, u64)> {
+    fs::metadata(path).ok().map(|m| (m.dev(), m.ino()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_may_hold_parentheses_and_spaces() {
+        let rest = "S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4242 1 2";
+        let stat = parse_stat(&format!("12 (a) R (b c)) {rest}")).unwrap();
+        assert_eq!((stat.pid.raw(), stat.parent, stat.group, stat.start), (12, 1, 7, 4242));
+        for torn in ["", "12", "12 (a", "12 (a) S", "x (a) S 1", "0 (a) S 1 7 7"] {
+            assert_eq!(parse_stat(torn), None);
+        }
+    }
+
+    #[test]
+    fn this_process_is_found_with_its_ancestors() {
+        let snapshot = Snapshot::take();
+        let own = snapshot.ancestry(Pid::own().raw()).next().unwrap();
+        assert_eq!(own.pid, Pid::own());
+        assert!(age(own).unwrap() < 3600);
+        assert!(command_line(Pid::own()).contains("serverswap"));
+    }
+}

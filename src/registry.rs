@@ -1,0 +1,682 @@
+//! The run directory: a pidfile per address, a locked record per server, and how a new supervisor
+//! finds the old one. Every file in it is hostile until proven otherwise.
+//!
+//! - `8080.pid` holds the pid of the server that serves `:8080`, for people and scripts. A bare number
+//!   proves nothing.
+//! - `PID.server` is the record of that server: its start time (a reused pid has another), generation
+//!   and control socket. Its supervisor holds a flock(2) on it as long as it lives: the lock is the
+//!   proof of life. Whoever gets the lock of a living server whose supervisor is dead owns the orphan.
+//! - `lock` is held for the moment in which pidfiles are compared and changed.
+
+#![forbid(unsafe_code)]
+
+use crate::address::Address;
+use crate::error::{Error, Result};
+use crate::procfs::{self, MARK, Snapshot};
+use crate::sys::net::{self, TcpSocket};
+use crate::sys::process::Pid;
+use nix::errno::Errno;
+use nix::fcntl::{OFlag, open, openat, renameat};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use std::collections::BTreeSet;
+use std::fs::{File, TryLockError};
+use std::io::{Read, Write};
+use std::os::fd::{AsRawFd, OwnedFd};
+use std::path::{Path, PathBuf};
+use std::sync::mpsc;
+use std::time::Duration;
+
+/// Longest record that is read.
+const RECORD_MAX: u64 = 16 * 1024;
+/// Longest path that a unix socket address holds (unix(7)), with its final NUL.
+const SUN_PATH_MAX: usize = 107;
+/// The lock is held for microseconds; only a stopped process can hold it longer.
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const RECORD_VERSION: &str = "serverswap 1";
+
+/// The run directory of this user.
+pub struct RunDir {
+    path: PathBuf,
+    dir: OwnedFd,
+}
+
+/// Whoever has an address.
+#[derive(Debug)]
+pub struct Holder {
+    /// Main process of the server.
+    pub pid: Pid,
+    /// Start time of it.
+    pub start: u64,
+    /// Its generation.
+    pub generation: u64,
+    /// Its supervisor, alive or not.
+    pub supervisor: Pid,
+    /// The control socket.
+    pub socket: PathBuf,
+    /// Its command line.
+    pub command: String,
+    /// The locked record of a server whose supervisor is dead: it is ours now.
+    pub orphan: Option<Registration>,
+}
+
+/// What [`RunDir::look_up`] found.
+#[derive(Debug)]
+pub enum Found {
+    /// Nobody had the address; now it is registered.
+    Vacant,
+    /// These servers have it.
+    Taken(Vec<Holder>),
+    /// It cannot be had.
+    Blocked(String),
+}
+
+/// The record of a running server, locked as long as this value lives.
+#[derive(Debug)]
+pub struct Registration {
+    /// Its lock ends with this handle.
+    _lock: File,
+    pid: Pid,
+}
+
+/// What a record says.
+pub struct Record<'a> {
+    /// Main process of the server.
+    pub pid: Pid,
+    /// Its generation.
+    pub generation: u64,
+    /// Name of the control socket in the run directory.
+    pub socket: &'a str,
+    /// Command line for people.
+    pub command: &'a str,
+}
+
+/// Lines for the user about files that were not what they should be.
+pub type Notes = Vec<String>;
+
+impl RunDir {
+    /// Opens the run directory; with `create` it is made if it is not there.
+    pub fn open(given: Option<&Path>, create: bool) -> Result<RunDir> {
+        let path = match given {
+            Some(path) => path.to_owned(),
+            None => default_path(),
+        };
+        let path = std::path::absolute(&path).map_err(|e| unusable(&path, e))?;
+        if create {
+            let mode = if geteuid().is_root() { 0o755 } else { 0o700 };
+            match nix::unistd::mkdir(&path, Mode::from_bits_truncate(mode)) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(unusable(&path, errno.desc())),
+            }
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let dir = match open(&path, flags, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::ENOTDIR | Errno::ELOOP) => return Err(unusable(&path, "it is no directory")),
+            Err(errno) => return Err(unusable(&path, errno.desc())),
+        };
+        let stat = fstat(&dir).map_err(|e| unusable(&path, e.desc()))?;
+        if stat.st_uid != geteuid().as_raw() {
+            return Err(unusable(&path, format!("it belongs to another user (uid {})", stat.st_uid)));
+        }
+        if stat.st_mode & 0o022 != 0 {
+            return Err(unusable(&path, "others can write to it"));
+        }
+        if path.as_os_str().len() + "/2147483647-4294967295.notify".len() > SUN_PATH_MAX {
+            return Err(unusable(&path, "the path is too long for a socket in it"));
+        }
+        Ok(RunDir { path, dir })
+    }
+
+    /// Whether the directory that would be used is there: reading commands need none.
+    pub fn exists(given: Option<&Path>) -> bool {
+        given.map_or_else(default_path, Path::to_owned).symlink_metadata().is_ok()
+    }
+
+    /// Its absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// Every address that has a pidfile.
+    pub fn addresses(&self) -> Vec<Address> {
+        let mut addresses: Vec<Address> =
+            self.names().iter().filter_map(|n| Address::from_stem(n.strip_suffix(".pid")?)).collect();
+        addresses.sort();
+        addresses
+    }
+
+    /// Who has the address; if nobody has, it becomes `me`'s in the same moment. `is_mine` tells
+    /// whether a process belongs to the asking server.
+    pub fn look_up(&self, address: &Address, me: Pid, is_mine: &dyn Fn(Pid) -> bool, notes: &mut Notes) -> Found {
+        let _guard = match self.lock() {
+            Ok(guard) => guard,
+            Err(why) => return Found::Blocked(why),
+        };
+        let mut holders: Vec<Holder> = Vec::new();
+        for (own, pid) in self.colliding(address, notes) {
+            if pid == me || holders.iter().any(|h| h.pid == pid) {
+                continue;
+            }
+            match self.holder(pid) {
+                Some(holder) if holder.orphan.is_none() || listens(pid, &own) => holders.push(holder),
+                Some(_) => notes.push(format!("pid {pid} has lost its supervisor and does not listen on {own}")),
+                None => {
+                    notes.push(format!("the pidfile of {own} is stale (it is removed)"));
+                    self.unlink(&pidfile(&own));
+                    self.sweep();
+                }
+            }
+        }
+        if holders.is_empty() {
+            match self.port_holder(address, is_mine) {
+                Ok(None) => {}
+                Ok(Some(holder)) => holders.push(holder),
+                Err(why) => return Found::Blocked(why),
+            }
+        }
+        if !holders.is_empty() {
+            return Found::Taken(holders);
+        }
+        match self.write_pid(address, me) {
+            Ok(()) => Found::Vacant,
+            Err(why) => Found::Blocked(format!("unable to write its pidfile: {why}")),
+        }
+    }
+
+    /// Makes the address `me`'s, whoever had it.
+    pub fn take(&self, address: &Address, me: Pid) -> std::result::Result<(), String> {
+        let _guard = self.lock()?;
+        self.write_pid(address, me)
+    }
+
+    /// Makes the address `me`'s unless somebody living has it.
+    pub fn hold(&self, address: &Address, me: Pid, notes: &mut Notes) -> std::result::Result<(), String> {
+        let _guard = self.lock()?;
+        let others = self.colliding(address, notes);
+        if others.iter().any(|(_, pid)| *pid != me && self.holder(*pid).is_some()) {
+            return Ok(());
+        }
+        self.write_pid(address, me)
+    }
+
+    /// Removes the pidfile of the address if it is `me`'s.
+    pub fn unhold(&self, address: &Address, me: Pid) {
+        let Ok(_guard) = self.lock() else { return };
+        let name = pidfile(address);
+        if self.read_pid(&name) == Ok(me) {
+            self.unlink(&name);
+        }
+    }
+
+    /// The server that a pidfile names, if it is one and lives.
+    pub fn serving(&self, address: &Address, notes: &mut Notes) -> Option<Holder> {
+        match self.read_pid(&pidfile(address)) {
+            Ok(pid) => self.holder(pid),
+            Err(Bad::Absent) => None,
+            Err(Bad::Because(why)) => {
+                notes.push(format!("the pidfile of {address} {why} (it is ignored)"));
+                None
+            }
+        }
+    }
+
+    /// Writes and locks the record of a server.
+    pub fn register(&self, record: &Record<'_>) -> std::result::Result<Registration, String> {
+        let start = procfs::stat(record.pid).map_or(0, |s| s.start);
+        let command = one_line(record.command);
+        let text = format!(
+            "{RECORD_VERSION}\npid {}\nstart {start}\nboot {}\nsupervisor {}\ngeneration {}\nsocket {}\ncommand {command}\n",
+            record.pid,
+            procfs::boot_id(),
+            Pid::own(),
+            record.generation,
+            record.socket,
+        );
+        let file = self.write_by_rename(&record_name(record.pid), text.as_bytes(), 0o600)?;
+        Ok(Registration { _lock: file, pid: record.pid })
+    }
+
+    /// Removes a record that is ours, with the sockets of its server.
+    pub fn deregister(&self, registration: Registration, sockets: &[String]) {
+        for socket in sockets {
+            self.unlink(socket);
+        }
+        self.unlink(&record_name(registration.pid));
+        drop(registration);
+    }
+
+    /// The generation that a new server with this command line most likely becomes: one more than the
+    /// server with the same command, or than the only one there is.
+    pub fn next_generation(&self, command: &str) -> u64 {
+        let pids = self.names().into_iter().filter_map(|n| parse_number(n.strip_suffix(".server")?));
+        let servers: Vec<Holder> = pids.filter_map(|pid| self.holder(pid)).collect();
+        let newest = |list: &mut dyn Iterator<Item = &Holder>| list.map(|h| h.generation).max();
+        let same = newest(&mut servers.iter().filter(|h| h.command == one_line(command)));
+        let only = if servers.len() == 1 { newest(&mut servers.iter()) } else { None };
+        same.or(only).unwrap_or(0) + 1
+    }
+
+    /// Lets go of a record that a newer one of the same server, whose main process is now `pid`, replaces.
+    pub fn forget(&self, registration: Registration, pid: Pid) {
+        if registration.pid != pid {
+            self.unlink(&record_name(registration.pid));
+        }
+    }
+
+    /// Waits until nobody has the lock of a server's record: its supervisor, or the one that takes an
+    /// orphan over, is gone.
+    pub fn wait_for_release(&self, pid: Pid) {
+        if let Ok(file) = self.open_checked(&record_name(pid), RECORD_MAX) {
+            let _ = file.lock();
+        }
+    }
+
+    /// A second handle on the same directory.
+    pub fn try_clone(&self) -> std::io::Result<RunDir> {
+        Ok(RunDir { path: self.path.clone(), dir: self.dir.try_clone()? })
+    }
+
+    /// The record of `pid` if that server lives, locked if its supervisor does not.
+    fn holder(&self, pid: Pid) -> Option<Holder> {
+        let mut file = self.open_checked(&record_name(pid), RECORD_MAX).ok()?;
+        let mut text = String::new();
+        file.read_to_string(&mut text).ok()?;
+        let field = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
+        let number = |key: &str| field(key)?.parse::<u64>().ok();
+        if text.lines().next() != Some(RECORD_VERSION) || number("pid") != Some(pid.raw() as u64) {
+            return None;
+        }
+        let socket = field("socket").filter(|name| !name.contains('/') && !name.is_empty())?;
+        let start = number("start")?;
+        let orphan = match file.try_lock() {
+            Err(TryLockError::WouldBlock) => None,
+            Err(TryLockError::Error(_)) => return None,
+            Ok(()) => {
+                let lives = procfs::stat(pid).is_some_and(|s| s.start == start && !s.zombie);
+                if !lives || field("boot") != Some(procfs::boot_id().as_str()) {
+                    return None;
+                }
+                Some(Registration { _lock: file, pid })
+            }
+        };
+        Some(Holder {
+            pid,
+            start,
+            generation: number("generation")?,
+            supervisor: Pid::new(number("supervisor")?.try_into().ok()?)?,
+            socket: self.path.join(socket),
+            command: field("command").unwrap_or("").to_owned(),
+            orphan,
+        })
+    }
+
+    /// Whoever listens there without a pidfile of ours: a server of ours that never said a word, or a
+    /// stranger.
+    fn port_holder(
+        &self,
+        address: &Address,
+        is_mine: &dyn Fn(Pid) -> bool,
+    ) -> std::result::Result<Option<Holder>, String> {
+        let sockets: Vec<TcpSocket> = match address {
+            Address::Name(_) => return Ok(None),
+            Address::Tcp(..) => net::listeners()
+                .map_err(|e| format!("unable to ask the kernel who listens: {e}"))?
+                .into_iter()
+                .filter(|s| s.local.collides(address))
+                .collect(),
+        };
+        if sockets.is_empty() {
+            return Ok(None);
+        }
+        let snapshot = Snapshot::take();
+        let mut stranger = None;
+        for stat in snapshot.all() {
+            let held = procfs::sockets(stat.pid).unwrap_or_default();
+            if !sockets.iter().any(|s| held.contains(&s.inode)) {
+                continue;
+            }
+            if is_mine(stat.pid) {
+                return Ok(None);
+            }
+            for ancestor in snapshot.ancestry(stat.pid.raw()) {
+                if let Some(holder) = self.holder(ancestor.pid) {
+                    return Ok(Some(holder));
+                }
+            }
+            stranger.get_or_insert(stat.pid);
+        }
+        Err(match stranger {
+            Some(pid) => {
+                let elsewhere = procfs::environment(pid, MARK)
+                    .and_then(|socket| Some(Path::new(&socket).parent()?.to_owned()))
+                    .filter(|dir| *dir != self.path);
+                let command = procfs::command_line(pid);
+                match elsewhere {
+                    Some(dir) => format!(
+                        "the port is held by pid {pid} ({command}), a server of the run directory {}",
+                        dir.display()
+                    ),
+                    None => format!("the port is held by pid {pid} ({command}), which serverswap did not start"),
+                }
+            }
+            None => format!("the port is held by a program of the user {}", user_name(sockets[0].uid)),
+        })
+    }
+
+    /// Pidfiles of addresses that cannot coexist with this one, with the pid in them.
+    fn colliding(&self, address: &Address, notes: &mut Notes) -> Vec<(Address, Pid)> {
+        let candidates: BTreeSet<Address> = match address {
+            Address::Tcp(None, _) => self.addresses().into_iter().filter(|a| a.collides(address)).collect(),
+            Address::Tcp(Some(_), port) => [address.clone(), Address::Tcp(None, *port)].into(),
+            Address::Name(_) => [address.clone()].into(),
+        };
+        let mut pids = Vec::new();
+        for own in candidates {
+            match self.read_pid(&pidfile(&own)) {
+                Ok(pid) => pids.push((own, pid)),
+                Err(Bad::Absent) => {}
+                Err(Bad::Because(why)) => {
+                    notes.push(format!("the pidfile of {own} {why} (it is removed)"));
+                    self.unlink(&pidfile(&own));
+                }
+            }
+        }
+        pids
+    }
+
+    fn read_pid(&self, name: &str) -> std::result::Result<Pid, Bad> {
+        let mut text = String::new();
+        let file = self.open_checked(name, 16)?;
+        let garbage = Bad::Because("holds no pid");
+        file.take(16).read_to_string(&mut text).map_err(|_| garbage)?;
+        parse_pid(&text).ok_or(garbage)
+    }
+
+    /// Opens a file for reading and trusts it as far as it is a regular file of ours, under one name,
+    /// of sensible size.
+    fn open_checked(&self, name: &str, size_max: u64) -> std::result::Result<File, Bad> {
+        let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
+        let fd = match openat(&self.dir, name, flags, Mode::empty()) {
+            Ok(fd) => fd,
+            Err(Errno::ENOENT) => return Err(Bad::Absent),
+            Err(Errno::ELOOP) => return Err(Bad::Because("is a symlink")),
+            Err(_) => return Err(Bad::Because("cannot be read")),
+        };
+        let stat = fstat(&fd).map_err(|_| Bad::Because("cannot be read"))?;
+        match () {
+            () if stat.st_mode & nix::libc::S_IFMT != nix::libc::S_IFREG => Err(Bad::Because("is no regular file")),
+            () if stat.st_uid != geteuid().as_raw() => Err(Bad::Because("belongs to another user")),
+            () if stat.st_nlink > 1 => Err(Bad::Because("has a second name (a hard link)")),
+            () if stat.st_size as u64 > size_max => Err(Bad::Because("is too large")),
+            () => Ok(File::from(fd)),
+        }
+    }
+
+    fn write_pid(&self, address: &Address, pid: Pid) -> std::result::Result<(), String> {
+        self.write_by_rename(&pidfile(address), format!("{pid}\n").as_bytes(), 0o644).map(drop)
+    }
+
+    /// Writes a new file, locks it and gives it its name. What had the name before is not touched,
+    /// whatever it was.
+    fn write_by_rename(&self, name: &str, content: &[u8], mode: u32) -> std::result::Result<File, String> {
+        let temporary = format!(".new.{}", Pid::own());
+        self.unlink(&temporary);
+        let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let written = openat(&self.dir, temporary.as_str(), flags, Mode::from_bits_truncate(mode))
+            .map(File::from)
+            .map_err(std::io::Error::from)
+            .and_then(|mut file| {
+                file.write_all(content)?;
+                file.try_lock().map_err(std::io::Error::from)?;
+                renameat(&self.dir, temporary.as_str(), &self.dir, name)?;
+                Ok(file)
+            });
+        written.map_err(|e| {
+            self.unlink(&temporary);
+            e.to_string()
+        })
+    }
+
+    fn unlink(&self, name: &str) {
+        let _ = unlinkat(&self.dir, name, UnlinkatFlags::NoRemoveDir);
+    }
+
+    fn names(&self) -> Vec<String> {
+        let listing = std::fs::read_dir(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
+        listing.into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
+    }
+
+    /// Removes what dead supervisors of dead servers left behind.
+    fn sweep(&self) {
+        for name in self.names() {
+            if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
+                if self.holder(pid).is_none() {
+                    self.unlink(&name);
+                }
+            } else if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify"))
+                && let Some(supervisor) = stem.split('-').next().and_then(parse_number)
+                && procfs::stat(supervisor).is_none()
+            {
+                self.unlink(&name);
+            }
+        }
+    }
+
+    fn lock(&self) -> std::result::Result<File, String> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let unable = |e: &dyn std::fmt::Display| format!("unable to lock the run directory: {e}");
+        let file = openat(&self.dir, "lock", flags, Mode::from_bits_truncate(0o600)).map_err(|e| unable(&e.desc()))?;
+        let file = File::from(file);
+        match file.try_lock() {
+            Ok(()) => return Ok(file),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(e)) => return Err(unable(&e)),
+        }
+        let waiting = file.try_clone().map_err(|e| unable(&e))?;
+        let (sender, receiver) = mpsc::channel();
+        // The thread outlives an impatient caller; its handle on the lock ends with it.
+        let waiter = std::thread::Builder::new().stack_size(64 * 1024).spawn(move || {
+            let _ = sender.send(waiting.lock());
+        });
+        waiter.map_err(|e| unable(&e))?;
+        match receiver.recv_timeout(LOCK_PATIENCE) {
+            Ok(Ok(())) => Ok(file),
+            Ok(Err(e)) => Err(unable(&e)),
+            Err(_) => Err(unable(&"somebody holds its lock and does not let go")),
+        }
+    }
+}
+
+/// Why a file is not what it should be: a clause.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Bad {
+    Absent,
+    Because(&'static str),
+}
+
+fn parse_pid(text: &str) -> Option<Pid> {
+    parse_number(text.strip_suffix('\n')?)
+}
+
+fn parse_number(text: &str) -> Option<Pid> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    Pid::new(text.parse().ok().filter(|_| digits)?)
+}
+
+/// A command line as it stands in a record.
+fn one_line(command: &str) -> String {
+    let mut line: String = command.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    while line.len() > 4096 {
+        line.pop();
+    }
+    line
+}
+
+fn pidfile(address: &Address) -> String {
+    format!("{}.pid", address.stem())
+}
+
+fn record_name(pid: Pid) -> String {
+    format!("{pid}.server")
+}
+
+fn unusable(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::unable(format!("use the run directory {}", path.display()), why, "nothing was done")
+}
+
+fn default_path() -> PathBuf {
+    let uid = geteuid();
+    if uid.is_root() {
+        return "/run/serverswap".into();
+    }
+    let user = PathBuf::from(format!("/run/user/{uid}"));
+    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+        Some(dir) if dir.is_absolute() => dir.join("serverswap"),
+        _ if user.is_dir() => user.join("serverswap"),
+        _ => format!("/tmp/serverswap-{uid}").into(),
+    }
+}
+
+/// Whether a process or a descendant of it listens on the address. For a name: nothing can be asked.
+fn listens(pid: Pid, address: &Address) -> bool {
+    if let Address::Name(_) = address {
+        return true;
+    }
+    let inodes: Vec<u32> = net::listeners()
+        .unwrap_or_default()
+        .into_iter()
+        .filter(|s| s.local.collides(address))
+        .map(|s| s.inode)
+        .collect();
+    let snapshot = Snapshot::take();
+    snapshot
+        .all()
+        .filter(|stat| snapshot.ancestry(stat.pid.raw()).any(|a| a.pid == pid || a.group == pid.raw()))
+        .any(|stat| procfs::sockets(stat.pid).is_some_and(|held| inodes.iter().any(|i| held.contains(i))))
+}
+
+/// The name of a user, or the number where there is none.
+pub fn user_name(uid: u32) -> String {
+    match nix::unistd::User::from_uid(uid.into()) {
+        Ok(Some(user)) => user.name,
+        _ => uid.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::unix::fs::PermissionsExt;
+
+    fn run_dir() -> (tempfile::TempDir, RunDir) {
+        let temp = tempfile::tempdir().unwrap();
+        let dir = RunDir::open(Some(&temp.path().join("run")), true).unwrap();
+        (temp, dir)
+    }
+
+    fn address() -> Address {
+        Address::parse("a-name").unwrap()
+    }
+
+    fn claim(dir: &RunDir, pid: Pid) -> (Found, Notes) {
+        let mut notes = Notes::new();
+        let found = dir.look_up(&address(), pid, &|_| false, &mut notes);
+        (found, notes)
+    }
+
+    #[test]
+    fn a_vacant_address_is_claimed_and_only_its_owner_lets_go() {
+        let (_temp, dir) = run_dir();
+        let (me, other) = (Pid::own(), Pid::new(1).unwrap());
+        assert!(matches!(claim(&dir, me).0, Found::Vacant));
+        assert_eq!(std::fs::read_to_string(dir.path().join("a-name.pid")).unwrap(), format!("{me}\n"));
+        dir.unhold(&address(), other);
+        assert_eq!(dir.addresses(), [address()]);
+        dir.unhold(&address(), me);
+        assert_eq!(dir.addresses(), []);
+    }
+
+    #[test]
+    fn a_registered_server_is_found_and_a_dead_one_is_stale() {
+        let (_temp, dir) = run_dir();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::of(&child);
+        let record = Record { pid, generation: 7, socket: "1-1.sock", command: "sleep\n60" };
+        let registration = dir.register(&record).unwrap();
+        assert!(matches!(claim(&dir, pid).0, Found::Vacant));
+        let Found::Taken(holders) = claim(&dir, Pid::own()).0 else { panic!() };
+        assert_eq!((holders[0].pid, holders[0].generation), (pid, 7));
+        assert!(holders[0].orphan.is_none() && holders[0].command == "sleep 60");
+        drop(registration);
+        let Found::Taken(holders) = claim(&dir, Pid::own()).0 else { panic!() };
+        assert!(holders[0].orphan.is_some());
+        drop(holders);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let (found, notes) = claim(&dir, Pid::own());
+        assert!(matches!(found, Found::Vacant) && notes.len() == 1, "{notes:?}");
+        assert!(!dir.path().join(format!("{pid}.server")).exists());
+    }
+
+    #[test]
+    fn a_reused_pid_is_no_server() {
+        let (_temp, dir) = run_dir();
+        let other = std::process::id();
+        let text = format!("serverswap 1\npid {other}\nstart 1\nboot {}\nsupervisor 1\ngeneration 1\nsocket x.sock\n", procfs::boot_id());
+        std::fs::write(dir.path().join(format!("{other}.server")), text).unwrap();
+        std::fs::write(dir.path().join("a-name.pid"), format!("{other}\n")).unwrap();
+        let (found, notes) = claim(&dir, Pid::new(1).unwrap());
+        assert!(matches!(found, Found::Vacant) && notes.len() == 1);
+    }
+
+    #[test]
+    fn hostile_pidfiles_are_recognised_and_never_followed() {
+        let (temp, dir) = run_dir();
+        let pidfile = dir.path().join("a-name.pid");
+        let victim = temp.path().join("victim");
+        std::fs::write(&victim, "1\n").unwrap();
+        let plant: [(&str, &dyn Fn()); 6] = [
+            ("is a symlink", &|| std::os::unix::fs::symlink(&victim, &pidfile).unwrap()),
+            ("hard link", &|| std::fs::hard_link(&victim, &pidfile).unwrap()),
+            ("holds no pid", &|| std::fs::write(&pidfile, "-1\n").unwrap()),
+            ("holds no pid", &|| std::fs::write(&pidfile, "\u{ff}").unwrap()),
+            ("too large", &|| std::fs::write(&pidfile, [b'1'; 100_000]).unwrap()),
+            ("no regular file", &|| nix::unistd::mkfifo(&pidfile, Mode::S_IRWXU).unwrap()),
+        ];
+        for (why, plant) in plant {
+            plant();
+            let (found, notes) = claim(&dir, Pid::own());
+            assert!(matches!(found, Found::Vacant), "{why}");
+            assert!(notes.len() == 1 && notes[0].contains(why), "{why}: {notes:?}");
+            assert_eq!(std::fs::read_to_string(&victim).unwrap(), "1\n");
+            std::fs::remove_file(&pidfile).unwrap();
+        }
+        std::fs::create_dir(&pidfile).unwrap();
+        assert!(matches!(claim(&dir, Pid::own()).0, Found::Blocked(_)));
+    }
+
+    #[test]
+    fn a_run_directory_that_cannot_be_trusted_is_refused() {
+        let temp = tempfile::tempdir().unwrap();
+        let open = |path: &Path| RunDir::open(Some(path), true).err().map(|e| e.text).unwrap_or_default();
+        let file = temp.path().join("file");
+        std::fs::write(&file, "").unwrap();
+        assert!(open(&file).contains("no directory"));
+        let wide = temp.path().join("wide");
+        std::fs::create_dir(&wide).unwrap();
+        std::fs::set_permissions(&wide, std::fs::Permissions::from_mode(0o777)).unwrap();
+        assert!(open(&wide).contains("others can write"));
+        let link = temp.path().join("link");
+        std::os::unix::fs::symlink(temp.path(), &link).unwrap();
+        assert!(open(&link).contains("no directory"));
+        assert!(open(&temp.path().join("a/b")).contains("No such file"));
+        assert!(open(&temp.path().join("x".repeat(100))).contains("too long"));
+        if geteuid().is_root() {
+            let foreign = temp.path().join("foreign");
+            std::fs::create_dir(&foreign).unwrap();
+            std::os::unix::fs::chown(&foreign, Some(65534), None).unwrap();
+            assert!(open(&foreign).contains("another user"));
+        }
+    }
+}

@@ -1,0 +1,190 @@
+//! The server as processes: spawning it, signalling it, and knowing what belongs to it.
+
+#![forbid(unsafe_code)]
+
+use crate::address::Address;
+use crate::cli::Run;
+use crate::error::{Error, Result, status};
+use crate::procfs::{self, Family, MARK, Snapshot};
+use crate::sys::net::TcpSocket;
+use crate::sys::process::{self, Keeper, Pid, Pidfd};
+use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
+use std::io;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+
+/// One running server.
+pub struct Server {
+    /// Its main process.
+    pub pid: Pid,
+    /// Start time of that.
+    pub start: u64,
+    pidfd: Pidfd,
+    family: Family,
+    keeper: Option<Keeper>,
+}
+
+/// What a server finds around itself.
+pub struct Surroundings<'a> {
+    /// Its end of the control channel.
+    pub control: UnixStream,
+    /// Path of the control socket.
+    pub socket: &'a Path,
+    /// Path of the notify socket.
+    pub notify: &'a Path,
+    /// Its generation.
+    pub generation: u64,
+    /// Whether it stays in the process group of the terminal.
+    pub on_terminal: bool,
+    /// Whether SIGHUP stays ignored (nohup).
+    pub hup_ignored: bool,
+    /// Whether standard fds that are terminals become `/dev/null`.
+    pub detached: bool,
+}
+
+impl Server {
+    /// Starts the server.
+    pub fn spawn(run: &Run, around: Surroundings<'_>) -> Result<Server> {
+        let name = &run.command[0];
+        let mut command = Command::new(name);
+        command.args(&run.command[1..]);
+        let failed = |what: &str, e: io::Error| {
+            Error::unable(format!("{what} {}", name.to_string_lossy()), e, "the old server, if any, still serves")
+        };
+        let inode = nix::sys::stat::fstat(&around.control).map_err(|e| failed("start", e.into()))?.st_ino;
+        let number = process::free_fd_number();
+        // A number of an outer serverswap would name a fd that is not there.
+        command.env_remove("SERVERSWAP_FD").env_remove("SERVERSWAP_INODE");
+        if let Some(number) = number {
+            command.env("SERVERSWAP_FD", number.to_string()).env("SERVERSWAP_INODE", inode.to_string());
+        }
+        command.env(MARK, around.socket);
+        command.env("SERVERSWAP_GENERATION", around.generation.to_string());
+        command.env("NOTIFY_SOCKET", around.notify);
+        // It names this supervisor; without it the watchdog is meant for whoever reads it
+        // (sd_watchdog_enabled(3)).
+        command.env_remove("WATCHDOG_PID");
+        if !around.on_terminal {
+            command.process_group(0);
+        }
+        if around.detached {
+            command.stdin(Stdio::null());
+            if nix::unistd::isatty(io::stdout()).unwrap_or(false) {
+                command.stdout(Stdio::null());
+            }
+            if nix::unistd::isatty(io::stderr()).unwrap_or(false) {
+                command.stderr(Stdio::null());
+            }
+        }
+        let child =
+            process::spawn(&mut command, around.control.as_fd(), number, around.hup_ignored).map_err(|e| Error {
+                status: match e.kind() {
+                    io::ErrorKind::NotFound => status::NOT_FOUND,
+                    _ => status::CANNOT_EXECUTE,
+                },
+                ..failed("execute", e)
+            })?;
+        let pid = Pid::of(&child);
+        let family = Family {
+            main: pid,
+            group: (!around.on_terminal).then_some(pid),
+            mark: around.socket.to_string_lossy().into_owned(),
+        };
+        let start = procfs::stat(pid).map_or(0, |s| s.start);
+        let pidfd = Pidfd::open(pid).map_err(|e| failed("watch", e))?;
+        let keeper = Keeper::start(&pidfd, family.group).map_err(|e| failed("keep", e))?;
+        Ok(Server { pid, start, pidfd, family, keeper: Some(keeper) })
+    }
+
+    /// Takes charge of a running process, if it is still the one that started then.
+    pub fn adopt(pid: Pid, start: u64, mark: String) -> Option<Server> {
+        let pidfd = Pidfd::open(pid).ok()?;
+        let stat = procfs::stat(pid).filter(|s| s.start == start)?;
+        let group = Pid::new(stat.group.into()).filter(|g| *g == pid);
+        Some(Server { pid, start, pidfd, family: Family { main: pid, group, mark }, keeper: None })
+    }
+
+    /// From here on the server does not end with this supervisor.
+    pub fn dismiss_keeper(&mut self) {
+        if let Some(keeper) = self.keeper.take() {
+            keeper.dismiss();
+        }
+    }
+
+    /// Signals the main process.
+    pub fn signal(&self, signal: Signal) {
+        let _ = self.pidfd.signal(signal);
+    }
+
+    /// A handle for a thread that waits for the end of the main process.
+    pub fn watch(&self) -> io::Result<Pidfd> {
+        self.pidfd.try_clone()
+    }
+
+    /// Signals all that belongs to the server.
+    pub fn signal_all(&self, signal: Signal) {
+        let _ = self.pidfd.signal(signal);
+        self.signal_rest(signal);
+    }
+
+    /// Signals all that belongs to the server but its main process; `true` if there was anybody.
+    pub fn signal_rest(&self, signal: Signal) -> bool {
+        let snapshot = Snapshot::take();
+        let mut any = false;
+        for stat in snapshot.family(&self.family) {
+            // The pid may have been reused since the look: the start time of the opened one decides.
+            if stat.pid != self.pid
+                && let Ok(pidfd) = Pidfd::open(stat.pid)
+                && procfs::stat(stat.pid).is_some_and(|now| now.start == stat.start)
+            {
+                any |= pidfd.signal(signal).is_ok();
+            }
+        }
+        any
+    }
+
+    /// Whether anything but the main process is left of the server.
+    pub fn has_rest(&self) -> bool {
+        Snapshot::take().family(&self.family).iter().any(|s| s.pid != self.pid)
+    }
+
+    /// Whether the process belongs to the server.
+    pub fn owns(&self, pid: Pid) -> bool {
+        Snapshot::take().family(&self.family).iter().any(|s| s.pid == pid)
+    }
+
+    /// Those of the sockets that the server holds, with the topmost of its processes that holds one.
+    pub fn holds(&self, sockets: &[TcpSocket]) -> (BTreeSet<Address>, Option<Pid>) {
+        let mut held = BTreeSet::new();
+        let mut holders = Vec::new();
+        if sockets.is_empty() {
+            return (held, None);
+        }
+        let snapshot = Snapshot::take();
+        for stat in snapshot.family(&self.family) {
+            let inodes = procfs::sockets(stat.pid).unwrap_or_default();
+            let here: Vec<&TcpSocket> = sockets.iter().filter(|s| inodes.contains(&s.inode)).collect();
+            if !here.is_empty() {
+                holders.push(stat.pid);
+                held.extend(here.into_iter().map(|s| s.local.clone()));
+            }
+        }
+        let depth = |pid: &Pid| snapshot.ancestry(pid.raw()).count();
+        (held, holders.into_iter().min_by_key(|pid| (depth(pid), *pid)))
+    }
+
+    /// Makes another process of the server its main one (a daemon whose starter has exited).
+    pub fn promote(&mut self, pid: Pid) -> bool {
+        let Some(stat) = procfs::stat(pid) else { return false };
+        let Ok(pidfd) = Pidfd::open(pid) else { return false };
+        (self.pid, self.start, self.pidfd, self.family.main) = (pid, stat.start, pidfd, pid);
+        if self.family.group.is_some() {
+            self.family.group = Pid::new(stat.group.into()).filter(|g| g.raw() != Pid::own().raw());
+        }
+        true
+    }
+}

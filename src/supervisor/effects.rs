@@ -1,0 +1,337 @@
+//! Carrying out what the machines say.
+
+#![forbid(unsafe_code)]
+
+use super::threads::{self, GenId, Id};
+use super::{Live, Old, OldTo, Supervisor};
+use crate::address::Address;
+use crate::error::status;
+use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
+use crate::registry::{Found, Holder};
+use crate::server::Server;
+use crate::swap::{self, ClaimerId, Effect, Event, Level, OldId, Order, Settings};
+use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
+use std::time::Instant;
+
+impl Supervisor {
+    pub(super) fn carry_out(&mut self, generation: GenId, effect: Effect) {
+        match effect {
+            Effect::Say(speaker, word) => {
+                if let Some(conn) = self.conns.get(&speaker.0) {
+                    match word {
+                        SupervisorWord::Error(_) => conn.out.send_if_read(&word),
+                        SupervisorWord::Go(_) | SupervisorWord::Takedown(_) => conn.out.send(&word),
+                    }
+                }
+            }
+            Effect::LookUp(address) => self.look_up(generation, address),
+            Effect::Lock(old) => self.lock(generation, old),
+            Effect::Unlock(old) => self.unlock(old),
+            Effect::Take(_, address) => self.register(generation, &address, |dir, address, pid| dir.take(address, pid)),
+            Effect::Hold(address) => self.register(generation, &address, |dir, address, pid| {
+                dir.hold(address, pid, &mut Vec::new())
+            }),
+            Effect::Unhold(address) => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.held.remove(&address);
+                    self.dir.unhold(&address, live.server.pid);
+                }
+            }
+            Effect::AskTakedown(_, old, address) => {
+                self.ask(old, Event::AskedTakedown(ClaimerId(old.0), address.clone()), PeerWord::Takedown(address));
+            }
+            Effect::AskStop(_, old) => self.ask(old, Event::AskedStop(ClaimerId(old.0)), PeerWord::Stop),
+            Effect::Commit => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.server.dismiss_keeper();
+                }
+            }
+            Effect::Watch(address) => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.watching.insert(address);
+                    self.poll_soon();
+                }
+            }
+            Effect::WatchRelease(address) => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.releasing.insert(address);
+                    self.poll_soon();
+                }
+            }
+            Effect::Signal => {
+                if let Some(live) = self.live.get(&generation) {
+                    live.server.signal(self.run.stop_signal);
+                }
+            }
+            Effect::Kill => {
+                if let Some(live) = self.live.get(&generation) {
+                    live.server.signal_all(Signal::SIGKILL);
+                }
+            }
+            Effect::Grant(claimer, holds) => match self.local_claimer(claimer) {
+                Some(of) => self.feed(of, Event::Locked(OldId(claimer.0), holds)),
+                None => {
+                    let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
+                    self.tell_peer(claimer, words);
+                }
+            },
+            Effect::TellReleased(claimer, address) => match self.local_claimer(claimer) {
+                Some(of) => self.feed(of, Event::OldReleased(OldId(claimer.0), address)),
+                None => self.tell_peer(claimer, [HolderWord::Released(address)]),
+            },
+            Effect::Refuse(claimer, why) => match self.local_claimer(claimer) {
+                Some(of) => self.feed(of, Event::OldRefused(OldId(claimer.0), why)),
+                None => self.tell_peer(claimer, [HolderWord::Refused(why)]),
+            },
+            Effect::TellGone(claimer) => match self.local_claimer(claimer) {
+                Some(of) => {
+                    self.olds.remove(&claimer.0);
+                    self.feed(of, Event::OldGone(OldId(claimer.0)));
+                }
+                None => self.tell_peer(claimer, [HolderWord::Gone]),
+            },
+            Effect::Arm(timer, time) => self.timers.arm(generation, timer, time),
+            Effect::Disarm(timer) => self.timers.disarm(generation, timer),
+            Effect::Pause(timer) => self.timers.pause(generation, timer),
+            Effect::Resume(timer) => self.timers.resume(generation, timer),
+            Effect::Report(level, address, text) => self.log.say(level, address.as_ref(), &text),
+            Effect::Up => self.up(generation),
+            Effect::Done => self.done(generation),
+            Effect::End(status) => self.end(generation, status),
+        }
+    }
+
+    fn look_up(&mut self, generation: GenId, address: Address) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        // It speaks for itself: what it listens on beside its READYs is its own affair.
+        live.discover_until = None;
+        let (pid, server) = (live.server.pid, &live.server);
+        let mut notes = Vec::new();
+        let found = self.dir.look_up(&address, pid, &|other| server.owns(other), &mut notes);
+        for note in notes {
+            self.log.say(Level::Warning, Some(&address), &note);
+        }
+        let event = match found {
+            Found::Vacant => {
+                live.held.insert(address.clone());
+                Event::Vacant(address)
+            }
+            Found::Blocked(why) => Event::Blocked(address, why),
+            Found::Taken(holders) => {
+                let olds = holders.into_iter().map(|holder| OldId(self.old(generation, holder))).collect();
+                Event::Taken(address, olds)
+            }
+        };
+        self.feed(generation, event);
+    }
+
+    /// The number under which a generation knows an old server: one for all of its addresses.
+    fn old(&mut self, of: GenId, mut holder: Holder) -> Id {
+        let server = (holder.pid, holder.start);
+        let known = self.olds.iter().find(|(_, old)| old.of == of && old.server == server);
+        if let Some((&id, _)) = known {
+            return id;
+        }
+        if let Some(live) = self.live.get_mut(&of)
+            && live.number <= holder.generation
+        {
+            live.number = holder.generation + 1;
+            self.register_again(of);
+        }
+        let local = self.live.iter().find(|(_, live)| (live.server.pid, live.server.start) == server);
+        let local = local.map(|(&id, _)| id);
+        let to = match local {
+            Some(generation) => OldTo::Local(generation),
+            None => match holder.orphan.take().and_then(|lock| self.adopt(&holder, lock)) {
+                Some(orphan) => OldTo::Local(orphan),
+                None => OldTo::Remote(Box::new(holder)),
+            },
+        };
+        let id = threads::next_id();
+        self.olds.insert(id, Old { of, server, to, holds: Vec::new() });
+        id
+    }
+
+    /// Takes an orphan over: it is replaced by the same machine as any other, under this supervisor.
+    fn adopt(&mut self, holder: &Holder, lock: crate::registry::Registration) -> Option<GenId> {
+        let server = Server::adopt(holder.pid, holder.start, holder.socket.to_string_lossy().into_owned())?;
+        let addresses: BTreeSet<Address> = self
+            .dir
+            .addresses()
+            .into_iter()
+            .filter(|a| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid))
+            .collect();
+        let id = self.next_generation;
+        let pidfd = server.watch().ok()?;
+        threads::end_of(self.events.clone(), id, holder.pid, pidfd).ok()?;
+        self.next_generation += 1;
+        self.log.say(
+            Level::Notice,
+            addresses.first(),
+            &format!("server {} has lost its supervisor and is taken over", holder.pid),
+        );
+        let settings =
+            Settings { order: Order::Plain, awaited: false, ready_timeout: None, kill_after: self.run.kill_after };
+        let live = Live {
+            machine: swap::Generation::serving(settings, addresses.clone()),
+            server,
+            number: holder.generation,
+            registration: Some(lock),
+            sockets: None,
+            held: addresses,
+            watching: BTreeSet::new(),
+            releasing: BTreeSet::new(),
+            discover_until: None,
+            seen: BTreeSet::new(),
+            ended: None,
+            name: None,
+            status_text: String::new(),
+            waiters: Vec::new(),
+        };
+        self.live.insert(id, live);
+        Some(id)
+    }
+
+    fn lock(&mut self, of: GenId, id: OldId) {
+        let Some(old) = self.olds.get(&id.0) else { return };
+        match &old.to {
+            OldTo::Local(generation) => {
+                let generation = *generation;
+                self.feed(generation, Event::Claim(ClaimerId(id.0)));
+                self.feed(of, Event::Attended(id));
+            }
+            OldTo::Remote(holder) => {
+                let started = self.dir.try_clone().and_then(|dir| {
+                    threads::connect(self.events.clone(), id.0, holder.socket.clone(), holder.pid, dir)
+                });
+                if started.is_err() {
+                    self.olds.remove(&id.0);
+                    self.feed(of, Event::OldLost(id));
+                }
+            }
+        }
+    }
+
+    fn unlock(&mut self, id: OldId) {
+        let Some(old) = self.olds.remove(&id.0) else { return };
+        match old.to {
+            OldTo::Local(generation) => {
+                self.feed(generation, Event::ClaimerGone(ClaimerId(id.0)));
+                // An orphan that nobody here wants any more is left as it was found.
+                let unwanted = self.live.get(&generation).is_some_and(|l| l.is_orphan() && l.machine.is_up());
+                if unwanted {
+                    self.live.remove(&generation);
+                }
+            }
+            OldTo::Remote(_) => {
+                if let Some(conn) = self.conns.remove(&id.0) {
+                    conn.out.close();
+                }
+            }
+        }
+    }
+
+    fn ask(&mut self, id: OldId, local: Event, remote: PeerWord) {
+        match self.olds.get(&id.0).map(|old| &old.to) {
+            Some(OldTo::Local(generation)) => {
+                let generation = *generation;
+                self.feed(generation, local);
+            }
+            Some(OldTo::Remote(_)) => {
+                if let Some(conn) = self.conns.get(&id.0) {
+                    conn.out.send(&remote);
+                }
+            }
+            None => {}
+        }
+    }
+
+    fn register(
+        &mut self,
+        generation: GenId,
+        address: &Address,
+        write: impl Fn(&crate::registry::RunDir, &Address, crate::sys::process::Pid) -> Result<(), String>,
+    ) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        match write(&self.dir, address, live.server.pid) {
+            Ok(()) => {
+                live.held.insert(address.clone());
+            }
+            Err(why) => {
+                let text = format!("unable to write its pidfile: {why} (the swap goes on)");
+                self.log.say(Level::Warning, Some(address), &text);
+            }
+        }
+    }
+
+    /// The generation here that claims under this number.
+    fn local_claimer(&self, claimer: ClaimerId) -> Option<GenId> {
+        self.olds.get(&claimer.0).filter(|old| matches!(old.to, OldTo::Local(_))).map(|old| old.of)
+    }
+
+    fn tell_peer(&self, claimer: ClaimerId, words: impl IntoIterator<Item = HolderWord>) {
+        if let Some(conn) = self.conns.get(&claimer.0) {
+            conn.out.send_all(words);
+        }
+    }
+
+    fn up(&mut self, generation: GenId) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        self.current = generation;
+        let addresses = live.machine.addresses();
+        live.name = addresses.first().cloned();
+        let more = match addresses.len() {
+            0 | 1 => String::new(),
+            len => format!(", also on {} more", len - 1),
+        };
+        let text = format!("server {} is up (generation {}{more})", live.server.pid, live.number);
+        self.log.say(Level::Notice, addresses.first(), &text);
+        self.manager.tell("READY=1");
+    }
+
+    fn done(&mut self, generation: GenId) {
+        if let Some(launcher) = self.launcher.take() {
+            launcher.tell(status::DONE);
+            launcher.detach();
+        }
+        if let Some(live) = self.live.get_mut(&generation) {
+            let waiters = std::mem::take(&mut live.waiters);
+            self.answer(&waiters, &HolderWord::Reloaded);
+        }
+    }
+
+    fn end(&mut self, generation: GenId, status: u8) {
+        let Some(live) = self.clear_away(generation) else { return };
+        if !live.is_orphan() {
+            if generation == self.current {
+                self.status = status;
+            } else if !live.waiters.is_empty() || self.live.contains_key(&self.current) {
+                self.reload_failed(&live.waiters, status, "the new server did not come up");
+            }
+            if self.live.values().all(Live::is_orphan) {
+                let waiters = std::mem::take(&mut self.reload_waiters);
+                self.reload_failed(&waiters, status::FAILED, "the server is gone");
+            }
+        }
+        if live.server.has_rest() {
+            live.server.signal_rest(self.run.stop_signal);
+            self.leftovers.push((live.server, Instant::now() + self.run.kill_after));
+            self.poll_soon();
+        }
+    }
+
+    pub(super) fn reload_failed(&mut self, waiters: &[Id], status: u8, why: &str) {
+        self.manager.tell("READY=1");
+        let status = if status == status::DONE { status::NOT_UP } else { status };
+        self.answer(waiters, &HolderWord::Failed(status, why.to_owned()));
+    }
+
+    fn answer(&self, waiters: &[Id], word: &HolderWord) {
+        for waiter in waiters {
+            if let Some(conn) = self.conns.get(waiter) {
+                conn.out.send(word);
+            }
+        }
+    }
+}

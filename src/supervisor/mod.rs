@@ -1,0 +1,319 @@
+//! One supervisor: its main thread owns everything. It takes one event after another from the threads
+//! that read, feeds the machines of its generations and carries out what they say.
+
+#![forbid(unsafe_code)]
+
+mod effects;
+mod outbox;
+mod peers;
+mod processes;
+mod threads;
+mod timers;
+
+use crate::address::Address;
+use crate::cli::Run;
+use crate::detach::Launcher;
+use crate::error::{Error, Result, status};
+use crate::message::Log;
+use crate::notify::{self, Manager, Notice};
+use crate::protocol::ServerWord;
+use crate::registry::{Holder, Registration, RunDir};
+use crate::server::Server;
+use crate::swap::{self, Level, SpeakerId};
+use crate::sys::process::{self, Pid};
+use nix::sys::signal::Signal;
+use outbox::Outbox;
+use peers::Conn;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::time::{Duration, Instant};
+use threads::{Event, Events, GenId, Id, NotifySocket};
+use timers::Timers;
+
+/// A generation that runs under this supervisor.
+struct Live {
+    machine: swap::Generation,
+    server: Server,
+    /// Which generation it is, counted from the first server of its addresses.
+    number: u64,
+    registration: Option<Registration>,
+    /// Its control and notify sockets; an orphan has none of ours.
+    sockets: Option<Sockets>,
+    /// Addresses whose pidfile we wrote.
+    held: BTreeSet<Address>,
+    watching: BTreeSet<Address>,
+    releasing: BTreeSet<Address>,
+    /// Until when its listeners are looked for; `None` once it has said READY.
+    discover_until: Option<Instant>,
+    /// Listeners that were there at the last look.
+    seen: BTreeSet<u32>,
+    /// Its main process has ended, with this status, and something of it still listens.
+    ended: Option<u8>,
+    /// The address that messages about it name after it has let go of all of them.
+    name: Option<Address>,
+    /// What it said of itself in sd_notify.
+    status_text: String,
+    /// Connections that wait for the end of the reload that started it.
+    waiters: Vec<Id>,
+}
+
+struct Sockets {
+    control: Id,
+    listener: Arc<UnixListener>,
+    notify: Arc<NotifySocket>,
+    names: [String; 2],
+}
+
+impl Live {
+    fn is_orphan(&self) -> bool {
+        self.sockets.is_none()
+    }
+}
+
+/// An older server that one of our generations wants to replace.
+struct Old {
+    of: GenId,
+    server: (Pid, u64),
+    to: OldTo,
+    holds: Vec<Address>,
+}
+
+enum OldTo {
+    /// It runs under this supervisor too: a reload, or an orphan.
+    Local(GenId),
+    /// It runs under another one.
+    Remote(Box<Holder>),
+}
+
+/// A supervisor.
+pub struct Supervisor {
+    run: Run,
+    dir: RunDir,
+    log: Log,
+    events: Events,
+    inbox: Receiver<Event>,
+    live: BTreeMap<GenId, Live>,
+    next_generation: GenId,
+    /// The generation that serves, or that is to serve first.
+    current: GenId,
+    conns: BTreeMap<Id, Conn>,
+    olds: BTreeMap<Id, Old>,
+    timers: Timers,
+    /// Events of the machines that wait for their turn.
+    pending: VecDeque<(GenId, swap::Event)>,
+    /// Processes of ended servers that were told to stop, and until when they may.
+    leftovers: Vec<(Server, Instant)>,
+    poll_at: Option<Instant>,
+    poll_every: Duration,
+    reload_wanted: bool,
+    reload_waiters: Vec<Id>,
+    stopping: bool,
+    on_terminal: bool,
+    hup_ignored: bool,
+    launcher: Option<Launcher>,
+    manager: Manager,
+    status: u8,
+}
+
+impl Supervisor {
+    /// Runs a server to its end and gives the exit status.
+    pub fn run(run: Run, dir: RunDir, log: Log, launcher: Option<Launcher>) -> Result<u8> {
+        let hup_ignored = process::is_ignored(Signal::SIGHUP);
+        process::clean_signals();
+        process::save_memory();
+        let (events, inbox) = sync_channel(threads::BACKLOG);
+        let failed = |what: &str, e: std::io::Error| Error::unable(what, e, "nothing was started");
+        let mut signals = vec![
+            Signal::SIGTERM,
+            Signal::SIGINT,
+            Signal::SIGQUIT,
+            Signal::SIGUSR1,
+            Signal::SIGUSR2,
+            Signal::SIGCHLD,
+        ];
+        if !hup_ignored {
+            signals.push(Signal::SIGHUP);
+        }
+        threads::signals(events.clone(), &signals).map_err(|e| failed("handle signals", e))?;
+        nix::sys::prctl::set_child_subreaper(true).map_err(|e| failed("reap its descendants", e.into()))?;
+        let on_terminal = launcher.is_none() && std::fs::File::open("/dev/tty").is_ok();
+        if let Some(launcher) = &launcher {
+            launcher.watch(events.clone(), || Event::Cancelled).map_err(|e| failed("watch its caller", e))?;
+        }
+        let mut supervisor = Supervisor {
+            run,
+            dir,
+            log,
+            events,
+            inbox,
+            live: BTreeMap::new(),
+            next_generation: 1,
+            current: 1,
+            conns: BTreeMap::new(),
+            olds: BTreeMap::new(),
+            timers: Timers::default(),
+            pending: VecDeque::new(),
+            leftovers: Vec::new(),
+            poll_at: None,
+            poll_every: Duration::ZERO,
+            reload_wanted: false,
+            reload_waiters: Vec::new(),
+            stopping: false,
+            on_terminal,
+            hup_ignored,
+            launcher,
+            manager: Manager::from_environment(),
+            status: status::FAILED,
+        };
+        let awaited = supervisor.launcher.is_some();
+        match supervisor.start_generation(awaited, Vec::new()) {
+            Ok(()) => supervisor.serve(),
+            Err(error) => {
+                log.say(Level::Error, None, &error.text);
+                supervisor.status = error.status;
+            }
+        }
+        Ok(supervisor.finish())
+    }
+
+    /// The main loop: one event, and everything that follows from it.
+    fn serve(&mut self) {
+        while !self.is_over() {
+            let wake_at = [self.timers.next(), self.poll_at].into_iter().flatten().min();
+            let event = match wake_at {
+                None => self.inbox.recv().ok(),
+                Some(at) => match self.inbox.recv_timeout(at.saturating_duration_since(Instant::now())) {
+                    Ok(event) => Some(event),
+                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
+                },
+            };
+            if let Some(event) = event {
+                self.handle(event);
+            }
+            while let Some((generation, timer)) = self.timers.take_due() {
+                self.feed(generation, swap::Event::Timer(timer));
+            }
+            self.settle();
+            if self.poll_at.is_some_and(|at| at <= Instant::now()) {
+                self.poll();
+                self.settle();
+            }
+            self.reload_if_possible();
+        }
+    }
+
+    /// Our own servers are gone, and so is every orphan that we told to go.
+    fn is_over(&self) -> bool {
+        self.live.values().all(|live| live.is_orphan() && live.machine.is_up()) && self.leftovers.is_empty()
+    }
+
+    fn finish(mut self) -> u8 {
+        if let Some(launcher) = self.launcher.take() {
+            // Not told yet: the swap is not done, and the caller must not take it for a success.
+            let status = if self.status == status::DONE { status::NOT_UP } else { self.status };
+            launcher.tell(status);
+        }
+        self.status
+    }
+
+    fn handle(&mut self, event: Event) {
+        match event {
+            Event::Signal(Signal::SIGCHLD, _) => self.reap(),
+            Event::Signal(signal, from_terminal) => self.signalled(signal, from_terminal),
+            Event::Opened(id, generation, stream) => self.opened(id, generation, stream),
+            Event::Connected(id, stream) => self.connected(id, stream),
+            Event::Line(id, line) => self.line(id, line),
+            Event::Closed(id) => self.closed(id),
+            Event::Notified(generation, datagram) => self.notified(generation, &datagram),
+            Event::Ended(generation, pid) => {
+                if self.live.get(&generation).is_some_and(|live| live.server.pid == pid) {
+                    self.main_ended(generation, status::DONE, "ended");
+                }
+            }
+            Event::Cancelled => {
+                if self.live.get(&self.current).is_some_and(|live| live.machine.may_be_cancelled()) {
+                    self.stop(false);
+                } else {
+                    self.log.say(Level::Warning, None, "the swap is past its switch and goes on");
+                }
+            }
+        }
+    }
+
+    fn signalled(&mut self, signal: Signal, from_terminal: bool) {
+        match signal {
+            Signal::SIGHUP if !self.on_terminal => {
+                self.reload_wanted = true;
+            }
+            Signal::SIGUSR1 | Signal::SIGUSR2 => {
+                if let Some(live) = self.live.get(&self.current) {
+                    live.server.signal(signal);
+                }
+            }
+            // HUP with a terminal: it went away.
+            _ => self.stop(from_terminal),
+        }
+    }
+
+    fn stop(&mut self, signalled: bool) {
+        self.stopping = true;
+        self.manager.tell("STOPPING=1");
+        for (&generation, live) in &self.live {
+            if !live.is_orphan() {
+                self.pending.push_back((generation, swap::Event::Stop { signalled }));
+            }
+        }
+    }
+
+    fn notified(&mut self, generation: GenId, datagram: &[u8]) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        for notice in notify::parse(datagram) {
+            match notice {
+                Notice::Up => {
+                    let speaker = SpeakerId(live.sockets.as_ref().map_or(0, |s| s.control));
+                    self.pending.push_back((generation, swap::Event::Said(speaker, ServerWord::Up)));
+                }
+                Notice::Stopping => live.status_text = "stopping".into(),
+                Notice::Status(text) => {
+                    self.manager.tell(&format!("STATUS={text}"));
+                    live.status_text = text;
+                }
+                Notice::Watchdog(word) if generation == self.current => self.manager.tell(word),
+                Notice::Watchdog(_) => {}
+            }
+        }
+    }
+
+    fn feed(&mut self, generation: GenId, event: swap::Event) {
+        self.pending.push_back((generation, event));
+    }
+
+    /// Lets the machines run until none has anything left to say.
+    fn settle(&mut self) {
+        while let Some((generation, event)) = self.pending.pop_front() {
+            let Some(live) = self.live.get_mut(&generation) else { continue };
+            for effect in live.machine.step(event) {
+                self.carry_out(generation, effect);
+            }
+        }
+    }
+
+    /// Starts the wanted reload as soon as nothing else is under way: reloads that were wanted during
+    /// a swap become one more afterwards.
+    fn reload_if_possible(&mut self) {
+        let idle = self.live.len() == 1 && self.live.get(&self.current).is_some_and(|live| live.machine.is_free());
+        if !self.reload_wanted || self.stopping || !idle {
+            return;
+        }
+        self.reload_wanted = false;
+        let waiters = std::mem::take(&mut self.reload_waiters);
+        self.manager.reloading();
+        if let Err(error) = self.start_generation(true, waiters.clone()) {
+            self.log.say(Level::Error, None, &error.text);
+            self.reload_failed(&waiters, error.status, &error.text);
+        }
+        self.settle();
+    }
+}

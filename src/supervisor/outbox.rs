@@ -1,0 +1,96 @@
+//! Writing to a server or a peer: at once where the kernel takes it, else by a thread of its own, so
+//! that the main thread never waits for somebody who does not read.
+
+#![forbid(unsafe_code)]
+
+use super::threads;
+use crate::protocol::line_of;
+use crate::sys::socket;
+use std::fmt::Display;
+use std::io::Write;
+use std::net::Shutdown;
+use std::os::unix::net::UnixStream;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Most that waits for a reader; one that lets more pile up has stopped reading.
+const WAITING_MAX: usize = 256 * 1024;
+/// Unread bytes beyond which a line that may be lost is.
+const UNREAD_MAX: usize = 4096;
+
+#[derive(Default)]
+struct Waiting {
+    bytes: Vec<u8>,
+    writer: bool,
+}
+
+/// The sending side of a connection.
+pub struct Outbox {
+    stream: Arc<UnixStream>,
+    waiting: Arc<Mutex<Waiting>>,
+}
+
+impl Outbox {
+    /// For a connection whose reading side belongs to a thread.
+    pub fn new(stream: Arc<UnixStream>) -> Outbox {
+        Outbox { stream, waiting: Arc::default() }
+    }
+
+    /// Sends one line.
+    pub fn send(&self, word: &impl Display) {
+        self.send_bytes(&line_of(word));
+    }
+
+    /// Sends several lines.
+    pub fn send_all<W: Display>(&self, words: impl IntoIterator<Item = W>) {
+        self.send_bytes(&words.into_iter().flat_map(|word| line_of(&word)).collect::<Vec<u8>>());
+    }
+
+    /// Sends one line that is dropped if the other side does not read.
+    pub fn send_if_read(&self, word: &impl Display) {
+        if !lock(&self.waiting).writer && socket::unread(&self.stream) < UNREAD_MAX {
+            let _ = socket::send_now(&self.stream, &line_of(word));
+        }
+    }
+
+    /// Ends the connection, for the thread that reads it too.
+    pub fn close(&self) {
+        let _ = self.stream.shutdown(Shutdown::Both);
+    }
+
+    fn send_bytes(&self, bytes: &[u8]) {
+        let mut waiting = lock(&self.waiting);
+        let mut rest = bytes;
+        if !waiting.writer {
+            match socket::send_now(&self.stream, bytes) {
+                Ok(sent) => rest = &bytes[sent..],
+                // The reader tells that the connection has ended.
+                Err(_) => return,
+            }
+        }
+        if rest.is_empty() || waiting.bytes.len() + rest.len() > WAITING_MAX {
+            return;
+        }
+        waiting.bytes.extend_from_slice(rest);
+        if !waiting.writer {
+            let (stream, shared) = (self.stream.clone(), self.waiting.clone());
+            waiting.writer = threads::start("write", move || write_out(&stream, &shared)).is_ok();
+        }
+    }
+}
+
+fn write_out(mut stream: &UnixStream, shared: &Mutex<Waiting>) {
+    loop {
+        let bytes = {
+            let mut waiting = lock(shared);
+            waiting.writer = !waiting.bytes.is_empty();
+            std::mem::take(&mut waiting.bytes)
+        };
+        if bytes.is_empty() || stream.write_all(&bytes).is_err() {
+            return;
+        }
+    }
+}
+
+fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
+    waiting.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,188 @@
+//! Whoever talks to this supervisor over a socket: its servers, other serverswaps, and the supervisors
+//! of old servers.
+
+#![forbid(unsafe_code)]
+
+use super::outbox::Outbox;
+use super::threads::{GenId, Id};
+use super::{OldTo, Supervisor};
+use crate::address::Address;
+use crate::protocol::{HolderWord, PEER_VERSION, PeerWord, ServerWord, SupervisorWord, Word};
+use crate::swap::{self, ClaimerId, Level, OldId, SpeakerId};
+use std::os::unix::net::UnixStream;
+use std::sync::Arc;
+
+/// A connection.
+pub(super) struct Conn {
+    pub out: Outbox,
+    pub role: Role,
+}
+
+/// Who is at the other end.
+pub(super) enum Role {
+    /// Somebody on the control socket of a generation who has not said anything yet.
+    New(GenId),
+    /// The server of a generation.
+    Server(GenId),
+    /// Another serverswap that wants something of a generation, and the addresses that its COMMIT is for.
+    Peer(GenId, Vec<Address>),
+    /// The supervisor of an old server; its number is that of the connection.
+    Holder,
+}
+
+impl Role {
+    /// The generation whose control socket or fd it is.
+    pub(super) fn generation(&self) -> Option<GenId> {
+        match self {
+            Role::New(generation) | Role::Server(generation) | Role::Peer(generation, _) => Some(*generation),
+            Role::Holder => None,
+        }
+    }
+}
+
+impl Supervisor {
+    pub(super) fn opened(&mut self, id: Id, generation: GenId, stream: Arc<UnixStream>) {
+        let out = Outbox::new(stream);
+        if self.live.contains_key(&generation) {
+            self.conns.insert(id, Conn { out, role: Role::New(generation) });
+        } else {
+            out.close();
+        }
+    }
+
+    pub(super) fn connected(&mut self, id: Id, stream: Arc<UnixStream>) {
+        let out = Outbox::new(stream);
+        if self.olds.contains_key(&id) {
+            out.send_all([PeerWord::Peer(PEER_VERSION), PeerWord::Claim]);
+            self.conns.insert(id, Conn { out, role: Role::Holder });
+        } else {
+            out.close();
+        }
+    }
+
+    pub(super) fn closed(&mut self, id: Id) {
+        match self.conns.remove(&id).map(|conn| conn.role) {
+            Some(Role::Server(generation)) => {
+                let control = self.live.get(&generation).and_then(|l| l.sockets.as_ref()).map(|s| s.control);
+                // The end of the control fd says nothing: what counts is whether the process lives.
+                if control != Some(id) {
+                    self.feed(generation, swap::Event::SpeakerGone(SpeakerId(id)));
+                }
+            }
+            Some(Role::Peer(generation, _)) => self.feed(generation, swap::Event::ClaimerGone(ClaimerId(id))),
+            Some(Role::New(_)) => {}
+            // A connection that never came to be has no entry.
+            Some(Role::Holder) | None => {
+                if let Some(old) = self.olds.remove(&id) {
+                    self.feed(old.of, swap::Event::OldLost(OldId(id)));
+                }
+            }
+        }
+    }
+
+    pub(super) fn line(&mut self, id: Id, line: Result<String, &'static str>) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        if let Role::New(generation) = conn.role {
+            let peer = line.as_ref().is_ok_and(|line| line.starts_with("PEER "));
+            conn.role = if peer { Role::Peer(generation, Vec::new()) } else { Role::Server(generation) };
+        }
+        match conn.role {
+            Role::New(_) => {}
+            Role::Server(generation) => match parse::<ServerWord>(line) {
+                Ok(word) => self.feed(generation, swap::Event::Said(SpeakerId(id), word)),
+                Err(why) => conn.out.send_if_read(&SupervisorWord::Error(why)),
+            },
+            Role::Peer(generation, _) => match parse::<PeerWord>(line) {
+                Ok(word) => self.peer_said(id, generation, word),
+                Err(why) => conn.out.send_if_read(&HolderWord::Error(why)),
+            },
+            // A word of a later version changes nothing.
+            Role::Holder => {
+                if let Ok(word) = parse::<HolderWord>(line) {
+                    self.holder_said(id, word);
+                }
+            }
+        }
+    }
+
+    fn peer_said(&mut self, id: Id, generation: GenId, word: PeerWord) {
+        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let claimer = ClaimerId(id);
+        match word {
+            PeerWord::Peer(_) => conn.out.send(&HolderWord::Peer(PEER_VERSION)),
+            PeerWord::Claim => self.feed(generation, swap::Event::Claim(claimer)),
+            PeerWord::Takedown(address) => self.feed(generation, swap::Event::AskedTakedown(claimer, address)),
+            PeerWord::Stop => self.feed(generation, swap::Event::AskedStop(claimer)),
+            PeerWord::Down(address) => {
+                if let Role::Peer(_, downs) = &mut conn.role
+                    && downs.len() < swap::ADDRESSES_MAX
+                {
+                    downs.push(address);
+                }
+            }
+            PeerWord::Commit => {
+                if let Role::Peer(_, downs) = &mut conn.role {
+                    let downs = std::mem::take(downs);
+                    self.feed(generation, swap::Event::Down(claimer, downs));
+                }
+            }
+            PeerWord::Reload if self.stopping => {
+                conn.out.send(&HolderWord::Failed(crate::error::status::FAILED, "the server is being stopped".into()));
+            }
+            PeerWord::Reload => {
+                self.reload_wanted = true;
+                self.reload_waiters.push(id);
+            }
+            PeerWord::Status => self.tell_status(id, generation),
+        }
+    }
+
+    fn tell_status(&self, id: Id, generation: GenId) {
+        let (Some(conn), Some(live)) = (self.conns.get(&id), self.live.get(&generation)) else { return };
+        let field = |key: &str, value: String| HolderWord::Field(key.into(), value);
+        let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let fields = [
+            field("pid", live.server.pid.to_string()),
+            field("generation", live.number.to_string()),
+            field("state", live.machine.state().into()),
+            field("mode", "plain".into()),
+            field("text", live.status_text.clone()),
+            field("command", command),
+        ];
+        let holds = live.machine.addresses().into_iter().map(HolderWord::Holds);
+        conn.out.send_all(fields.into_iter().chain(holds).chain([HolderWord::End]));
+    }
+
+    fn holder_said(&mut self, id: Id, word: HolderWord) {
+        let Some(old) = self.olds.get_mut(&id) else { return };
+        let OldTo::Remote(holder) = &old.to else { return };
+        let (of, old_id) = (old.of, OldId(id));
+        let event = match word {
+            HolderWord::Peer(_) => swap::Event::Attended(old_id),
+            HolderWord::Holds(address) => {
+                if old.holds.len() < swap::ADDRESSES_MAX {
+                    old.holds.push(address);
+                }
+                return;
+            }
+            HolderWord::Locked => swap::Event::Locked(old_id, std::mem::take(&mut old.holds)),
+            HolderWord::Released(address) => swap::Event::OldReleased(old_id, address),
+            HolderWord::Refused(why) => swap::Event::OldRefused(old_id, why),
+            HolderWord::Gone => {
+                self.olds.remove(&id);
+                swap::Event::OldGone(old_id)
+            }
+            HolderWord::Error(why) => {
+                let text = format!("supervisor {} says: {why}", holder.supervisor);
+                self.log.say(Level::Detail, None, &text);
+                return;
+            }
+            HolderWord::Reloaded | HolderWord::Failed(..) | HolderWord::Field(..) | HolderWord::End => return,
+        };
+        self.feed(of, event);
+    }
+}
+
+fn parse<W: Word>(line: Result<String, &'static str>) -> Result<W, String> {
+    line.map_err(str::to_owned).and_then(|line| W::parse(&line))
+}

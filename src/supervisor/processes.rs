@@ -1,0 +1,321 @@
+//! The servers of a supervisor as processes: starting one, noticing its end, and looking at what
+//! listens while a swap runs.
+
+#![forbid(unsafe_code)]
+
+use super::peers::Role;
+use super::threads::{self, GenId, Id, NotifySocket};
+use super::{Conn, Live, Outbox, Sockets, Supervisor};
+use crate::address::Address;
+use crate::error::{Error, Result};
+use crate::registry::Record;
+use crate::server::{Server, Surroundings};
+use crate::swap::{self, Level, Order, Settings};
+use crate::sys::net::{self, TcpSocket};
+use crate::sys::process::Pid;
+use nix::sys::signal::Signal;
+use nix::sys::stat::{Mode, umask};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use std::collections::BTreeSet;
+use std::io;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::{Duration, Instant};
+
+/// How often the kernel is asked at first while something is waited for that it does not tell.
+const POLL_FIRST: Duration = Duration::from_millis(1);
+/// And at last: in a swap, and while a first server looks for its port.
+const POLL_SWAP: Duration = Duration::from_millis(20);
+const POLL_DISCOVER: Duration = Duration::from_millis(500);
+/// How long the listeners of a server that says nothing are looked for.
+const DISCOVER_FOR: Duration = Duration::from_secs(60);
+
+impl Supervisor {
+    /// Starts a server. `awaited`: somebody waits for the swap.
+    pub(super) fn start_generation(&mut self, awaited: bool, waiters: Vec<Id>) -> Result<()> {
+        let id = self.next_generation;
+        self.next_generation += 1;
+        let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let number = match self.live.get(&self.current) {
+            Some(live) => live.number + 1,
+            None => self.dir.next_generation(&command),
+        };
+        let failed = |e: io::Error| Error::unable("open the control channel", e, "nothing was started");
+        let names = ["sock", "notify"].map(|kind| format!("{}-{id}.{kind}", Pid::own()));
+        let [socket, notify] = names.clone().map(|name| self.dir.path().join(name));
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let opened = open_sockets(&socket, &notify).map_err(failed);
+        let spawned = opened.and_then(|(listener, datagrams)| {
+            let around = Surroundings {
+                control: theirs,
+                socket: &socket,
+                notify: &notify,
+                generation: number,
+                on_terminal: self.on_terminal,
+                hup_ignored: self.hup_ignored,
+                detached: self.launcher.is_some(),
+            };
+            Ok((listener, datagrams, Server::spawn(&self.run, around)?))
+        });
+        let (listener, datagrams, server) = spawned.inspect_err(|_| {
+            for path in [&socket, &notify] {
+                let _ = std::fs::remove_file(path);
+            }
+        })?;
+        let record = Record { pid: server.pid, generation: number, socket: &names[0], command: &command };
+        let registration = self.dir.register(&record).map_err(|why| {
+            server.signal_all(Signal::SIGKILL);
+            Error::unable("write its record", why, "the new server is killed; the old one, if any, still serves")
+        })?;
+        let settings = Settings {
+            order: Order::Plain,
+            awaited,
+            ready_timeout: self.run.ready_timeout,
+            kill_after: self.run.kill_after,
+        };
+        let (machine, effects) = swap::Generation::new(settings);
+        let (listener, control, ours) = (Arc::new(listener), threads::next_id(), Arc::new(ours));
+        let notify = Arc::new(NotifySocket { socket: datagrams, closed: AtomicBool::new(false) });
+        self.conns.insert(control, Conn { out: Outbox::new(ours.clone()), role: Role::Server(id) });
+        let started = threads::lines(self.events.clone(), control, ours)
+            .and_then(|()| threads::accept(self.events.clone(), id, listener.clone()))
+            .and_then(|()| threads::notifications(self.events.clone(), id, notify.clone()));
+        self.log.say(Level::Detail, None, &format!("server {} started (generation {number})", server.pid));
+        self.live.insert(
+            id,
+            Live {
+                machine,
+                server,
+                number,
+                registration: Some(registration),
+                sockets: Some(Sockets { control, listener, notify, names }),
+                held: BTreeSet::new(),
+                watching: BTreeSet::new(),
+                releasing: BTreeSet::new(),
+                discover_until: Some(Instant::now() + DISCOVER_FOR),
+                seen: BTreeSet::new(),
+                ended: None,
+                name: None,
+                status_text: String::new(),
+                waiters,
+            },
+        );
+        if let Err(e) = started {
+            // Without its threads the server cannot be heard: it goes the way of one that failed.
+            self.log.say(Level::Error, None, &format!("unable to start a thread: {e} (the new server is killed)"));
+            self.live[&id].server.signal_all(Signal::SIGKILL);
+        }
+        for effect in effects {
+            self.carry_out(id, effect);
+        }
+        self.poll_soon();
+        Ok(())
+    }
+
+    /// Reaps every child that has ended: the servers', and as a subreaper all that they left behind.
+    pub(super) fn reap(&mut self) {
+        loop {
+            let (pid, status, how) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, code as u8, format!("exited with status {code}")),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    (pid, (128 + signal as i32) as u8, format!("was ended by {signal}"))
+                }
+                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => break,
+                Ok(_) | Err(_) => continue,
+            };
+            let main = self.live.iter().find(|(_, live)| live.server.pid.raw() == pid.as_raw()).map(|(id, _)| *id);
+            if let Some(generation) = main {
+                self.main_ended(generation, status, &how);
+            }
+        }
+        if !self.leftovers.is_empty() || self.live.values().any(|live| live.ended.is_some()) {
+            self.poll_soon();
+        }
+    }
+
+    /// The main process of a generation has ended.
+    pub(super) fn main_ended(&mut self, generation: GenId, status: u8, how: &str) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        if live.ended.is_none() {
+            let name = live.machine.name().or_else(|| live.name.clone());
+            self.log.say(Level::Notice, name.as_ref(), &format!("server {} {how}", live.server.pid));
+            live.ended = Some(status);
+            self.settle();
+            self.look_for_rest(generation, &net::listeners().unwrap_or_default());
+        }
+    }
+
+    /// A server whose main process has ended is gone when nothing of it listens. What listens in its
+    /// place becomes the main process, or is told to stop if the server was.
+    fn look_for_rest(&mut self, generation: GenId, sockets: &[TcpSocket]) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        let Some(status) = live.ended else { return };
+        let ephemeral = ephemeral_ports();
+        let own = live.machine.addresses();
+        let counts = |s: &&TcpSocket| own.iter().any(|a| a.collides(&s.local)) || is_fixed(&s.local, &ephemeral);
+        let sockets: Vec<TcpSocket> = sockets.iter().filter(counts).cloned().collect();
+        match live.server.holds(&sockets).1 {
+            Some(holder) if !live.machine.is_leaving() && live.server.promote(holder) => self.promoted(generation),
+            Some(_) => {
+                live.server.signal_rest(self.run.stop_signal);
+                self.poll_soon();
+            }
+            None => self.feed(generation, swap::Event::Exited(status)),
+        }
+    }
+
+    fn promoted(&mut self, generation: GenId) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        live.ended = None;
+        let pid = live.server.pid;
+        self.log.say(Level::Notice, live.machine.name().as_ref(), &format!("process {pid} goes on as the server"));
+        for address in &live.held {
+            if let Err(why) = self.dir.take(address, pid) {
+                self.log.say(Level::Warning, Some(address), &format!("unable to write its pidfile: {why}"));
+            }
+        }
+        self.register_again(generation);
+        if let Some(live) = self.live.get(&generation)
+            && let Ok(pidfd) = live.server.watch()
+        {
+            let _ = threads::end_of(self.events.clone(), generation, pid, pidfd);
+        }
+    }
+
+    /// Writes the record of a generation anew: its main process or its number has changed.
+    pub(super) fn register_again(&mut self, generation: GenId) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        let Some(sockets) = &live.sockets else { return };
+        let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let record =
+            Record { pid: live.server.pid, generation: live.number, socket: &sockets.names[0], command: &command };
+        match self.dir.register(&record) {
+            Ok(new) => {
+                if let Some(old) = live.registration.replace(new) {
+                    self.dir.forget(old, live.server.pid);
+                }
+            }
+            Err(why) => self.log.say(Level::Warning, None, &format!("unable to write its record: {why}")),
+        }
+    }
+
+    /// Asks the kernel soon, and then ever more rarely, until there is nothing to ask for.
+    pub(super) fn poll_soon(&mut self) {
+        self.poll_every = POLL_FIRST;
+        self.poll_at = Some(Instant::now() + POLL_FIRST);
+    }
+
+    /// Looks at who listens, for all that waits for that.
+    pub(super) fn poll(&mut self) {
+        let now = Instant::now();
+        let sockets = net::listeners().unwrap_or_default();
+        let ephemeral = ephemeral_ports();
+        let (mut swapping, mut discovering) = (false, false);
+        let generations: Vec<GenId> = self.live.keys().copied().collect();
+        for generation in generations {
+            let Some(live) = self.live.get_mut(&generation) else { continue };
+            let candidates: Vec<TcpSocket> = sockets
+                .iter()
+                .filter(|s| live.watching.iter().any(|a| a.collides(&s.local)))
+                .cloned()
+                .collect();
+            let (held, _) = live.server.holds(&candidates);
+            for own in &held {
+                for address in live.watching.extract_if(.., |a| a.collides(own)) {
+                    self.pending.push_back((generation, swap::Event::Listens(address)));
+                }
+            }
+            for address in live.releasing.extract_if(.., |a| !sockets.iter().any(|s| s.local.collides(a))) {
+                self.pending.push_back((generation, swap::Event::Free(address)));
+            }
+            if live.discover_until.is_some_and(|until| until > now) {
+                discovering = true;
+                let fixed: Vec<TcpSocket> =
+                    sockets.iter().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
+                let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
+                if !inodes.is_subset(&live.seen) {
+                    let found = live.server.holds(&fixed).0;
+                    for address in found {
+                        self.pending.push_back((generation, swap::Event::Listens(address)));
+                    }
+                }
+                live.seen = inodes;
+            } else {
+                live.discover_until = None;
+            }
+            swapping |= !live.watching.is_empty() || !live.releasing.is_empty() || live.ended.is_some();
+            if live.ended.is_some() {
+                self.look_for_rest(generation, &sockets);
+            }
+        }
+        self.leftovers.retain(|(rest, until)| {
+            if *until <= now {
+                rest.signal_rest(Signal::SIGKILL);
+                return false;
+            }
+            rest.has_rest()
+        });
+        swapping |= !self.leftovers.is_empty();
+        let slowest = if swapping { POLL_SWAP } else { POLL_DISCOVER };
+        self.poll_every = (self.poll_every * 3 / 2).min(slowest);
+        self.poll_at = (swapping || discovering).then(|| now + self.poll_every);
+    }
+
+    /// Everything of an ended generation in the run directory and among the threads.
+    pub(super) fn clear_away(&mut self, generation: GenId) -> Option<Live> {
+        let mut live = self.live.remove(&generation)?;
+        self.timers.forget(generation);
+        for address in &live.held {
+            self.dir.unhold(address, live.server.pid);
+        }
+        let names = live.sockets.as_ref().map_or(&[][..], |s| &s.names);
+        if let Some(registration) = live.registration.take() {
+            self.dir.deregister(registration, names);
+        }
+        if let Some(sockets) = &live.sockets {
+            // Wakes the threads that block on them.
+            let _ = nix::sys::socket::shutdown(
+                std::os::fd::AsRawFd::as_raw_fd(&*sockets.listener),
+                nix::sys::socket::Shutdown::Both,
+            );
+            sockets.notify.closed.store(true, Ordering::Release);
+            let _ = sockets.notify.socket.shutdown(std::net::Shutdown::Both);
+        }
+        let reloads = self.live.values().flat_map(|live| &live.waiters).chain(&self.reload_waiters);
+        // Who asked for a reload asked the old generation, and hears of it after that is gone.
+        let stay: BTreeSet<Id> = reloads.copied().collect();
+        self.conns.retain(|id, conn| {
+            let ends = conn.role.generation() == Some(generation) && !stay.contains(id);
+            if ends {
+                conn.out.close();
+            }
+            !ends
+        });
+        self.olds.retain(|_, old| old.of != generation);
+        Some(live)
+    }
+}
+
+/// Sockets that only this user can connect to, from the moment they are there.
+fn open_sockets(control: &std::path::Path, notify: &std::path::Path) -> io::Result<(UnixListener, UnixDatagram)> {
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let opened = UnixListener::bind(control).and_then(|control| Ok((control, UnixDatagram::bind(notify)?)));
+    umask(before);
+    opened
+}
+
+/// Ports that the kernel gives to who asks for any (ip(7)): listeners there do not count unless the
+/// server said READY for them.
+fn ephemeral_ports() -> std::ops::RangeInclusive<u16> {
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut bounds = text.split_whitespace().filter_map(|n| n.parse().ok());
+    match (bounds.next(), bounds.next()) {
+        (Some(first), Some(last)) => first..=last,
+        _ => 32768..=60999,
+    }
+}
+
+fn is_fixed(address: &Address, ephemeral: &std::ops::RangeInclusive<u16>) -> bool {
+    matches!(address, Address::Tcp(_, port) if !ephemeral.contains(port))
+}

@@ -1,0 +1,208 @@
+//! The threads that read: each blocks on one source and turns what it reads into events. None of them
+//! decides anything.
+
+#![forbid(unsafe_code)]
+
+use crate::protocol::Splitter;
+use crate::registry::RunDir;
+use crate::sys::process::{Pid, Pidfd};
+use crate::sys::socket;
+use nix::sys::signal::Signal;
+use signal_hook::iterator::SignalsInfo;
+use signal_hook::iterator::exfiltrator::WithRawSiginfo;
+use std::io::{self, Read};
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::mpsc::SyncSender;
+use std::time::Duration;
+
+/// Number of a generation within this supervisor.
+pub type GenId = u32;
+/// Number of a connection, a claim or a lock: one series for all of them.
+pub type Id = u64;
+
+/// What the threads tell the main one.
+pub enum Event {
+    /// A signal came; `true`: from the terminal, so the server has had it too.
+    Signal(Signal, bool),
+    /// Somebody connected to the control socket of a generation.
+    Opened(Id, GenId, Arc<UnixStream>),
+    /// The connection to an old server's supervisor stands.
+    Connected(Id, Arc<UnixStream>),
+    /// A line came, or what is none and the text that answers it.
+    Line(Id, Result<String, &'static str>),
+    /// A connection ended, or never came to be.
+    Closed(Id),
+    /// A datagram came to the notify socket of a generation.
+    Notified(GenId, Vec<u8>),
+    /// The main process of a generation that is no child of ours has ended.
+    Ended(GenId, Pid),
+    /// Whoever waits for `--detach` no longer wants the swap.
+    Cancelled,
+}
+
+/// Where events go. The channel is short: a flood waits in the kernel, not in our memory.
+pub type Events = SyncSender<Event>;
+
+/// How many events may wait.
+pub const BACKLOG: usize = 64;
+/// How long a new connection may stay silent.
+const FIRST_LINE: Duration = Duration::from_secs(10);
+/// How many connections to its control sockets a supervisor takes.
+const CONNECTIONS_MAX: usize = 1024;
+
+static NEXT: AtomicU64 = AtomicU64::new(1);
+static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+
+/// A number that nothing else in this process has.
+pub fn next_id() -> Id {
+    NEXT.fetch_add(1, Ordering::Relaxed)
+}
+
+/// Starts a thread with a small stack: none of ours goes deep.
+pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
+    std::thread::Builder::new().name(name.into()).stack_size(64 * 1024).spawn(body).map(drop)
+}
+
+/// Reads signals. Handlers are in place when this returns.
+pub fn signals(events: Events, signals: &[Signal]) -> io::Result<()> {
+    let mut source = SignalsInfo::<WithRawSiginfo>::new(signals.iter().map(|&s| s as i32))?;
+    start("signals", move || {
+        for info in source.forever() {
+            // si_code SI_KERNEL: the terminal's line discipline sent it, to the whole foreground group.
+            let from_terminal = info.si_code == nix::libc::SI_KERNEL;
+            let Ok(signal) = Signal::try_from(info.si_signo) else { continue };
+            if events.send(Event::Signal(signal, from_terminal)).is_err() {
+                return;
+            }
+        }
+    })
+}
+
+/// Reads lines from a connection until it ends.
+pub fn lines(events: Events, id: Id, stream: Arc<UnixStream>) -> io::Result<()> {
+    start("lines", move || read_lines(&events, id, &stream, false))
+}
+
+fn read_lines(events: &Events, id: Id, stream: &UnixStream, impatient: bool) {
+    let mut splitter = Splitter::default();
+    let mut buffer = [0; 1024];
+    if impatient {
+        let _ = stream.set_read_timeout(Some(FIRST_LINE));
+    }
+    let mut silent = impatient;
+    loop {
+        match (&*stream).read(&mut buffer) {
+            Ok(0) => break,
+            Ok(len) => {
+                for line in splitter.push(&buffer[..len]) {
+                    if std::mem::take(&mut silent) {
+                        let _ = stream.set_read_timeout(None);
+                    }
+                    if events.send(Event::Line(id, line)).is_err() {
+                        return;
+                    }
+                }
+            }
+            Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+            Err(_) => break,
+        }
+    }
+    let _ = events.send(Event::Closed(id));
+}
+
+/// Takes connections to the control socket of a generation, from its own user and from root.
+pub fn accept(events: Events, generation: GenId, listener: Arc<UnixListener>) -> io::Result<()> {
+    let own = nix::unistd::geteuid().as_raw();
+    start("accept", move || {
+        loop {
+            match listener.accept() {
+                Ok((stream, _)) => {
+                    let trusted = socket::peer_uid(&stream).is_ok_and(|uid| uid == own || uid == 0);
+                    if !trusted {
+                        let _ = socket::send_now(&stream, b"ERROR this control socket is not yours\n");
+                    } else if CONNECTIONS.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
+                        CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
+                        let _ = socket::send_now(&stream, b"ERROR too many connections\n");
+                    } else {
+                        serve(&events, generation, Arc::new(stream));
+                    }
+                }
+                // The main thread has shut the socket down: the generation has ended.
+                Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => return,
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                // Out of fds or memory. accept(2) would fail again at once; nothing tells when it would not.
+                Err(_) => std::thread::sleep(Duration::from_millis(100)),
+            }
+        }
+    })
+}
+
+fn serve(events: &Events, generation: GenId, stream: Arc<UnixStream>) {
+    let id = next_id();
+    let events = events.clone();
+    let started = start("peer", move || {
+        if events.send(Event::Opened(id, generation, stream.clone())).is_ok() {
+            read_lines(&events, id, &stream, true);
+        }
+        CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
+    });
+    if started.is_err() {
+        CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Connects to the supervisor of an old server and reads what it says. Where nobody answers, waits
+/// until the lock of the server's record is free: its supervisor is about to end, or somebody else
+/// takes the orphan over.
+pub fn connect(events: Events, id: Id, socket: PathBuf, server: Pid, dir: RunDir) -> io::Result<()> {
+    start("connect", move || match UnixStream::connect(&socket) {
+        Ok(stream) => {
+            let stream = Arc::new(stream);
+            if events.send(Event::Connected(id, stream.clone())).is_ok() {
+                read_lines(&events, id, &stream, false);
+            }
+        }
+        Err(_) => {
+            dir.wait_for_release(server);
+            let _ = events.send(Event::Closed(id));
+        }
+    })
+}
+
+/// The notify socket of a generation.
+pub struct NotifySocket {
+    /// The socket.
+    pub socket: UnixDatagram,
+    /// A shut-down socket reads as an empty datagram, and so does an empty datagram.
+    pub closed: AtomicBool,
+}
+
+/// Reads what the server says in the language of sd_notify(3).
+pub fn notifications(events: Events, generation: GenId, notify: Arc<NotifySocket>) -> io::Result<()> {
+    start("notify", move || {
+        let mut buffer = [0; 4096];
+        loop {
+            match notify.socket.recv(&mut buffer) {
+                Ok(0) if notify.closed.load(Ordering::Acquire) => return,
+                Ok(len) => {
+                    if events.send(Event::Notified(generation, buffer[..len].to_vec())).is_err() {
+                        return;
+                    }
+                }
+                Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                Err(_) => return,
+            }
+        }
+    })
+}
+
+/// Waits for the end of a process that is no child of ours.
+pub fn end_of(events: Events, generation: GenId, pid: Pid, pidfd: Pidfd) -> io::Result<()> {
+    start("end", move || {
+        pidfd.wait();
+        let _ = events.send(Event::Ended(generation, pid));
+    })
+}

@@ -1,0 +1,6 @@
+//! The one layer that touches what is unsafe or Linux-only: every call is offered as a safe function
+//! with types. It decides nothing and prints nothing.
+
+pub mod net;
+pub mod process;
+pub mod socket;

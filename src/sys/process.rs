@@ -1,0 +1,239 @@
+//! Processes: spawning a server, pidfds, and the keeper that ends a new server with its supervisor.
+
+use nix::libc;
+use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
+use std::io;
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::process::CommandExt;
+use std::process::{Child, Command};
+
+/// A process id that can be signalled: never 0, 1's group or negative, so that `kill(-1)` cannot be
+/// written.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pid(i32);
+
+impl Pid {
+    /// `None` for what is no pid of a process of its own.
+    pub fn new(raw: i64) -> Option<Pid> {
+        i32::try_from(raw).ok().filter(|&pid| pid > 0).map(Pid)
+    }
+
+    /// Of this process.
+    pub fn own() -> Pid {
+        Pid(nix::unistd::getpid().as_raw())
+    }
+
+    /// Of a child that was just spawned.
+    pub fn of(child: &Child) -> Pid {
+        Pid(child.id() as i32)
+    }
+
+    /// For calls that take a number.
+    pub fn raw(self) -> i32 {
+        self.0
+    }
+}
+
+impl std::fmt::Display for Pid {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// A process, whatever becomes of its pid (pidfd_open(2), Linux 5.3).
+#[derive(Debug)]
+pub struct Pidfd(OwnedFd);
+
+impl Pidfd {
+    /// Opens the process that has this pid now. Check afterwards that it is the one you mean.
+    pub fn open(pid: Pid) -> io::Result<Pidfd> {
+        // SAFETY: the call takes two integers and gives a new fd or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_open, pid.raw(), 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just made this fd, close-on-exec, and nobody else has it.
+        Ok(Pidfd(unsafe { OwnedFd::from_raw_fd(fd as RawFd) }))
+    }
+
+    /// Signals the process; an error (ESRCH) if it is gone.
+    pub fn signal(&self, signal: Signal) -> io::Result<()> {
+        let (fd, signal) = (self.0.as_raw_fd(), signal as libc::c_int);
+        // SAFETY: integers and a null pointer, which means "no siginfo of our own".
+        let result =
+            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<libc::siginfo_t>(), 0) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Waits until the process has ended (a zombie counts as ended).
+    pub fn wait(&self) {
+        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        loop {
+            // SAFETY: one valid pollfd, and the count says one.
+            let ready = unsafe { libc::poll(&raw mut poll, 1, -1) };
+            if ready > 0 || (ready < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted) {
+                return;
+            }
+        }
+    }
+
+    /// A second handle on the same process.
+    pub fn try_clone(&self) -> io::Result<Pidfd> {
+        self.0.try_clone().map(Pidfd)
+    }
+}
+
+/// Whether the signal was ignored when this process started or later (nohup(1) does so with HUP).
+pub fn is_ignored(signal: Signal) -> bool {
+    // SAFETY: all-zero is a valid sigaction to be written over.
+    let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
+    // SAFETY: no new action is set; the old one is written to a valid place.
+    let result = unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), &raw mut action) };
+    result == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Sets right what may have been inherited: no signal blocked, SIGCHLD not ignored (an ignored one
+/// reaps children behind our back, wait(2)).
+pub fn clean_signals() {
+    let _ = sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None);
+    // SAFETY: the default action runs no code of ours.
+    let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
+}
+
+/// Keeps the memory of a process with many small threads small: one malloc arena for all (glibc).
+pub fn save_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: mallopt takes two integers; it is called before the first thread starts.
+    unsafe {
+        libc::mallopt(libc::M_ARENA_MAX, 1);
+        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 * 1024);
+    }
+}
+
+/// The lowest fd number from 3 to 9 that a child would not inherit: POSIX shells cannot name more.
+pub fn free_fd_number() -> Option<RawFd> {
+    (3..=9).find(|&number| {
+        // SAFETY: F_GETFD only reads a flag, of whatever has this number.
+        let flags = unsafe { libc::fcntl(number, libc::F_GETFD) };
+        flags < 0 || flags & libc::FD_CLOEXEC != 0
+    })
+}
+
+/// Spawns a server: clean signals, its end of the control channel at `number`.
+///
+/// `keep_hup_ignored`: nohup(1) asked for it.
+pub fn spawn(
+    command: &mut Command,
+    control: BorrowedFd<'_>,
+    number: Option<RawFd>,
+    keep_hup_ignored: bool,
+) -> io::Result<Child> {
+    let control = control.as_raw_fd();
+    let setup = move || {
+        for signal in Signal::iterator() {
+            if matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) || (signal == Signal::SIGHUP && keep_hup_ignored) {
+                continue;
+            }
+            // SAFETY: signal(2) is async-signal-safe; the default action runs no code of ours.
+            unsafe { libc::signal(signal as libc::c_int, libc::SIG_DFL) };
+        }
+        if let Some(number) = number {
+            // SAFETY: dup2 and fcntl are async-signal-safe and take integers. The copy is meant to be
+            // inherited: it is the server's end of the control channel.
+            let result = unsafe {
+                if control == number { libc::fcntl(number, libc::F_SETFD, 0) } else { libc::dup2(control, number) }
+            };
+            if result < 0 {
+                return Err(io::Error::last_os_error());
+            }
+        }
+        Ok(())
+    };
+    // SAFETY: the closure only makes async-signal-safe calls and allocates nothing.
+    unsafe { command.pre_exec(setup) };
+    command.spawn()
+}
+
+/// The keeper: a tiny process that kills a new server when this supervisor dies before the switch.
+/// Dropping it (or the death of this process) lets it act; [`Keeper::dismiss`] sends it home.
+pub struct Keeper(OwnedFd);
+
+impl Keeper {
+    /// Starts the keeper of a server (and of its process group, where it has one of its own).
+    pub fn start(server: &Pidfd, group: Option<Pid>) -> io::Result<Keeper> {
+        let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
+        let (pipe, server) = (ours.as_raw_fd(), server.0.as_raw_fd());
+        // SAFETY: the child makes async-signal-safe calls only, and never returns from this block.
+        match unsafe { libc::fork() } {
+            -1 => Err(io::Error::last_os_error()),
+            0 => unsafe { keep(pipe, server, group) },
+            _ => Ok(Keeper(theirs)),
+        }
+    }
+
+    /// The switch is done: from here the server lives on without its supervisor.
+    pub fn dismiss(self) {
+        let _ = nix::unistd::write(&self.0, b"x");
+    }
+}
+
+/// The keeper's life. It holds nothing but its pipe and the pidfd: an inherited lock would make a dead
+/// supervisor look alive, an inherited pipe would keep its reader waiting.
+///
+/// # Safety
+/// Only in a freshly forked child.
+unsafe fn keep(pipe: RawFd, server: RawFd, group: Option<Pid>) -> ! {
+    // SAFETY: every call here is async-signal-safe and takes integers or pointers to locals; the two
+    // fds are moved to 0 and 1 before everything above is closed.
+    unsafe {
+        let mut all: libc::sigset_t = std::mem::zeroed();
+        libc::sigfillset(&raw mut all);
+        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
+        libc::setsid();
+        let (pipe, server) = (libc::fcntl(pipe, libc::F_DUPFD, 3), libc::fcntl(server, libc::F_DUPFD, 3));
+        libc::dup2(pipe, 0);
+        libc::dup2(server, 1);
+        libc::syscall(libc::SYS_close_range, 2, u32::MAX, 0);
+        let mut byte = 0u8;
+        let read = loop {
+            let read = libc::read(0, (&raw mut byte).cast(), 1);
+            if read >= 0 || *libc::__errno_location() != libc::EINTR {
+                break read;
+            }
+        };
+        if read == 0 {
+            let alive = libc::syscall(libc::SYS_pidfd_send_signal, 1, 0, 0, 0) == 0;
+            if let (true, Some(group)) = (alive, group) {
+                libc::kill(-group.raw(), libc::SIGKILL);
+            }
+            libc::syscall(libc::SYS_pidfd_send_signal, 1, libc::SIGKILL, 0, 0);
+        }
+        libc::_exit(0)
+    }
+}
+
+/// One of the two processes after [`fork`].
+pub enum Forked {
+    /// The one that called.
+    Parent,
+    /// The new one, in a session of its own.
+    Child,
+}
+
+/// Forks this process, which must not have a second thread yet; the child starts a session.
+pub fn fork_session() -> io::Result<Forked> {
+    // SAFETY: the caller has one thread only, so the child may go on like any process.
+    match unsafe { nix::unistd::fork() }? {
+        nix::unistd::ForkResult::Parent { .. } => Ok(Forked::Parent),
+        nix::unistd::ForkResult::Child => {
+            nix::unistd::setsid()?;
+            Ok(Forked::Child)
+        }
+    }
+}
+
+/// Points a standard fd elsewhere.
+pub fn redirect(to: BorrowedFd<'_>, standard: RawFd) -> io::Result<()> {
+    // SAFETY: dup2 takes two integers; 0, 1 and 2 are owned by nobody.
+    if unsafe { libc::dup2(to.as_raw_fd(), standard) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
