@@ -39,8 +39,17 @@ impl Error {
 
     /// `unable to VERB: REASON (CONSEQUENCE)`, status 125.
     pub fn unable(verb: impl fmt::Display, reason: impl fmt::Display, consequence: &str) -> Error {
-        Error::failed(format!("unable to {verb}: {reason} ({consequence})"))
+        Error::failed(format!("unable to {verb}: {} ({consequence})", without_number(&reason.to_string())))
     }
+}
+
+/// The system's reason for people: without the number that Rust appends.
+pub fn reason(error: &std::io::Error) -> String {
+    without_number(&error.to_string()).to_owned()
+}
+
+fn without_number(text: &str) -> &str {
+    text.find(" (os error").map_or(text, |at| &text[..at])
 }
 
 impl fmt::Display for Error {

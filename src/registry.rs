@@ -11,7 +11,7 @@
 #![forbid(unsafe_code)]
 
 use crate::address::Address;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reason};
 use crate::procfs::{self, MARK, Snapshot};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
@@ -246,15 +246,20 @@ impl RunDir {
         drop(registration);
     }
 
-    /// The generation that a new server with this command line most likely becomes: one more than the
-    /// server with the same command, or than the only one there is.
+    /// The generation that a new server with this command line most likely becomes, before it has said
+    /// what it wants: one more than the server with the same command, or than the only one that runs
+    /// the same program.
     pub fn next_generation(&self, command: &str) -> u64 {
+        let command = one_line(command);
+        let program = |command: &str| command.split(' ').next().map(str::to_owned);
         let pids = self.names().into_iter().filter_map(|n| parse_number(n.strip_suffix(".server")?));
         let servers: Vec<Holder> = pids.filter_map(|pid| self.holder(pid)).collect();
-        let newest = |list: &mut dyn Iterator<Item = &Holder>| list.map(|h| h.generation).max();
-        let same = newest(&mut servers.iter().filter(|h| h.command == one_line(command)));
-        let only = if servers.len() == 1 { newest(&mut servers.iter()) } else { None };
-        same.or(only).unwrap_or(0) + 1
+        let same = servers.iter().filter(|h| h.command == command).map(|h| h.generation).max();
+        let alike = match &servers[..] {
+            [only] if program(&only.command) == program(&command) => Some(only.generation),
+            _ => None,
+        };
+        same.or(alike).unwrap_or(0) + 1
     }
 
     /// Lets go of a record that a newer one of the same server, whose main process is now `pid`, replaces.
@@ -434,7 +439,7 @@ impl RunDir {
             });
         written.map_err(|e| {
             self.unlink(&temporary);
-            e.to_string()
+            reason(&e)
         })
     }
 

@@ -115,6 +115,11 @@ impl Supervisor {
         let event = match found {
             Found::Vacant => {
                 live.held.insert(address.clone());
+                // There was nobody before it.
+                if std::mem::take(&mut live.number_is_guess) && live.number > 1 {
+                    live.number = 1;
+                    self.register_again(generation);
+                }
                 Event::Vacant(address)
             }
             Found::Blocked(why) => Event::Blocked(address, why),
@@ -133,11 +138,12 @@ impl Supervisor {
         if let Some((&id, _)) = known {
             return id;
         }
-        if let Some(live) = self.live.get_mut(&of)
-            && live.number <= holder.generation
-        {
-            live.number = holder.generation + 1;
-            self.register_again(of);
+        if let Some(live) = self.live.get_mut(&of) {
+            let guess = std::mem::take(&mut live.number_is_guess);
+            if live.number <= holder.generation || (guess && live.number != holder.generation + 1) {
+                live.number = holder.generation + 1;
+                self.register_again(of);
+            }
         }
         let local = self.live.iter().find(|(_, live)| (live.server.pid, live.server.start) == server);
         let local = local.map(|(&id, _)| id);
@@ -177,6 +183,7 @@ impl Supervisor {
             machine: swap::Generation::serving(settings, addresses.clone()),
             server,
             number: holder.generation,
+            number_is_guess: false,
             registration: Some(lock),
             sockets: None,
             held: addresses,

@@ -38,6 +38,8 @@ struct Live {
     server: Server,
     /// Which generation it is, counted from the first server of its addresses.
     number: u64,
+    /// It has not said yet whom it replaces.
+    number_is_guess: bool,
     registration: Option<Registration>,
     /// Its control and notify sockets; an orphan has none of ours.
     sockets: Option<Sockets>,

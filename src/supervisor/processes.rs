@@ -88,6 +88,7 @@ impl Supervisor {
                 machine,
                 server,
                 number,
+                number_is_guess: self.live.is_empty(),
                 registration: Some(registration),
                 sockets: Some(Sockets { control, listener, notify, names }),
                 held: BTreeSet::new(),

@@ -680,14 +680,14 @@ impl Generation {
                 self.give(effects);
                 self.clocks(effects);
             }
-            Stage::Leaving(_) => {
-                self.report_released(effects);
-                if self.signal_due && self.takers.is_empty() {
-                    self.signal_due = false;
-                    effects.push(Effect::Signal);
-                }
+            Stage::Leaving(_) | Stage::Ended => {}
+        }
+        if let Stage::Leaving(_) = self.stage {
+            self.report_released(effects);
+            if self.signal_due && self.takers.is_empty() {
+                self.signal_due = false;
+                effects.push(Effect::Signal);
             }
-            Stage::Ended => {}
         }
     }
 

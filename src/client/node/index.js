@@ -102,8 +102,6 @@ function open() {
   });
   channel.on('connect', () => { connected = true; });
   channel.on('error', (err) => { error = err; });
-  // Not by itself: unsent lines would hold it open.
-  channel.on('end', () => channel.destroy());
   channel.on('close', () => {
     if (connected) {
       supervisorDied();
