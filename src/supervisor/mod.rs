@@ -185,7 +185,11 @@ impl Supervisor {
         while !self.is_over() {
             let wake_at = [self.timers.next(), self.poll_at].into_iter().flatten().min();
             let event = match wake_at {
-                None => self.inbox.recv().ok(),
+                None => self.inbox.try_recv().ok().or_else(|| {
+                    // Nothing to do and nothing to wait for: this may last for months.
+                    process::shed_memory();
+                    self.inbox.recv().ok()
+                }),
                 Some(at) => match self.inbox.recv_timeout(at.saturating_duration_since(Instant::now())) {
                     Ok(event) => Some(event),
                     Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,

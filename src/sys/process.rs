@@ -101,12 +101,33 @@ pub fn clean_signals() {
 }
 
 /// Keeps the memory of a process with many small threads small: one malloc arena for all (glibc).
+/// Call it before the first thread starts.
 pub fn save_memory() {
     #[cfg(target_env = "gnu")]
-    // SAFETY: mallopt takes two integers; it is called before the first thread starts.
+    // SAFETY: mallopt takes two integers.
     unsafe {
         libc::mallopt(libc::M_ARENA_MAX, 1);
-        libc::mallopt(libc::M_TRIM_THRESHOLD, 64 * 1024);
+    }
+}
+
+/// Gives back what was only needed to get here: free heap, and the pages of our own code, most of
+/// which ran once. What runs again comes back from the page cache.
+pub fn shed_memory() {
+    #[cfg(target_env = "gnu")]
+    // SAFETY: malloc_trim only returns free memory.
+    unsafe {
+        libc::malloc_trim(0);
+    }
+    let here = shed_memory as fn() as usize;
+    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
+    for line in maps.lines().filter(|line| line.contains(" r-xp ")) {
+        let Some((from, to)) = line.split(' ').next().and_then(|range| range.split_once('-')) else { continue };
+        let (Ok(from), Ok(to)) = (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)) else { continue };
+        if (from..to).contains(&here) {
+            // SAFETY: the range is the read-only, file-backed mapping that holds this function, as the
+            // kernel just named it: a dropped page reads the same when it is faulted in again.
+            unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
+        }
     }
 }
 
