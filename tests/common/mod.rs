@@ -1,0 +1,383 @@
+//! A sandbox for tests with real servers: its own run directory, its own ports, no process left behind,
+//! and a client that counts every failure by kind.
+
+#![allow(dead_code)]
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io::{self, Read, Write};
+use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::process::{CommandExt, ExitStatusExt};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::atomic::{AtomicBool, AtomicU16, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, OnceLock};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+/// Long enough for a loaded machine; no test waits this long when all is well.
+pub const DEADLINE: Duration = Duration::from_secs(60);
+
+/// The binary under test.
+pub const SERVERSWAP: &str = env!("CARGO_BIN_EXE_serverswap");
+
+/// Waits for a condition. The only way in which tests wait.
+pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
+    let deadline = Instant::now() + DEADLINE;
+    while !condition() {
+        assert!(Instant::now() < deadline, "waited {DEADLINE:?} for: {what}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+/// The small Rust server of `tests/servers/plain.rs`.
+pub fn plain_server() -> PathBuf {
+    static BUILT: OnceLock<PathBuf> = OnceLock::new();
+    let build = || {
+        // `cargo test --test NAME` builds no examples.
+        let target = Path::new(SERVERSWAP).parent().unwrap();
+        let mut cargo = Command::new(env!("CARGO"));
+        cargo.args(["build", "--quiet", "--example", "plain-server"]).current_dir(env!("CARGO_MANIFEST_DIR"));
+        cargo.arg("--target-dir").arg(target.parent().unwrap());
+        assert!(cargo.status().unwrap().success());
+        target.join("examples/plain-server")
+    };
+    BUILT.get_or_init(build).clone()
+}
+
+/// A directory with a run directory in it. Dropping it ends every process that was started in it.
+pub struct Sandbox {
+    dir: tempfile::TempDir,
+    logs: AtomicUsize,
+}
+
+impl Default for Sandbox {
+    fn default() -> Sandbox {
+        Sandbox::new()
+    }
+}
+
+impl Sandbox {
+    pub fn new() -> Sandbox {
+        // Short: the paths of unix sockets are limited to 107 bytes.
+        let dir = tempfile::Builder::new().prefix("ssw").tempdir_in("/tmp").unwrap();
+        Sandbox { dir, logs: AtomicUsize::new(0) }
+    }
+
+    pub fn path(&self, name: &str) -> PathBuf {
+        self.dir.path().join(name)
+    }
+
+    pub fn run_dir(&self) -> PathBuf {
+        self.path("run")
+    }
+
+    /// A port that nobody has, outside the range that the kernel gives to clients.
+    pub fn port(&self) -> u16 {
+        static NEXT: AtomicU16 = AtomicU16::new(0);
+        loop {
+            let step = NEXT.fetch_add(1, Ordering::Relaxed);
+            let port = 10_000 + (std::process::id() as u16).wrapping_mul(37).wrapping_add(step) % 20_000;
+            let free = ["0.0.0.0", "127.0.0.1"].iter().all(|ip| TcpListener::bind((*ip, port)).is_ok())
+                && TcpListener::bind(("::", port)).is_ok();
+            if free {
+                return port;
+            }
+        }
+    }
+
+    /// Writes a file and gives its path.
+    pub fn file(&self, name: &str, content: &str) -> PathBuf {
+        let path = self.path(name);
+        fs::write(&path, content).unwrap();
+        path
+    }
+
+    /// A command in this sandbox, with no terminal.
+    pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
+        let mut command = Command::new(program);
+        command.current_dir(self.dir.path()).stdin(Stdio::null());
+        command.env("SERVERSWAP_RUN_DIR", self.run_dir());
+        for name in ["NOTIFY_SOCKET", "SERVERSWAP_FD", "SERVERSWAP_SOCKET", "SERVERSWAP_INODE", "WATCHDOG_USEC"] {
+            command.env_remove(name);
+        }
+        // SAFETY: setsid is async-signal-safe. It keeps a terminal of the developer's out of the test.
+        unsafe {
+            command.pre_exec(|| {
+                nix::unistd::setsid()?;
+                Ok(())
+            })
+        };
+        command
+    }
+
+    /// Starts a command whose output goes to a log.
+    pub fn start(&self, mut command: Command) -> Running {
+        let log = self.path(&format!("log{}", self.logs.fetch_add(1, Ordering::Relaxed)));
+        let file = File::create(&log).unwrap();
+        command.stdout(file.try_clone().unwrap()).stderr(file);
+        let shown = format!("{command:?}");
+        let child = command.spawn().unwrap_or_else(|e| panic!("{shown}: {e}"));
+        Running { child, log, shown }
+    }
+
+    /// Starts `serverswap ARGS...`.
+    pub fn serverswap<A: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Running {
+        let mut command = self.command(SERVERSWAP);
+        command.args(arguments);
+        self.start(command)
+    }
+
+    /// Runs `serverswap ARGS...` to its end: status, output.
+    pub fn run<A: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> (i32, String) {
+        let mut running = self.serverswap(arguments);
+        let status = running.wait();
+        (status, running.log())
+    }
+
+    /// The pid in a pidfile.
+    pub fn pidfile(&self, name: &str) -> Option<i32> {
+        fs::read_to_string(self.run_dir().join(format!("{name}.pid"))).ok()?.trim().parse().ok()
+    }
+
+    /// `--status` for programs: fields per line.
+    pub fn status(&self) -> Vec<Vec<String>> {
+        let mut command = self.command(SERVERSWAP);
+        let output = command.arg("--status").output().unwrap();
+        let text = String::from_utf8(output.stdout).unwrap();
+        text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect()
+    }
+
+    /// Names in the run directory, but for its lock.
+    pub fn files(&self) -> Vec<String> {
+        let mut names: Vec<String> = fs::read_dir(self.run_dir())
+            .into_iter()
+            .flatten()
+            .flatten()
+            .filter_map(|e| e.file_name().into_string().ok())
+            .filter(|name| name != "lock")
+            .collect();
+        names.sort();
+        names
+    }
+
+    /// Living processes that were started in this sandbox, with their command lines.
+    pub fn processes(&self) -> Vec<(i32, String)> {
+        let mark = format!("SERVERSWAP_RUN_DIR={}", self.run_dir().display());
+        let mut found = Vec::new();
+        for entry in fs::read_dir("/proc").unwrap().flatten() {
+            let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
+            let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
+            if environment.split(|&b| b == 0).any(|e| e == mark.as_bytes()) {
+                let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
+                found.push((pid, String::from_utf8_lossy(&command).replace('\0', " ")));
+            }
+        }
+        found
+    }
+
+    /// Everything has ended and the run directory is empty.
+    pub fn assert_clean(&self) {
+        let deadline = Instant::now() + DEADLINE;
+        while !self.processes().is_empty() && Instant::now() < deadline {
+            std::thread::sleep(Duration::from_millis(5));
+        }
+        assert_eq!(self.processes(), [], "processes left behind");
+        assert_eq!(self.files(), Vec::<String>::new(), "files left behind");
+    }
+}
+
+impl Drop for Sandbox {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            for log in 0..self.logs.load(Ordering::Relaxed) {
+                let text = fs::read(self.path(&format!("log{log}"))).unwrap_or_default();
+                eprintln!("--- log {log}\n{}", String::from_utf8_lossy(&text));
+            }
+            eprintln!("--- run directory: {:?}\n--- processes: {:?}", self.files(), self.processes());
+        }
+        // Supervisors may start processes while we look: until there is none.
+        for _ in 0..100 {
+            let processes = self.processes();
+            if processes.is_empty() {
+                return;
+            }
+            for (pid, _) in processes {
+                kill(pid, nix::libc::SIGKILL);
+            }
+            std::thread::sleep(Duration::from_millis(10));
+        }
+    }
+}
+
+/// Signals one process.
+pub fn kill(pid: i32, signal: i32) {
+    assert!(pid > 1);
+    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::try_from(signal).unwrap());
+}
+
+/// Whether a process lives.
+pub fn alive(pid: i32) -> bool {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    stat.rsplit(')').next().is_some_and(|rest| !rest.is_empty() && !rest.starts_with(" Z"))
+}
+
+/// A started command.
+pub struct Running {
+    pub child: Child,
+    log: PathBuf,
+    shown: String,
+}
+
+impl Running {
+    pub fn pid(&self) -> i32 {
+        self.child.id() as i32
+    }
+
+    /// What it and its server wrote.
+    pub fn log(&self) -> String {
+        String::from_utf8_lossy(&fs::read(&self.log).unwrap_or_default()).into_owned()
+    }
+
+    /// Its status as a shell would see it.
+    pub fn wait(&mut self) -> i32 {
+        let deadline = Instant::now() + DEADLINE;
+        loop {
+            if let Some(status) = self.child.try_wait().unwrap() {
+                return code(status);
+            }
+            assert!(Instant::now() < deadline, "{} does not end; it says:\n{}", self.shown, self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    /// Whether it has ended.
+    pub fn ended(&mut self) -> bool {
+        self.child.try_wait().unwrap().is_some()
+    }
+
+    /// Waits until its log holds a text.
+    pub fn says(&self, text: &str) {
+        let deadline = Instant::now() + DEADLINE;
+        while !self.log().contains(text) {
+            assert!(Instant::now() < deadline, "{} never says {text:?}; it says:\n{}", self.shown, self.log());
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    pub fn signal(&self, signal: i32) {
+        kill(self.pid(), signal);
+    }
+}
+
+fn code(status: ExitStatus) -> i32 {
+    status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
+}
+
+/// Who answered: generation and pid.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Answer {
+    pub generation: u64,
+    pub pid: i32,
+}
+
+/// How a request failed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Failure {
+    Refused,
+    Reset,
+    Empty,
+    TimedOut,
+    Other,
+}
+
+/// One request over a new connection.
+pub fn get(port: u16) -> Result<Answer, Failure> {
+    get_from(SocketAddr::from(([127, 0, 0, 1], port)))
+}
+
+pub fn get_from(address: SocketAddr) -> Result<Answer, Failure> {
+    let kind = |e: io::Error| match e.kind() {
+        io::ErrorKind::ConnectionRefused => Failure::Refused,
+        io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Failure::Reset,
+        io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Failure::TimedOut,
+        _ => Failure::Other,
+    };
+    let patience = Duration::from_secs(10);
+    let mut stream = TcpStream::connect_timeout(&address, patience).map_err(kind)?;
+    stream.set_read_timeout(Some(patience)).map_err(kind)?;
+    stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").map_err(kind)?;
+    let mut answer = String::new();
+    stream.read_to_string(&mut answer).map_err(kind)?;
+    let body = answer.split("\r\n\r\n").nth(1).unwrap_or("").trim().to_owned();
+    let mut words = body.split_whitespace().map(str::parse::<i64>);
+    match (words.next(), words.next()) {
+        (Some(Ok(generation)), Some(Ok(pid))) => Ok(Answer { generation: generation as u64, pid: pid as i32 }),
+        _ if answer.is_empty() => Err(Failure::Empty),
+        _ => Err(Failure::Other),
+    }
+}
+
+/// Waits until the port is answered by this generation.
+pub fn answered_by(port: u16, generation: u64) -> Answer {
+    let mut last = None;
+    until(&format!("generation {generation} answers on :{port}"), || {
+        last = get(port).ok();
+        last.is_some_and(|answer| answer.generation == generation)
+    });
+    last.unwrap()
+}
+
+/// What a client saw.
+#[derive(Debug, Default, Clone)]
+pub struct Seen {
+    pub answers: BTreeMap<i32, usize>,
+    pub failures: BTreeMap<Failure, usize>,
+    pub longest_gap: Duration,
+}
+
+/// A client that asks again and again until it is stopped.
+pub struct Load {
+    stop: Arc<AtomicBool>,
+    seen: Arc<Mutex<Seen>>,
+    thread: Option<JoinHandle<()>>,
+}
+
+impl Load {
+    /// One request every `pause`.
+    pub fn start(port: u16, pause: Duration) -> Load {
+        let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
+        let (stop_too, seen_too) = (stop.clone(), seen.clone());
+        let thread = std::thread::spawn(move || {
+            let mut last = Instant::now();
+            while !stop_too.load(Ordering::Relaxed) {
+                let result = get(port);
+                let mut seen = seen_too.lock().unwrap();
+                match result {
+                    Ok(answer) => {
+                        *seen.answers.entry(answer.pid).or_default() += 1;
+                        seen.longest_gap = seen.longest_gap.max(last.elapsed());
+                        last = Instant::now();
+                    }
+                    Err(failure) => *seen.failures.entry(failure).or_default() += 1,
+                }
+                drop(seen);
+                std::thread::sleep(pause);
+            }
+        });
+        Load { stop, seen, thread: Some(thread) }
+    }
+
+    /// Ends the load and tells what it saw.
+    pub fn stop(mut self) -> Seen {
+        self.stop.store(true, Ordering::Relaxed);
+        self.thread.take().unwrap().join().unwrap();
+        self.seen.lock().unwrap().clone()
+    }
+}
+
+impl Drop for Load {
+    fn drop(&mut self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+}
