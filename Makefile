@@ -26,7 +26,7 @@ BIN     = $(TARGET)/release/serverswap
 
 CLIENT  = $(wildcard src/client/node/*.js src/client/node/*.mjs src/client/node/*.json \
             src/client/node/*.ts src/client/node/*.mts)
-SCRIPTS = $(wildcard .ci/run tests/*.sh tests/demo/*.sh src/install/completions/*.bash)
+SCRIPTS = $(wildcard .ci/run tests/*.sh tests/*/*.sh src/install/completions/*.bash)
 NODE_TESTS = $(wildcard tests/node-client/*.test.js tests/node-client/*.test.mjs)
 
 # $(call need,PROGRAM,WHAT TO INSTALL)
@@ -47,8 +47,8 @@ all:
 	@$(need_cargo)
 	$(CARGO) build --release --locked
 
-test:
-	@$(need_cargo)
+# tests/install.sh installs the release binary.
+test: all
 	@$(need_node)
 	@$(need_npm)
 	@$(need_python)
