@@ -68,9 +68,9 @@ check:
 	shellcheck $(SCRIPTS)
 	$(MAKE) test
 
-bench: all
-	@$(need_python)
-	tests/bench.sh
+bench:
+	@$(need_cargo)
+	$(CARGO) bench --locked --bench figures
 
 demo: all
 	@$(need_node)

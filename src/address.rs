@@ -143,7 +143,8 @@ mod tests {
 
     #[test]
     fn bad_ports_and_names_are_refused() {
-        for text in ["", "0", ":0", "70000", ":70000", "127.0.0.1:0", ":-1", "-1:-1 ", "a b", "a\tb", "a\u{7}", ":+80"] {
+        for text in ["", "0", ":0", "70000", ":70000", "127.0.0.1:0", ":-1", "-1:-1 ", "a b", "a\tb", "a\u{7}", ":+80"]
+        {
             assert!(Address::parse(text).is_err(), "{text:?}");
         }
         assert!(Address::parse(&"x".repeat(201)).is_err());

@@ -228,7 +228,9 @@ fn signal(text: &str) -> Result<Signal> {
     };
     match signal {
         // A server cannot end by one that only stops or continues it.
-        Ok(Signal::SIGSTOP | Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT | Signal::SIGCHLD)
+        Ok(
+            Signal::SIGSTOP | Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT | Signal::SIGCHLD,
+        )
         | Err(_) => Err(usage(format!("--stop-signal: {text:?} is no signal that stops a server"))),
         Ok(signal) => Ok(signal),
     }
@@ -287,8 +289,17 @@ mod tests {
     #[test]
     fn every_run_option_is_accepted() {
         let r = run(&[
-            "--ready-timeout=0", "--drain", "0.5", "--kill-after", "3", "--stop-signal", "sigquit", "--no-probe",
-            "--plain", "--detach", "x",
+            "--ready-timeout=0",
+            "--drain",
+            "0.5",
+            "--kill-after",
+            "3",
+            "--stop-signal",
+            "sigquit",
+            "--no-probe",
+            "--plain",
+            "--detach",
+            "x",
         ]);
         assert_eq!(r.ready_timeout, Some(Duration::ZERO));
         assert_eq!((r.drain, r.kill_after), (Duration::from_millis(500), Duration::from_secs(3)));

@@ -40,7 +40,8 @@ pub fn fork() -> Result<Side> {
 /// Waits for the status. A signal that would end the wait calls the swap off instead, if it is not
 /// past its switch.
 fn wait(mut supervisor: UnixStream) -> io::Result<u8> {
-    let mut signals = Signals::new([Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP].map(|s| s as i32))?;
+    let mut signals =
+        Signals::new([Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP].map(|s| s as i32))?;
     let mut canceller = supervisor.try_clone()?;
     std::thread::spawn(move || {
         for _ in &mut signals {
@@ -74,11 +75,8 @@ impl Launcher {
     pub fn detach(self) {
         let _ = self.0.shutdown(std::net::Shutdown::Both);
         let Ok(null) = File::options().read(true).write(true).open("/dev/null") else { return };
-        let is_terminal = [
-            nix::unistd::isatty(io::stdin()),
-            nix::unistd::isatty(io::stdout()),
-            nix::unistd::isatty(io::stderr()),
-        ];
+        let is_terminal =
+            [nix::unistd::isatty(io::stdin()), nix::unistd::isatty(io::stdout()), nix::unistd::isatty(io::stderr())];
         for (number, is_terminal) in (0..).zip(is_terminal) {
             if is_terminal == Ok(true) {
                 let _ = process::redirect(null.as_fd(), number);

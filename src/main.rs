@@ -27,7 +27,7 @@ use std::process::ExitCode;
 const NODE_CLIENT: &str = include_str!("client/node/index.js");
 
 fn main() -> ExitCode {
-    let result = cli::parse(std::env::args_os().skip(1)).and_then(|cli| run(cli));
+    let result = cli::parse(std::env::args_os().skip(1)).and_then(run);
     ExitCode::from(result.unwrap_or_else(|error| {
         Log::new(0).say(swap::Level::Error, None, &error.text);
         error.status
@@ -36,7 +36,8 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<u8> {
     let log = Log::new(cli.verbosity);
-    let given = cli.run_dir.or_else(|| std::env::var_os("SERVERSWAP_RUN_DIR").filter(|d| !d.is_empty()).map(Into::into));
+    let given =
+        cli.run_dir.or_else(|| std::env::var_os("SERVERSWAP_RUN_DIR").filter(|d| !d.is_empty()).map(Into::into));
     let dir = |create| RunDir::open(given.as_deref(), create);
     match cli.request {
         Request::Help => print(cli::HELP),

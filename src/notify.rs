@@ -79,7 +79,9 @@ mod tests {
 
     #[test]
     fn known_words_are_heard_and_others_left_alone() {
-        let notices = parse(b"READY=1\nSTATUS=ok \x1b[31m\nMAINPID=1\nnonsense\nWATCHDOG=1\nWATCHDOG=trigger\nSTOPPING=1\nREADY=0");
+        let notices = parse(
+            b"READY=1\nSTATUS=ok \x1b[31m\nMAINPID=1\nnonsense\nWATCHDOG=1\nWATCHDOG=trigger\nSTOPPING=1\nREADY=0",
+        );
         let status = Notice::Status("ok [31m".into());
         let (one, two) = (Notice::Watchdog("WATCHDOG=1"), Notice::Watchdog("WATCHDOG=trigger"));
         assert_eq!(notices, [Notice::Up, status, one, two, Notice::Stopping]);

@@ -11,7 +11,7 @@ use crate::registry::{Holder, RunDir, user_name};
 use crate::swap::Level;
 use crate::sys::net;
 use crate::sys::process::Pid;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
@@ -211,9 +211,8 @@ pub fn reload(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
 /// A line of the table.
 struct Row([String; 10]);
 
-const HEADER: [&str; 10] = [
-    "ADDRESS", "GENERATION", "PID", "SUPERVISOR", "USER", "STATE", "MODE", "UPTIME", "CONNECTIONS", "COMMAND",
-];
+const HEADER: [&str; 10] =
+    ["ADDRESS", "GENERATION", "PID", "SUPERVISOR", "USER", "STATE", "MODE", "UPTIME", "CONNECTIONS", "COMMAND"];
 
 /// `--status`: every server, or those of the addresses.
 pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Result<u8> {
@@ -228,17 +227,27 @@ pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Res
         let connections = net::connections().unwrap_or_default();
         let snapshot = Snapshot::take();
         let mut sockets = BTreeMap::new();
+        let mut shown = BTreeSet::new();
         for address in asked {
             let mut notes = Vec::new();
             if let Some(holder) = dir.serving(&address, &mut notes) {
-                rows.push((address.clone(), row(&address, &holder, &connections, &snapshot, &mut sockets, people)));
+                let row = row(Some(&address), &holder, &connections, &snapshot, &mut sockets, people);
+                shown.insert(holder.pid);
+                rows.push((Some(address.clone()), row));
             }
             for note in notes {
                 log.say(Level::Warning, Some(&address), &note);
             }
         }
+        if addresses.is_empty() {
+            // Workers, and servers that have not said yet what they want.
+            for holder in dir.servers().into_iter().filter(|h| !shown.contains(&h.pid)) {
+                rows.push((None, row(None, &holder, &connections, &snapshot, &mut sockets, people)));
+            }
+        }
     }
-    let missing = addresses.iter().find(|wanted| !rows.iter().any(|(a, _)| a.collides(wanted)));
+    let missing =
+        addresses.iter().find(|wanted| !rows.iter().any(|(a, _)| a.as_ref().is_some_and(|a| a.collides(wanted))));
     let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
     print(&rows, people).map_err(|e| Error::unable("write the status", e, "nothing was changed"))?;
     match missing {
@@ -248,25 +257,23 @@ pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Res
 }
 
 fn row(
-    address: &Address,
+    address: Option<&Address>,
     holder: &Holder,
     connections: &[net::TcpSocket],
     snapshot: &Snapshot,
-    sockets: &mut BTreeMap<Pid, std::collections::BTreeSet<u32>>,
+    sockets: &mut BTreeMap<Pid, BTreeSet<u32>>,
     people: bool,
 ) -> Row {
     let fields = ask_status(holder);
     let field = |key: &str, or: &str| fields.get(key).cloned().unwrap_or_else(|| or.to_owned());
     let state = if holder.orphan.is_some() { "serving" } else { "not answering" };
-    let family = Family {
-        main: holder.pid,
-        group: Some(holder.pid),
-        mark: holder.socket.to_string_lossy().into_owned(),
-    };
-    let held = sockets.entry(holder.pid).or_insert_with(|| {
-        snapshot.family(&family).iter().filter_map(|s| procfs::sockets(s.pid)).flatten().collect()
-    });
-    let count = connections.iter().filter(|s| s.local.collides(address) && held.contains(&s.inode)).count();
+    let family =
+        Family { main: holder.pid, group: Some(holder.pid), mark: holder.socket.to_string_lossy().into_owned() };
+    let held = sockets
+        .entry(holder.pid)
+        .or_insert_with(|| snapshot.family(&family).iter().filter_map(|s| procfs::sockets(s.pid)).flatten().collect());
+    let here = |s: &&net::TcpSocket| address.is_some_and(|a| s.local.collides(a)) && held.contains(&s.inode);
+    let count = connections.iter().filter(here).count();
     let uptime = procfs::stat(holder.pid).and_then(|s| procfs::age(&s)).unwrap_or(0);
     let uid = std::fs::metadata(format!("/proc/{}", holder.pid)).map(|m| m.uid());
     let mut command = field("command", &holder.command);
@@ -275,7 +282,7 @@ fn row(
         command = format!("{command} ({text})");
     }
     Row([
-        address.to_string(),
+        address.map_or_else(|| "-".into(), Address::to_string),
         field("generation", &holder.generation.to_string()),
         holder.pid.to_string(),
         if holder.orphan.is_some() { "-".into() } else { holder.supervisor.to_string() },

@@ -78,7 +78,8 @@ pub fn sockets(pid: Pid) -> Option<BTreeSet<u32>> {
     let mut inodes = BTreeSet::new();
     for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
         let Ok(target) = fs::read_link(entry.path()) else { continue };
-        let inode: Option<u32> = target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
+        let inode: Option<u32> =
+            target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
         inodes.extend(inode);
     }
     Some(inodes)

@@ -365,7 +365,8 @@ mod tests {
     /// Every sequence up to length 5 over a small vocabulary of words, arguments and separators.
     #[test]
     fn all_short_sequences_parse_without_harm() {
-        let vocabulary = ["READY", "TAKEDOWN", "RELEASED", "UP", "FAIL", "GO", " ", "\n", "\r", ":8080", "x", "0", "\0"];
+        let vocabulary =
+            ["READY", "TAKEDOWN", "RELEASED", "UP", "FAIL", "GO", " ", "\n", "\r", ":8080", "x", "0", "\0"];
         let mut sequences = vec![String::new()];
         for _ in 0..5 {
             let mut longer = Vec::with_capacity(sequences.len() * vocabulary.len());

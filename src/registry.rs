@@ -146,6 +146,12 @@ impl RunDir {
         addresses
     }
 
+    /// Every living server, whether it has an address or not.
+    pub fn servers(&self) -> Vec<Holder> {
+        let pids = self.names().into_iter().filter_map(|n| parse_number(n.strip_suffix(".server")?));
+        pids.filter_map(|pid| self.holder(pid)).collect()
+    }
+
     /// Who has the address; if nobody has, it becomes `me`'s in the same moment. `is_mine` tells
     /// whether a process belongs to the asking server.
     pub fn look_up(&self, address: &Address, me: Pid, is_mine: &dyn Fn(Pid) -> bool, notes: &mut Notes) -> Found {
@@ -252,8 +258,7 @@ impl RunDir {
     pub fn next_generation(&self, command: &str) -> u64 {
         let command = one_line(command);
         let program = |command: &str| command.split(' ').next().map(str::to_owned);
-        let pids = self.names().into_iter().filter_map(|n| parse_number(n.strip_suffix(".server")?));
-        let servers: Vec<Holder> = pids.filter_map(|pid| self.holder(pid)).collect();
+        let servers = self.servers();
         let same = servers.iter().filter(|h| h.command == command).map(|h| h.generation).max();
         let alike = match &servers[..] {
             [only] if program(&only.command) == program(&command) => Some(only.generation),
@@ -628,7 +633,10 @@ mod tests {
     fn a_reused_pid_is_no_server() {
         let (_temp, dir) = run_dir();
         let other = std::process::id();
-        let text = format!("serverswap 1\npid {other}\nstart 1\nboot {}\nsupervisor 1\ngeneration 1\nsocket x.sock\n", procfs::boot_id());
+        let text = format!(
+            "serverswap 1\npid {other}\nstart 1\nboot {}\nsupervisor 1\ngeneration 1\nsocket x.sock\n",
+            procfs::boot_id()
+        );
         std::fs::write(dir.path().join(format!("{other}.server")), text).unwrap();
         std::fs::write(dir.path().join("a-name.pid"), format!("{other}\n")).unwrap();
         let (found, notes) = claim(&dir, Pid::new(1).unwrap());

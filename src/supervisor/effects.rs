@@ -29,9 +29,9 @@ impl Supervisor {
             Effect::Lock(old) => self.lock(generation, old),
             Effect::Unlock(old) => self.unlock(old),
             Effect::Take(_, address) => self.register(generation, &address, |dir, address, pid| dir.take(address, pid)),
-            Effect::Hold(address) => self.register(generation, &address, |dir, address, pid| {
-                dir.hold(address, pid, &mut Vec::new())
-            }),
+            Effect::Hold(address) => {
+                self.register(generation, &address, |dir, address, pid| dir.hold(address, pid, &mut Vec::new()))
+            }
             Effect::Unhold(address) => {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.held.remove(&address);

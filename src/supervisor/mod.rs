@@ -27,7 +27,7 @@ use peers::Conn;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, RecvTimeoutError, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 use threads::{Event, Events, GenId, Id, NotifySocket};
 use timers::Timers;
@@ -109,6 +109,7 @@ pub struct Supervisor {
     leftovers: Vec<(Server, Instant)>,
     poll_at: Option<Instant>,
     poll_every: Duration,
+    poll_since: Instant,
     reload_wanted: bool,
     reload_waiters: Vec<Id>,
     stopping: bool,
@@ -127,14 +128,8 @@ impl Supervisor {
         process::save_memory();
         let (events, inbox) = sync_channel(threads::BACKLOG);
         let failed = |what: &str, e: std::io::Error| Error::unable(what, e, "nothing was started");
-        let mut signals = vec![
-            Signal::SIGTERM,
-            Signal::SIGINT,
-            Signal::SIGQUIT,
-            Signal::SIGUSR1,
-            Signal::SIGUSR2,
-            Signal::SIGCHLD,
-        ];
+        let mut signals =
+            vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD];
         if !hup_ignored {
             signals.push(Signal::SIGHUP);
         }
@@ -160,6 +155,7 @@ impl Supervisor {
             leftovers: Vec::new(),
             poll_at: None,
             poll_every: Duration::ZERO,
+            poll_since: Instant::now(),
             reload_wanted: false,
             reload_waiters: Vec::new(),
             stopping: false,
@@ -190,10 +186,7 @@ impl Supervisor {
                     process::shed_memory();
                     self.inbox.recv().ok()
                 }),
-                Some(at) => match self.inbox.recv_timeout(at.saturating_duration_since(Instant::now())) {
-                    Ok(event) => Some(event),
-                    Err(RecvTimeoutError::Timeout | RecvTimeoutError::Disconnected) => None,
-                },
+                Some(at) => self.inbox.recv_timeout(at.saturating_duration_since(Instant::now())).ok(),
             };
             if let Some(event) = event {
                 self.handle(event);

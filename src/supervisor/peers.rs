@@ -86,10 +86,13 @@ impl Supervisor {
             let peer = line.as_ref().is_ok_and(|line| line.starts_with("PEER "));
             conn.role = if peer { Role::Peer(generation, Vec::new()) } else { Role::Server(generation) };
         }
+        let error = line.as_ref().is_ok_and(|line| line.starts_with("ERROR"));
         match conn.role {
             Role::New(_) => {}
             Role::Server(generation) => match parse::<ServerWord>(line) {
                 Ok(word) => self.feed(generation, swap::Event::Said(SpeakerId(id), word)),
+                // An ERROR is no question: to answer it with another could go on for ever.
+                Err(_) if error => {}
                 Err(why) => conn.out.send_if_read(&SupervisorWord::Error(why)),
             },
             Role::Peer(generation, _) => match parse::<PeerWord>(line) {

@@ -25,7 +25,7 @@ use std::time::{Duration, Instant};
 
 /// How often the kernel is asked at first while something is waited for that it does not tell.
 const POLL_FIRST: Duration = Duration::from_millis(1);
-/// And at last: in a swap, and while a first server looks for its port.
+/// And at last: in a swap (or one hundredth of how long it has lasted already), and while a first server looks for its port.
 const POLL_SWAP: Duration = Duration::from_millis(20);
 const POLL_DISCOVER: Duration = Duration::from_millis(500);
 /// How long the listeners of a server that says nothing are looked for.
@@ -204,6 +204,7 @@ impl Supervisor {
     /// Asks the kernel soon, and then ever more rarely, until there is nothing to ask for.
     pub(super) fn poll_soon(&mut self) {
         self.poll_every = POLL_FIRST;
+        self.poll_since = Instant::now();
         self.poll_at = Some(Instant::now() + POLL_FIRST);
     }
 
@@ -216,11 +217,8 @@ impl Supervisor {
         let generations: Vec<GenId> = self.live.keys().copied().collect();
         for generation in generations {
             let Some(live) = self.live.get_mut(&generation) else { continue };
-            let candidates: Vec<TcpSocket> = sockets
-                .iter()
-                .filter(|s| live.watching.iter().any(|a| a.collides(&s.local)))
-                .cloned()
-                .collect();
+            let candidates: Vec<TcpSocket> =
+                sockets.iter().filter(|s| live.watching.iter().any(|a| a.collides(&s.local))).cloned().collect();
             let (held, _) = live.server.holds(&candidates);
             for own in &held {
                 for address in live.watching.extract_if(.., |a| a.collides(own)) {
@@ -258,7 +256,8 @@ impl Supervisor {
             rest.has_rest()
         });
         swapping |= !self.leftovers.is_empty();
-        let slowest = if swapping { POLL_SWAP } else { POLL_DISCOVER };
+        let since = now.saturating_duration_since(self.poll_since);
+        let slowest = if swapping { POLL_SWAP.max(since / 100) } else { POLL_DISCOVER };
         self.poll_every = (self.poll_every * 3 / 2).min(slowest);
         self.poll_at = (swapping || discovering).then(|| now + self.poll_every);
     }

@@ -58,7 +58,8 @@ impl Timers {
     /// Takes out one clock that has run out.
     pub fn take_due(&mut self) -> Option<(GenId, Timer)> {
         let now = Instant::now();
-        let due = self.0.iter().find(|(_, clock)| matches!(clock, Clock::Runs(at) if *at <= now)).map(|(key, _)| *key)?;
+        let due =
+            self.0.iter().find(|(_, clock)| matches!(clock, Clock::Runs(at) if *at <= now)).map(|(key, _)| *key)?;
         self.0.remove(&due);
         Some(due)
     }

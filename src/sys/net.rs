@@ -40,12 +40,7 @@ const REQUEST_LEN: usize = 72;
 const ANSWER_LEN: usize = 72;
 
 fn dump(states: u32) -> io::Result<Vec<TcpSocket>> {
-    let fd = socket(
-        AddressFamily::Netlink,
-        SockType::Raw,
-        SockFlag::SOCK_CLOEXEC,
-        SockProtocol::NetlinkSockDiag,
-    )?;
+    let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
     bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
     let mut sockets = Vec::new();
     let mut buffer = vec![0; 32 * 1024];

@@ -187,6 +187,7 @@ impl Keeper {
         // SAFETY: the child makes async-signal-safe calls only, and never returns from this block.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
+            // SAFETY: this is the freshly forked child.
             0 => unsafe { keep(pipe, server, group) },
             _ => Ok(Keeper(theirs)),
         }

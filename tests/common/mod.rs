@@ -36,9 +36,10 @@ pub fn plain_server() -> PathBuf {
     let build = || {
         // `cargo test --test NAME` builds no examples.
         let target = Path::new(SERVERSWAP).parent().unwrap();
+        let profile = if target.ends_with("release") { "release" } else { "dev" };
         let mut cargo = Command::new(env!("CARGO"));
         cargo.args(["build", "--quiet", "--example", "plain-server"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-        cargo.arg("--target-dir").arg(target.parent().unwrap());
+        cargo.args(["--profile", profile, "--target-dir"]).arg(target.parent().unwrap());
         assert!(cargo.status().unwrap().success());
         target.join("examples/plain-server")
     };
@@ -213,7 +214,8 @@ impl Drop for Sandbox {
 /// Signals one process.
 pub fn kill(pid: i32, signal: i32) {
     assert!(pid > 1);
-    let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::try_from(signal).unwrap());
+    let _ =
+        nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::try_from(signal).unwrap());
 }
 
 /// Whether a process lives.

@@ -1,0 +1,129 @@
+//! `make bench`: what a supervisor costs. Prints a table; fails nothing, since a busy machine would.
+
+#[path = "../common/mod.rs"]
+mod common;
+
+use common::{Load, SERVERSWAP, Sandbox, answered_by, plain_server};
+use std::fs;
+use std::io::Read;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+fn main() {
+    println!("{:<58} {:>14}   bound", "figure", "measured");
+    row("binary, KiB", fs::metadata(SERVERSWAP).map(|m| m.len() / 1024).unwrap_or(0), "1024");
+    let delay = start_delay();
+    row("start of the server against a direct start, median, us", delay, "2000");
+    idle();
+    swaps();
+}
+
+fn row(name: &str, value: impl std::fmt::Display, bound: &str) {
+    println!("{name:<58} {value:>14}   {bound}");
+}
+
+fn median(mut values: Vec<u64>) -> u64 {
+    values.sort_unstable();
+    values.get(values.len() / 2).copied().unwrap_or(0)
+}
+
+fn monotonic() -> u64 {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).unwrap();
+    now.tv_sec() as u64 * 1_000_000_000 + now.tv_nsec() as u64
+}
+
+/// From the spawn of a command to the first line of its server's `main`, direct and supervised in turn.
+fn start_delay() -> u64 {
+    let sandbox = Sandbox::new();
+    let server = plain_server();
+    let time = |command: &mut Command| {
+        let before = monotonic();
+        let mut child = command.stdout(Stdio::piped()).stderr(Stdio::null()).spawn().unwrap();
+        let mut stamp = String::new();
+        child.stdout.take().unwrap().read_to_string(&mut stamp).unwrap();
+        child.wait().unwrap();
+        (stamp.trim().parse::<u64>().unwrap() - before) / 1000
+    };
+    let (mut direct, mut supervised) = (Vec::new(), Vec::new());
+    for _ in 0..101 {
+        direct.push(time(sandbox.command(&server).arg("stamp")));
+        supervised.push(time(sandbox.command(SERVERSWAP).arg(&server).arg("stamp")));
+    }
+    let (direct, supervised) = (median(direct), median(supervised));
+    row("  direct start, us", direct, "");
+    row("  supervised start, us", supervised, "");
+    supervised.saturating_sub(direct)
+}
+
+/// A supervisor with one server that has nothing to do.
+fn idle() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let running = sandbox.serverswap([plain_server().to_str().unwrap(), &format!(":{port}")]);
+    answered_by(port, 1);
+    // Long enough for everything that follows the start to be over.
+    std::thread::sleep(Duration::from_secs(2));
+    let pid = running.pid();
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let pss = rollup.lines().find_map(|l| l.strip_prefix("Pss:")).unwrap_or("0").trim().trim_end_matches(" kB");
+    row("memory of an idle supervisor, PSS, KiB", pss, "1024");
+    row("threads of an idle supervisor", threads(pid).len(), "");
+    let before = switches(pid);
+    let strace = Command::new("strace").args(["-f", "-qq", "-p", &pid.to_string()]).stderr(Stdio::piped()).spawn();
+    std::thread::sleep(Duration::from_secs(10));
+    match strace {
+        Ok(mut strace) => {
+            let _ = nix::sys::signal::kill(nix::unistd::Pid::from_raw(strace.id() as i32), nix::sys::signal::SIGINT);
+            let mut trace = String::new();
+            strace.stderr.take().unwrap().read_to_string(&mut trace).unwrap();
+            strace.wait().unwrap();
+            // A call that was interrupted by the attaching or detaching itself is no wake-up.
+            let calls = trace.lines().filter(|l| l.contains(" = ") || l.contains("resumed>")).count();
+            row("system calls in ten idle seconds (strace)", calls, "0");
+        }
+        Err(_) => {
+            row("wake-ups in ten idle seconds (no strace here)", switches(pid) - before, "0");
+        }
+    }
+}
+
+fn threads(pid: i32) -> Vec<String> {
+    let tasks = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    tasks.filter_map(|t| fs::read_to_string(t.path().join("status")).ok()).collect()
+}
+
+fn switches(pid: i32) -> u64 {
+    let of = |status: &String| {
+        let line = status.lines().find_map(|l| l.strip_prefix("voluntary_ctxt_switches:"))?;
+        line.trim().parse::<u64>().ok()
+    };
+    threads(pid).iter().filter_map(of).sum()
+}
+
+/// Swaps in plain order under a client that asks all the time: the gap that plain order has.
+fn swaps() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let command = [plain_server().to_str().unwrap().to_owned(), format!(":{port}"), "takedown".into()];
+    let mut running = sandbox.serverswap(&command);
+    answered_by(port, 1);
+    let load = Load::start(port, Duration::ZERO);
+    std::thread::sleep(Duration::from_secs(2));
+    let steady = load.stop();
+    let load = Load::start(port, Duration::ZERO);
+    let before = monotonic();
+    for generation in 2..=21 {
+        let next = sandbox.serverswap(&command);
+        answered_by(port, generation);
+        running.wait();
+        running = next;
+    }
+    let each = (monotonic() - before) / 20 / 1_000_000;
+    let seen = load.stop();
+    row("plain order: a swap, ms", each, "");
+    row("plain order: failed connections in 20 swaps", seen.failures.values().sum::<usize>(), "");
+    row("plain order: answers meanwhile", seen.answers.values().sum::<usize>(), "");
+    row("plain order: longest time without an answer, ms", seen.longest_gap.as_millis(), "");
+    row("  the same without a swap, ms", steady.longest_gap.as_millis(), "");
+    sandbox.run(["--takedown", &port.to_string()]);
+}
