@@ -340,7 +340,16 @@ test('server.close() lets go of the port before RELEASED, and requests finish', 
       report('request');
     });
     serverswap.readyFor(${port}, () => server.listen(${port}, () => report('listening')));
-    serverswap.onTakedown(${port}, () => { server.close(() => process.exit()); setTimeout(() => process.exit(1), 60_000); });
+    const fs = require('fs');
+    const listening = () => ['tcp', 'tcp6'].some((family) => {
+      const entry = ':' + (${port}).toString(16).toUpperCase().padStart(4, '0') + ' [0-9A-F]+:0000 0A ';
+      return new RegExp(entry).test(fs.readFileSync('/proc/self/net/' + family, 'latin1'));
+    });
+    serverswap.onTakedown(${port}, () => {
+      report('listening before:', listening());
+      server.close(() => process.exit());
+      report('listening after:', listening());
+    });
   `);
   await server.control.hears(`READY :${port}`);
   server.control.say(`GO :${port}`);
@@ -353,6 +362,7 @@ test('server.close() lets go of the port before RELEASED, and requests finish', 
   process.kill(server.pid, 'SIGUSR2');
   assert.equal(await answer, 'hello');
   assert.equal(await server.exit(), 0);
+  assert.deepEqual(server.reports, ['listening', 'request', 'listening before: true', 'listening after: false']);
 });
 
 test('when the supervisor dies, a server that serves goes on and says so once', async (t) => {
