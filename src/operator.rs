@@ -93,7 +93,7 @@ pub fn takedown(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
         let mut left = list.clone();
         // Whoever replaced the server meanwhile has the addresses: they are to go from there.
         loop {
-            match ask_down(&holder, &left, log) {
+            match ask_down(dir, &holder, &left, log) {
                 Ok(true) => break,
                 Ok(false) => {}
                 Err(why) => return Err(Error::failed(format!("{}: unable to take down: {why}", list[0]))),
@@ -112,9 +112,9 @@ pub fn takedown(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
 }
 
 /// `true`: done; `false`: the server went away first.
-fn ask_down(holder: &Holder, addresses: &[Address], log: Log) -> std::result::Result<bool, String> {
+fn ask_down(dir: &RunDir, holder: &Holder, addresses: &[Address], log: Log) -> std::result::Result<bool, String> {
     if holder.orphan.is_some() {
-        return stop_orphan(holder, log).map(|()| true);
+        return stop_orphan(dir, holder, log).map(|()| true);
     }
     let asked = || -> io::Result<(bool, Option<String>)> {
         let mut supervisor = Supervisor::of(holder)?;
@@ -151,7 +151,7 @@ fn ask_down(holder: &Holder, addresses: &[Address], log: Log) -> std::result::Re
 }
 
 /// A server without a supervisor: nobody else can tell it to stop.
-fn stop_orphan(holder: &Holder, log: Log) -> std::result::Result<(), String> {
+fn stop_orphan(dir: &RunDir, holder: &Holder, log: Log) -> std::result::Result<(), String> {
     let mark = holder.socket.to_string_lossy().into_owned();
     let Some(server) = crate::server::Server::adopt(holder.pid, holder.start, mark) else { return Ok(()) };
     log.say(Level::Notice, None, &format!("server {} has lost its supervisor and is told to stop", holder.pid));
@@ -167,6 +167,10 @@ fn stop_orphan(holder: &Holder, log: Log) -> std::result::Result<(), String> {
         let _ = receiver.recv();
     }
     server.signal_rest(nix::sys::signal::Signal::SIGTERM);
+    for address in dir.addresses() {
+        dir.unhold(&address, holder.pid);
+    }
+    dir.clean_up();
     Ok(())
 }
 

@@ -165,8 +165,8 @@ impl RunDir {
                 continue;
             }
             match self.holder(pid) {
-                Some(holder) if holder.orphan.is_none() || listens(pid, &own) => holders.push(holder),
-                Some(_) => notes.push(format!("pid {pid} has lost its supervisor and does not listen on {own}")),
+                Some(holder) if holder.orphan.is_none() || has(pid, &own) => holders.push(holder),
+                Some(_) => notes.push(format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}")),
                 None => {
                     notes.push(format!("the pidfile of {own} is stale (it is removed)"));
                     self.unlink(&pidfile(&own));
@@ -256,6 +256,7 @@ impl RunDir {
     /// what it wants: one more than the server with the same command, or than the only one that runs
     /// the same program.
     pub fn next_generation(&self, command: &str) -> u64 {
+        self.clean_up();
         let command = one_line(command);
         let program = |command: &str| command.split(' ').next().map(str::to_owned);
         let servers = self.servers();
@@ -457,7 +458,14 @@ impl RunDir {
         listing.into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
     }
 
-    /// Removes what dead supervisors of dead servers left behind.
+    /// Removes what dead supervisors and dead servers left behind.
+    pub fn clean_up(&self) {
+        if let Ok(_guard) = self.lock() {
+            self.sweep();
+        }
+    }
+
+    /// With the lock held.
     fn sweep(&self) {
         for name in self.names() {
             if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
@@ -466,7 +474,7 @@ impl RunDir {
                 }
             } else if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify"))
                 && let Some(supervisor) = stem.split('-').next().and_then(parse_number)
-                && procfs::stat(supervisor).is_none()
+                && procfs::stat(supervisor).is_none_or(|s| s.zombie)
             {
                 self.unlink(&name);
             }
@@ -548,22 +556,23 @@ fn default_path() -> PathBuf {
     }
 }
 
-/// Whether a process or a descendant of it listens on the address. For a name: nothing can be asked.
-fn listens(pid: Pid, address: &Address) -> bool {
+/// Whether an orphan has the address that its pidfile names: it or a descendant of it listens there, or
+/// nowhere at all. One that listens nowhere was told to bind and has not done it yet, or is leaving. For
+/// a name nothing can be asked.
+fn has(pid: Pid, address: &Address) -> bool {
     if let Address::Name(_) = address {
         return true;
     }
-    let inodes: Vec<u32> = net::listeners()
-        .unwrap_or_default()
-        .into_iter()
-        .filter(|s| s.local.collides(address))
-        .map(|s| s.inode)
-        .collect();
+    let listeners = net::listeners().unwrap_or_default();
     let snapshot = Snapshot::take();
-    snapshot
+    let held: BTreeSet<u32> = snapshot
         .all()
         .filter(|stat| snapshot.ancestry(stat.pid.raw()).any(|a| a.pid == pid || a.group == pid.raw()))
-        .any(|stat| procfs::sockets(stat.pid).is_some_and(|held| inodes.iter().any(|i| held.contains(i))))
+        .filter_map(|stat| procfs::sockets(stat.pid))
+        .flatten()
+        .collect();
+    let own: Vec<&TcpSocket> = listeners.iter().filter(|s| held.contains(&s.inode)).collect();
+    own.is_empty() || own.iter().any(|s| s.local.collides(address))
 }
 
 /// The name of a user, or the number where there is none.

@@ -273,6 +273,10 @@ impl Supervisor {
         if let Some(registration) = live.registration.take() {
             self.dir.deregister(registration, names);
         }
+        if live.is_orphan() {
+            // Its supervisor could not remove its sockets.
+            self.dir.clean_up();
+        }
         if let Some(sockets) = &live.sockets {
             // Wakes the threads that block on them.
             let _ = nix::sys::socket::shutdown(

@@ -18,6 +18,9 @@ use std::time::{Duration, Instant};
 /// Long enough for a loaded machine; no test waits this long when all is well.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
+/// The environment variable by which the processes of a sandbox are known.
+pub const MARK: &str = "SERVERSWAP_TEST_SANDBOX";
+
 /// The binary under test.
 pub const SERVERSWAP: &str = env!("CARGO_BIN_EXE_serverswap");
 
@@ -98,7 +101,7 @@ impl Sandbox {
     pub fn command(&self, program: impl AsRef<std::ffi::OsStr>) -> Command {
         let mut command = Command::new(program);
         command.current_dir(self.dir.path()).stdin(Stdio::null());
-        command.env("SERVERSWAP_RUN_DIR", self.run_dir());
+        command.env("SERVERSWAP_RUN_DIR", self.run_dir()).env(MARK, self.dir.path());
         for name in ["NOTIFY_SOCKET", "SERVERSWAP_FD", "SERVERSWAP_SOCKET", "SERVERSWAP_INODE", "WATCHDOG_USEC"] {
             command.env_remove(name);
         }
@@ -164,7 +167,7 @@ impl Sandbox {
 
     /// Living processes that were started in this sandbox, with their command lines.
     pub fn processes(&self) -> Vec<(i32, String)> {
-        let mark = format!("SERVERSWAP_RUN_DIR={}", self.run_dir().display());
+        let mark = format!("{MARK}={}", self.dir.path().display());
         let mut found = Vec::new();
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
@@ -208,6 +211,63 @@ impl Drop for Sandbox {
             }
             std::thread::sleep(Duration::from_millis(10));
         }
+    }
+}
+
+/// A fifo at which a server waits, see `tests/servers/plain.rs`. Whoever waits goes on when the gate is
+/// opened or dropped.
+pub struct Gate {
+    pub path: PathBuf,
+    held: Mutex<Option<File>>,
+}
+
+impl Gate {
+    /// Waits until somebody waits at the gate.
+    pub fn reached(&self) {
+        let mut held = self.held.lock().unwrap();
+        until(&format!("somebody waits at {}", self.path.display()), || {
+            use std::os::unix::fs::OpenOptionsExt;
+            // Opens only if there is a reader.
+            let opened = File::options().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&self.path);
+            *held = opened.ok();
+            held.is_some()
+        });
+    }
+
+    /// Lets whoever waits, and has been waited for by [`Gate::reached`], go on.
+    pub fn open(&self) {
+        *self.held.lock().unwrap() = None;
+    }
+}
+
+impl Sandbox {
+    /// A gate, and the argument that makes plain-server wait there.
+    pub fn gate(&self, stage: &str) -> (Gate, String) {
+        let path = self.path(&format!("{stage}{}", self.logs.fetch_add(1, Ordering::Relaxed)));
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let argument = format!("{stage}={}", path.display());
+        (Gate { path, held: Mutex::new(None) }, argument)
+    }
+
+    /// Starts plain-server under serverswap: options, then the words of the server.
+    pub fn plain(&self, options: &[&str], words: &[&str]) -> Running {
+        let server = plain_server();
+        let words = options.iter().copied().chain([server.to_str().unwrap()]).chain(words.iter().copied());
+        self.serverswap(words)
+    }
+
+    /// `serverswap -d` with plain-server, to its end: status, output.
+    pub fn deploy(&self, words: &[&str]) -> (i32, String) {
+        let mut running = self.plain(&["-d"], words);
+        let status = running.wait();
+        (status, running.log())
+    }
+
+    /// Takes an address down and checks that nothing is left.
+    pub fn take_down(&self, address: &str) {
+        let (status, log) = self.run(["--takedown", address]);
+        assert_eq!(status, 0, "{log}");
+        self.assert_clean();
     }
 }
 

@@ -1,56 +1,229 @@
 //! A small server that starts at once, for tests with many servers: answers with its generation and
-//! pid, speaks the control channel by hand. Arguments: the address to READY and bind, then any of
-//! `takedown` (take TAKEDOWN and exit on it), `mute` (say nothing, just bind), `hang` (never READY).
+//! pid, speaks the control channel by hand. Arguments: the addresses to READY and bind (a word in lower
+//! case is a flag), and any of
+//!
+//! - `takedown`: take TAKEDOWN; close, say RELEASED, exit when all is released
+//! - `mute`: say nothing, just bind; `hang`: neither READY nor bind; `stubborn`: ignore SIGTERM
+//! - `exit=N`: exit at once; `die`: exit with 9 instead of binding; `fail`: say FAIL
+//! - `babble`: write nonsense before anything else; `up`: say UP at last; `daemon`: bind in a grandchild
+//! - `signals=FILE`: append the name of every signal that comes to the file, and die of none but TERM
+//! - `pipe=FIFO`: write to the control channel whatever comes out of the fifo
+//! - `echo`: no server at all, gives back every line of its standard input; `stamp`: prints the time;
+//!   `talk=SOCKET`: writes its standard input to the socket and prints the answer
+//! - `before-ready=FIFO`, `before-listen=FIFO`, `before-release=FIFO`, `before-exit=FIFO`: wait there
+//!   until somebody has opened the fifo and closed it again
+//! - `said=FILE`: make the file when the supervisor has taken READY in
 
-use std::io::{BufRead, BufReader, Read, Write};
+use nix::sys::signal::{SigHandler, Signal, signal};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
-use std::os::fd::FromRawFd;
+use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::UnixStream;
 
+struct Flags(Vec<String>);
+
+impl Flags {
+    fn has(&self, flag: &str) -> bool {
+        self.0.iter().any(|f| f == flag)
+    }
+
+    fn value(&self, key: &str) -> Option<&str> {
+        self.0.iter().find_map(|f| f.strip_prefix(key)?.strip_prefix('='))
+    }
+
+    /// Waits at a gate, if there is one of that name.
+    fn pass(&self, gate: &str) {
+        if let Some(fifo) = self.value(gate) {
+            let mut all = Vec::new();
+            File::open(fifo).and_then(|mut fifo| fifo.read_to_end(&mut all)).expect("a fifo");
+        }
+    }
+}
+
 fn main() {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    if arguments == ["stamp"] {
-        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("a clock");
-        println!("{}{:09}", now.tv_sec(), now.tv_nsec());
+    let is_flag = |word: &String| word.contains('=') || word.bytes().all(|b| b.is_ascii_lowercase());
+    let (flags, addresses): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(is_flag);
+    let flags = Flags(flags);
+    if flags.has("echo") {
+        return io::stdin().lines().for_each(|line| println!("{}", line.expect("a line")));
+    }
+    if let Some(path) = flags.value("talk") {
+        let socket = UnixStream::connect(path).unwrap_or_else(|e| {
+            println!("{e}");
+            std::process::exit(1)
+        });
+        let _ = io::copy(&mut io::stdin(), &mut &socket);
+        let _ = io::copy(&mut &socket, &mut io::stdout());
         return;
     }
-    let (address, flags) = arguments.split_first().expect("an address");
-    let has = |flag: &str| flags.iter().any(|f| f == flag);
+    if flags.has("stamp") {
+        let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_MONOTONIC).expect("a clock");
+        return println!("{}{:09}", now.tv_sec(), now.tv_nsec());
+    }
+    if flags.has("stubborn") {
+        // SAFETY: no handler of ours runs.
+        unsafe { signal(Signal::SIGTERM, SigHandler::SigIgn) }.expect("signal");
+    }
+    if let Some(file) = flags.value("signals") {
+        note_signals(file.to_owned());
+    }
     let fd = std::env::var("SERVERSWAP_FD").ok().and_then(|n| n.parse().ok());
     // SAFETY: serverswap passes this fd to us, and nobody else in this process uses it.
     let control = fd.map(|fd| unsafe { UnixStream::from_raw_fd(fd) });
-    if has("hang") {
+    if flags.has("babble") {
+        let mut out = control.as_ref().expect("a control channel");
+        let noise: Vec<u8> = (0..100_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+        out.write_all(&noise)
+            .and_then(|()| out.write_all(b"\nGO :1\n\nREADY\nREADY :99999\nREADY  x\n"))
+            .expect("noise");
+    }
+    if let Some(status) = flags.value("exit") {
+        std::process::exit(status.parse().expect("a status"));
+    }
+    if flags.has("fail") {
+        let _ = writeln!(control.as_ref().expect("a control channel"), "FAIL no \"database\"");
+        loop {
+            std::thread::park();
+        }
+    }
+    flags.pass("before-ready");
+    if flags.has("hang") {
+        loop {
+            std::thread::park();
+        }
+    }
+    if flags.has("daemon") {
+        daemonize();
+    }
+    match control {
+        Some(control) if !flags.has("mute") => speak(&control, &addresses, &flags),
+        _ => addresses.iter().for_each(|address| std::mem::forget(serve(address))),
+    }
+    loop {
         std::thread::park();
     }
-    let mut lines = None;
-    if let (Some(control), false) = (&control, has("mute")) {
-        if has("takedown") {
-            writeln!(&*control, "TAKEDOWN {address}").expect("TAKEDOWN");
-        }
-        writeln!(&*control, "READY {address}").expect("READY");
-        let mut reader = BufReader::new(control.try_clone().expect("clone")).lines();
-        let go = reader.next().expect("an answer").expect("a line");
-        assert!(go.starts_with("GO "), "{go}");
-        lines = Some(reader);
+}
+
+fn speak(control: &UnixStream, addresses: &[String], flags: &Flags) {
+    let say = |line: &str| {
+        let mut control = control;
+        // The supervisor may be dead: the server lives on.
+        let _ = control.write_all(format!("{line}\n").as_bytes());
+    };
+    let mut waiting = addresses.len();
+    if let Some(fifo) = flags.value("pipe") {
+        let (fifo, mut control) = (fifo.to_owned(), control.try_clone().expect("clone"));
+        std::thread::spawn(move || io::copy(&mut File::open(fifo).expect("a fifo"), &mut control));
     }
-    let bind = if address.starts_with(':') { format!("0.0.0.0{address}") } else { address.clone() };
-    let listener = TcpListener::bind(bind).expect("bind");
+    for address in addresses {
+        if flags.has("takedown") {
+            say(&format!("TAKEDOWN {address}"));
+        }
+        say(&format!("READY {address}"));
+    }
+    if flags.value("said").is_some() {
+        say("PING");
+    }
+    if flags.has("up") && addresses.is_empty() {
+        say("UP");
+    }
+    let mut listeners = BTreeMap::new();
+    for line in BufReader::new(control).lines().map_while(Result::ok) {
+        match line.split_once(' ').expect("a word and more") {
+            ("GO", address) => {
+                flags.pass("before-listen");
+                if flags.has("die") {
+                    std::process::exit(9);
+                }
+                if !listeners.contains_key(address) {
+                    listeners.insert(address.to_owned(), serve(address));
+                    waiting = waiting.saturating_sub(1);
+                }
+                if waiting == 0 && flags.has("up") {
+                    say("UP");
+                }
+            }
+            ("TAKEDOWN", address) => {
+                flags.pass("before-release");
+                drop(listeners.remove(address));
+                say(&format!("RELEASED {address}"));
+                if listeners.is_empty() {
+                    flags.pass("before-exit");
+                    std::process::exit(0);
+                }
+            }
+            ("ERROR", "unknown word") => {
+                if let Some(file) = flags.value("said") {
+                    File::create(file).expect("a file");
+                }
+            }
+            _ => {}
+        }
+    }
+    // The supervisor is dead.
+    std::mem::forget(listeners);
+}
+
+/// Closes the listening socket when it is dropped: the thread that accepts on it does not keep it open.
+struct Listening(Option<TcpListener>);
+
+impl Drop for Listening {
+    fn drop(&mut self) {
+        if let Some(listener) = self.0.take() {
+            let _ = nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+        }
+    }
+}
+
+fn serve(address: &str) -> Listening {
+    if !address.contains(':') {
+        return Listening(None);
+    }
+    let bind = if address.starts_with(':') { format!("0.0.0.0{address}") } else { address.to_owned() };
+    let listener = TcpListener::bind(&bind).unwrap_or_else(|e| {
+        eprintln!("plain-server: bind {bind}: {e}");
+        std::process::exit(98)
+    });
     let name = format!("{} {}", std::env::var("SERVERSWAP_GENERATION").unwrap_or_default(), std::process::id());
     let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{name}", name.len());
-    if let (Some(mut lines), true) = (lines, has("takedown")) {
-        std::thread::spawn(move || {
-            if lines.next().is_some_and(|line| line.is_ok_and(|line| line.starts_with("TAKEDOWN"))) {
-                std::process::exit(0);
+    let accepting = listener.try_clone().expect("clone");
+    std::thread::spawn(move || {
+        while let Ok((mut stream, _)) = accepting.accept() {
+            let answer = answer.clone();
+            std::thread::spawn(move || {
+                let mut request = [0; 1024];
+                let _ = stream.read(&mut request);
+                let _ = stream.write_all(answer.as_bytes());
+            });
+        }
+    });
+    Listening(Some(listener))
+}
+
+/// The classic way: the process that was started ends, its grandchild in a session of its own goes on.
+fn daemonize() {
+    for _ in 0..2 {
+        // SAFETY: this process has one thread.
+        match unsafe { nix::unistd::fork() }.expect("fork") {
+            nix::unistd::ForkResult::Parent { .. } => std::process::exit(0),
+            nix::unistd::ForkResult::Child => drop(nix::unistd::setsid()),
+        }
+    }
+}
+
+fn note_signals(file: String) {
+    let all = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
+    let mut signals = signal_hook::iterator::Signals::new(all.map(|s| s as i32)).expect("signals");
+    std::thread::spawn(move || {
+        let mut file = File::options().append(true).create(true).open(file).expect("a file");
+        for number in &mut signals {
+            let signal = Signal::try_from(number).expect("a signal");
+            writeln!(file, "{signal}").expect("write");
+            if matches!(signal, Signal::SIGTERM | Signal::SIGINT) {
+                std::process::exit(128 + number);
             }
-        });
-    }
-    for stream in listener.incoming() {
-        let Ok(mut stream) = stream else { continue };
-        let answer = answer.clone();
-        std::thread::spawn(move || {
-            let mut request = [0; 1024];
-            let _ = stream.read(&mut request);
-            let _ = stream.write_all(answer.as_bytes());
-        });
-    }
+        }
+    });
 }
