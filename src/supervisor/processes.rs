@@ -140,7 +140,10 @@ impl Supervisor {
         let Some(live) = self.live.get_mut(&generation) else { return };
         if live.ended.is_none() {
             let name = live.machine.name().or_else(|| live.name.clone());
-            self.log.say(Level::Notice, name.as_ref(), &format!("server {} {how}", live.server.pid));
+            // Of one that was never up the machine says why, in one line, unless we were told to stop it.
+            let failed = !live.machine.is_up() && live.name.is_none() && !self.stopping;
+            let level = if failed && !live.is_orphan() { Level::Detail } else { Level::Notice };
+            self.log.say(level, name.as_ref(), &format!("server {} {how}", live.server.pid));
             live.ended = Some(status);
             self.settle();
             self.look_for_rest(generation, &net::listeners().unwrap_or_default());
