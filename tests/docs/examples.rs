@@ -1,0 +1,332 @@
+//! The examples of both manuals and of the README, run as they stand.
+
+use super::text::{block, chapter, example, fenced, file, literal_blocks, manual};
+use super::{Stage, numbers};
+use crate::common::{alive, kill, until};
+use std::collections::BTreeSet;
+use std::path::Path;
+
+/// The examples that a test here runs. A new one in a manual needs a new test.
+const RUN: [(u8, &[&str]); 2] = [
+    (1, &["server.js", "foreground", "deploy", "wrapper", "status", "reload", "takedown", "kill", "log"]),
+    (7, &["short.sh", "server.sh", "server.py", "raw.js"]),
+];
+
+/// The literal blocks that are no examples to run.
+const OTHERS: [(u8, &[&str]); 2] = [
+    (1, &["systemd: needs a service manager"]),
+    (7, &["transcript: the whole", "grammar", "transcript: a swap", "transcript: a failure"]),
+];
+
+#[test]
+fn every_example_is_run() {
+    for ((section, run), (_, others)) in RUN.into_iter().zip(OTHERS) {
+        let known: BTreeSet<String> =
+            run.iter().map(|name| format!("example: {name}")).chain(others.iter().map(|&o| o.into())).collect();
+        let blocks: Vec<String> = literal_blocks(&manual(section)).into_iter().map(|(mark, _)| mark).collect();
+        assert_eq!(blocks.len(), known.len(), "serverswap({section}): {blocks:?}");
+        assert_eq!(blocks.into_iter().collect::<BTreeSet<_>>(), known, "serverswap({section})");
+    }
+}
+
+/// What the answers of a server tell beside its generation.
+#[derive(Clone, Copy, PartialEq)]
+enum Tells {
+    /// The pid of its main process.
+    Pid,
+    /// Nothing: the server only has the file that the test gave it.
+    Nothing,
+}
+
+/// Three swaps of one command line in the foreground: each generation takes over, the one before ends
+/// with 0, and nobody of it is left.
+fn three_swaps(files: &[(&str, &str)], command_line: &str, tells: Tells) -> Stage {
+    let stage = Stage::new();
+    let mut before: Option<(crate::common::Running, i32)> = None;
+    for generation in 1..=4 {
+        let dir = stage.generation(generation, files);
+        let running = stage.start(&dir, command_line);
+        let (body, numbers) = stage.answer(generation);
+        if let Some((mut before, old)) = before.take() {
+            assert_eq!(before.wait(), 0, "{}", before.log());
+            until("the old server is gone", || !alive(old));
+            assert_ne!(stage.served_pid(), Some(old));
+        }
+        let pid = stage.served_pid().unwrap_or_else(|| panic!("no pidfile: {}", running.log()));
+        if tells == Tells::Pid {
+            assert_eq!(numbers, [generation, pid as u64], "{body}");
+        }
+        running.says(&format!("serverswap: {}: server {pid} is up (generation {generation})", stage.address()));
+        before = Some((running, pid));
+    }
+    let (mut last, _) = before.unwrap();
+    stage.end();
+    assert_eq!(last.wait(), 0, "{}", last.log());
+    stage
+}
+
+/// The same file without serverswap: it serves at once, and TERM ends it.
+fn alone(name: &str, content: &str, interpreter: &str) {
+    let stage = Stage::new();
+    let dir = stage.generation(1, &[(name, content)]);
+    let mut command = stage.sandbox.command(interpreter);
+    command.arg(name);
+    let mut running = stage.start_in(&dir, command);
+    until("it answers", || {
+        let body = super::body(stage.port).unwrap_or_default();
+        numbers(&body).last() == Some(&(running.pid() as u64))
+    });
+    kill(running.pid(), nix::libc::SIGTERM);
+    running.wait();
+    stage.sandbox.assert_clean();
+}
+
+/// Three swaps in the background, then the checks of `then`, and the end.
+fn deployed(files: &[(&str, &str)], command_line: &str, then: impl FnOnce(&Stage, &Path)) {
+    let stage = Stage::new();
+    let mut old = None;
+    for generation in 1..=4 {
+        let dir = stage.generation(generation, files);
+        let (status, log) = stage.run(&dir, command_line);
+        assert_eq!(status, 0, "{log}");
+        // It has returned: the new one answers now, and the old one is gone now.
+        assert_eq!(stage.answer(generation).1[0], generation);
+        let pid = stage.served_pid().expect("a pidfile");
+        assert!(old.is_none_or(|old| old != pid && !alive(old)), "{log}");
+        old = Some(pid);
+    }
+    then(&stage, &stage.sandbox.path("g4"));
+    if stage.served_pid().is_some() {
+        stage.end();
+    }
+    stage.sandbox.assert_clean();
+}
+
+#[test]
+fn manual_1_a_server_in_node_in_the_foreground() {
+    three_swaps(&[("server.js", &example(1, "server.js"))], &example(1, "foreground"), Tells::Pid);
+}
+
+#[test]
+fn manual_1_a_server_in_node_alone() {
+    let server = example(1, "server.js");
+    let stage = Stage::new();
+    let dir = stage.generation(1, &[("server.js", &server)]);
+    let mut command = stage.sandbox.command("node");
+    command.arg("server.js");
+    let mut running = stage.start_in(&dir, command);
+    until("it answers", || super::body(stage.port) == Some(format!("undefined {}", running.pid())));
+    kill(running.pid(), nix::libc::SIGTERM);
+    running.wait();
+}
+
+#[test]
+fn manual_1_a_deploy_script() {
+    let server = example(1, "server.js");
+    let deploy = example(1, "deploy");
+    deployed(&[("server.js", &server)], &deploy, |stage, _| {
+        let pid = stage.served_pid();
+        let broken = stage.generation(5, &[("server.js", "throw new Error('no database')")]);
+        let (status, log) = stage.run(&broken, &deploy);
+        assert_eq!(status, 0, "{log}");
+        assert!(log.lines().any(|line| line == "old version still up"), "{log}");
+        assert_eq!(stage.answer(4).1[0], 4);
+        assert_eq!(stage.served_pid(), pid);
+    });
+}
+
+#[test]
+fn manual_1_a_wrapper() {
+    deployed(&[], &example(1, "wrapper"), |stage, _| {
+        let command = std::fs::read_to_string(format!("/proc/{}/cmdline", stage.served_pid().unwrap())).unwrap();
+        assert!(command.contains("http.server"), "the wrapper hands over its process: {command}");
+    });
+}
+
+#[test]
+fn manual_1_status() {
+    let server = example(1, "server.js");
+    deployed(&[("server.js", &server)], &example(1, "deploy"), |stage, dir| {
+        let (status, log) = stage.run(dir, &example(1, "status"));
+        assert_eq!(status, 0, "{log}");
+        let lines: Vec<&str> = log.lines().collect();
+        let [whole, cut] = lines[..] else { panic!("{log}") };
+        let fields: Vec<&str> = whole.split('\t').collect();
+        let pid = stage.served_pid().unwrap().to_string();
+        assert_eq!(fields.len(), 10, "{whole}");
+        assert_eq!(fields[..3], [stage.address().as_str(), "4", &pid]);
+        assert_eq!(fields[5..7], ["serving", "plain"]);
+        assert_eq!(fields[9], "node server.js");
+        assert_eq!(cut, format!("4\t{pid}"));
+    });
+}
+
+#[test]
+fn manual_1_reload() {
+    let server = example(1, "server.js");
+    deployed(&[("server.js", &server)], &example(1, "deploy"), |stage, dir| {
+        for generation in 5..=7 {
+            let old = stage.served_pid().unwrap();
+            let (status, log) = stage.run(dir, &example(1, "reload"));
+            assert_eq!(status, 0, "{log}");
+            assert_eq!(stage.answer(generation).1, [generation, stage.served_pid().unwrap() as u64]);
+            assert!(!alive(old));
+        }
+    });
+}
+
+#[test]
+fn manual_1_takedown() {
+    let server = example(1, "server.js");
+    deployed(&[("server.js", &server)], &example(1, "deploy"), |stage, dir| {
+        let old = stage.served_pid().unwrap();
+        let (status, log) = stage.run(dir, &example(1, "takedown"));
+        assert_eq!((status, stage.served_pid(), alive(old)), (0, None, false), "{log}");
+    });
+}
+
+#[test]
+fn manual_1_kill() {
+    let server = example(1, "server.js");
+    let stage = Stage::new();
+    let dir = stage.generation(1, &[("server.js", &server)]);
+    let mut running = stage.start(&dir, &example(1, "foreground"));
+    stage.answer(1);
+    running.says("is up");
+    let old = stage.served_pid().unwrap();
+    let (status, log) = stage.run(&dir, &example(1, "kill"));
+    assert_eq!(status, 0, "{log}");
+    assert_eq!(running.wait(), 143, "its serverswap tells its status");
+    assert!(!alive(old));
+    stage.sandbox.assert_clean();
+}
+
+#[test]
+fn manual_1_a_log() {
+    let server = example(1, "server.js");
+    deployed(&[("server.js", &server)], &example(1, "log"), |_, dir| {
+        let log = std::fs::read_to_string(dir.join("server.log")).unwrap();
+        assert!(log.contains("is up (generation 4)"), "{log}");
+    });
+}
+
+#[test]
+fn manual_1_the_unit_is_the_one_that_is_installed() {
+    let text = block(1, "systemd: needs a service manager");
+    let unit = file("src/install/systemd/serverswap@.service");
+    assert!(text.contains("/etc/serverswap/shop.env") && unit.contains("\nEnvironmentFile=/etc/serverswap/%i.env\n"));
+    assert!(text.contains("'COMMAND=") && unit.contains("serverswap $OPTIONS -- $COMMAND\n"));
+    assert!(text.contains("reload serverswap@shop") && unit.contains("\nExecReload=/bin/kill -HUP $MAINPID\n"));
+}
+
+#[test]
+fn manual_7_a_program_behind_a_shell_script() {
+    three_swaps(&[("server.sh", &example(7, "short.sh"))], "serverswap sh server.sh", Tells::Pid);
+}
+
+#[test]
+fn manual_7_a_program_behind_a_shell_script_alone() {
+    alone("server.sh", &example(7, "short.sh"), "sh");
+}
+
+#[test]
+fn manual_7_shell() {
+    three_swaps(&[("server.sh", &example(7, "server.sh"))], "serverswap sh server.sh", Tells::Pid);
+}
+
+#[test]
+fn manual_7_shell_alone() {
+    alone("server.sh", &example(7, "server.sh"), "sh");
+}
+
+#[test]
+fn manual_7_python() {
+    three_swaps(&[("server.py", &example(7, "server.py"))], "serverswap python3 server.py", Tells::Pid);
+}
+
+#[test]
+fn manual_7_python_alone() {
+    alone("server.py", &example(7, "server.py"), "python3");
+}
+
+#[test]
+fn manual_7_python_behind_a_wrapper_that_closes_descriptors() {
+    let wrapper = "import os, sys; os.closerange(3, 256); os.execvp('python3', ['python3', 'server.py'])";
+    let files = [("server.py", example(7, "server.py")), ("wrapper.py", wrapper.to_owned())];
+    let files = files.each_ref().map(|(name, text)| (*name, text.as_str()));
+    three_swaps(&files, "serverswap python3 wrapper.py", Tells::Pid);
+}
+
+#[test]
+fn manual_7_node() {
+    three_swaps(&[("server.js", &example(7, "raw.js"))], "serverswap server.js", Tells::Pid);
+}
+
+#[test]
+fn manual_7_node_alone() {
+    alone("server.js", &example(7, "raw.js"), "node");
+}
+
+fn readme_server(language: &str) -> String {
+    let readme = file("README.md");
+    let servers = fenced(chapter(&readme, "Your server in five lines"));
+    let (_, server) = servers.into_iter().find(|(l, _)| l == language).expect("a server in this language");
+    assert!(server.lines().filter(|line| !line.starts_with("#!")).count() <= 5, "five lines:\n{server}");
+    server
+}
+
+#[test]
+fn readme_node_and_the_three_terminals() {
+    let readme = file("README.md");
+    let blocks: Vec<String> = fenced(chapter(&readme, "Three terminals")).into_iter().map(|(_, text)| text).collect();
+    let [first, _, third, answers, ..] = &blocks[..] else { panic!("{blocks:?}") };
+    let commands: Vec<&str> = [first, third].iter().map(|text| text.lines().next().unwrap()).collect();
+    assert_eq!(commands, ["$ serverswap node server.js"; 2]);
+    three_swaps(&[("server.js", &readme_server("js"))], commands[0].trim_start_matches("$ "), Tells::Pid);
+
+    let stage = Stage::new();
+    // The README with the port and the pids of today says what the terminals say.
+    let marked = |text: &String| stage.own(&text.replace("4242", "@1").replace("4311", "@2"));
+    let mut shown = [first, third, answers].map(marked);
+    for generation in [1, 2] {
+        let dir = stage.generation(generation, &[("server.js", &readme_server("js"))]);
+        let running = stage.start(&dir, commands[0].trim_start_matches("$ "));
+        let (body, numbers) = stage.answer(generation);
+        shown = shown.map(|text| text.replace(&format!("@{generation}"), &numbers[1].to_string()));
+        let message = shown[generation as usize - 1].lines().nth(1).unwrap();
+        assert!(message.starts_with("serverswap: "));
+        running.says(&format!("{message}\n"));
+        assert!(shown[2].lines().any(|line| line == body), "{body:?} is not in\n{}", shown[2]);
+    }
+    stage.end();
+}
+
+#[test]
+fn readme_python() {
+    three_swaps(&[("server.py", &readme_server("python"))], "serverswap python3 server.py", Tells::Nothing);
+}
+
+#[test]
+fn readme_shell() {
+    three_swaps(&[("server.sh", &readme_server("sh"))], "serverswap sh server.sh", Tells::Nothing);
+}
+
+/// The commands of the README are the examples of the manual, and so are run.
+#[test]
+fn readme_commands_are_those_of_the_manual() {
+    let readme = file("README.md");
+    let commands: Vec<String> = fenced(chapter(&readme, "Three terminals"))
+        .into_iter()
+        .filter(|(language, _)| language == "sh")
+        .flat_map(|(_, text)| text.lines().map(str::to_owned).collect::<Vec<_>>())
+        .map(|line| line.split("    #").next().unwrap().trim().to_owned())
+        .collect();
+    assert_eq!(commands.len(), 5, "{commands:?}");
+    let manual: Vec<String> = literal_blocks(&manual(1))
+        .into_iter()
+        .flat_map(|(_, t)| t.lines().map(str::to_owned).collect::<Vec<_>>())
+        .collect();
+    for command in commands {
+        assert!(manual.contains(&command), "the manual has no example {command:?}");
+    }
+}
