@@ -5,7 +5,7 @@
 //! - `takedown`: take TAKEDOWN; close, say RELEASED, exit when all is released
 //! - `mute`: say nothing, just bind; `hang`: neither READY nor bind; `stubborn`: ignore SIGTERM
 //! - `exit=N`: exit at once; `die`: exit with 9 instead of binding; `fail`: say FAIL
-//! - `babble`: write nonsense before anything else; `up`: say UP at last; `daemon`: bind in a grandchild
+//! - `babble`: write nonsense before anything else; `up`: say UP after READY; `daemon`: bind in a grandchild
 //! - `signals=FILE`: append the name of every signal that comes to the file, and die of none but TERM
 //! - `pipe=FIFO`: write to the control channel whatever comes out of the fifo
 //! - `echo`: no server at all, gives back every line of its standard input; `stamp`: prints the time;
@@ -112,7 +112,6 @@ fn speak(control: &UnixStream, addresses: &[String], flags: &Flags) {
         // The supervisor may be dead: the server lives on.
         let _ = control.write_all(format!("{line}\n").as_bytes());
     };
-    let mut waiting = addresses.len();
     if let Some(fifo) = flags.value("pipe") {
         let (fifo, mut control) = (fifo.to_owned(), control.try_clone().expect("clone"));
         std::thread::spawn(move || io::copy(&mut File::open(fifo).expect("a fifo"), &mut control));
@@ -126,7 +125,7 @@ fn speak(control: &UnixStream, addresses: &[String], flags: &Flags) {
     if flags.value("said").is_some() {
         say("PING");
     }
-    if flags.has("up") && addresses.is_empty() {
+    if flags.has("up") {
         say("UP");
     }
     let mut listeners = BTreeMap::new();
@@ -137,12 +136,9 @@ fn speak(control: &UnixStream, addresses: &[String], flags: &Flags) {
                 if flags.has("die") {
                     std::process::exit(9);
                 }
-                if !listeners.contains_key(address) {
+                let ours = addresses.iter().any(|own| own == address);
+                if ours && !listeners.contains_key(address) {
                     listeners.insert(address.to_owned(), serve(address));
-                    waiting = waiting.saturating_sub(1);
-                }
-                if waiting == 0 && flags.has("up") {
-                    say("UP");
                 }
             }
             ("TAKEDOWN", address) => {
