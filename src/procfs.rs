@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::sys::net::TcpSocket;
 use crate::sys::process::Pid;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
@@ -117,6 +118,18 @@ impl Snapshot {
         })
     }
 
+    /// Whether one of the sockets is of this user and held by none of these processes. Its holder has been
+    /// forked since, or is ending thread by thread and no longer shows what it holds: look again.
+    pub fn misses_holder_of(&self, sockets: &[TcpSocket]) -> bool {
+        let euid = nix::unistd::geteuid();
+        let own: Vec<&TcpSocket> = sockets.iter().filter(|s| euid.is_root() || s.uid == euid.as_raw()).collect();
+        if own.is_empty() {
+            return false;
+        }
+        let held: BTreeSet<u32> = self.all().filter_map(|stat| self::sockets(stat.pid)).flatten().collect();
+        own.iter().any(|s| !held.contains(&s.inode))
+    }
+
     /// The processes of a server: its main process and the descendants of that, its process group,
     /// and what has left both but carries the server's mark in its environment (daemons). Another
     /// serverswap and what is below it never belongs.
@@ -125,20 +138,25 @@ impl Snapshot {
         let foreign = |stat: &Stat| own_exe.is_some() && file_id(&format!("/proc/{}/exe", stat.pid)) == own_exe;
         self.all()
             .filter(|stat| {
+                let has_mark = || environment(stat.pid, MARK).as_deref() == Some(server.mark.as_str());
                 let mut marked = Some(stat.group) == server.group.map(Pid::raw);
+                let mut parent = 0;
                 for ancestor in self.ancestry(stat.pid.raw()) {
                     if ancestor.pid == server.main {
                         return true;
                     }
                     if ancestor.pid == Pid::own() {
-                        return marked || environment(stat.pid, MARK).as_deref() == Some(server.mark.as_str());
+                        return marked || has_mark();
                     }
                     if foreign(ancestor) {
                         return false;
                     }
                     marked |= Some(ancestor.group) == server.group.map(Pid::raw);
+                    parent = ancestor.parent;
                 }
-                marked
+                // Its parent ended while we looked, and it has another one by now.
+                let torn = parent != 0;
+                marked || (torn && has_mark())
             })
             .collect()
     }

@@ -33,6 +33,9 @@ const RECORD_MAX: u64 = 16 * 1024;
 const SUN_PATH_MAX: usize = 107;
 /// The lock is held for microseconds; only a stopped process can hold it longer.
 const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+/// How often, and after how long, a socket that nobody seems to hold is looked at again.
+const UNCLEAR_LOOKS: u32 = 50;
+const UNCLEAR_LOOKS_EVERY: Duration = Duration::from_millis(20);
 const RECORD_VERSION: &str = "serverswap 1";
 
 /// The run directory of this user.
@@ -329,34 +332,43 @@ impl RunDir {
         address: &Address,
         is_mine: &dyn Fn(Pid) -> bool,
     ) -> std::result::Result<Option<Holder>, String> {
-        let sockets: Vec<TcpSocket> = match address {
-            Address::Name(_) => return Ok(None),
-            Address::Tcp(..) => net::listeners()
+        if let Address::Name(_) = address {
+            return Ok(None);
+        }
+        let mut looks = UNCLEAR_LOOKS;
+        let (sockets, stranger) = loop {
+            let sockets: Vec<TcpSocket> = net::listeners()
                 .map_err(|e| format!("unable to ask the kernel who listens: {e}"))?
                 .into_iter()
                 .filter(|s| s.local.collides(address))
-                .collect(),
-        };
-        if sockets.is_empty() {
-            return Ok(None);
-        }
-        let snapshot = Snapshot::take();
-        let mut stranger = None;
-        for stat in snapshot.all() {
-            let held = procfs::sockets(stat.pid).unwrap_or_default();
-            if !sockets.iter().any(|s| held.contains(&s.inode)) {
-                continue;
-            }
-            if is_mine(stat.pid) {
+                .collect();
+            if sockets.is_empty() {
                 return Ok(None);
             }
-            for ancestor in snapshot.ancestry(stat.pid.raw()) {
-                if let Some(holder) = self.holder(ancestor.pid) {
-                    return Ok(Some(holder));
+            let snapshot = Snapshot::take();
+            let mut stranger = None;
+            for stat in snapshot.all() {
+                let held = procfs::sockets(stat.pid).unwrap_or_default();
+                if !sockets.iter().any(|s| held.contains(&s.inode)) {
+                    continue;
                 }
+                if is_mine(stat.pid) {
+                    return Ok(None);
+                }
+                for ancestor in snapshot.ancestry(stat.pid.raw()) {
+                    if let Some(holder) = self.holder(ancestor.pid) {
+                        return Ok(Some(holder));
+                    }
+                }
+                stranger.get_or_insert(stat.pid);
             }
-            stranger.get_or_insert(stat.pid);
-        }
+            if stranger.is_some() || looks == 0 || !snapshot.misses_holder_of(&sockets) {
+                break (sockets, stranger);
+            }
+            // Nothing tells when the last thread of a killed process has let go of its sockets.
+            std::thread::sleep(UNCLEAR_LOOKS_EVERY);
+            looks -= 1;
+        };
         Err(match stranger {
             Some(pid) => {
                 let elsewhere = procfs::environment(pid, MARK)

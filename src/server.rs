@@ -28,6 +28,17 @@ pub struct Server {
     keeper: Option<Keeper>,
 }
 
+/// What is left of a server whose main process has ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Rest {
+    /// This process listens.
+    Holder(Pid),
+    /// Something listens at its addresses, and it cannot be seen at this moment whether it belongs to it.
+    Unclear,
+    /// Nothing that listens.
+    Nobody,
+}
+
 /// What a server finds around itself.
 pub struct Surroundings<'a> {
     /// Its end of the control channel.
@@ -157,24 +168,41 @@ impl Server {
         Snapshot::take().family(&self.family).iter().any(|s| s.pid == pid)
     }
 
-    /// Those of the sockets that the server holds, with the topmost of its processes that holds one.
-    pub fn holds(&self, sockets: &[TcpSocket]) -> (BTreeSet<Address>, Option<Pid>) {
-        let mut held = BTreeSet::new();
-        let mut holders = Vec::new();
+    /// Those of the sockets that the server holds.
+    pub fn holds(&self, sockets: &[TcpSocket]) -> BTreeSet<Address> {
         if sockets.is_empty() {
-            return (held, None);
+            return BTreeSet::new();
+        }
+        self.holders(&Snapshot::take(), sockets).into_iter().flat_map(|(_, held)| held).collect()
+    }
+
+    /// What is left of a server whose main process has ended: the topmost process that holds one of the
+    /// sockets. `own`: those at its addresses.
+    pub fn rest(&self, sockets: &[TcpSocket], own: &[TcpSocket]) -> Rest {
+        if sockets.is_empty() {
+            return Rest::Nobody;
         }
         let snapshot = Snapshot::take();
+        let depth = |pid: &Pid| snapshot.ancestry(pid.raw()).count();
+        let holders = self.holders(&snapshot, sockets).into_iter().map(|(pid, _)| pid);
+        match holders.min_by_key(|pid| (depth(pid), *pid)) {
+            Some(pid) => Rest::Holder(pid),
+            None if snapshot.misses_holder_of(own) => Rest::Unclear,
+            None => Rest::Nobody,
+        }
+    }
+
+    fn holders(&self, snapshot: &Snapshot, sockets: &[TcpSocket]) -> Vec<(Pid, Vec<Address>)> {
+        let mut holders = Vec::new();
         for stat in snapshot.family(&self.family) {
             let inodes = procfs::sockets(stat.pid).unwrap_or_default();
-            let here: Vec<&TcpSocket> = sockets.iter().filter(|s| inodes.contains(&s.inode)).collect();
-            if !here.is_empty() {
-                holders.push(stat.pid);
-                held.extend(here.into_iter().map(|s| s.local.clone()));
+            let held: Vec<Address> =
+                sockets.iter().filter(|s| inodes.contains(&s.inode)).map(|s| s.local.clone()).collect();
+            if !held.is_empty() {
+                holders.push((stat.pid, held));
             }
         }
-        let depth = |pid: &Pid| snapshot.ancestry(pid.raw()).count();
-        (held, holders.into_iter().min_by_key(|pid| (depth(pid), *pid)))
+        holders
     }
 
     /// Makes another process of the server its main one (a daemon whose starter has exited).

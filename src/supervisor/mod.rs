@@ -51,14 +51,23 @@ struct Live {
     discover_until: Option<Instant>,
     /// Listeners that were there at the last look.
     seen: BTreeSet<u32>,
-    /// Its main process has ended, with this status, and something of it still listens.
-    ended: Option<u8>,
+    /// Its main process has ended, and it is not known yet whether something of it still listens.
+    ended: Option<Ended>,
     /// The address that messages about it name after it has let go of all of them.
     name: Option<Address>,
     /// What it said of itself in sd_notify.
     status_text: String,
     /// Connections that wait for the end of the reload that started it.
     waiters: Vec<Id>,
+}
+
+/// The end of a main process.
+#[derive(Clone, Copy)]
+struct Ended {
+    status: u8,
+    at: Instant,
+    /// What was left of the server was told to stop.
+    rest_told: bool,
 }
 
 struct Sockets {

@@ -5,11 +5,11 @@
 
 use super::peers::Role;
 use super::threads::{self, GenId, Id, NotifySocket};
-use super::{Conn, Live, Outbox, Sockets, Supervisor};
+use super::{Conn, Ended, Live, Outbox, Sockets, Supervisor};
 use crate::address::Address;
 use crate::error::{Error, Result};
 use crate::registry::Record;
-use crate::server::{Server, Surroundings};
+use crate::server::{Rest, Server, Surroundings};
 use crate::swap::{self, Level, Order, Settings};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
@@ -28,6 +28,8 @@ const POLL_FIRST: Duration = Duration::from_millis(1);
 /// And at last: in a swap (or one hundredth of how long it has lasted already), and while a first server looks for its port.
 const POLL_SWAP: Duration = Duration::from_millis(20);
 const POLL_DISCOVER: Duration = Duration::from_millis(500);
+/// How long a socket that nobody seems to hold may take to close.
+const UNCLEAR_FOR: Duration = Duration::from_secs(2);
 /// How long the listeners of a server that says nothing are looked for.
 const DISCOVER_FOR: Duration = Duration::from_secs(60);
 
@@ -144,7 +146,7 @@ impl Supervisor {
             let failed = !live.machine.is_up() && live.name.is_none() && !self.stopping;
             let level = if failed && !live.is_orphan() { Level::Detail } else { Level::Notice };
             self.log.say(level, name.as_ref(), &format!("server {} {how}", live.server.pid));
-            live.ended = Some(status);
+            live.ended = Some(Ended { status, at: Instant::now(), rest_told: false });
             self.settle();
             self.look_for_rest(generation, &net::listeners().unwrap_or_default());
         }
@@ -154,18 +156,31 @@ impl Supervisor {
     /// place becomes the main process, or is told to stop if the server was.
     fn look_for_rest(&mut self, generation: GenId, sockets: &[TcpSocket]) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        let Some(status) = live.ended else { return };
+        let Some(ended) = live.ended else { return };
         let ephemeral = ephemeral_ports();
         let own = live.machine.addresses();
-        let counts = |s: &&TcpSocket| own.iter().any(|a| a.collides(&s.local)) || is_fixed(&s.local, &ephemeral);
-        let sockets: Vec<TcpSocket> = sockets.iter().filter(counts).cloned().collect();
-        match live.server.holds(&sockets).1 {
-            Some(holder) if !live.machine.is_leaving() && live.server.promote(holder) => self.promoted(generation),
-            Some(_) => {
-                live.server.signal_rest(self.run.stop_signal);
-                self.poll_soon();
+        let is_own = |s: &&TcpSocket| own.iter().any(|a| a.collides(&s.local));
+        let counts = |s: &&TcpSocket| is_own(s) || is_fixed(&s.local, &ephemeral);
+        let candidates: Vec<TcpSocket> = sockets.iter().filter(counts).cloned().collect();
+        let mut wait = true;
+        let at_own: Vec<TcpSocket> = sockets.iter().filter(is_own).cloned().collect();
+        match live.server.rest(&candidates, &at_own) {
+            Rest::Holder(holder) if !live.machine.is_leaving() => {
+                if live.server.promote(holder) {
+                    return self.promoted(generation);
+                }
             }
-            None => self.feed(generation, swap::Event::Exited(status)),
+            Rest::Holder(_) if ended.rest_told => {}
+            Rest::Holder(_) => {
+                live.ended = Some(Ended { rest_told: true, ..ended });
+                live.server.signal_rest(self.run.stop_signal);
+            }
+            Rest::Unclear => wait = ended.at.elapsed() < UNCLEAR_FOR,
+            Rest::Nobody => wait = false,
+        }
+        match wait {
+            true => self.poll_soon(),
+            false => self.feed(generation, swap::Event::Exited(ended.status)),
         }
     }
 
@@ -222,8 +237,7 @@ impl Supervisor {
             let Some(live) = self.live.get_mut(&generation) else { continue };
             let candidates: Vec<TcpSocket> =
                 sockets.iter().filter(|s| live.watching.iter().any(|a| a.collides(&s.local))).cloned().collect();
-            let (held, _) = live.server.holds(&candidates);
-            for own in &held {
+            for own in &live.server.holds(&candidates) {
                 for address in live.watching.extract_if(.., |a| a.collides(own)) {
                     self.pending.push_back((generation, swap::Event::Listens(address)));
                 }
@@ -237,7 +251,7 @@ impl Supervisor {
                     sockets.iter().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
                 let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
                 if !inodes.is_subset(&live.seen) {
-                    let found = live.server.holds(&fixed).0;
+                    let found = live.server.holds(&fixed);
                     for address in found {
                         self.pending.push_back((generation, swap::Event::Listens(address)));
                     }

@@ -349,6 +349,8 @@ pub enum Failure {
     Refused,
     Reset,
     Empty,
+    /// The answer ended in the middle.
+    Cut,
     TimedOut,
     Other,
 }
@@ -376,6 +378,7 @@ pub fn get_from(address: SocketAddr) -> Result<Answer, Failure> {
     match (words.next(), words.next()) {
         (Some(Ok(generation)), Some(Ok(pid))) => Ok(Answer { generation: generation as u64, pid: pid as i32 }),
         _ if answer.is_empty() => Err(Failure::Empty),
+        _ if body.is_empty() => Err(Failure::Cut),
         _ => Err(Failure::Other),
     }
 }
@@ -396,6 +399,8 @@ pub struct Seen {
     pub answers: BTreeMap<i32, usize>,
     pub failures: BTreeMap<Failure, usize>,
     pub longest_gap: Duration,
+    /// Generations in the order in which they were first seen to answer, or answered again.
+    pub generations: Vec<u64>,
 }
 
 /// A client that asks again and again until it is stopped.
@@ -418,6 +423,9 @@ impl Load {
                 match result {
                     Ok(answer) => {
                         *seen.answers.entry(answer.pid).or_default() += 1;
+                        if seen.generations.last() != Some(&answer.generation) {
+                            seen.generations.push(answer.generation);
+                        }
                         seen.longest_gap = seen.longest_gap.max(last.elapsed());
                         last = Instant::now();
                     }
@@ -428,6 +436,13 @@ impl Load {
             }
         });
         Load { stop, seen, thread: Some(thread) }
+    }
+
+    /// Waits until this generation has answered it.
+    pub fn sees(&self, generation: u64) {
+        until("the client sees the new generation", || {
+            self.seen.lock().unwrap().generations.last() == Some(&generation)
+        });
     }
 
     /// Ends the load and tells what it saw.

@@ -5,7 +5,7 @@
 //! - `takedown`: take TAKEDOWN; close, say RELEASED, exit when all is released
 //! - `mute`: say nothing, just bind; `hang`: neither READY nor bind; `stubborn`: ignore SIGTERM
 //! - `exit=N`: exit at once; `die`: exit with 9 instead of binding; `fail`: say FAIL
-//! - `babble`: write nonsense before anything else; `up`: say UP after READY; `daemon`: bind in a grandchild
+//! - `babble`: write nonsense before anything else; `up`: say UP after READY
 //! - `signals=FILE`: append the name of every signal that comes to the file, and die of none but TERM
 //! - `pipe=FIFO`: write to the control channel whatever comes out of the fifo
 //! - `echo`: no server at all, gives back every line of its standard input; `stamp`: prints the time;
@@ -46,6 +46,9 @@ fn main() {
     let is_flag = |word: &String| word.contains('=') || word.bytes().all(|b| b.is_ascii_lowercase());
     let (flags, addresses): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(is_flag);
     let flags = Flags(flags);
+    // As the supervisor will say it.
+    let addresses: Vec<String> =
+        addresses.into_iter().map(|a| a.strip_prefix("0.0.0.0").map(str::to_owned).unwrap_or(a)).collect();
     if flags.has("echo") {
         return io::stdin().lines().for_each(|line| println!("{}", line.expect("a line")));
     }
@@ -93,9 +96,6 @@ fn main() {
         loop {
             std::thread::park();
         }
-    }
-    if flags.has("daemon") {
-        daemonize();
     }
     match control {
         Some(control) if !flags.has("mute") => speak(&control, &addresses, &flags),
@@ -196,17 +196,6 @@ fn serve(address: &str) -> Listening {
         }
     });
     Listening(Some(listener))
-}
-
-/// The classic way: the process that was started ends, its grandchild in a session of its own goes on.
-fn daemonize() {
-    for _ in 0..2 {
-        // SAFETY: this process has one thread.
-        match unsafe { nix::unistd::fork() }.expect("fork") {
-            nix::unistd::ForkResult::Parent { .. } => std::process::exit(0),
-            nix::unistd::ForkResult::Child => drop(nix::unistd::setsid()),
-        }
-    }
 }
 
 fn note_signals(file: String) {

@@ -1,0 +1,36 @@
+// The classic server, with the client library. Arguments: addresses; then `takedown`, and `second=FIFO`:
+// the second address is not ready until somebody has opened the fifo and closed it again.
+
+const fs = require('fs');
+const http = require('http');
+const serverswap = require('../../src/client/node');
+
+const words = process.argv.slice(2);
+const addresses = words.filter((word) => word.includes(':'));
+const second = words.find((word) => word.startsWith('second='));
+let left = addresses.length;
+
+function start(address) {
+  const server = http.createServer((request, response) => {
+    response.setHeader('Connection', 'close');
+    response.end(`${process.env.SERVERSWAP_GENERATION} ${process.pid}\n`);
+  });
+  const port = Number(address.split(':').pop());
+  serverswap.readyFor(address, () => server.listen(port));
+  if (words.includes('takedown')) {
+    serverswap.onTakedown(address, () => {
+      server.close();
+      left -= 1;
+      if (left === 0) setTimeout(() => process.exit(), 100);
+    });
+  }
+}
+
+start(addresses[0]);
+for (const address of addresses.slice(1)) {
+  if (second === undefined) {
+    start(address);
+  } else {
+    fs.readFile(second.slice('second='.length), () => start(address));
+  }
+}
