@@ -10,7 +10,7 @@ use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::mpsc::{Receiver, TryRecvError, channel};
 
 /// A server whose words are ours, and its serverswap.
-struct Raw {
+pub struct Raw {
     orders: UnixStream,
     heard: Receiver<String>,
     generation: String,
@@ -19,7 +19,7 @@ struct Raw {
 }
 
 impl Raw {
-    fn start(stage: &Stage, name: &str, options: &str) -> Raw {
+    pub fn start(stage: &Stage, name: &str, options: &str) -> Raw {
         let dir = stage.generation(1, &[]);
         let socket = stage.sandbox.path(name);
         let listener = UnixListener::bind(&socket).unwrap();
@@ -41,7 +41,7 @@ impl Raw {
         Raw { orders, heard, generation: generation.to_owned(), pid: pid.parse().unwrap(), supervisor }
     }
 
-    fn order(&mut self, order: &str) {
+    pub fn order(&mut self, order: &str) {
         writeln!(self.orders, "{order}").unwrap();
     }
 
@@ -50,7 +50,7 @@ impl Raw {
     }
 
     /// The next line that it gets is this one; `...` in it stands for any text.
-    fn hears(&self, wanted: &str) {
+    pub fn hears(&self, wanted: &str) {
         let line = self.heard.recv_timeout(DEADLINE).unwrap_or_else(|e| panic!("waiting for {wanted:?}: {e}"));
         let fits = match wanted.split_once("...") {
             Some((begin, end)) => line.starts_with(begin) && line.ends_with(end) && line.len() > wanted.len() - 3,
@@ -65,7 +65,22 @@ impl Raw {
         }
     }
 
-    fn ends_with(&mut self, status: i32) {
+    /// Gets the port, and takes its takedown on itself.
+    pub fn serves(&mut self, stage: &Stage) {
+        self.says(&format!("READY {}", stage.address()));
+        self.hears(&format!("GO {}", stage.address()));
+        self.order(&format!("listen {}", stage.port));
+        self.says(&format!("TAKEDOWN {}", stage.address()));
+        self.supervisor.says("is up");
+    }
+
+    /// Lets go of the port.
+    pub fn releases(&mut self, stage: &Stage) {
+        self.order("close");
+        self.says(&format!("RELEASED {}", stage.address()));
+    }
+
+    pub fn ends_with(&mut self, status: i32) {
         assert_eq!(self.supervisor.wait(), status, "{}", self.supervisor.log());
         assert!(!alive(self.pid));
     }
