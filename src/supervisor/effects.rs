@@ -329,7 +329,10 @@ impl Supervisor {
     }
 
     pub(super) fn reload_failed(&mut self, waiters: &[Id], status: u8, why: &str) {
-        self.manager.tell("READY=1");
+        // What served before still does, unless it has gone too.
+        if self.live.contains_key(&self.current) && !self.stopping {
+            self.manager.tell("READY=1");
+        }
         let status = if status == status::DONE { status::NOT_UP } else { status };
         self.answer(waiters, &HolderWord::Failed(status, why.to_owned()));
     }

@@ -260,7 +260,8 @@ impl Supervisor {
                     live.server.signal(signal);
                 }
             }
-            // HUP with a terminal: it went away.
+            // The terminal went away. That it told the server so too does not stop every server.
+            Signal::SIGHUP => self.stop(false),
             _ => self.stop(from_terminal),
         }
     }

@@ -7,6 +7,7 @@
 //! - `exit=N`: exit at once; `die`: exit with 9 instead of binding; `fail`: say FAIL
 //! - `babble`: write nonsense before anything else; `up`: say UP after READY
 //! - `signals=FILE`: append the name of every signal that comes to the file, and die of none but TERM
+//!   and INT, with the status that they give
 //! - `pipe=FIFO`: write to the control channel whatever comes out of the fifo
 //! - `echo`: no server at all, gives back every line of its standard input; `stamp`: prints the time;
 //!   `talk=SOCKET`: writes its standard input to the socket and prints the answer
@@ -22,6 +23,7 @@ use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::UnixStream;
 
+#[derive(Clone)]
 struct Flags(Vec<String>);
 
 impl Flags {
@@ -70,11 +72,13 @@ fn main() {
         unsafe { signal(Signal::SIGTERM, SigHandler::SigIgn) }.expect("signal");
     }
     if let Some(file) = flags.value("signals") {
-        note_signals(file.to_owned());
+        note_signals(file.to_owned(), flags.clone());
     }
     let fd = std::env::var("SERVERSWAP_FD").ok().and_then(|n| n.parse().ok());
     // SAFETY: serverswap passes this fd to us, and nobody else in this process uses it.
-    let control = fd.map(|fd| unsafe { UnixStream::from_raw_fd(fd) });
+    let inherited = fd.map(|fd| unsafe { UnixStream::from_raw_fd(fd) });
+    let connect = || std::env::var_os("SERVERSWAP_SOCKET").map(|path| UnixStream::connect(path).expect("a socket"));
+    let control = inherited.or_else(connect);
     if flags.has("babble") {
         let mut out = control.as_ref().expect("a control channel");
         let noise: Vec<u8> = (0..100_000u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
@@ -198,7 +202,7 @@ fn serve(address: &str) -> Listening {
     Listening(Some(listener))
 }
 
-fn note_signals(file: String) {
+fn note_signals(file: String, flags: Flags) {
     let all = [Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP, Signal::SIGUSR1, Signal::SIGUSR2];
     let mut signals = signal_hook::iterator::Signals::new(all.map(|s| s as i32)).expect("signals");
     std::thread::spawn(move || {
@@ -207,7 +211,11 @@ fn note_signals(file: String) {
             let signal = Signal::try_from(number).expect("a signal");
             writeln!(file, "{signal}").expect("write");
             if matches!(signal, Signal::SIGTERM | Signal::SIGINT) {
-                std::process::exit(128 + number);
+                let flags = flags.clone();
+                std::thread::spawn(move || {
+                    flags.pass("before-exit");
+                    std::process::exit(128 + number);
+                });
             }
         }
     });

@@ -1,0 +1,651 @@
+//! A supervisor among signals, terminals, service managers, and whatever it may find on entry.
+
+mod common;
+
+use common::{DEADLINE, Load, Running, SERVERSWAP, Sandbox, alive, answered_by, get, kill, plain_server, until};
+use nix::fcntl::OFlag;
+use nix::libc;
+use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+use std::fs::{self, File};
+use std::io::{Read, Write};
+use std::os::linux::net::SocketAddrExt;
+use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::os::unix::process::CommandExt;
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+/// A sandbox with a port.
+struct Scene {
+    sandbox: Sandbox,
+    port: u16,
+    address: String,
+}
+
+impl Scene {
+    fn new() -> Scene {
+        let sandbox = Sandbox::new();
+        let port = sandbox.port();
+        Scene { sandbox, port, address: format!(":{port}") }
+    }
+
+    /// plain-server in the foreground, up.
+    fn up(&self, options: &[&str], flags: &[&str]) -> (Running, i32) {
+        let words: Vec<&str> = [&*self.address].iter().chain(flags).copied().collect();
+        let running = self.sandbox.plain(options, &words);
+        let pid = answered_by(self.port, 1).pid;
+        running.says("is up");
+        (running, pid)
+    }
+
+    /// A server whose command line stays and whose program can be changed.
+    fn changing(&self, options: &[&str]) -> Running {
+        self.becomes(&[]);
+        let program = self.sandbox.path("program");
+        let words = options.iter().copied().chain(["sh", program.to_str().unwrap()]);
+        let running = self.sandbox.serverswap(words);
+        answered_by(self.port, 1);
+        running.says("is up");
+        running
+    }
+
+    fn becomes(&self, flags: &[&str]) {
+        let line = format!("exec {} {} {}", plain_server().display(), self.address, flags.join(" "));
+        self.becomes_script(&line);
+    }
+
+    fn becomes_script(&self, line: &str) {
+        self.sandbox.file("program", &format!("echo >>starts\n{line}\n"));
+    }
+
+    fn starts(&self) -> usize {
+        fs::read_to_string(self.sandbox.path("starts")).unwrap().lines().count()
+    }
+
+    fn reload(&self) -> (i32, String) {
+        self.sandbox.run(["--reload", &self.address])
+    }
+}
+
+fn signals_file(sandbox: &Sandbox) -> String {
+    format!("signals={}", sandbox.path("signals").display())
+}
+
+fn signals(sandbox: &Sandbox) -> String {
+    fs::read_to_string(sandbox.path("signals")).unwrap_or_default()
+}
+
+#[test]
+fn statuses_are_those_of_the_server() {
+    let sandbox = Sandbox::new();
+    for status in [0, 1, 7, 124, 125, 255] {
+        let (code, log) = sandbox.run(["sh", "-c", &format!("exit {status}")]);
+        assert_eq!(code, status, "{log}");
+        assert!(log.contains(&format!("ended with status {status} before it was up")), "{log}");
+    }
+    sandbox.assert_clean();
+    for signal in [libc::SIGKILL, libc::SIGABRT, libc::SIGTERM, libc::SIGUSR1] {
+        let scene = Scene::new();
+        let (mut running, pid) = scene.up(&[], &[]);
+        kill(pid, signal);
+        assert_eq!(running.wait(), 128 + signal);
+        assert!(running.log().contains(&format!("server {pid} was ended by SIG")), "{}", running.log());
+        scene.sandbox.assert_clean();
+    }
+}
+
+#[test]
+fn term_int_and_quit_stop_the_server() {
+    for signal in [libc::SIGTERM, libc::SIGINT, libc::SIGQUIT] {
+        let scene = Scene::new();
+        let (mut running, _) = scene.up(&[], &[&signals_file(&scene.sandbox)]);
+        running.signal(signal);
+        assert_eq!(running.wait(), 128 + libc::SIGTERM);
+        assert_eq!(signals(&scene.sandbox), "SIGTERM\n");
+        scene.sandbox.assert_clean();
+
+        let scene = Scene::new();
+        let (mut running, _) = scene.up(&["--stop-signal", "int"], &[&signals_file(&scene.sandbox)]);
+        running.signal(signal);
+        assert_eq!(running.wait(), 128 + libc::SIGINT);
+        assert_eq!(signals(&scene.sandbox), "SIGINT\n");
+        scene.sandbox.assert_clean();
+
+        // It takes TAKEDOWN: no signal.
+        let scene = Scene::new();
+        let (mut running, _) = scene.up(&[], &["takedown", &signals_file(&scene.sandbox)]);
+        running.signal(signal);
+        assert_eq!(running.wait(), 0);
+        assert_eq!(signals(&scene.sandbox), "");
+        scene.sandbox.assert_clean();
+    }
+}
+
+#[test]
+fn a_second_signal_or_the_time_kills_a_server_that_does_not_stop() {
+    let scene = Scene::new();
+    let (mut running, pid) = scene.up(&[], &["stubborn"]);
+    running.signal(libc::SIGTERM);
+    until("the supervisor stops it", || scene.sandbox.status().iter().any(|fields| fields[5] == "draining"));
+    assert!(alive(pid));
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.wait(), 137);
+    scene.sandbox.assert_clean();
+
+    let scene = Scene::new();
+    let (mut running, _) = scene.up(&["--kill-after", "0.1"], &["stubborn"]);
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.wait(), 137);
+    running.says("did not stop in time (it is killed)");
+    scene.sandbox.assert_clean();
+}
+
+#[test]
+fn kill_by_the_pidfile_does_what_everybody_expects() {
+    let scene = Scene::new();
+    let (mut running, pid) = scene.up(&[], &[]);
+    let mut shell = scene.sandbox.command("sh");
+    shell.args(["-c", r#"kill "$(cat run/"$1".pid)""#, "sh", &scene.port.to_string()]);
+    assert!(shell.status().unwrap().success());
+    assert_eq!(running.wait(), 143);
+    assert!(!alive(pid));
+    scene.sandbox.assert_clean();
+}
+
+#[test]
+fn usr1_and_usr2_are_passed_on() {
+    let scene = Scene::new();
+    let (mut running, _) = scene.up(&[], &[&signals_file(&scene.sandbox)]);
+    for (signal, seen) in [(libc::SIGUSR1, "SIGUSR1\n"), (libc::SIGUSR2, "SIGUSR1\nSIGUSR2\n")] {
+        running.signal(signal);
+        until("the server has the signal", || signals(&scene.sandbox) == seen);
+    }
+    assert!(!running.ended());
+    scene.sandbox.take_down(&scene.address);
+    assert_eq!(running.wait(), 0);
+}
+
+#[test]
+fn a_reload_swaps_within_the_supervisor_and_a_failing_one_keeps_the_old_server() {
+    for flags in [&[][..], &["takedown"]] {
+        let scene = Scene::new();
+        let mut running = scene.changing(&["--ready-timeout", "1"]);
+        for generation in 2..=4 {
+            scene.becomes(flags);
+            let (status, log) = scene.reload();
+            assert_eq!(status, 0, "{log}");
+            let answer = get(scene.port).unwrap();
+            assert_eq!(answer.generation, generation);
+            assert_eq!(scene.sandbox.pidfile(&scene.port.to_string()), Some(answer.pid));
+            let load = Load::start(scene.port, Duration::from_millis(2));
+            for (script, expected) in
+                [("exit 3", 3), ("exit 0", 124), ("exec /no/such/program", 127), ("kill -9 $$", 137)]
+            {
+                scene.becomes_script(script);
+                let (status, log) = scene.reload();
+                assert_eq!(status, expected, "{script}: {log}");
+                assert_eq!(get(scene.port), Ok(answer));
+            }
+            scene.becomes(&["fail"]);
+            assert_eq!(scene.reload().0, 124);
+            scene.becomes(&["hang"]);
+            let hanging = (generation == 4).then(|| scene.reload().0);
+            assert!(hanging.is_none_or(|status| status == 124));
+            let seen = load.stop();
+            assert_eq!((seen.failures, seen.generations), ([].into(), vec![generation]));
+            until("no rest of a failed server is left", || scene.sandbox.processes().len() == 2);
+        }
+        assert!(!running.ended());
+        // Its own status is that of the server it switched to last.
+        kill(get(scene.port).unwrap().pid, libc::SIGKILL);
+        assert_eq!(running.wait(), 137, "{}", running.log());
+        scene.sandbox.assert_clean();
+    }
+}
+
+#[test]
+fn hups_during_a_swap_become_one_more() {
+    let scene = Scene::new();
+    let mut running = scene.changing(&[]);
+    for generation in [2, 3] {
+        running.signal(libc::SIGHUP);
+        answered_by(scene.port, generation);
+        running.says(&format!("is up (generation {generation})"));
+    }
+    let (gate, before_ready) = scene.sandbox.gate("before-ready");
+    scene.becomes(&[&before_ready]);
+    running.signal(libc::SIGHUP);
+    gate.reached();
+    scene.becomes(&[]);
+    for _ in 0..5 {
+        running.signal(libc::SIGHUP);
+        // Each is heard on its own.
+        assert!(!scene.sandbox.status().is_empty());
+    }
+    gate.open();
+    answered_by(scene.port, 5);
+    running.says("is up (generation 5)");
+    assert_eq!(scene.reload().0, 0);
+    assert_eq!(get(scene.port).unwrap().generation, 6);
+    assert_eq!(scene.starts(), 6);
+    assert!(!running.ended());
+    scene.sandbox.take_down(&scene.address);
+    assert_eq!(running.wait(), 0);
+}
+
+#[test]
+fn term_in_a_reload_stops_both() {
+    let scene = Scene::new();
+    let mut running = scene.changing(&[]);
+    let (gate, before_ready) = scene.sandbox.gate("before-ready");
+    scene.becomes(&[&before_ready]);
+    let mut reload = scene.sandbox.serverswap(["--reload", &scene.address]);
+    gate.reached();
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.wait(), 143, "{}", running.log());
+    assert_ne!(reload.wait(), 0, "{}", reload.log());
+    scene.sandbox.assert_clean();
+}
+
+#[test]
+fn a_reload_takes_over_from_a_server_that_goes_at_the_same_time() {
+    let scene = Scene::new();
+    let mut running = scene.changing(&[]);
+    let (gate, before_ready) = scene.sandbox.gate("before-ready");
+    scene.becomes(&[&before_ready]);
+    let mut reload = scene.sandbox.serverswap(["--reload", &scene.address]);
+    gate.reached();
+    // A rival from outside replaces the server meanwhile.
+    let rival = scene.sandbox.deploy(&[&scene.address, "takedown"]);
+    assert_eq!(rival.0, 0, "{}", rival.1);
+    gate.open();
+    assert_eq!(reload.wait(), 0, "{}", reload.log());
+    until("one server and one supervisor are left", || scene.sandbox.processes().len() == 2);
+    assert!(!running.ended(), "{}", running.log());
+    scene.sandbox.take_down(&scene.address);
+    assert_eq!(running.wait(), 0);
+}
+
+#[test]
+fn one_of_several_addresses_is_taken_down_only_from_a_server_that_takes_takedown() {
+    let scene = Scene::new();
+    let second = scene.sandbox.port();
+    let also = format!(":{second}");
+    let pidfile = |port: u16| scene.sandbox.pidfile(&port.to_string());
+    // Without TAKEDOWN: all or nothing.
+    let (mut running, pid) = scene.up(&[], &[&also]);
+    let (status, log) = scene.sandbox.run(["--takedown", &scene.address]);
+    assert_eq!((status, log.lines().count(), log.contains(&also)), (125, 1, true), "{log}");
+    assert!([scene.port, second].iter().all(|&port| get(port).unwrap().pid == pid && pidfile(port) == Some(pid)));
+    assert_eq!(scene.sandbox.run(["--takedown", &scene.address, &also]).0, 0);
+    assert_eq!(running.wait(), 0);
+    scene.sandbox.assert_clean();
+    // With it: one, then the other.
+    let (mut running, pid) = scene.up(&[], &[&also, "takedown"]);
+    assert_eq!(scene.sandbox.run(["--takedown", &scene.address]).0, 0);
+    assert!(get(scene.port).is_err());
+    until("its pidfile is gone", || pidfile(scene.port).is_none());
+    assert_eq!((get(second).unwrap().pid, pidfile(second)), (pid, Some(pid)));
+    assert!(!running.ended());
+    assert_eq!(scene.sandbox.run(["--takedown", &scene.address]).0, 125);
+    // What was let go is free for another one.
+    let (status, log) = scene.sandbox.deploy(&[&scene.address]);
+    assert_eq!(status, 0, "{log}");
+    assert_ne!(get(scene.port).unwrap().pid, pid);
+    assert_eq!(scene.sandbox.run(["--takedown", &also]).0, 0);
+    assert_eq!(running.wait(), 0);
+    scene.sandbox.take_down(&scene.address);
+}
+
+#[test]
+fn a_waiting_detach_is_cancelled_by_term_before_the_switch() {
+    for signal in [libc::SIGTERM, libc::SIGINT] {
+        let scene = Scene::new();
+        let (mut old, pid) = scene.up(&[], &[]);
+        let (gate, before_ready) = scene.sandbox.gate("before-ready");
+        let mut new = scene.sandbox.plain(&["-d"], &[&scene.address, &before_ready]);
+        gate.reached();
+        new.signal(signal);
+        assert_eq!(new.wait(), 143, "{}", new.log());
+        assert_eq!(get(scene.port).unwrap().pid, pid);
+        assert!(!old.ended());
+        scene.sandbox.take_down(&scene.address);
+        assert_eq!(old.wait(), 0);
+    }
+}
+
+#[test]
+fn a_waiting_detach_is_not_cancelled_by_sigkill_nor_after_the_switch() {
+    let scene = Scene::new();
+    let (mut old, _) = scene.up(&[], &[]);
+    let (gate, before_ready) = scene.sandbox.gate("before-ready");
+    let mut new = scene.sandbox.plain(&["-d"], &[&scene.address, &before_ready, "takedown"]);
+    gate.reached();
+    new.signal(libc::SIGKILL);
+    assert_eq!(new.wait(), 137);
+    gate.open();
+    answered_by(scene.port, 2);
+    assert_eq!(old.wait(), 0);
+
+    let (before_exit, hold) = scene.sandbox.gate("before-exit");
+    assert_eq!(scene.sandbox.deploy(&[&scene.address, "takedown", &hold]).0, 0);
+    let mut new = scene.sandbox.plain(&["-d"], &[&scene.address]);
+    before_exit.reached();
+    new.signal(libc::SIGTERM);
+    new.says("past its switch");
+    before_exit.open();
+    assert_eq!(new.wait(), 0, "{}", new.log());
+    assert_eq!(get(scene.port).unwrap().generation, 4);
+    scene.sandbox.take_down(&scene.address);
+}
+
+/// A pseudo terminal that no other test inherits: the keyboard, the screen.
+fn pty() -> (File, File) {
+    use std::os::fd::{FromRawFd, IntoRawFd};
+    use std::os::unix::fs::OpenOptionsExt;
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    grantpt(&master).and_then(|()| unlockpt(&master)).unwrap();
+    let slave = File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(ptsname_r(&master).unwrap());
+    // SAFETY: the fd was the master's, which gave it up.
+    (unsafe { File::from_raw_fd(master.into_raw_fd()) }, slave.unwrap())
+}
+
+/// A supervisor in the foreground of a terminal of its own.
+struct Terminal {
+    running: Running,
+    keyboard: Option<File>,
+}
+
+impl Terminal {
+    fn start(scene: &Scene, words: &[&str]) -> Terminal {
+        let (keyboard, screen) = pty();
+        let mut command = scene.sandbox.command(SERVERSWAP);
+        command.arg(plain_server()).arg(&scene.address).args(words).stdin(Stdio::from(screen));
+        // SAFETY: ioctl is async-signal-safe; after setsid() the terminal at 0 becomes the controlling one.
+        unsafe {
+            command.pre_exec(|| match libc::ioctl(0, libc::TIOCSCTTY, 0) {
+                0 => Ok(()),
+                _ => Err(std::io::Error::last_os_error()),
+            })
+        };
+        let running = scene.sandbox.start(command);
+        running.says("is up");
+        Terminal { running, keyboard: Some(keyboard) }
+    }
+
+    fn types(&mut self, keys: &[u8]) {
+        self.keyboard.as_mut().unwrap().write_all(keys).unwrap();
+    }
+}
+
+#[test]
+fn ctrl_c_reaches_the_server_once() {
+    for _ in 0..3 {
+        let scene = Scene::new();
+        let (gate, before_exit) = scene.sandbox.gate("before-exit");
+        let mut terminal = Terminal::start(&scene, &[&signals_file(&scene.sandbox), &before_exit]);
+        terminal.types(b"\x03");
+        gate.reached();
+        // The supervisor has had it too, and has done all that it does about it.
+        until("the supervisor stops it", || scene.sandbox.status().iter().any(|fields| fields[5] == "draining"));
+        assert_eq!(signals(&scene.sandbox), "SIGINT\n");
+        gate.open();
+        assert_eq!(terminal.running.wait(), 130);
+        assert_eq!(signals(&scene.sandbox), "SIGINT\n");
+        scene.sandbox.assert_clean();
+    }
+}
+
+#[test]
+fn a_terminal_that_goes_away_stops_the_server() {
+    let scene = Scene::new();
+    // The kernel tells the session's leader alone, and the rest when that has gone: the server is told by
+    // its stop signal.
+    let mut terminal = Terminal::start(&scene, &[&signals_file(&scene.sandbox)]);
+    drop(terminal.keyboard.take());
+    assert_eq!(terminal.running.wait(), 128 + libc::SIGTERM, "{}", terminal.running.log());
+    assert_eq!(signals(&scene.sandbox), "SIGTERM\n");
+    scene.sandbox.assert_clean();
+    // By hand too: a terminal is a terminal.
+    let scene = Scene::new();
+    let mut terminal = Terminal::start(&scene, &[]);
+    terminal.running.signal(libc::SIGHUP);
+    assert_eq!(terminal.running.wait(), 143);
+    scene.sandbox.assert_clean();
+}
+
+#[test]
+fn detached_from_a_terminal() {
+    let scene = Scene::new();
+    let (mut keyboard, screen) = pty();
+    let mut command = scene.sandbox.command(SERVERSWAP);
+    command.arg("-d").arg(plain_server()).arg(&scene.address).stdin(Stdio::from(screen.try_clone().unwrap()));
+    command.stdout(Stdio::from(screen.try_clone().unwrap())).stderr(Stdio::from(screen));
+    assert!(command.status().unwrap().success());
+    drop(command);
+    // Nobody holds the terminal any more.
+    let mut shown = String::new();
+    let _ = keyboard.read_to_string(&mut shown);
+    assert!(shown.contains("is up (generation 1)"), "{shown}");
+    for (pid, _) in scene.sandbox.processes() {
+        for number in 0..3 {
+            let target = fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap();
+            assert_eq!(target, Path::new("/dev/null"), "fd {number} of {pid}");
+        }
+    }
+    scene.sandbox.take_down(&scene.address);
+}
+
+/// What a service manager hears.
+struct Manager(UnixDatagram);
+
+impl Manager {
+    fn hears(&self, expected: &str) {
+        let mut buffer = [0; 4096];
+        let len = self.0.recv(&mut buffer).unwrap_or_else(|e| panic!("{expected}: {e}"));
+        let text = String::from_utf8_lossy(&buffer[..len]).into_owned();
+        assert!(
+            text == expected || (expected.ends_with('=') && text.starts_with(expected)),
+            "{text:?}, not {expected:?}"
+        );
+    }
+}
+
+#[test]
+fn a_service_manager_is_told() {
+    for abstract_name in [false, true] {
+        let scene = Scene::new();
+        let path = scene.sandbox.path("manager");
+        let (name, address) = if abstract_name {
+            let name = format!("serverswap-test-{}-{}", std::process::id(), scene.port);
+            (format!("@{name}"), SocketAddr::from_abstract_name(name).unwrap())
+        } else {
+            (path.display().to_string(), SocketAddr::from_pathname(&path).unwrap())
+        };
+        let manager = Manager(UnixDatagram::bind_addr(&address).unwrap());
+        manager.0.set_read_timeout(Some(DEADLINE)).unwrap();
+        scene.becomes(&[]);
+        let mut command = scene.sandbox.command(SERVERSWAP);
+        command.args(["sh", "program"]).env("NOTIFY_SOCKET", &name).env("WATCHDOG_PID", "1");
+        let mut running = scene.sandbox.start(command);
+        manager.hears("READY=1");
+        for generation in [2, 3, 4] {
+            running.signal(libc::SIGHUP);
+            manager.hears("RELOADING=1\nMONOTONIC_USEC=");
+            manager.hears("READY=1");
+            assert_eq!(get(scene.port).unwrap().generation, generation);
+            running.says(&format!("is up (generation {generation})"));
+        }
+        scene.becomes_script("exit 1");
+        running.signal(libc::SIGHUP);
+        manager.hears("RELOADING=1\nMONOTONIC_USEC=");
+        manager.hears("READY=1");
+        running.signal(libc::SIGTERM);
+        manager.hears("STOPPING=1");
+        assert_eq!(running.wait(), 143);
+        scene.sandbox.assert_clean();
+
+        // What the server says in this language is heard, and passed on where it is for the manager.
+        let notify = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/notify.py");
+        let mut command = scene.sandbox.command(SERVERSWAP);
+        command.args(["-d", "python3", notify.to_str().unwrap()]).env("NOTIFY_SOCKET", &name);
+        command.args(["STATUS=half way", "MAINPID=1", "WATCHDOG=1", "STOPPING=0\nWATCHDOG=trigger", "READY=1"]);
+        let mut running = scene.sandbox.start(command);
+        assert_eq!(running.wait(), 0, "{}", running.log());
+        for expected in ["STATUS=half way", "WATCHDOG=1", "WATCHDOG=trigger", "READY=1"] {
+            manager.hears(expected);
+        }
+        let worker = |(_, command): &(i32, String)| !command.contains("serverswap ");
+        let pid = scene.sandbox.processes().into_iter().find(worker).unwrap().0;
+        kill(pid, libc::SIGTERM);
+        scene.sandbox.assert_clean();
+    }
+}
+
+/// Runs `serverswap plain-server` by another program: what it finds on entry is that one's doing.
+fn by(scene: &Scene, program: &str, arguments: &[&str]) -> Running {
+    let mut command = scene.sandbox.command(program);
+    command.args(arguments).arg(SERVERSWAP).arg(plain_server()).arg(&scene.address);
+    scene.sandbox.start(command)
+}
+
+/// A field of `/proc/PID/status`, as a number in base 16.
+fn mask(pid: i32, field: &str) -> u64 {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(":\t")).unwrap();
+    u64::from_str_radix(line.trim(), 16).unwrap()
+}
+
+#[test]
+fn oddities_on_entry_are_set_right() {
+    let block = "import os, signal, sys; signal.pthread_sigmask(signal.SIG_BLOCK, range(1, 65)); os.execvp(sys.argv[1], sys.argv[1:])";
+    let ignore = "import os, signal, sys; [signal.signal(s, signal.SIG_IGN) for s in range(1, 32) if s not in (1, 9, 19)]; os.execvp(sys.argv[1], sys.argv[1:])";
+    let cases: [(&str, &str, &[&str]); 6] = [
+        ("standard fds closed", "sh", &["-c", r#"exec "$@" <&- >&- 2>&-"#, "sh"]),
+        ("SIGCHLD ignored", "sh", &["-c", r#"trap '' CHLD; exec "$@""#, "sh"]),
+        ("all signals blocked", "python3", &["-c", block]),
+        ("all signals ignored", "python3", &["-c", ignore]),
+        ("fds 3 to 9 taken", "sh", &["-c", r#"exec 3</dev/null 4<&3 5<&3 6<&3 7<&3 8<&3 9<&3; exec "$@""#, "sh"]),
+        ("a tight umask", "sh", &["-c", r#"umask 0777; exec "$@""#, "sh"]),
+    ];
+    for (what, program, arguments) in cases {
+        let scene = Scene::new();
+        if what.starts_with("a tight") {
+            // A run directory that nobody could enter is refused to others than root.
+            assert_eq!(scene.sandbox.run(["true"]).0, 0);
+        }
+        let mut before = by(&scene, program, arguments);
+        let mut last = answered_by(scene.port, 1).pid;
+        assert_eq!(mask(last, "SigBlk"), 0, "{what}");
+        // A Rust program ignores SIGPIPE itself; beyond 31 are those of the C library and real time.
+        let ignored = mask(last, "SigIgn") & 0x7fff_ffff;
+        assert_eq!(ignored & !(1 << (libc::SIGPIPE - 1)), 0, "{what}");
+        for generation in 2..=4 {
+            let after = by(&scene, program, arguments);
+            let answer = answered_by(scene.port, generation);
+            assert_eq!(before.wait(), 0, "{what}: {}", before.log());
+            assert!(!alive(last), "{what}");
+            (before, last) = (after, answer.pid);
+        }
+        kill(last, libc::SIGKILL);
+        assert_eq!(before.wait(), 137, "{what}: {}", before.log());
+        scene.sandbox.assert_clean();
+    }
+}
+
+#[test]
+fn nohup_stays() {
+    let scene = Scene::new();
+    let mut running = by(&scene, "nohup", &[]);
+    let server = answered_by(scene.port, 1).pid;
+    running.says("is up");
+    for pid in [running.pid(), server] {
+        assert_eq!(mask(pid, "SigIgn") & 1, 1, "HUP is ignored by {pid}");
+    }
+    running.signal(libc::SIGHUP);
+    kill(server, libc::SIGHUP);
+    // Its order would come after that of the signal.
+    assert_eq!(scene.reload().0, 0);
+    assert_eq!(get(scene.port).unwrap().generation, 2);
+    assert_eq!(mask(get(scene.port).unwrap().pid, "SigIgn") & 1, 1);
+    assert!(!running.ended());
+    scene.sandbox.take_down(&scene.address);
+    assert_eq!(running.wait(), 0);
+}
+
+#[test]
+fn process_1_of_a_container() {
+    let permitted = Command::new("unshare").args(["-pf", "--mount-proc", "true"]).output();
+    if !permitted.is_ok_and(|output| output.status.success()) {
+        eprintln!("left out: no pid namespace may be made here");
+        return;
+    }
+    let scene = Scene::new();
+    // It leaves children behind that only process 1 can reap.
+    scene.becomes_script(&format!(
+        "(sleep 0 & sleep 0 &)\n(exec setsid sh -c 'sleep 0 & sleep 0 &')\nexec {} {}",
+        plain_server().display(),
+        scene.address
+    ));
+    let mut command = scene.sandbox.command("unshare");
+    command.args(["-pf", "--mount-proc", SERVERSWAP, "sh", "program"]);
+    let mut running = scene.sandbox.start(command);
+    answered_by(scene.port, 1);
+    running.says("is up");
+    let children = |pid: i32| {
+        let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+        list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<i32>>()
+    };
+    let [supervisor] = children(running.pid())[..] else { panic!() };
+    for generation in [2, 3, 4] {
+        kill(supervisor, libc::SIGHUP);
+        answered_by(scene.port, generation);
+        running.says(&format!("is up (generation {generation})"));
+    }
+    until("all but the server are reaped", || children(supervisor).len() == 1);
+    kill(supervisor, libc::SIGTERM);
+    assert_eq!(running.wait(), 143, "{}", running.log());
+    scene.sandbox.assert_clean();
+}
+
+/// What a server left running, and did not tell anybody of, does not outlive it.
+#[test]
+fn what_is_left_of_a_server_is_told_to_stop() {
+    let scene = Scene::new();
+    scene.becomes_script(&format!(
+        "sleep 600 &\n(setsid sleep 600 &)\nexec {} {} takedown",
+        plain_server().display(),
+        scene.address
+    ));
+    let mut running = scene.sandbox.serverswap(["sh", "program"]);
+    answered_by(scene.port, 1);
+    running.says("is up");
+    scene.sandbox.take_down(&scene.address);
+    assert_eq!(running.wait(), 0);
+}
+
+#[test]
+fn the_control_channel_is_inherited_by_the_server_alone() {
+    let scene = Scene::new();
+    let (mut running, server) = scene.up(&[], &[]);
+    let inode = |pid: i32| {
+        let environ = fs::read(format!("/proc/{pid}/environ")).unwrap();
+        let text = String::from_utf8_lossy(&environ).into_owned();
+        let value = text.split('\0').find_map(|entry| entry.strip_prefix("SERVERSWAP_INODE=")).unwrap().to_owned();
+        format!("socket:[{value}]")
+    };
+    let wanted = inode(server);
+    let holders: Vec<i32> = scene
+        .sandbox
+        .processes()
+        .into_iter()
+        .map(|(pid, _)| pid)
+        .filter(|pid| {
+            let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+            fds.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|target| target.to_str() == Some(&wanted))
+        })
+        .collect();
+    assert_eq!(holders, [server]);
+    scene.sandbox.take_down(&scene.address);
+    assert_eq!(running.wait(), 0);
+}
