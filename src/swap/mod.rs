@@ -503,7 +503,12 @@ impl Generation {
             ServerWord::Up => self.said_up = true,
             ServerWord::Fail(text) => {
                 if self.stage == Stage::Starting {
-                    self.fail(status::NOT_UP, self.name(), format!("the new server gave up: {}", quote(&text)), effects);
+                    self.fail(
+                        status::NOT_UP,
+                        self.name(),
+                        format!("the new server gave up: {}", quote(&text)),
+                        effects,
+                    );
                 } else {
                     refuse("this server is up; it can only exit".into());
                 }
@@ -839,8 +844,8 @@ impl Generation {
             let waits = self.slots.values().any(|slot| matches!(slot, Slot::Waiting(..) | Slot::Releasing(_)));
             let goes = self.slots.values().any(|slot| matches!(slot, Slot::Going | Slot::Looking(_)));
             let attended = self.olds.values().all(|old| old.attended);
-            let second = self.olds.values().any(|old| old.lock.is_some())
-                && self.olds.values().any(|old| old.lock.is_none());
+            let second =
+                self.olds.values().any(|old| old.lock.is_some()) && self.olds.values().any(|old| old.lock.is_none());
             let pause = waits && !goes && attended && !second;
             if pause != self.ready_paused {
                 self.ready_paused = pause;
@@ -998,11 +1003,7 @@ impl Slot {
 }
 
 /// TAKEDOWN to everybody who took it for an address that `of` picks and does not know yet.
-fn tell(
-    takers: &mut BTreeMap<(Address, SpeakerId), bool>,
-    of: impl Fn(&Address) -> bool,
-    effects: &mut Vec<Effect>,
-) {
+fn tell(takers: &mut BTreeMap<(Address, SpeakerId), bool>, of: impl Fn(&Address) -> bool, effects: &mut Vec<Effect>) {
     for ((address, speaker), told) in takers.iter_mut() {
         if of(address) && !std::mem::replace(told, true) {
             effects.push(Effect::Say(*speaker, SupervisorWord::Takedown(address.clone())));
