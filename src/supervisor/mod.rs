@@ -51,6 +51,8 @@ struct Live {
     discover_until: Option<Instant>,
     /// Listeners that were there at the last look.
     seen: BTreeSet<u32>,
+    /// It was up once.
+    was_up: bool,
     /// Its main process has ended, and it is not known yet whether something of it still listens.
     ended: Option<Ended>,
     /// The address that messages about it name after it has let go of all of them.
@@ -109,6 +111,8 @@ pub struct Supervisor {
     next_generation: GenId,
     /// The generation that serves, or that is to serve first.
     current: GenId,
+    /// The generation that was switched to last: its status is this process's.
+    answers_for: GenId,
     conns: BTreeMap<Id, Conn>,
     olds: BTreeMap<Id, Old>,
     timers: Timers,
@@ -157,6 +161,7 @@ impl Supervisor {
             live: BTreeMap::new(),
             next_generation: 1,
             current: 1,
+            answers_for: 1,
             conns: BTreeMap::new(),
             olds: BTreeMap::new(),
             timers: Timers::default(),
