@@ -691,7 +691,7 @@ fn news() -> Vec<Vec<Do>> {
         vec![ready(":1"), ready(":2")],
         vec![ready(":1"), go(":1"), ready(":2")],
         vec![takes(":1"), ready(":1"), up()],
-        vec![up(), ready(":1"), ready(":2")],
+        vec![up(), ready(":1")],
         vec![ready(":1"), Do::Say(ServerWord::Fail("no".into()))],
         vec![],
     ]
