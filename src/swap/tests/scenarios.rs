@@ -142,6 +142,18 @@ fn a_swap_by_signal() {
 }
 
 #[test]
+fn the_end_of_a_server_releases_what_was_asked_for() {
+    // Seen before anybody saw that the port is free: the claimer knows that it was heard, and need not
+    // look again.
+    let mut machine = claimed(serving(&[":1"], &[]));
+    machine.step(Event::AskedTakedown(CLAIMER, a(":1")));
+    assert_eq!(
+        machine.step(Event::Exited(143))[..2],
+        [Effect::TellReleased(CLAIMER, a(":1")), Effect::TellGone(CLAIMER)]
+    );
+}
+
+#[test]
 fn a_swap_with_takedown() {
     let mut machine = claimed(serving(&[":1"], &["TAKEDOWN :1"]));
     let effects = machine.step(Event::AskedTakedown(CLAIMER, a(":1")));
