@@ -25,19 +25,19 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 /// A connection on which the server speaks: its control fd, or one to its control socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct SpeakerId(pub u64);
 
 /// An older generation that has what this one wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct OldId(pub u64);
 
 /// Somebody who wants to replace this generation or to take it down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ClaimerId(pub u64);
 
 /// The clocks of a generation. The owner of the machine keeps them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Timer {
     /// The new server must be up.
     Ready,
@@ -64,7 +64,7 @@ pub enum Event {
     Exited(u8),
     /// Answer to [`Effect::LookUp`]: nobody had the address, now it is registered as ours.
     Vacant(Address),
-    /// Answer to [`Effect::LookUp`]: these have it.
+    /// Answer to [`Effect::LookUp`], and to [`Effect::Take`] that came too late: these have it.
     Taken(Address, Vec<OldId>),
     /// Answer to [`Effect::LookUp`]: it cannot be had, and why.
     Blocked(Address, String),
@@ -123,7 +123,8 @@ pub enum Effect {
     Lock(OldId),
     /// Give up the lock, or the place in the queue.
     Unlock(OldId),
-    /// Register the address as ours, whoever had it: the switch in the run directory.
+    /// Register the address as ours in place of the old servers: the switch in the run directory.
+    /// Answered by [`Event::Taken`] if somebody else has it by now, which then keeps it.
     Take(Warrant, Address),
     /// Ask the old server to let go of the address.
     AskTakedown(Warrant, OldId, Address),
@@ -170,7 +171,7 @@ pub enum Effect {
 }
 
 /// Settings of a generation.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Settings {
     /// Plain order, or the shared port.
     pub order: Order,
@@ -189,14 +190,14 @@ pub const QUIET: Duration = Duration::from_secs(3);
 /// Most addresses of one server: a server that asks for more babbles.
 pub const ADDRESSES_MAX: usize = 4096;
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Slot {
     /// READY was said; who has the address is being looked up.
     Looking(Ready),
     /// These have it, and not all of their locks are ours.
     Waiting(Ready, BTreeSet<OldId>),
-    /// These were asked to let go of it.
-    Releasing(BTreeSet<OldId>),
+    /// These were asked to let go of it and have not done so.
+    Releasing(Ready, BTreeSet<OldId>),
     /// GO was said; the server does not listen yet.
     Going,
     /// The server has the address.
@@ -205,7 +206,7 @@ enum Slot {
     Asked { told: bool },
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Old {
     attended: bool,
     lock: Option<Lock>,
@@ -214,13 +215,13 @@ struct Old {
     stopped: bool,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Wish {
     Replace,
     Down(Vec<Address>),
 }
 
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 enum Why {
     /// Replaced, or taken down on request: the supervisor ends with 0.
     Requested,
@@ -230,7 +231,7 @@ enum Why {
     Failed(u8),
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 enum Stage {
     /// Not up yet.
     Starting,
@@ -243,7 +244,7 @@ enum Stage {
 }
 
 /// One generation of a server. See the module.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Generation {
     settings: Settings,
     stage: Stage,
@@ -252,15 +253,16 @@ pub struct Generation {
     unanswered: Vec<(SpeakerId, Address)>,
     /// Who took TAKEDOWN for which address; `true`: and was told so.
     takers: BTreeMap<(Address, SpeakerId), bool>,
+    /// UP was said, or nothing for a while, and no READY since: it wants no more addresses.
     said_up: bool,
     quiet: bool,
-    ready_armed: bool,
+    armed: BTreeSet<Timer>,
     ready_paused: bool,
-    quiet_armed: bool,
     signal_due: bool,
+    stop_said: bool,
     committed: bool,
-    /// An old server was asked to go.
-    harmed: bool,
+    /// What old servers were asked to let go of, as long as the swap is not done.
+    harmed: BTreeSet<Address>,
     done: bool,
     olds: BTreeMap<OldId, Old>,
     queue: VecDeque<(ClaimerId, Wish)>,
@@ -276,8 +278,8 @@ impl Generation {
         let mut effects = Vec::new();
         match new.settings.ready_timeout {
             Some(Duration::ZERO) => {}
-            Some(time) => new.arm_ready(time, &mut effects),
-            None if new.settings.awaited => new.arm_ready(READY_TIMEOUT, &mut effects),
+            Some(time) => new.arm(Timer::Ready, time, &mut effects),
+            None if new.settings.awaited => new.arm(Timer::Ready, READY_TIMEOUT, &mut effects),
             None => {}
         }
         new.settle(&mut effects);
@@ -301,12 +303,12 @@ impl Generation {
             takers: BTreeMap::new(),
             said_up: false,
             quiet: false,
-            ready_armed: false,
+            armed: BTreeSet::new(),
             ready_paused: false,
-            quiet_armed: false,
             signal_due: false,
+            stop_said: false,
             committed: false,
-            harmed: false,
+            harmed: BTreeSet::new(),
             done: false,
             olds: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -341,7 +343,7 @@ impl Generation {
 
     /// Whether the swap can be called off without a loss: no old server was asked to go.
     pub fn may_be_cancelled(&self) -> bool {
-        self.stage == Stage::Starting && !self.harmed
+        self.stage == Stage::Starting && self.harmed.is_empty()
     }
 
     /// Whether the server was up and not yet told to stop.
@@ -373,6 +375,9 @@ impl Generation {
             Event::Said(speaker, word) => self.said(speaker, word, effects),
             Event::SpeakerGone(speaker) => {
                 self.unanswered.retain(|(s, _)| *s != speaker);
+                // Nobody is left to hear GO: that READY harms no old server any more.
+                let heard: BTreeSet<Address> = self.unanswered.iter().map(|(_, a)| a.clone()).collect();
+                self.withdraw(|own| !heard.contains(own), effects);
                 let taken: Vec<Address> =
                     self.takers.keys().filter(|(_, s)| *s == speaker).map(|(a, _)| a.clone()).collect();
                 for address in taken {
@@ -386,15 +391,15 @@ impl Generation {
                 }
             }
             Event::Exited(status) => self.exited(status, effects),
-            Event::Vacant(address) => {
-                if let Some(Slot::Looking(_)) = self.slots.get(&address) {
-                    self.go(&address, effects);
-                }
-            }
+            Event::Vacant(address) => match self.slots.get(&address) {
+                Some(Slot::Looking(_)) => self.go(&address, effects),
+                Some(_) => {}
+                // The READY was taken back meanwhile.
+                None => effects.push(Effect::Unhold(address)),
+            },
             Event::Taken(address, olds) => self.taken(address, olds, effects),
             Event::Blocked(address, why) => {
                 if let Some(Slot::Looking(_)) = self.slots.get(&address) {
-                    self.slots.remove(&address);
                     self.fail_address(address, status::FAILED, why, effects);
                 }
             }
@@ -403,36 +408,27 @@ impl Generation {
                     old.attended = true;
                 }
             }
-            Event::Locked(old, holds) => match self.olds.get_mut(&old) {
+            Event::Locked(id, holds) => match self.olds.get_mut(&id) {
                 Some(old) => {
                     old.attended = true;
                     old.lock = Some(Lock::granted(holds));
                 }
-                None => effects.push(Effect::Unlock(old)),
+                None => effects.push(Effect::Unlock(id)),
             },
             Event::OldReleased(old, address) => {
-                if let Some(Slot::Releasing(pending)) = self.slots.get_mut(&address) {
+                if let Some(Slot::Releasing(_, pending)) = self.slots.get_mut(&address) {
                     pending.remove(&old);
                 }
             }
-            Event::OldRefused(old, why) => {
-                if self.olds.contains_key(&old) {
-                    let address = self.slots.iter().find(|(_, slot)| slot.wants(old)).map(|(a, _)| a.clone());
-                    match address {
-                        Some(address) => self.fail_address(address, status::NOT_UP, why, effects),
-                        None => effects.push(Effect::Report(Level::Warning, self.name(), why)),
-                    }
-                }
-            }
+            Event::OldRefused(old, why) => self.refused(old, why, effects),
             Event::OldGone(old) => self.old_ended(old, true, effects),
             Event::OldLost(old) => self.old_ended(old, false, effects),
-            Event::Claim(claimer) => self.queue.push_back((claimer, Wish::Replace)),
+            Event::Claim(claimer) => self.enqueue(claimer, Wish::Replace),
             Event::AskedTakedown(claimer, address) => {
                 if self.lock == Some(claimer) {
-                    for (_, slot) in self.slots.iter_mut().filter(|(own, _)| own.collides(&address)) {
-                        if *slot == Slot::Held {
-                            *slot = Slot::Asked { told: false };
-                        }
+                    // Told for an earlier claimer: this one does not wait for ever either.
+                    if self.stage == Stage::Up && self.is_told(&address) {
+                        self.arm(Timer::Partial, self.settings.kill_after, effects);
                     }
                     self.asked.insert(address);
                 }
@@ -443,18 +439,22 @@ impl Generation {
                 }
             }
             Event::Down(claimer, addresses) => {
-                if self.stage == Stage::Starting && self.olds.is_empty() {
+                let all = self.slots.keys().all(|own| addresses.iter().any(|a| a.collides(own)));
+                if self.stage == Stage::Starting && self.olds.is_empty() && !self.slots.is_empty() && all {
+                    self.queue.retain(|(c, _)| *c != claimer);
                     self.lock = Some(claimer);
                     self.leave(Why::Requested, false, effects);
                 } else {
-                    self.queue.push_back((claimer, Wish::Down(addresses)));
+                    self.enqueue(claimer, Wish::Down(addresses));
                 }
             }
             Event::ClaimerGone(claimer) => self.claimer_gone(claimer, effects),
             Event::Stop { signalled } => match self.stage {
-                Stage::Leaving(_) => effects.push(Effect::Kill),
+                Stage::Leaving(_) if self.stop_said => effects.push(Effect::Kill),
+                // It was told to stop already, by a claimer.
+                Stage::Leaving(_) => self.stop_said = true,
                 Stage::Starting | Stage::Up => {
-                    self.unlock_unharmed(effects);
+                    self.stop_said = true;
                     self.leave(Why::Told, signalled, effects);
                 }
                 Stage::Ended => {}
@@ -478,15 +478,15 @@ impl Generation {
             ServerWord::Ready(address) => match self.slots.get(&address) {
                 Some(Slot::Going | Slot::Held) => effects.push(Effect::Say(speaker, SupervisorWord::Go(address))),
                 Some(Slot::Asked { .. }) => refuse(format!("{address} is being taken down")),
-                Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(_)) => {
+                Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..)) => {
                     if !self.unanswered.contains(&(speaker, address.clone())) {
                         self.unanswered.push((speaker, address));
                     }
                 }
                 None if self.slots.len() >= ADDRESSES_MAX => refuse("too many addresses".into()),
                 None => {
-                    self.quiet = false;
-                    self.stop_quiet(effects);
+                    (self.quiet, self.said_up) = (false, false);
+                    self.disarm(Timer::Quiet, effects);
                     self.slots.insert(address.clone(), Slot::Looking(Ready::said()));
                     self.unanswered.push((speaker, address.clone()));
                     effects.push(Effect::LookUp(address));
@@ -496,14 +496,22 @@ impl Generation {
                 if self.takers.len() >= ADDRESSES_MAX {
                     refuse("too many addresses".into());
                 } else {
-                    self.takers.entry((address, speaker)).or_insert(false);
+                    self.takers.entry((address.clone(), speaker)).or_insert(false);
+                    if self.is_told(&address) {
+                        tell(&mut self.takers, |a| *a == address, effects);
+                    }
                 }
             }
             ServerWord::Released(address) => self.let_go(speaker, &address, effects),
             ServerWord::Up => self.said_up = true,
             ServerWord::Fail(text) => {
                 if self.stage == Stage::Starting {
-                    self.fail(status::NOT_UP, self.name(), format!("the new server gave up: {}", quote(&text)), effects);
+                    self.fail(
+                        status::NOT_UP,
+                        self.name(),
+                        format!("the new server gave up: {}", quote(&text)),
+                        effects,
+                    );
                 } else {
                     refuse("this server is up; it can only exit".into());
                 }
@@ -530,32 +538,35 @@ impl Generation {
 
     fn release(&mut self, own: &Address, effects: &mut Vec<Effect>) {
         self.slots.remove(own);
-        // A server that goes on without the address: a newer one has registered it, or nobody should.
-        if self.stage == Stage::Up {
-            effects.push(Effect::Unhold(own.clone()));
-        }
+        let slots = &self.slots;
+        self.takers.retain(|(a, _), _| !a.collides(own) || slots.keys().any(|left| left.collides(a)));
+        // A newer server has registered it, or can have it.
+        effects.push(Effect::Unhold(own.clone()));
     }
 
     fn listens(&mut self, address: Address, effects: &mut Vec<Effect>) {
-        let room = self.slots.len() < ADDRESSES_MAX;
-        match self.slots.get_mut(&address) {
-            Some(slot @ Slot::Going) => *slot = Slot::Held,
-            Some(_) => {}
-            // Found listening without a word.
-            None if matches!(self.stage, Stage::Starting | Stage::Up) && room => {
-                self.commit(effects);
-                effects.push(Effect::Hold(address.clone()));
-                self.slots.insert(address, Slot::Held);
+        let mut known = false;
+        for (_, slot) in self.slots.iter_mut().filter(|(own, _)| own.collides(&address)) {
+            known = true;
+            if *slot == Slot::Going {
+                *slot = Slot::Held;
             }
-            None => {}
+        }
+        let room = self.slots.len() < ADDRESSES_MAX;
+        // Found listening without a word.
+        if !known && room && matches!(self.stage, Stage::Starting | Stage::Up) {
+            self.commit(effects);
+            effects.push(Effect::Hold(address.clone()));
+            self.slots.insert(address, Slot::Held);
         }
     }
 
     fn taken(&mut self, address: Address, olds: Vec<OldId>, effects: &mut Vec<Effect>) {
-        let Some(Slot::Looking(ready)) = self.slots.get(&address) else { return };
+        let Some(Slot::Looking(ready) | Slot::Releasing(ready, _)) = self.slots.get(&address) else { return };
         let ready = ready.clone();
-        if self.stage == Stage::Starting && !self.ready_armed && self.settings.ready_timeout.is_none() {
-            self.arm_ready(READY_TIMEOUT, effects);
+        let time = self.settings.ready_timeout.unwrap_or(READY_TIMEOUT);
+        if !time.is_zero() && !self.armed.contains(&Timer::Ready) {
+            self.arm(Timer::Ready, time, effects);
         }
         for &old in &olds {
             self.olds.entry(old).or_insert_with(|| {
@@ -568,26 +579,49 @@ impl Generation {
 
     /// An old server is gone, or only its supervisor is.
     fn old_ended(&mut self, id: OldId, gone: bool, effects: &mut Vec<Effect>) {
-        if self.olds.remove(&id).is_none() {
+        let Some(old) = self.olds.remove(&id) else { return };
+        if let Stage::Leaving(_) = self.stage {
             return;
         }
+        let mut wanted = false;
         for (address, slot) in &mut self.slots {
-            match slot {
-                // Somebody else may have replaced it meanwhile: look again.
-                Slot::Waiting(ready, olds) if olds.contains(&id) => {
-                    *slot = Slot::Looking(ready.clone());
-                    effects.push(Effect::LookUp(address.clone()));
-                }
-                Slot::Releasing(pending) if pending.contains(&id) => {
-                    if gone {
-                        pending.remove(&id);
-                    } else {
-                        *slot = Slot::Looking(Ready::said());
-                        effects.push(Effect::LookUp(address.clone()));
-                    }
-                }
-                _ => {}
+            // Somebody else may have replaced it in the meantime, or an orphan is left: look again.
+            if let (Slot::Waiting(ready, _) | Slot::Releasing(ready, _), true) = (&*slot, slot.wants(id)) {
+                wanted = true;
+                *slot = Slot::Looking(ready.clone());
+                effects.push(Effect::LookUp(address.clone()));
             }
+        }
+        if !gone && !wanted && old.warrant.is_some() {
+            let text = "the supervisor of the old server is gone (the old server may live on)";
+            effects.push(Effect::Report(Level::Warning, self.name(), text.into()));
+        }
+    }
+
+    /// The old server stays, and so do its addresses.
+    fn refused(&mut self, id: OldId, why: String, effects: &mut Vec<Effect>) {
+        if !self.olds.contains_key(&id) || !matches!(self.stage, Stage::Starting | Stage::Up) {
+            return;
+        }
+        let wanted: Vec<Address> =
+            self.slots.iter().filter(|(_, slot)| slot.wants(id)).map(|(a, _)| a.clone()).collect();
+        if wanted.is_empty() {
+            return effects.push(Effect::Report(Level::Warning, self.name(), why));
+        }
+        if self.stage == Stage::Starting {
+            return self.fail(status::NOT_UP, wanted.first().cloned(), why, effects);
+        }
+        for address in wanted {
+            self.fail_address(address, status::NOT_UP, why.clone(), effects);
+        }
+        self.olds.remove(&id);
+        effects.push(Effect::Unlock(id));
+    }
+
+    /// Queues a claimer, once.
+    fn enqueue(&mut self, claimer: ClaimerId, wish: Wish) {
+        if self.lock != Some(claimer) && self.queue.iter().all(|(c, _)| *c != claimer) {
+            self.queue.push_back((claimer, wish));
         }
     }
 
@@ -599,12 +633,12 @@ impl Generation {
         self.lock = None;
         self.asked.clear();
         if self.stage == Stage::Up {
-            effects.push(Effect::Disarm(Timer::Partial));
+            self.disarm(Timer::Partial, effects);
             for (address, slot) in &mut self.slots {
-                if let Slot::Asked { told } = slot {
-                    if !*told {
-                        *slot = Slot::Held;
-                    }
+                if *slot == (Slot::Asked { told: false }) {
+                    *slot = Slot::Held;
+                }
+                if matches!(slot, Slot::Held | Slot::Asked { .. }) {
                     effects.push(Effect::Hold(address.clone()));
                 }
             }
@@ -612,12 +646,24 @@ impl Generation {
     }
 
     fn timer(&mut self, timer: Timer, effects: &mut Vec<Effect>) {
+        // A clock that was stopped while it rang counts for nothing.
+        if (timer == Timer::Ready && self.ready_paused) || !self.armed.remove(&timer) {
+            return;
+        }
         match timer {
             Timer::Ready if self.stage == Stage::Starting => {
                 self.fail(status::NOT_UP, self.name(), "the new server was not up in time".into(), effects);
             }
-            Timer::Quiet => (self.quiet, self.quiet_armed) = (true, false),
-            Timer::Kill if matches!(self.stage, Stage::Leaving(_)) => {
+            // One that is up waited for another, which perhaps waits for it.
+            Timer::Ready => {
+                let late: Vec<Address> =
+                    self.slots.iter().filter(|(_, s)| matches!(s, Slot::Waiting(..))).map(|(a, _)| a.clone()).collect();
+                for address in late {
+                    self.fail_address(address, status::NOT_UP, "it was not free in time".into(), effects);
+                }
+            }
+            Timer::Quiet => self.quiet = true,
+            Timer::Kill => {
                 effects.push(Effect::Report(
                     Level::Warning,
                     self.name(),
@@ -631,63 +677,80 @@ impl Generation {
                     effects.push(Effect::Refuse(claimer, format!("{address} was not released in time")));
                 }
             }
-            Timer::Ready | Timer::Kill => {}
         }
     }
 
     fn exited(&mut self, own: u8, effects: &mut Vec<Effect>) {
         let stage = std::mem::replace(&mut self.stage, Stage::Ended);
-        let lost: Vec<String> = self
-            .slots
-            .iter()
-            .filter(|(_, slot)| matches!(slot, Slot::Releasing(_) | Slot::Going))
-            .map(|(address, _)| address.to_string())
-            .collect();
         let status = match stage {
             Stage::Leaving(Why::Requested) => status::DONE,
             Stage::Leaving(Why::Failed(status)) => status,
-            // Whoever waits for the swap must not take this for a success.
-            Stage::Starting if self.settings.awaited && own == 0 => status::NOT_UP,
-            _ => own,
+            Stage::Leaving(Why::Told) | Stage::Starting | Stage::Up | Stage::Ended => own,
         };
+        // Whoever waits for the swap must not take this for a success.
+        let status =
+            if status == status::DONE && self.settings.awaited && !self.done { status::NOT_UP } else { status };
         if stage == Stage::Starting {
-            effects.push(Effect::Report(
-                Level::Error,
-                self.name(),
-                format!("the new server ended with status {own} before it was up"),
-            ));
+            let untouched = self.harmed.is_empty() && !self.olds.is_empty();
+            let consequence = if untouched { " (the old one still serves)" } else { "" };
+            let text = format!("the new server ended with status {own} before it was up{consequence}");
+            effects.push(Effect::Report(Level::Error, self.name(), text));
         }
-        let failed = matches!(stage, Stage::Starting | Stage::Leaving(Why::Failed(_) | Why::Told));
-        if self.harmed && failed && !lost.is_empty() {
-            effects.push(Effect::Report(Level::Error, None, format!("nothing serves {}", lost.join(", "))));
-        }
-        for &old in self.olds.keys() {
-            effects.push(Effect::Unlock(old));
-        }
+        self.report_harmed(effects);
+        // Before the locks: whoever goes on registers its addresses again.
+        effects.extend(self.slots.keys().cloned().map(Effect::Unhold));
+        effects.extend(self.olds.keys().copied().map(Effect::Unlock));
         for claimer in self.lock.into_iter().chain(self.queue.iter().map(|(c, _)| *c)) {
             effects.push(Effect::TellGone(claimer));
         }
+        self.disarm_all(effects);
         effects.push(Effect::End(status));
+    }
+
+    /// What nothing serves any more because the swap did not get to its end.
+    fn report_harmed(&self, effects: &mut Vec<Effect>) {
+        // An old server that has other addresses and does not take TAKEDOWN was not told yet.
+        let untold: BTreeSet<OldId> = self.uncovered().map(|(id, _)| id).filter(|id| !self.olds[id].stopped).collect();
+        let (doubtful, sure): (Vec<&Address>, Vec<&Address>) =
+            self.harmed.iter().partition(|address| match self.slots.get(address) {
+                Some(Slot::Releasing(_, pending)) => pending.iter().any(|id| untold.contains(id)),
+                Some(Slot::Looking(_) | Slot::Waiting(..)) => true,
+                Some(Slot::Going | Slot::Held | Slot::Asked { .. }) | None => false,
+            });
+        let list =
+            |addresses: Vec<&Address>| addresses.into_iter().map(Address::to_string).collect::<Vec<_>>().join(", ");
+        if !sure.is_empty() {
+            effects.push(Effect::Report(Level::Error, None, format!("nothing serves {}", list(sure))));
+        }
+        if !doubtful.is_empty() {
+            let text = format!("it may be that nothing serves {}", list(doubtful));
+            effects.push(Effect::Report(Level::Error, None, format!("{text} (the old server was asked to let go)")));
+        }
     }
 
     /// Everything that follows from what is known, in the order in which it must happen.
     fn settle(&mut self, effects: &mut Vec<Effect>) {
-        match self.stage {
-            Stage::Starting | Stage::Up => {
-                self.acquire(effects);
-                self.abandon(effects);
-                self.become_up(effects);
-                self.give(effects);
-                self.clocks(effects);
+        if let Stage::Starting | Stage::Up = self.stage {
+            if !self.slots.values().any(|slot| matches!(slot, Slot::Looking(_))) {
+                self.unlock_idle(effects);
             }
-            Stage::Leaving(_) | Stage::Ended => {}
+            self.acquire(effects);
+            self.stop_olds(effects);
+            self.become_up(effects);
+            self.give(effects);
         }
-        if let Stage::Leaving(_) = self.stage {
-            self.report_released(effects);
-            if self.signal_due && self.takers.is_empty() {
-                self.signal_due = false;
-                effects.push(Effect::Signal);
+        self.report_released(effects);
+        match self.stage {
+            Stage::Starting | Stage::Up => self.clocks(effects),
+            Stage::Leaving(_) => {
+                // The signal would cut short what TAKEDOWN began.
+                let takes = |(own, slot): (&Address, &Slot)| matches!(slot, Slot::Asked { .. }) && self.is_taken(own);
+                if self.signal_due && !self.slots.iter().any(takes) {
+                    self.signal_due = false;
+                    effects.push(Effect::Signal);
+                }
             }
+            Stage::Ended => {}
         }
     }
 
@@ -700,8 +763,8 @@ impl Generation {
                 let Some(warrant) = Warrant::new(ready, olds.iter().map(|id| self.olds[id].lock.as_ref())) else {
                     continue;
                 };
-                let olds = olds.clone();
-                self.harmed = true;
+                let (ready, olds) = (ready.clone(), olds.clone());
+                self.harmed.insert(address.clone());
                 effects.push(Effect::Take(warrant, address.clone()));
                 for &id in &olds {
                     let old = self.olds.get_mut(&id).expect("a slot waits for olds that exist");
@@ -709,52 +772,51 @@ impl Generation {
                     old.step = self.settings.order.next_that_takes_time(Step::Switch);
                     effects.push(Effect::AskTakedown(warrant, id, address.clone()));
                 }
-                self.slots.insert(address.clone(), Slot::Releasing(olds));
+                self.slots.insert(address.clone(), Slot::Releasing(ready, olds));
             }
-            if self.slots.get(&address) == Some(&Slot::Releasing(BTreeSet::new())) {
+            if matches!(self.slots.get(&address), Some(Slot::Releasing(_, pending)) if pending.is_empty()) {
                 self.go(&address, effects);
             }
         }
     }
 
-    /// Stops the old servers that have addresses which the new one does not want, once it is plain
-    /// that it does not.
-    fn abandon(&mut self, effects: &mut Vec<Effect>) {
-        if !(self.said_up || self.quiet) || self.wants_more() {
-            return;
-        }
-        let uncovered: Vec<(OldId, Vec<Address>)> = self.uncovered().collect();
-        for (id, addresses) in uncovered {
-            let old = self.olds.get_mut(&id).expect("uncovered olds exist");
-            if let (Some(warrant), false) = (old.warrant, old.stopped) {
-                old.stopped = true;
-                for address in addresses {
-                    effects.push(Effect::Report(
-                        Level::Warning,
-                        Some(address),
-                        "the new server does not take this address over (it is abandoned)".into(),
-                    ));
-                }
-                effects.push(Effect::AskStop(warrant, id));
+    /// Stops the old servers that were asked for all they have, and those with addresses that the new
+    /// one does not want, once it is plain that it does not.
+    fn stop_olds(&mut self, effects: &mut Vec<Effect>) {
+        let content = (self.said_up || self.quiet) && !self.wants_more();
+        let mut uncovered: BTreeMap<OldId, Vec<Address>> = self.uncovered().collect();
+        for (&id, old) in &mut self.olds {
+            let (Some(warrant), false) = (old.warrant, old.stopped) else { continue };
+            let abandoned = uncovered.remove(&id).unwrap_or_default();
+            if !(abandoned.is_empty() || content) {
+                continue;
             }
+            old.stopped = true;
+            for address in abandoned {
+                self.harmed.insert(address.clone());
+                effects.push(Effect::Report(
+                    Level::Warning,
+                    Some(address),
+                    "the new server does not take this address over (it is abandoned)".into(),
+                ));
+            }
+            effects.push(Effect::AskStop(warrant, id));
         }
     }
 
     fn become_up(&mut self, effects: &mut Vec<Effect>) {
         if self.stage == Stage::Starting {
-            let pending = self.wants_more() || self.slots.values().any(|slot| matches!(slot, Slot::Releasing(_)));
             let worker = self.slots.is_empty() && (self.said_up || (self.quiet && !self.settings.awaited));
             let serves = self.slots.values().any(|slot| *slot == Slot::Held);
-            if pending || !(worker || serves) || self.uncovered().any(|(id, _)| !self.olds[&id].stopped) {
+            if self.acquiring() || !(worker || serves) || self.uncovered().any(|(id, _)| !self.olds[&id].stopped) {
                 return;
             }
             self.stage = Stage::Up;
             self.commit(effects);
-            if std::mem::take(&mut self.ready_armed) {
-                effects.push(Effect::Disarm(Timer::Ready));
-            }
-            self.stop_quiet(effects);
             effects.push(Effect::Up);
+        }
+        if self.stage == Stage::Up && self.olds.is_empty() && !self.acquiring() {
+            self.harmed.clear();
         }
         if self.stage == Stage::Up && !self.done && self.olds.is_empty() {
             self.done = true;
@@ -777,8 +839,13 @@ impl Generation {
         if self.stage != Stage::Up || self.lock.is_none() {
             return;
         }
+        for (own, slot) in &mut self.slots {
+            if *slot == Slot::Held && self.asked.iter().any(|a| a.collides(own)) {
+                *slot = Slot::Asked { told: false };
+            }
+        }
         let asked = self.slots.values().any(|slot| matches!(slot, Slot::Asked { told: false }));
-        if asked && self.slots.values().all(|slot| matches!(slot, Slot::Asked { .. })) {
+        if asked && self.slots.values().all(|slot| slot.is_wish() || matches!(slot, Slot::Asked { .. })) {
             self.leave(Why::Requested, false, effects);
         } else if asked {
             let mut told = false;
@@ -792,26 +859,21 @@ impl Generation {
                 }
             }
             if told {
-                effects.push(Effect::Arm(Timer::Partial, self.settings.kill_after));
+                self.arm(Timer::Partial, self.settings.kill_after, effects);
             }
         }
-        self.report_released(effects);
     }
 
     fn down(&mut self, claimer: ClaimerId, wanted: Vec<Address>, effects: &mut Vec<Effect>) {
         let (named, others): (Vec<Address>, Vec<Address>) =
             self.active().cloned().partition(|own| wanted.iter().any(|w| w.collides(own)));
-        let taken = |own: &Address| self.takers.keys().any(|(a, _)| a.collides(own));
         if named.is_empty() {
             effects.push(Effect::Refuse(claimer, "the server has let go of it".into()));
         } else if others.is_empty() {
             self.lock = Some(claimer);
             self.leave(Why::Requested, false, effects);
-        } else if named.iter().all(taken) {
+        } else if named.iter().all(|own| self.is_taken(own)) {
             self.lock = Some(claimer);
-            for own in named {
-                self.slots.insert(own, Slot::Asked { told: false });
-            }
             self.asked.extend(wanted);
         } else {
             let others: Vec<String> = others.iter().map(Address::to_string).collect();
@@ -824,7 +886,7 @@ impl Generation {
         let Some(claimer) = self.lock else { return };
         let slots = &self.slots;
         self.asked.retain(|asked| {
-            let held = slots.keys().any(|own| own.collides(asked));
+            let held = slots.iter().any(|(own, slot)| !slot.is_wish() && own.collides(asked));
             if !held {
                 effects.push(Effect::TellReleased(claimer, asked.clone()));
             }
@@ -832,16 +894,20 @@ impl Generation {
         });
     }
 
-    /// The ready clock stands still while the server waits for its first old one; the quiet clock
-    /// runs while nothing else can happen.
+    /// The ready clock stands still while the server waits for an old one and nobody for it; the
+    /// quiet clock runs while nothing else can happen.
     fn clocks(&mut self, effects: &mut Vec<Effect>) {
-        if self.ready_armed {
-            let waits = self.slots.values().any(|slot| matches!(slot, Slot::Waiting(..) | Slot::Releasing(_)));
+        let waits = self.slots.values().any(|slot| matches!(slot, Slot::Waiting(..) | Slot::Releasing(..)));
+        if self.stage == Stage::Up && !waits {
+            self.disarm(Timer::Ready, effects);
+        }
+        if self.armed.contains(&Timer::Ready) {
             let goes = self.slots.values().any(|slot| matches!(slot, Slot::Going | Slot::Looking(_)));
             let attended = self.olds.values().all(|old| old.attended);
-            let second = self.olds.values().any(|old| old.lock.is_some())
-                && self.olds.values().any(|old| old.lock.is_none());
-            let pause = waits && !goes && attended && !second;
+            // Who waits and is waited for lets its clock run: that bounds a deadlock.
+            let blocks = self.olds.values().any(|old| old.lock.is_none())
+                && (self.olds.values().any(|old| old.lock.is_some()) || !self.queue.is_empty());
+            let pause = waits && !goes && attended && !blocks;
             if pause != self.ready_paused {
                 self.ready_paused = pause;
                 effects.push(if pause { Effect::Pause(Timer::Ready) } else { Effect::Resume(Timer::Ready) });
@@ -849,11 +915,10 @@ impl Generation {
         }
         let worker = self.stage == Stage::Starting && self.slots.is_empty() && !self.settings.awaited;
         let waits = !self.wants_more() && self.uncovered().any(|(id, _)| !self.olds[&id].stopped);
-        if (worker || waits) && !self.quiet && !self.quiet_armed {
-            self.quiet_armed = true;
-            effects.push(Effect::Arm(Timer::Quiet, QUIET));
-        } else if !(worker || waits) {
-            self.stop_quiet(effects);
+        if !(worker || waits) {
+            self.disarm(Timer::Quiet, effects);
+        } else if !self.quiet && !self.armed.contains(&Timer::Quiet) {
+            self.arm(Timer::Quiet, QUIET, effects);
         }
     }
 
@@ -883,9 +948,12 @@ impl Generation {
 
     /// Tells the server to stop, by TAKEDOWN where it took it, else by signal.
     fn leave(&mut self, why: Why, signalled: bool, effects: &mut Vec<Effect>) {
+        self.withdraw(|_| true, effects);
+        self.unlock_idle(effects);
+        let starting = self.stage == Stage::Starting;
         self.stage = Stage::Leaving(why);
-        self.stop_clocks(effects);
-        effects.push(Effect::Arm(Timer::Kill, self.settings.kill_after));
+        self.disarm_all(effects);
+        self.arm(Timer::Kill, self.settings.kill_after, effects);
         for (own, slot) in &mut self.slots {
             if matches!(slot, Slot::Held | Slot::Asked { .. }) {
                 *slot = Slot::Asked { told: true };
@@ -893,16 +961,13 @@ impl Generation {
             }
         }
         tell(&mut self.takers, |_| true, effects);
-        let takers = &self.takers;
-        let untaken = |own: &Address| !takers.keys().any(|(a, _)| a.collides(own));
-        if self.takers.is_empty() || self.slots.keys().any(untaken) {
-            self.signal_due = !signalled;
-        }
+        let untaken = self.slots.is_empty() || self.slots.keys().any(|own| !self.is_taken(own));
+        self.signal_due = !signalled && (starting || untaken);
     }
 
     /// The new server does not make it: it is killed, and whoever was not asked to go stays.
     fn fail(&mut self, status: u8, address: Option<Address>, why: String, effects: &mut Vec<Effect>) {
-        let consequence = if self.harmed {
+        let consequence = if !self.harmed.is_empty() {
             "it is killed; the old one was already told to go"
         } else if self.olds.is_empty() {
             "it is killed"
@@ -910,8 +975,9 @@ impl Generation {
             "it is killed; the old one still serves"
         };
         effects.push(Effect::Report(Level::Error, address, format!("{why} ({consequence})")));
-        self.unlock_unharmed(effects);
-        self.stop_clocks(effects);
+        self.withdraw(|_| true, effects);
+        self.unlock_idle(effects);
+        self.disarm_all(effects);
         self.stage = Stage::Leaving(Why::Failed(status));
         effects.push(Effect::Kill);
     }
@@ -927,41 +993,57 @@ impl Generation {
             effects.push(Effect::Say(speaker, SupervisorWord::Error(format!("{address}: {why}"))));
         }
         self.slots.remove(&address);
+        self.harmed.remove(&address);
+        effects.push(Effect::Unhold(address.clone()));
         effects.push(Effect::Report(Level::Error, Some(address), format!("{why} (the server goes on without it)")));
     }
 
-    fn unlock_unharmed(&mut self, effects: &mut Vec<Effect>) {
+    /// Takes back READY for addresses that nobody was asked for yet.
+    fn withdraw(&mut self, of: impl Fn(&Address) -> bool, effects: &mut Vec<Effect>) {
+        self.slots.retain(|own, slot| {
+            let gone = slot.is_wish() && of(own);
+            if gone {
+                effects.push(Effect::Unhold(own.clone()));
+            }
+            !gone
+        });
+    }
+
+    /// Gives back the locks of the old servers from which nothing is wanted and nothing was taken.
+    fn unlock_idle(&mut self, effects: &mut Vec<Effect>) {
+        let slots = &self.slots;
         self.olds.retain(|&id, old| {
-            if old.warrant.is_none() {
+            let keep = old.warrant.is_some() || slots.values().any(|slot| slot.wants(id));
+            if !keep {
                 effects.push(Effect::Unlock(id));
             }
-            old.warrant.is_some()
-        });
-        let olds = &self.olds;
-        self.slots.retain(|_, slot| match slot {
-            Slot::Looking(_) => false,
-            Slot::Waiting(_, wanted) => wanted.iter().all(|id| olds.contains_key(id)),
-            Slot::Releasing(_) | Slot::Going | Slot::Held | Slot::Asked { .. } => true,
+            keep
         });
     }
 
-    fn arm_ready(&mut self, time: Duration, effects: &mut Vec<Effect>) {
-        self.ready_armed = true;
-        effects.push(Effect::Arm(Timer::Ready, time));
+    fn arm(&mut self, timer: Timer, time: Duration, effects: &mut Vec<Effect>) {
+        self.armed.insert(timer);
+        self.ready_paused &= timer != Timer::Ready;
+        effects.push(Effect::Arm(timer, time));
     }
 
-    fn stop_quiet(&mut self, effects: &mut Vec<Effect>) {
-        if std::mem::take(&mut self.quiet_armed) {
-            effects.push(Effect::Disarm(Timer::Quiet));
+    fn disarm(&mut self, timer: Timer, effects: &mut Vec<Effect>) {
+        if self.armed.remove(&timer) {
+            effects.push(Effect::Disarm(timer));
         }
     }
 
-    fn stop_clocks(&mut self, effects: &mut Vec<Effect>) {
-        self.stop_quiet(effects);
-        if std::mem::take(&mut self.ready_armed) {
-            effects.push(Effect::Disarm(Timer::Ready));
-        }
-        effects.push(Effect::Disarm(Timer::Partial));
+    fn disarm_all(&mut self, effects: &mut Vec<Effect>) {
+        effects.extend(std::mem::take(&mut self.armed).into_iter().map(Effect::Disarm));
+    }
+
+    /// Whether the server was told to take it down and has not done so.
+    fn is_told(&self, address: &Address) -> bool {
+        self.slots.iter().any(|(own, slot)| own.collides(address) && *slot == (Slot::Asked { told: true }))
+    }
+
+    fn is_taken(&self, own: &Address) -> bool {
+        self.takers.keys().any(|(a, _)| a.collides(own))
     }
 
     /// READY was said and not yet followed by what the server itself has to do, or a lookup runs.
@@ -970,19 +1052,19 @@ impl Generation {
     }
 
     fn acquiring(&self) -> bool {
-        self.wants_more() || self.slots.values().any(|slot| matches!(slot, Slot::Releasing(_)))
+        self.wants_more() || self.slots.values().any(|slot| matches!(slot, Slot::Releasing(..)))
     }
 
     fn active(&self) -> impl Iterator<Item = &Address> {
-        self.slots.iter().filter(|(_, slot)| !matches!(slot, Slot::Looking(_) | Slot::Waiting(..))).map(|(a, _)| a)
+        self.slots.iter().filter(|(_, slot)| !slot.is_wish()).map(|(a, _)| a)
     }
 
-    /// Locked old servers with addresses that no READY named.
+    /// Locked old servers that were not asked for all they have.
     fn uncovered(&self) -> impl Iterator<Item = (OldId, Vec<Address>)> + '_ {
         self.olds.iter().filter_map(|(id, old)| {
             let holds = old.lock.as_ref()?.holds();
             let left: Vec<Address> =
-                holds.iter().filter(|held| !self.slots.keys().any(|own| own.collides(held))).cloned().collect();
+                holds.iter().filter(|held| !self.active().any(|own| own.collides(held))).cloned().collect();
             (!left.is_empty()).then_some((*id, left))
         })
     }
@@ -991,18 +1073,19 @@ impl Generation {
 impl Slot {
     fn wants(&self, old: OldId) -> bool {
         match self {
-            Slot::Waiting(_, olds) | Slot::Releasing(olds) => olds.contains(&old),
+            Slot::Waiting(_, olds) | Slot::Releasing(_, olds) => olds.contains(&old),
             Slot::Looking(_) | Slot::Going | Slot::Held | Slot::Asked { .. } => false,
         }
+    }
+
+    /// READY was said, and nobody was asked for anything yet.
+    fn is_wish(&self) -> bool {
+        matches!(self, Slot::Looking(_) | Slot::Waiting(..))
     }
 }
 
 /// TAKEDOWN to everybody who took it for an address that `of` picks and does not know yet.
-fn tell(
-    takers: &mut BTreeMap<(Address, SpeakerId), bool>,
-    of: impl Fn(&Address) -> bool,
-    effects: &mut Vec<Effect>,
-) {
+fn tell(takers: &mut BTreeMap<(Address, SpeakerId), bool>, of: impl Fn(&Address) -> bool, effects: &mut Vec<Effect>) {
     for ((address, speaker), told) in takers.iter_mut() {
         if of(address) && !std::mem::replace(told, true) {
             effects.push(Effect::Say(*speaker, SupervisorWord::Takedown(address.clone())));

@@ -6,7 +6,7 @@
 use crate::address::Address;
 
 /// Where the swap of an old server stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Step {
     /// The new server gets ready; the old one is untouched.
     Prepare,
@@ -19,7 +19,7 @@ pub enum Step {
 }
 
 /// The order in which a swap runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Order {
     /// Close, then bind: no two servers on one port.
     Plain,
@@ -45,7 +45,7 @@ impl Order {
 }
 
 /// The new server said READY for an address.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Ready(());
 
 impl Ready {
@@ -55,7 +55,7 @@ impl Ready {
 }
 
 /// An old server's lock was granted to us.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Lock(Vec<Address>);
 
 impl Lock {
@@ -70,7 +70,7 @@ impl Lock {
 
 /// The proof that a new server is ready and that the lock of every old server is held: the effects
 /// that harm an old server carry it, and there is no other way to make one (promises 1 and 2).
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Warrant(());
 
 impl Warrant {
