@@ -1,0 +1,400 @@
+//! Every event in every state that is reachable in a few steps, sensible or not: no panic, and what
+//! [`Watcher`] knows from the outside holds after each step.
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::HashSet;
+
+/// Where the lock of an old server stands, as its supervisor sees it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Hold {
+    Queued,
+    Granted,
+}
+
+/// What can be known of a generation from its events and effects alone.
+#[derive(Debug, Clone, Default, Hash)]
+struct Watcher {
+    awaited: bool,
+    /// Addresses for which READY was said and not withdrawn by the end of its speaker.
+    ready: BTreeSet<Address>,
+    /// READY that GO has to answer, and no more than once.
+    owed: BTreeSet<(SpeakerId, Address)>,
+    looking: BTreeSet<Address>,
+    holds: BTreeMap<OldId, Hold>,
+    /// Addresses that may be bound: nobody had them, or all who had them have let go.
+    free: BTreeSet<Address>,
+    /// Who was asked for an address and has not let go.
+    asked: BTreeMap<Address, BTreeSet<OldId>>,
+    taken: BTreeMap<Address, BTreeSet<OldId>>,
+    harmed: BTreeSet<OldId>,
+    claimers: BTreeSet<ClaimerId>,
+    holder: Option<ClaimerId>,
+    armed: BTreeMap<Timer, bool>,
+    /// Whether anything but its own decision told the server to go.
+    told: bool,
+    requested: bool,
+    up: bool,
+    done: bool,
+    ended: bool,
+    committed: bool,
+    killed: bool,
+}
+
+impl Watcher {
+    fn before(&mut self, event: &Event) {
+        if self.ended {
+            return;
+        }
+        match event {
+            Event::Said(speaker, ServerWord::Ready(address)) => {
+                self.ready.insert(address.clone());
+                self.owed.insert((*speaker, address.clone()));
+            }
+            Event::SpeakerGone(speaker) => self.owed.retain(|(s, _)| s != speaker),
+            Event::Listens(address) => {
+                self.free.insert(address.clone());
+                self.asked.remove(address);
+            }
+            Event::Vacant(address) => {
+                let answer = self.looking.remove(address);
+                if answer {
+                    self.free.insert(address.clone());
+                }
+            }
+            Event::Taken(address, olds) => {
+                let answer = self.looking.remove(address) || self.asked.contains_key(address);
+                if answer {
+                    self.taken.insert(address.clone(), olds.iter().copied().collect());
+                }
+            }
+            Event::Blocked(address, _) => {
+                self.looking.remove(address);
+            }
+            Event::Locked(old, _) => {
+                if let Some(hold) = self.holds.get_mut(old) {
+                    *hold = Hold::Granted;
+                }
+            }
+            Event::OldReleased(old, address) => {
+                if let Some(asked) = self.asked.get_mut(address) {
+                    asked.remove(old);
+                }
+            }
+            Event::OldGone(old) => {
+                self.holds.remove(old);
+                self.asked.values_mut().for_each(|asked| {
+                    asked.remove(old);
+                });
+            }
+            Event::OldLost(old) => {
+                self.holds.remove(old);
+            }
+            Event::Claim(claimer) => {
+                self.claimers.insert(*claimer);
+            }
+            Event::Down(claimer, _) => {
+                self.claimers.insert(*claimer);
+                self.requested = true;
+            }
+            Event::ClaimerGone(claimer) => {
+                self.claimers.remove(claimer);
+                self.holder = self.holder.filter(|c| c != claimer);
+            }
+            Event::AskedTakedown(claimer, _) | Event::AskedStop(claimer) if self.holder == Some(*claimer) => {
+                self.requested = true;
+            }
+            Event::Stop { .. } => self.told = true,
+            Event::Timer(timer) if self.armed.get(timer) == Some(&false) => {
+                self.armed.remove(timer);
+            }
+            _ => {}
+        }
+    }
+
+    fn after(&mut self, event: &Event, effects: &[Effect], machine: &Generation) {
+        assert!(!self.ended || effects.is_empty(), "an effect after the end");
+        for effect in effects {
+            self.effect(event, effect);
+        }
+        assert!(!machine.is_up() || self.up, "up without saying so");
+        assert!(!self.done || self.up, "done and not up");
+        let exited = matches!(event, Event::Exited(_));
+        assert!(!exited || self.ended, "not ended although the server is gone");
+        if machine.stage == Stage::Ended {
+            assert!(self.ended && self.armed.is_empty(), "a clock runs after the end: {:?}", self.armed);
+            assert!(self.claimers.is_empty(), "claimers that nobody told: {:?}", self.claimers);
+            assert!(self.holds.is_empty(), "locks that nobody gave back: {:?}", self.holds);
+        }
+        if let Stage::Leaving(_) = &machine.stage {
+            assert!(self.killed || self.armed.contains_key(&Timer::Kill), "nothing ends it");
+        }
+        assert_eq!(machine.armed, self.armed.keys().copied().collect(), "the clocks");
+        // The holds that the machine knows are those that its owner knows.
+        let olds: BTreeSet<OldId> = machine.olds.keys().copied().collect();
+        assert!(self.ended || olds == self.holds.keys().copied().collect(), "{olds:?}, not {:?}", self.holds);
+    }
+
+    fn warranted(&mut self, old: OldId) {
+        assert!(!self.ready.is_empty(), "{old:?} is harmed and nobody said READY");
+        assert_eq!(self.holds.get(&old), Some(&Hold::Granted), "{old:?} is harmed without its lock");
+        self.harmed.insert(old);
+    }
+
+    fn effect(&mut self, event: &Event, effect: &Effect) {
+        match effect {
+            Effect::Say(speaker, SupervisorWord::Go(address)) => {
+                let first = self.owed.remove(&(*speaker, address.clone()));
+                assert!(first, "GO {address} to {speaker:?}, who is not waiting for it");
+                let asked = self.asked.get(address).is_some_and(|asked| !asked.is_empty());
+                assert!(self.free.contains(address) && !asked, "GO {address}, which is not free");
+            }
+            Effect::Say(speaker, SupervisorWord::Error(_)) => {
+                if let Event::Said(_, ServerWord::Ready(address)) = event {
+                    self.owed.remove(&(*speaker, address.clone()));
+                }
+            }
+            Effect::Say(_, SupervisorWord::Takedown(_)) | Effect::Signal => {
+                assert!(self.told || self.requested, "{effect:?} and nobody wanted it");
+            }
+            Effect::LookUp(address) => {
+                assert!(self.ready.contains(address));
+                self.looking.insert(address.clone());
+                self.free.remove(address);
+                self.asked.remove(address);
+            }
+            Effect::Lock(old) => {
+                assert_eq!(self.holds.insert(*old, Hold::Queued), None, "locked twice");
+            }
+            // Giving back what is not had is how a lock that came too late is answered.
+            Effect::Unlock(old) => {
+                self.holds.remove(old);
+            }
+            Effect::Take(_, address) => {
+                assert!(self.ready.contains(address), "{address} is taken and nobody said READY");
+                for old in self.taken[address].clone() {
+                    if self.holds.contains_key(&old) {
+                        self.warranted(old);
+                    }
+                }
+                self.asked.insert(address.clone(), BTreeSet::new());
+                self.free.insert(address.clone());
+            }
+            Effect::AskTakedown(_, old, address) => {
+                self.warranted(*old);
+                assert!(self.ready.contains(address));
+                self.asked.entry(address.clone()).or_default().insert(*old);
+            }
+            Effect::AskStop(_, old) => self.warranted(*old),
+            Effect::Grant(claimer, _) => {
+                assert!(self.claimers.contains(claimer) && self.holder.is_none(), "a lock for two");
+                assert!(self.up, "a lock of a server that is not up");
+                assert!(self.holds.is_empty(), "a lock in the middle of a swap");
+                self.holder = Some(*claimer);
+            }
+            Effect::Refuse(claimer, why) => {
+                assert!(self.claimers.contains(claimer));
+                // What was not released in time is refused to a claimer that stays.
+                if !why.ends_with("in time") {
+                    self.claimers.remove(claimer);
+                }
+            }
+            Effect::TellReleased(claimer, _) => assert!(self.claimers.contains(claimer)),
+            Effect::TellGone(claimer) => assert!(self.claimers.remove(claimer), "told twice"),
+            Effect::Arm(timer, _) => {
+                self.armed.insert(*timer, false);
+            }
+            Effect::Disarm(timer) => assert!(self.armed.remove(timer).is_some(), "{timer:?} was not armed"),
+            Effect::Pause(timer) => assert_eq!(self.armed.insert(*timer, true), Some(false)),
+            Effect::Resume(timer) => assert_eq!(self.armed.insert(*timer, false), Some(true)),
+            Effect::Up => {
+                assert!(!std::mem::replace(&mut self.up, true), "up twice");
+                assert!(!self.ended);
+            }
+            Effect::Done => {
+                assert!(!std::mem::replace(&mut self.done, true), "done twice");
+                assert!(self.holds.is_empty(), "done, and an old server lives");
+            }
+            Effect::Commit => assert!(!std::mem::replace(&mut self.committed, true)),
+            Effect::End(status) => {
+                assert!(!std::mem::replace(&mut self.ended, true), "two ends");
+                let Event::Exited(own) = event else { panic!("ended before the server") };
+                if *status == 0 {
+                    assert!(self.requested || *own == 0, "success out of nothing");
+                    assert!(self.done || !self.awaited, "-d succeeds and the swap is not done");
+                }
+            }
+            Effect::Report(_, _, text) => assert!(!text.contains('\n')),
+            Effect::Hold(_) | Effect::Unhold(_) | Effect::Watch(_) | Effect::WatchRelease(_) => {}
+            Effect::Kill => self.killed = true,
+        }
+    }
+}
+
+#[derive(Clone)]
+struct Subject {
+    machine: Generation,
+    watcher: Watcher,
+    /// How it came here: what a failure prints.
+    path: Vec<Event>,
+}
+
+impl Hash for Subject {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        self.machine.hash(state);
+        self.watcher.hash(state);
+    }
+}
+
+/// Says in a failure how it came to it.
+struct Path<'a>(&'a [Event]);
+
+impl Drop for Path<'_> {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            self.0.iter().for_each(|event| eprintln!("  {event:?}"));
+        }
+    }
+}
+
+impl Subject {
+    fn step(&mut self, event: &Event) {
+        self.path.push(event.clone());
+        let _path = Path(&self.path);
+        self.watcher.before(event);
+        let effects = self.machine.step(event.clone());
+        self.watcher.after(event, &effects, &self.machine);
+        assert!(!["starting", "serving", "draining"].iter().all(|s| *s != self.machine.state()));
+        assert!(!self.machine.is_free() || self.machine.is_up());
+    }
+}
+
+/// A new server in the foreground, one that is waited for, one with `--ready-timeout 0`, an orphan.
+fn starts() -> Vec<Subject> {
+    let forever = Settings { ready_timeout: Some(Duration::ZERO), ..settings(true) };
+    let mut subjects = Vec::new();
+    for settings in [settings(false), settings(true), forever] {
+        let mut watcher = Watcher { awaited: settings.awaited, ..Watcher::default() };
+        let (machine, effects) = Generation::new(settings);
+        for effect in &effects {
+            watcher.effect(&Event::Timer(Timer::Ready), effect);
+        }
+        subjects.push(Subject { machine, watcher, path: Vec::new() });
+    }
+    let machine = Generation::serving(settings(false), [a(":1"), a("blue")]);
+    let watcher = Watcher {
+        up: true,
+        done: true,
+        committed: true,
+        free: [a(":1"), a("blue")].into(),
+        ready: [a(":1"), a("blue")].into(),
+        ..Watcher::default()
+    };
+    subjects.push(Subject { machine, watcher, path: Vec::new() });
+    subjects
+}
+
+/// Two speakers, old servers and claimers; addresses of which the first two collide.
+fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
+    let ids: &[u64] = if two { &[1, 2] } else { &[1] };
+    let olds: Vec<OldId> = ids.iter().map(|i| OldId(*i)).collect();
+    let mut events = vec![
+        Event::Exited(0),
+        Event::Exited(3),
+        Event::Stop { signalled: false },
+        Event::Stop { signalled: true },
+        Event::Timer(Timer::Ready),
+        Event::Timer(Timer::Quiet),
+        Event::Timer(Timer::Kill),
+        Event::Timer(Timer::Partial),
+    ];
+    let all: Vec<Address> = addresses.iter().map(|t| a(t)).collect();
+    for address in &all {
+        let address = || address.clone();
+        for speaker in ids.iter().map(|i| SpeakerId(*i)) {
+            events.push(Event::Said(speaker, ServerWord::Ready(address())));
+            events.push(Event::Said(speaker, ServerWord::Takedown(address())));
+            events.push(Event::Said(speaker, ServerWord::Released(address())));
+        }
+        events.push(Event::Listens(address()));
+        events.push(Event::Free(address()));
+        events.push(Event::Vacant(address()));
+        events.push(Event::Taken(address(), vec![]));
+        events.push(Event::Taken(address(), vec![OldId(1)]));
+        events.push(Event::Taken(address(), olds.clone()));
+        events.push(Event::Blocked(address(), "no".into()));
+        for id in ids {
+            events.push(Event::OldReleased(OldId(*id), address()));
+            events.push(Event::AskedTakedown(ClaimerId(*id), address()));
+        }
+    }
+    for id in ids {
+        events.push(Event::SpeakerGone(SpeakerId(*id)));
+        events.push(Event::Said(SpeakerId(*id), ServerWord::Up));
+        events.push(Event::Said(SpeakerId(*id), ServerWord::Fail("no".into())));
+        events.push(Event::Attended(OldId(*id)));
+        events.push(Event::Locked(OldId(*id), vec![all[0].clone()]));
+        events.push(Event::Locked(OldId(*id), all.clone()));
+        events.push(Event::OldRefused(OldId(*id), "no".into()));
+        events.push(Event::OldGone(OldId(*id)));
+        events.push(Event::OldLost(OldId(*id)));
+        events.push(Event::Claim(ClaimerId(*id)));
+        events.push(Event::AskedStop(ClaimerId(*id)));
+        events.push(Event::Down(ClaimerId(*id), vec![all[0].clone()]));
+        events.push(Event::Down(ClaimerId(*id), all.clone()));
+        events.push(Event::ClaimerGone(ClaimerId(*id)));
+    }
+    events
+}
+
+/// Takes every sequence of events up to `depth`, breadth first; sequences that lead to the same state
+/// go on as one. Returns how many states there were.
+fn explore(subjects: Vec<Subject>, events: &[Event], depth: usize) -> usize {
+    let mut seen: HashSet<u64> = subjects.iter().map(hash_of).collect();
+    let mut frontier = subjects;
+    for _ in 0..depth {
+        let mut next = Vec::new();
+        for subject in &frontier {
+            for event in events {
+                let mut subject = subject.clone();
+                subject.step(event);
+                if seen.insert(hash_of(&subject)) {
+                    next.push(subject);
+                }
+            }
+        }
+        frontier = next;
+    }
+    seen.len()
+}
+
+#[test]
+fn every_sequence_of_three_events_is_answered() {
+    let events = vocabulary(&[":1", "127.0.0.1:1", "blue"], true);
+    let states = explore(starts(), &events, 3);
+    assert!(states > 10_000, "{states}");
+}
+
+#[test]
+fn every_sequence_of_five_events_about_one_address_is_answered() {
+    let states = explore(starts(), &vocabulary(&[":1"], false), 5);
+    assert!(states > 10_000, "{states}");
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #[test]
+    fn long_sequences_are_answered(start in 0usize..4, picks in prop::collection::vec(any::<prop::sample::Index>(), 0..60)) {
+        let mut events = vocabulary(&[":1", "127.0.0.1:1", "blue"], true);
+        // A server that has ended answers nothing, which is soon said.
+        events.retain(|e| !matches!(e, Event::Exited(_) | Event::Blocked(..) | Event::Stop { .. }));
+        let mut subject = starts().remove(start);
+        for pick in picks {
+            subject.step(pick.get(&events));
+        }
+        subject.step(&Event::Exited(0));
+        for event in &events {
+            subject.step(event);
+        }
+    }
+}

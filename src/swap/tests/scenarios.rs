@@ -1,0 +1,692 @@
+//! The swaps of the manual, one by one, with every effect in plain sight.
+
+use super::*;
+use crate::protocol::Word;
+
+const OLD: OldId = OldId(7);
+const CLAIMER: ClaimerId = ClaimerId(5);
+
+fn new(awaited: bool) -> Generation {
+    Generation::new(settings(awaited)).0
+}
+
+/// A first server that is up with these addresses, after it said `lines`.
+fn serving(addresses: &[&str], lines: &[&str]) -> Generation {
+    let mut machine = new(false);
+    for line in lines {
+        says(&mut machine, line);
+    }
+    for address in addresses {
+        says(&mut machine, &format!("READY {address}"));
+    }
+    for address in addresses {
+        machine.step(Event::Vacant(a(address)));
+    }
+    for address in addresses {
+        machine.step(Event::Listens(a(address)));
+    }
+    assert!(machine.is_free());
+    machine
+}
+
+/// A new server that said READY for `wanted`, all of them had by one old server, which has `holds`.
+fn swapping(wanted: &[&str], holds: &[&str]) -> Generation {
+    let mut machine = new(true);
+    for address in wanted {
+        says(&mut machine, &format!("READY {address}"));
+        machine.step(Event::Taken(a(address), vec![OLD]));
+    }
+    machine.step(Event::Attended(OLD));
+    locked(&mut machine, holds);
+    machine
+}
+
+fn locked(machine: &mut Generation, holds: &[&str]) -> Vec<Effect> {
+    machine.step(Event::Locked(OLD, holds.iter().map(|t| a(t)).collect()))
+}
+
+/// A server whose lock is granted.
+fn claimed(mut machine: Generation) -> Generation {
+    let effects = machine.step(Event::Claim(CLAIMER));
+    assert_eq!(effects, [Effect::Grant(CLAIMER, machine.addresses())]);
+    machine
+}
+
+fn says_on(machine: &mut Generation, speaker: u64, line: &str) -> Vec<Effect> {
+    machine.step(Event::Said(SpeakerId(speaker), ServerWord::parse(line).unwrap()))
+}
+
+fn says(machine: &mut Generation, line: &str) -> Vec<Effect> {
+    says_on(machine, 0, line)
+}
+
+fn go_to(speaker: u64, address: &str) -> Effect {
+    Effect::Say(SpeakerId(speaker), SupervisorWord::Go(a(address)))
+}
+
+fn takedown_to(speaker: u64, address: &str) -> Effect {
+    Effect::Say(SpeakerId(speaker), SupervisorWord::Takedown(a(address)))
+}
+
+fn stop(machine: &mut Generation) -> Vec<Effect> {
+    machine.step(Event::Stop { signalled: false })
+}
+
+fn reports(effects: &[Effect]) -> Vec<&str> {
+    effects.iter().filter_map(|e| if let Effect::Report(_, _, text) = e { Some(text.as_str()) } else { None }).collect()
+}
+
+fn asks_for_harm(effect: &Effect) -> bool {
+    matches!(effect, Effect::Take(..) | Effect::AskTakedown(..) | Effect::AskStop(..))
+}
+
+#[track_caller]
+fn assert_has(effects: &[Effect], wanted: &[Effect]) {
+    for effect in wanted {
+        assert!(effects.contains(effect), "no {effect:?} in {effects:#?}");
+    }
+}
+
+#[test]
+fn a_first_server() {
+    let (mut machine, effects) = Generation::new(settings(false));
+    assert_eq!(effects, [Effect::Arm(Timer::Quiet, QUIET)]);
+    assert_eq!(says(&mut machine, "READY :1"), [Effect::Disarm(Timer::Quiet), Effect::LookUp(a(":1"))]);
+    assert_eq!(machine.step(Event::Vacant(a(":1"))), [Effect::Commit, go_to(0, ":1"), Effect::Watch(a(":1"))]);
+    assert_eq!(machine.state(), "starting");
+    assert_eq!(machine.step(Event::Listens(a(":1"))), [Effect::Up, Effect::Done]);
+    assert_eq!((machine.state(), machine.name()), ("serving", Some(a(":1"))));
+    // A worker of it asks, and gets its answer at once.
+    assert_eq!(says_on(&mut machine, 1, "READY :1"), [go_to(1, ":1")]);
+    assert_eq!(machine.step(Event::Exited(3)), [Effect::Unhold(a(":1")), Effect::End(3)]);
+}
+
+#[test]
+fn a_swap_by_signal() {
+    // The new one.
+    let mut machine = new(true);
+    says(&mut machine, "READY :1");
+    assert_eq!(machine.step(Event::Taken(a(":1"), vec![OLD])), [Effect::Lock(OLD)]);
+    assert_eq!(machine.step(Event::Attended(OLD)), [Effect::Pause(Timer::Ready)]);
+    let effects = locked(&mut machine, &[":1"]);
+    let [Effect::Take(warrant, _), ..] = effects[..] else { panic!("{effects:?}") };
+    assert_eq!(
+        effects,
+        [Effect::Take(warrant, a(":1")), Effect::AskTakedown(warrant, OLD, a(":1")), Effect::AskStop(warrant, OLD),]
+    );
+    assert_eq!(
+        machine.step(Event::OldReleased(OLD, a(":1"))),
+        [Effect::Commit, go_to(0, ":1"), Effect::Watch(a(":1")), Effect::Resume(Timer::Ready)]
+    );
+    assert_eq!(machine.step(Event::Listens(a(":1"))), [Effect::Up, Effect::Disarm(Timer::Ready)]);
+    assert!(!machine.is_free(), "the old one lives");
+    assert_eq!(machine.step(Event::OldGone(OLD)), [Effect::Done]);
+    assert!(machine.is_free());
+    // From here on its end is its own.
+    assert_eq!(machine.step(Event::Exited(3)), [Effect::Unhold(a(":1")), Effect::End(3)]);
+
+    // The old one.
+    let mut machine = claimed(serving(&[":1"], &[]));
+    assert_eq!(
+        machine.step(Event::AskedTakedown(CLAIMER, a(":1"))),
+        [Effect::Arm(Timer::Kill, Duration::from_secs(10)), Effect::WatchRelease(a(":1")), Effect::Signal,]
+    );
+    assert_eq!(machine.state(), "draining");
+    assert_eq!(machine.step(Event::AskedStop(CLAIMER)), []);
+    assert_eq!(machine.step(Event::Free(a(":1"))), [Effect::Unhold(a(":1")), Effect::TellReleased(CLAIMER, a(":1"))]);
+    assert_eq!(
+        machine.step(Event::Exited(143)),
+        [Effect::TellGone(CLAIMER), Effect::Disarm(Timer::Kill), Effect::End(0)]
+    );
+    assert_eq!(machine.step(Event::Claim(CLAIMER)), []);
+}
+
+#[test]
+fn a_swap_with_takedown() {
+    let mut machine = claimed(serving(&[":1"], &["TAKEDOWN :1"]));
+    let effects = machine.step(Event::AskedTakedown(CLAIMER, a(":1")));
+    assert_has(&effects, &[takedown_to(0, ":1"), Effect::Arm(Timer::Kill, Duration::from_secs(10))]);
+    assert!(!effects.contains(&Effect::Signal));
+    let effects = says(&mut machine, "RELEASED :1");
+    assert_eq!(effects, [Effect::Unhold(a(":1")), Effect::TellReleased(CLAIMER, a(":1"))]);
+    // It took TAKEDOWN for all it has, and is expected to exit.
+    assert_has(&machine.step(Event::Timer(Timer::Kill)), &[Effect::Kill]);
+}
+
+#[test]
+fn a_staggered_deploy() {
+    let mut old = claimed(serving(&[":1", ":2"], &["TAKEDOWN :1", "TAKEDOWN :2"]));
+    let mut machine = swapping(&[":1"], &[":1", ":2"]);
+    let effects = old.step(Event::AskedTakedown(CLAIMER, a(":1")));
+    assert_eq!(
+        effects,
+        [takedown_to(0, ":1"), Effect::WatchRelease(a(":1")), Effect::Arm(Timer::Partial, Duration::from_secs(10))]
+    );
+    assert_has(&says(&mut old, "RELEASED :1"), &[Effect::TellReleased(CLAIMER, a(":1"))]);
+    assert_has(&machine.step(Event::OldReleased(OLD, a(":1"))), &[go_to(0, ":1")]);
+    // It listens on the first and is not up: it may want the second.
+    let effects = machine.step(Event::Listens(a(":1")));
+    assert_eq!(effects, [Effect::Arm(Timer::Quiet, QUIET)]);
+    says(&mut machine, "READY :2");
+    let effects = machine.step(Event::Taken(a(":2"), vec![OLD]));
+    assert_eq!(effects.iter().filter(|e| asks_for_harm(e)).count(), 3, "{effects:?}");
+    let effects = old.step(Event::AskedTakedown(CLAIMER, a(":2")));
+    assert_has(&effects, &[takedown_to(0, ":2"), Effect::Disarm(Timer::Partial)]);
+    assert!(!effects.contains(&Effect::Signal));
+    says(&mut old, "RELEASED :2");
+    assert_has(&old.step(Event::Exited(0)), &[Effect::End(0)]);
+    machine.step(Event::OldReleased(OLD, a(":2")));
+    assert_has(&machine.step(Event::Listens(a(":2"))), &[Effect::Up]);
+    assert_eq!(machine.step(Event::OldGone(OLD)), [Effect::Done]);
+}
+
+#[test]
+fn an_old_server_without_takedown_is_stopped_when_all_is_asked_for() {
+    let mut old = claimed(serving(&[":1", ":2"], &[]));
+    assert_eq!(old.step(Event::AskedTakedown(CLAIMER, a(":1"))), []);
+    assert_has(&old.step(Event::AskedTakedown(CLAIMER, a(":2"))), &[Effect::Signal]);
+}
+
+#[test]
+fn an_address_that_the_new_one_does_not_want_is_abandoned_after_quiet() {
+    let mut machine = swapping(&[":1"], &[":1", ":2"]);
+    let effects = machine.step(Event::Timer(Timer::Quiet));
+    assert_eq!(reports(&effects), ["the new server does not take this address over (it is abandoned)"]);
+    assert!(effects.iter().any(|e| matches!(e, Effect::AskStop(_, OLD))));
+    let mut old = claimed(serving(&[":1", ":2"], &[]));
+    old.step(Event::AskedTakedown(CLAIMER, a(":1")));
+    assert_has(&old.step(Event::AskedStop(CLAIMER)), &[Effect::Signal]);
+}
+
+#[test]
+fn up_is_as_good_as_quiet() {
+    let mut machine = swapping(&[":1"], &[":1", ":2"]);
+    let effects = says(&mut machine, "UP");
+    assert!(effects.iter().any(|e| matches!(e, Effect::AskStop(_, OLD))), "{effects:?}");
+}
+
+#[test]
+fn neither_up_nor_quiet_stops_an_old_server_while_a_ready_is_unfulfilled() {
+    for last in ["UP", "READY :3"] {
+        let mut machine = swapping(&[":1"], &[":1", ":2"]);
+        says(&mut machine, "READY :3");
+        let mut effects = says(&mut machine, last);
+        effects.extend(machine.step(Event::Timer(Timer::Quiet)));
+        effects.extend(machine.step(Event::Taken(a(":3"), vec![OldId(8)])));
+        assert!(!effects.iter().any(|e| matches!(e, Effect::AskStop(..))), "{effects:?}");
+    }
+    // What was said before a READY does not count after it.
+    let mut machine = new(true);
+    says(&mut machine, "UP");
+    says(&mut machine, "READY :1");
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    let effects = locked(&mut machine, &[":1", ":2"]);
+    assert!(!effects.iter().any(|e| matches!(e, Effect::AskStop(..))), "{effects:?}");
+    assert_has(&effects, &[Effect::Arm(Timer::Quiet, QUIET)]);
+}
+
+#[test]
+fn a_new_server_that_dies_before_the_takedown_changes_nothing() {
+    let mut machine = new(true);
+    says(&mut machine, "READY :1");
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    let effects = machine.step(Event::Exited(0));
+    assert_has(&effects, &[Effect::Unlock(OLD), Effect::End(124)]);
+    assert_eq!(reports(&effects), ["the new server ended with status 0 before it was up (the old one still serves)"]);
+    assert!(!effects.iter().any(asks_for_harm));
+}
+
+#[test]
+fn a_new_server_that_dies_after_the_takedown_is_reported() {
+    let mut machine = swapping(&[":1", ":2"], &[":1", ":2"]);
+    machine.step(Event::OldReleased(OLD, a(":1")));
+    machine.step(Event::Listens(a(":1")));
+    let effects = machine.step(Event::Exited(9));
+    assert!(reports(&effects).contains(&"nothing serves :1, :2"), "{effects:?}");
+    let place = |wanted: Effect| effects.iter().position(|e| *e == wanted).unwrap();
+    assert!(place(Effect::Unhold(a(":1"))) < place(Effect::Unlock(OLD)), "who goes on registers after that");
+    assert_has(&effects, &[Effect::End(9)]);
+}
+
+#[test]
+fn a_new_server_that_dies_while_the_old_one_drains_is_reported() {
+    let mut machine = swapping(&[":1"], &[":1"]);
+    machine.step(Event::OldReleased(OLD, a(":1")));
+    assert_has(&machine.step(Event::Listens(a(":1"))), &[Effect::Up]);
+    let effects = machine.step(Event::Exited(0));
+    assert_eq!(reports(&effects), ["nothing serves :1"]);
+    assert_has(&effects, &[Effect::End(124)]);
+}
+
+#[test]
+fn what_an_old_server_may_not_have_been_told_is_called_doubtful() {
+    let mut machine = swapping(&[":1"], &[":1", ":2"]);
+    let effects = machine.step(Event::Exited(9));
+    assert!(reports(&effects)[1].starts_with("it may be that nothing serves :1 ("), "{effects:?}");
+}
+
+#[test]
+fn a_new_server_that_is_not_up_in_time_is_killed() {
+    let (mut machine, effects) = Generation::new(settings(true));
+    assert_eq!(effects, [Effect::Arm(Timer::Ready, READY_TIMEOUT)]);
+    let effects = machine.step(Event::Timer(Timer::Ready));
+    assert_has(&effects, &[Effect::Kill]);
+    assert_eq!(reports(&effects), ["the new server was not up in time (it is killed)"]);
+    assert_eq!(machine.step(Event::Exited(137)), [Effect::End(124)]);
+}
+
+#[test]
+fn the_ready_clock_of_a_first_server_in_the_foreground_starts_with_its_claim() {
+    let mut machine = new(false);
+    assert!(!says(&mut machine, "READY :1").iter().any(|e| matches!(e, Effect::Arm(Timer::Ready, _))));
+    let effects = machine.step(Event::Taken(a(":1"), vec![OLD]));
+    assert_has(&effects, &[Effect::Arm(Timer::Ready, READY_TIMEOUT), Effect::Lock(OLD)]);
+    let forever = Settings { ready_timeout: Some(Duration::ZERO), ..settings(true) };
+    let (mut machine, effects) = Generation::new(forever);
+    assert_eq!(effects, []);
+    says(&mut machine, "READY :1");
+    assert_eq!(machine.step(Event::Taken(a(":1"), vec![OLD])), [Effect::Lock(OLD)]);
+}
+
+#[test]
+fn the_ready_clock_stands_still_while_one_waits() {
+    let mut machine = new(true);
+    says(&mut machine, "READY :1");
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    // Nobody has answered yet: a supervisor that hangs is not waited for.
+    assert!(!machine.ready_paused);
+    assert_eq!(machine.step(Event::Attended(OLD)), [Effect::Pause(Timer::Ready)]);
+    // A clock that was stopped while it rang.
+    assert_eq!(machine.step(Event::Timer(Timer::Ready)), []);
+    // Somebody waits for us meanwhile, perhaps the one that we wait for.
+    assert_eq!(machine.step(Event::Claim(CLAIMER)), [Effect::Resume(Timer::Ready)]);
+    assert_eq!(machine.step(Event::ClaimerGone(CLAIMER)), [Effect::Pause(Timer::Ready)]);
+    locked(&mut machine, &[":1"]);
+    assert!(machine.ready_paused);
+}
+
+#[test]
+fn the_ready_clock_runs_while_one_waits_for_a_second_old_server() {
+    let mut machine = swapping(&[":1"], &[":1"]);
+    says(&mut machine, "READY :2");
+    machine.step(Event::Taken(a(":2"), vec![OldId(8)]));
+    machine.step(Event::Attended(OldId(8)));
+    assert!(!machine.ready_paused);
+    let effects = machine.step(Event::Timer(Timer::Ready));
+    assert_has(&effects, &[Effect::Kill, Effect::Unlock(OldId(8))]);
+    assert!(!effects.contains(&Effect::Unlock(OLD)), "it was told to go, and is followed to its end");
+}
+
+#[test]
+fn fail_before_up_kills_and_after_up_is_an_error() {
+    let mut machine = new(true);
+    says(&mut machine, "READY :1");
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    let effects = says(&mut machine, "FAIL no database");
+    assert_has(&effects, &[Effect::Kill, Effect::Unlock(OLD)]);
+    assert_eq!(reports(&effects), ["the new server gave up: \"no database\" (it is killed; the old one still serves)"]);
+    assert_has(&machine.step(Event::Exited(137)), &[Effect::End(124)]);
+
+    let mut machine = serving(&[":1"], &[]);
+    let error = SupervisorWord::Error("this server is up; it can only exit".into());
+    assert_eq!(says(&mut machine, "FAIL"), [Effect::Say(SpeakerId(0), error)]);
+}
+
+#[test]
+fn an_address_that_cannot_be_had_ends_a_new_server_and_not_one_that_is_up() {
+    let mut machine = new(true);
+    says(&mut machine, "READY :1");
+    let effects = machine.step(Event::Blocked(a(":1"), "port is held".into()));
+    assert_has(&effects, &[Effect::Kill]);
+    assert_has(&machine.step(Event::Exited(137)), &[Effect::End(125)]);
+
+    let mut machine = serving(&[":1"], &[]);
+    says(&mut machine, "READY :2");
+    let effects = machine.step(Event::Blocked(a(":2"), "port is held".into()));
+    assert_eq!(reports(&effects), ["port is held (the server goes on without it)"]);
+    assert_has(&effects, &[Effect::Say(SpeakerId(0), SupervisorWord::Error(":2: port is held".into()))]);
+    assert!(machine.is_free());
+}
+
+#[test]
+fn an_old_server_that_refuses_ends_the_swap() {
+    let mut machine = swapping(&[":1"], &[":1", ":2"]);
+    let effects = machine.step(Event::OldRefused(OLD, ":1 was not released in time".into()));
+    assert_has(&effects, &[Effect::Kill]);
+    assert_has(&machine.step(Event::Exited(137)), &[Effect::Unlock(OLD), Effect::End(124)]);
+
+    // One that is up goes on, and lets others have its lock again.
+    let mut machine = serving(&[":1"], &[]);
+    says(&mut machine, "READY :2");
+    machine.step(Event::Taken(a(":2"), vec![OLD]));
+    locked(&mut machine, &[":2", ":3"]);
+    let effects = machine.step(Event::OldRefused(OLD, "no".into()));
+    assert_has(&effects, &[Effect::Unhold(a(":2")), Effect::Unlock(OLD)]);
+    assert!(machine.is_free());
+}
+
+#[test]
+fn takedown_of_one_of_two_addresses_needs_a_server_that_takes_it() {
+    let mut machine = serving(&[":1", ":2"], &[]);
+    let why = "the same server also has :2 and does not take TAKEDOWN";
+    let effects = machine.step(Event::Down(CLAIMER, vec![a(":1")]));
+    assert_eq!(effects, [Effect::Refuse(CLAIMER, why.into())]);
+    assert!(machine.is_free());
+
+    let mut machine = serving(&[":1", ":2"], &["TAKEDOWN :1"]);
+    let effects = machine.step(Event::Down(CLAIMER, vec![a(":1")]));
+    assert_has(&effects, &[takedown_to(0, ":1"), Effect::Arm(Timer::Partial, Duration::from_secs(10))]);
+    let effects = says(&mut machine, "RELEASED :1");
+    assert_has(&effects, &[Effect::Unhold(a(":1")), Effect::TellReleased(CLAIMER, a(":1"))]);
+    machine.step(Event::ClaimerGone(CLAIMER));
+    assert!(machine.is_free());
+    assert_eq!(machine.addresses(), [a(":2")]);
+    assert_has(&machine.step(Event::Exited(3)), &[Effect::End(3)]);
+}
+
+#[test]
+fn takedown_of_all_addresses_stops_the_server() {
+    for (lines, told) in [(&[][..], Effect::Signal), (&["TAKEDOWN :1", "TAKEDOWN :2"], takedown_to(0, ":2"))] {
+        let mut machine = serving(&[":1", ":2"], lines);
+        assert_has(&machine.step(Event::Down(CLAIMER, vec![a(":1"), a(":2")])), &[told]);
+        assert_has(&machine.step(Event::Exited(143)), &[Effect::TellGone(CLAIMER), Effect::End(0)]);
+    }
+}
+
+#[test]
+fn takedown_of_a_server_that_starts() {
+    let mut machine = new(true);
+    says(&mut machine, "READY :1");
+    machine.step(Event::Vacant(a(":1")));
+    assert_has(&machine.step(Event::Down(CLAIMER, vec![a(":1")])), &[Effect::Signal]);
+    // On request, but whoever waits for it to be up does not get it.
+    assert_has(&machine.step(Event::Exited(143)), &[Effect::TellGone(CLAIMER), Effect::End(124)]);
+
+    // It has more: decided once it is up.
+    let mut machine = new(false);
+    says(&mut machine, "READY :1");
+    says(&mut machine, "READY :2");
+    machine.step(Event::Vacant(a(":1")));
+    machine.step(Event::Vacant(a(":2")));
+    assert_eq!(machine.step(Event::Down(CLAIMER, vec![a(":1")])), []);
+    machine.step(Event::Listens(a(":1")));
+    let effects = machine.step(Event::Listens(a(":2")));
+    assert!(effects.iter().any(|e| matches!(e, Effect::Refuse(CLAIMER, _))), "{effects:?}");
+}
+
+#[test]
+fn what_is_not_released_in_time_is_refused() {
+    let mut machine = claimed(serving(&[":1", ":2"], &["TAKEDOWN :1"]));
+    machine.step(Event::AskedTakedown(CLAIMER, a(":1")));
+    let effects = machine.step(Event::Timer(Timer::Partial));
+    assert_eq!(effects, [Effect::Refuse(CLAIMER, ":1 was not released in time".into())]);
+    machine.step(Event::ClaimerGone(CLAIMER));
+    // The next one that asks for it does not wait for ever either.
+    let other = ClaimerId(6);
+    machine.step(Event::Claim(other));
+    let effects = machine.step(Event::AskedTakedown(other, a(":1")));
+    assert_eq!(effects, [Effect::Arm(Timer::Partial, Duration::from_secs(10))]);
+}
+
+#[test]
+fn a_claimer_that_vanishes_before_it_asked_harms_nobody() {
+    let mut machine = claimed(serving(&[":1"], &[]));
+    machine.step(Event::Claim(ClaimerId(6)));
+    assert_eq!(
+        machine.step(Event::ClaimerGone(CLAIMER)),
+        [Effect::Hold(a(":1")), Effect::Grant(ClaimerId(6), vec![a(":1")])]
+    );
+}
+
+#[test]
+fn a_claimer_that_vanishes_after_it_asked() {
+    // The server was not told: nothing has happened.
+    let mut machine = claimed(serving(&[":1", ":2"], &[]));
+    machine.step(Event::AskedTakedown(CLAIMER, a(":1")));
+    assert_eq!(machine.step(Event::ClaimerGone(CLAIMER)), [Effect::Hold(a(":1")), Effect::Hold(a(":2"))]);
+    assert!(machine.is_free());
+    machine.step(Event::Claim(CLAIMER));
+    assert_eq!(machine.step(Event::AskedTakedown(CLAIMER, a(":2"))), []);
+
+    // The server was told about one of two: it lets go of that one and goes on with the other.
+    let mut machine = claimed(serving(&[":1", ":2"], &["TAKEDOWN :1"]));
+    machine.step(Event::AskedTakedown(CLAIMER, a(":1")));
+    assert_has(&machine.step(Event::ClaimerGone(CLAIMER)), &[Effect::Disarm(Timer::Partial)]);
+    assert_eq!(says(&mut machine, "RELEASED :1"), [Effect::Unhold(a(":1"))]);
+    assert_eq!(machine.addresses(), [a(":2")]);
+
+    // The server was told to stop: it stops.
+    let mut machine = claimed(serving(&[":1"], &[]));
+    machine.step(Event::AskedStop(CLAIMER));
+    assert_eq!(machine.step(Event::ClaimerGone(CLAIMER)), []);
+    assert_has(&machine.step(Event::Exited(143)), &[Effect::End(0)]);
+}
+
+#[test]
+fn a_claim_that_comes_while_the_server_leaves_is_told_of_its_end() {
+    let mut machine = serving(&[":1"], &[]);
+    stop(&mut machine);
+    assert_eq!(machine.step(Event::Claim(CLAIMER)), []);
+    assert_has(&machine.step(Event::Exited(0)), &[Effect::TellGone(CLAIMER)]);
+}
+
+#[test]
+fn released_counts_when_all_workers_said_it_or_ended() {
+    let mut machine = serving(&[":1"], &[]);
+    for worker in 1..=3 {
+        assert_eq!(says_on(&mut machine, worker, "TAKEDOWN :1"), []);
+    }
+    let mut machine = claimed(machine);
+    let effects = machine.step(Event::AskedTakedown(CLAIMER, a(":1")));
+    assert_has(&effects, &[takedown_to(1, ":1"), takedown_to(2, ":1"), takedown_to(3, ":1")]);
+    assert_eq!(says_on(&mut machine, 1, "RELEASED :1"), []);
+    assert_eq!(machine.step(Event::SpeakerGone(SpeakerId(2))), []);
+    let effects = says_on(&mut machine, 3, "RELEASED :1");
+    assert_has(&effects, &[Effect::TellReleased(CLAIMER, a(":1"))]);
+}
+
+#[test]
+fn a_worker_that_comes_late_is_told_too() {
+    let mut machine = claimed(serving(&[":1", ":2"], &["TAKEDOWN :1"]));
+    machine.step(Event::AskedTakedown(CLAIMER, a(":1")));
+    assert_eq!(says_on(&mut machine, 1, "TAKEDOWN :1"), [takedown_to(1, ":1")]);
+}
+
+#[test]
+fn a_worker_that_dies_in_ready_harms_nobody() {
+    let mut machine = new(true);
+    says_on(&mut machine, 1, "READY :1");
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    let effects = machine.step(Event::SpeakerGone(SpeakerId(1)));
+    assert_has(&effects, &[Effect::Unlock(OLD)]);
+    assert_eq!(locked(&mut machine, &[":1"]), [Effect::Unlock(OLD)]);
+}
+
+#[test]
+fn a_server_without_an_address() {
+    let mut machine = new(false);
+    assert_eq!(machine.step(Event::Timer(Timer::Quiet)), [Effect::Commit, Effect::Up, Effect::Done]);
+    assert_has(&stop(&mut machine), &[Effect::Signal]);
+    // With -d it has to say UP.
+    let mut machine = new(true);
+    assert_eq!(machine.step(Event::Timer(Timer::Quiet)), []);
+    assert_has(&says(&mut machine, "UP"), &[Effect::Up, Effect::Done]);
+}
+
+#[test]
+fn a_server_that_says_nothing_and_listens() {
+    let mut machine = new(true);
+    assert_eq!(
+        machine.step(Event::Listens(a(":1"))),
+        [Effect::Commit, Effect::Hold(a(":1")), Effect::Up, Effect::Done, Effect::Disarm(Timer::Ready)]
+    );
+    // READY for all interfaces and a listener on one of them are the same address.
+    let mut machine = new(true);
+    says(&mut machine, "READY :1");
+    machine.step(Event::Vacant(a(":1")));
+    assert_has(&machine.step(Event::Listens(a("127.0.0.1:1"))), &[Effect::Up]);
+    assert_eq!(machine.addresses(), [a(":1")]);
+}
+
+#[test]
+fn an_old_supervisor_is_lost() {
+    // While we wait for the lock: look again.
+    let mut machine = new(true);
+    says(&mut machine, "READY :1");
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    assert_eq!(machine.step(Event::OldLost(OLD)), [Effect::LookUp(a(":1"))]);
+    // The orphan is ours now.
+    assert_eq!(machine.step(Event::Taken(a(":1"), vec![OldId(8)])), [Effect::Lock(OldId(8))]);
+    let effects = machine.step(Event::Locked(OldId(8), vec![a(":1")]));
+    assert_eq!(effects.iter().filter(|e| asks_for_harm(e)).count(), 3, "{effects:?}");
+
+    // While it lets go: look again, too.
+    let mut machine = swapping(&[":1"], &[":1"]);
+    let effects = machine.step(Event::OldLost(OLD));
+    assert_has(&effects, &[Effect::LookUp(a(":1"))]);
+    let mut stopped = machine.clone();
+    assert_has(&stop(&mut stopped), &[Effect::Unhold(a(":1"))]);
+    assert_has(&machine.step(Event::Vacant(a(":1"))), &[go_to(0, ":1")]);
+
+    // When it has let go: the swap is as done as it will be, and that is said.
+    let mut machine = swapping(&[":1"], &[":1"]);
+    machine.step(Event::OldReleased(OLD, a(":1")));
+    machine.step(Event::Listens(a(":1")));
+    let effects = machine.step(Event::OldLost(OLD));
+    assert_eq!(reports(&effects), ["the supervisor of the old server is gone (the old server may live on)"]);
+    assert_has(&effects, &[Effect::Done]);
+}
+
+#[test]
+fn a_lock_of_a_server_that_somebody_else_has_replaced_takes_nothing() {
+    let mut machine = swapping(&[":1"], &[":1"]);
+    // The answer to Take: it came too late.
+    assert_has(&machine.step(Event::Taken(a(":1"), vec![OldId(8)])), &[Effect::Lock(OldId(8))]);
+    let effects = machine.step(Event::OldReleased(OLD, a(":1")));
+    assert!(!effects.contains(&go_to(0, ":1")), "{effects:?}");
+    machine.step(Event::OldGone(OLD));
+    machine.step(Event::Locked(OldId(8), vec![a(":1")]));
+    assert_has(&machine.step(Event::OldReleased(OldId(8), a(":1"))), &[go_to(0, ":1")]);
+}
+
+#[test]
+fn stop_while_it_starts() {
+    let mut machine = new(false);
+    assert_has(&stop(&mut machine), &[Effect::Arm(Timer::Kill, Duration::from_secs(10)), Effect::Signal]);
+    assert_has(&machine.step(Event::Exited(143)), &[Effect::Disarm(Timer::Kill), Effect::End(143)]);
+
+    // TAKEDOWN alone may not reach one that has not listened yet.
+    let mut machine = new(false);
+    says(&mut machine, "TAKEDOWN :1");
+    says(&mut machine, "READY :1");
+    machine.step(Event::Vacant(a(":1")));
+    assert_has(&stop(&mut machine), &[takedown_to(0, ":1"), Effect::Signal]);
+}
+
+#[test]
+fn stop_during_a_swap_gives_the_old_server_back() {
+    let mut machine = new(true);
+    says(&mut machine, "TAKEDOWN :1");
+    says(&mut machine, "READY :1");
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    let effects = stop(&mut machine);
+    // It has nothing to take down yet, so the signal is due.
+    assert_has(&effects, &[Effect::Unlock(OLD), Effect::Disarm(Timer::Ready), Effect::Signal]);
+    assert_eq!(locked(&mut machine, &[":1"]), [Effect::Unlock(OLD)]);
+    assert_eq!(machine.step(Event::Vacant(a(":1"))), [Effect::Unhold(a(":1"))]);
+    let effects = machine.step(Event::Exited(0));
+    assert_eq!(effects, [Effect::Disarm(Timer::Kill), Effect::End(124)]);
+}
+
+#[test]
+fn stop_after_the_takedown_says_what_nothing_serves() {
+    let mut machine = swapping(&[":1"], &[":1"]);
+    let effects = stop(&mut machine);
+    assert!(!effects.contains(&Effect::Unlock(OLD)));
+    let effects = machine.step(Event::Exited(143));
+    assert_eq!(reports(&effects), ["nothing serves :1"]);
+    assert_has(&effects, &[Effect::Unlock(OLD), Effect::End(143)]);
+}
+
+#[test]
+fn stop_of_a_server_that_is_up() {
+    let mut machine = serving(&[":1"], &[]);
+    assert_has(&stop(&mut machine), &[Effect::Signal]);
+    assert_eq!(stop(&mut machine), [Effect::Kill]);
+    assert_has(&machine.step(Event::Exited(137)), &[Effect::End(137)]);
+
+    // The terminal has told it.
+    let mut machine = serving(&[":1"], &[]);
+    let effects = machine.step(Event::Stop { signalled: true });
+    assert!(!effects.contains(&Effect::Signal));
+    assert_eq!(machine.step(Event::Stop { signalled: true }), [Effect::Kill]);
+
+    // It takes one address down itself; the signal comes after that.
+    let mut machine = serving(&[":1", ":2"], &["TAKEDOWN :1"]);
+    let effects = stop(&mut machine);
+    assert_has(&effects, &[takedown_to(0, ":1")]);
+    assert!(!effects.contains(&Effect::Signal));
+    assert_has(&machine.step(Event::Free(a(":1"))), &[Effect::Signal]);
+}
+
+#[test]
+fn stop_of_a_server_that_is_replaced_kills_at_the_second() {
+    let mut machine = claimed(serving(&[":1"], &[]));
+    machine.step(Event::AskedStop(CLAIMER));
+    assert_eq!(stop(&mut machine), []);
+    assert_eq!(stop(&mut machine), [Effect::Kill]);
+    assert_has(&machine.step(Event::Exited(137)), &[Effect::End(0)]);
+}
+
+#[test]
+fn a_server_that_is_up_wants_one_more() {
+    let mut machine = serving(&[":1"], &[]);
+    assert_eq!(says(&mut machine, "READY :2"), [Effect::LookUp(a(":2"))]);
+    let effects = machine.step(Event::Taken(a(":2"), vec![OLD]));
+    assert_has(&effects, &[Effect::Lock(OLD), Effect::Arm(Timer::Ready, READY_TIMEOUT)]);
+    assert!(!machine.is_free(), "it waits");
+    assert_eq!(machine.step(Event::Claim(CLAIMER)), []);
+    // Perhaps they wait for each other: this bounds it, and the server goes on.
+    let effects = machine.step(Event::Timer(Timer::Ready));
+    assert_eq!(reports(&effects), ["it was not free in time (the server goes on without it)"]);
+    assert_has(&effects, &[Effect::Unlock(OLD), Effect::Grant(CLAIMER, vec![a(":1")])]);
+
+    let mut machine = serving(&[":1"], &[]);
+    says(&mut machine, "READY :2");
+    machine.step(Event::Taken(a(":2"), vec![OLD]));
+    locked(&mut machine, &[":2"]);
+    assert_has(&machine.step(Event::OldGone(OLD)), &[Effect::LookUp(a(":2"))]);
+    assert_has(&machine.step(Event::Vacant(a(":2"))), &[go_to(0, ":2")]);
+    machine.step(Event::Listens(a(":2")));
+    assert!(machine.is_free());
+}
+
+#[test]
+fn one_more_address_of_a_server_that_is_being_replaced_does_not_keep_it() {
+    let mut machine = claimed(serving(&[":1"], &[]));
+    says(&mut machine, "READY :2");
+    machine.step(Event::Taken(a(":2"), vec![OLD]));
+    let effects = machine.step(Event::AskedTakedown(CLAIMER, a(":1")));
+    assert_has(&effects, &[Effect::Unlock(OLD), Effect::Signal]);
+}
+
+#[test]
+fn an_orphan_is_taken_over() {
+    let machine = Generation::serving(settings(false), [a(":1")]);
+    assert!(machine.is_free() && machine.is_up());
+    let mut machine = claimed(machine);
+    assert_has(&machine.step(Event::AskedStop(CLAIMER)), &[Effect::Signal]);
+    assert_has(&machine.step(Event::Timer(Timer::Kill)), &[Effect::Kill]);
+    assert_has(&machine.step(Event::Exited(137)), &[Effect::TellGone(CLAIMER), Effect::End(0)]);
+}
+
+#[test]
+fn a_name_is_swapped_like_an_address() {
+    let mut machine = new(true);
+    says(&mut machine, "READY blue");
+    let effects = machine.step(Event::Vacant(a("blue")));
+    assert_has(&effects, &[go_to(0, "blue"), Effect::Up, Effect::Done]);
+    let mut machine = claimed(machine);
+    let effects = machine.step(Event::AskedTakedown(CLAIMER, a("blue")));
+    assert_has(&effects, &[Effect::Signal]);
+}

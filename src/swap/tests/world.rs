@@ -1,0 +1,776 @@
+//! Machines wired to each other through a model of what lies between them: server processes that
+//! listen, the run directory, peer connections that deliver in order and end with their supervisor.
+//! Every interleaving is taken where that is possible, random ones beyond.
+
+use super::*;
+use proptest::prelude::*;
+use std::collections::HashSet;
+use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
+
+/// One line of what a server does by itself. What it is told it does when it reads it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Do {
+    Say(ServerWord),
+    AwaitGo(Address),
+}
+
+fn ready(text: &str) -> Do {
+    Do::Say(ServerWord::Ready(a(text)))
+}
+
+fn takes(text: &str) -> Do {
+    Do::Say(ServerWord::Takedown(a(text)))
+}
+
+fn go(text: &str) -> Do {
+    Do::AwaitGo(a(text))
+}
+
+/// A server process.
+#[derive(Debug, Clone, Default)]
+struct Process {
+    alive: bool,
+    script: VecDeque<Do>,
+    /// Ignores its stop signal and TAKEDOWN.
+    stubborn: bool,
+    gone_ahead: BTreeSet<Address>,
+    listens: BTreeSet<Address>,
+    taking_down: bool,
+    signalled: bool,
+    said_ready: bool,
+    reads: VecDeque<SupervisorWord>,
+    says: VecDeque<ServerWord>,
+    exited: Option<u8>,
+}
+
+/// A server and its machine.
+#[derive(Debug, Clone, Hash)]
+struct Server {
+    /// None: its supervisor is dead or has ended.
+    machine: Option<Generation>,
+    /// The supervisor that runs the machine.
+    supervisor: usize,
+    process: Process,
+    committed: bool,
+    timers: BTreeMap<Timer, bool>,
+    watched: BTreeSet<Address>,
+    watched_release: BTreeSet<Address>,
+    up: bool,
+    done: bool,
+    status: Option<u8>,
+    /// By a person, or by an accident.
+    ended_from_outside: bool,
+    told: bool,
+    /// What old servers were asked for before it was up.
+    took: BTreeSet<Address>,
+    lost: BTreeSet<Address>,
+    doubted: BTreeSet<Address>,
+    abandoned: BTreeSet<Address>,
+}
+
+/// A claim: the connection of a new server's supervisor to that of an old one.
+#[derive(Debug, Clone)]
+struct Peer {
+    new: usize,
+    old: usize,
+    open: bool,
+    granted: bool,
+    asked: bool,
+    to_old: VecDeque<Event>,
+    to_new: VecDeque<Event>,
+}
+
+// The words of the protocol and the events have no hash of their own.
+impl Hash for Process {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.alive, self.script.len(), &self.gone_ahead, &self.listens).hash(state);
+        (self.taking_down, self.signalled, self.said_ready, self.exited).hash(state);
+        self.reads.iter().for_each(|word| word.to_string().hash(state));
+        "and".hash(state);
+        self.says.iter().for_each(|word| word.to_string().hash(state));
+    }
+}
+
+impl Hash for Peer {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (self.new, self.old, self.open, self.granted, self.asked).hash(state);
+        self.to_old.iter().for_each(|event| format!("{event:?}").hash(state));
+        "and".hash(state);
+        self.to_new.iter().for_each(|event| format!("{event:?}").hash(state));
+    }
+}
+
+#[derive(Debug, Clone, PartialEq, Eq)]
+enum Action {
+    Act(usize),
+    Read(usize),
+    Finish(usize),
+    Hear(usize),
+    Reap(usize),
+    SeeListening(usize, Address),
+    SeeFree(usize, Address),
+    ToOld(usize),
+    ToNew(usize),
+    Ring(usize, Timer),
+    Die(usize),
+    KillSupervisor(usize),
+    Stop(usize),
+}
+
+#[derive(Debug, Clone, Default)]
+struct World {
+    servers: Vec<Server>,
+    peers: Vec<Peer>,
+    pidfiles: BTreeMap<Address, usize>,
+    /// What the first server served.
+    served: BTreeSet<Address>,
+    /// How many more accidents may happen.
+    deaths: u8,
+    kills: u8,
+    stops: u8,
+    /// Clocks ring at any time, not only when nothing else can happen.
+    hasty: bool,
+    path: Vec<Action>,
+}
+
+impl Hash for World {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        (&self.servers, &self.peers, &self.pidfiles, self.deaths, self.kills, self.stops).hash(state);
+    }
+}
+
+impl World {
+    fn start(&mut self, awaited: bool, script: impl IntoIterator<Item = Do>) -> usize {
+        let (machine, effects) = Generation::new(settings(awaited));
+        let me = self.servers.len();
+        let process = Process { alive: true, script: script.into_iter().collect(), ..Process::default() };
+        self.servers.push(Server {
+            machine: Some(machine),
+            supervisor: me,
+            process,
+            committed: false,
+            timers: BTreeMap::new(),
+            watched: BTreeSet::new(),
+            watched_release: BTreeSet::new(),
+            up: false,
+            done: false,
+            status: None,
+            ended_from_outside: false,
+            told: false,
+            took: BTreeSet::new(),
+            lost: BTreeSet::new(),
+            doubted: BTreeSet::new(),
+            abandoned: BTreeSet::new(),
+        });
+        self.carry_out(me, effects);
+        me
+    }
+
+    /// A server that is up and settled.
+    fn with(script: impl IntoIterator<Item = Do>) -> World {
+        let mut world = World::default();
+        world.start(false, script);
+        world.settle();
+        world.served = world.servers[0].process.listens.clone();
+        assert!(world.servers[0].done && !world.served.is_empty());
+        world.path.clear();
+        world
+    }
+
+    /// Goes on without accidents until nothing moves, clocks last and the ready clock last of them.
+    fn settle(&mut self) {
+        (self.deaths, self.kills, self.stops, self.hasty) = (0, 0, 0, false);
+        for _ in 0..2000 {
+            let actions = self.actions();
+            let Some(action) = actions.iter().max_by_key(|a| !matches!(a, Action::Ring(_, Timer::Ready))) else {
+                return;
+            };
+            self.take(action.clone());
+        }
+        panic!("it never settles");
+    }
+
+    /// What can happen next.
+    fn actions(&self) -> Vec<Action> {
+        let mut actions = Vec::new();
+        for (i, server) in self.servers.iter().enumerate() {
+            let process = &server.process;
+            if process.alive {
+                match process.script.front() {
+                    Some(Do::Say(_)) => actions.push(Action::Act(i)),
+                    Some(Do::AwaitGo(address)) if process.gone_ahead.contains(address) => actions.push(Action::Act(i)),
+                    Some(Do::AwaitGo(_)) | None => {}
+                }
+                if !process.reads.is_empty() {
+                    actions.push(Action::Read(i));
+                }
+                let ends = process.signalled || (process.taking_down && process.listens.is_empty());
+                if ends && !process.stubborn {
+                    actions.push(Action::Finish(i));
+                }
+            }
+            if server.machine.is_none() {
+                continue;
+            }
+            if !process.says.is_empty() {
+                actions.push(Action::Hear(i));
+            }
+            if process.exited.is_some() {
+                actions.push(Action::Reap(i));
+            }
+            for address in &server.watched {
+                if process.listens.contains(address) {
+                    actions.push(Action::SeeListening(i, address.clone()));
+                }
+            }
+            for address in &server.watched_release {
+                if !process.listens.contains(address) {
+                    actions.push(Action::SeeFree(i, address.clone()));
+                }
+            }
+        }
+        for (k, peer) in self.peers.iter().enumerate() {
+            if !peer.to_old.is_empty() {
+                actions.push(Action::ToOld(k));
+            }
+            if !peer.to_new.is_empty() {
+                actions.push(Action::ToNew(k));
+            }
+        }
+        if actions.is_empty() || self.hasty {
+            for (i, server) in self.servers.iter().enumerate() {
+                for (timer, paused) in &server.timers {
+                    if !paused {
+                        actions.push(Action::Ring(i, *timer));
+                    }
+                }
+            }
+        }
+        for (i, server) in self.servers.iter().enumerate() {
+            if self.deaths > 0 && server.process.alive {
+                actions.push(Action::Die(i));
+            }
+            if self.kills > 0 && server.machine.is_some() && server.supervisor == i {
+                actions.push(Action::KillSupervisor(i));
+            }
+            if self.stops > 0 && server.machine.is_some() && server.supervisor == i {
+                actions.push(Action::Stop(i));
+            }
+        }
+        actions
+    }
+
+    fn take(&mut self, action: Action) {
+        self.path.push(action.clone());
+        match action {
+            Action::Act(i) => {
+                let process = &mut self.servers[i].process;
+                if let Some(Do::Say(word)) = process.script.pop_front() {
+                    process.said_ready |= matches!(word, ServerWord::Ready(_));
+                    process.says.push_back(word);
+                }
+            }
+            Action::Read(i) => {
+                let process = &mut self.servers[i].process;
+                match process.reads.pop_front().unwrap() {
+                    SupervisorWord::Go(address) => {
+                        process.gone_ahead.insert(address.clone());
+                        process.listens.insert(address.clone());
+                        let twice = (0..self.servers.len())
+                            .find(|j| *j != i && self.servers[*j].process.listens.iter().any(|l| l.collides(&address)));
+                        if let Some(j) = twice {
+                            // A server that was about to bind when it lost its supervisor is in the way.
+                            assert!(self.killed(), "server {i} was told to bind {address}, which server {j} has");
+                            self.servers[i].ended_from_outside = true;
+                            self.end_process(i, 1);
+                        }
+                    }
+                    SupervisorWord::Takedown(address) if !process.stubborn => {
+                        process.listens.retain(|l| !l.collides(&address));
+                        process.says.push_back(ServerWord::Released(address));
+                        process.taking_down = true;
+                    }
+                    SupervisorWord::Takedown(_) | SupervisorWord::Error(_) => {}
+                }
+            }
+            Action::Finish(i) => {
+                let status = if self.servers[i].process.signalled { 143 } else { 0 };
+                self.end_process(i, status);
+            }
+            Action::Hear(i) => {
+                let word = self.servers[i].process.says.pop_front().unwrap();
+                self.feed(i, Event::Said(SpeakerId(0), word));
+            }
+            Action::Reap(i) => {
+                let status = self.servers[i].process.exited.take().unwrap();
+                self.feed(i, Event::Exited(status));
+            }
+            Action::SeeListening(i, address) => {
+                self.servers[i].watched.remove(&address);
+                self.feed(i, Event::Listens(address));
+            }
+            Action::SeeFree(i, address) => {
+                self.servers[i].watched_release.remove(&address);
+                self.feed(i, Event::Free(address));
+            }
+            Action::ToOld(k) => {
+                let event = self.peers[k].to_old.pop_front().unwrap();
+                let old = self.peers[k].old;
+                let alive = self.servers[old].machine.is_some();
+                if let Event::Claim(_) = event {
+                    let answer = if alive { Event::Attended(OldId(k as u64)) } else { self.loss(k) };
+                    self.peers[k].to_new.push_back(answer);
+                }
+                if alive {
+                    self.feed(old, event);
+                }
+            }
+            Action::ToNew(k) => {
+                let event = self.peers[k].to_new.pop_front().unwrap();
+                self.feed(self.peers[k].new, event);
+            }
+            Action::Ring(i, timer) => {
+                self.servers[i].timers.remove(&timer);
+                self.feed(i, Event::Timer(timer));
+            }
+            Action::Die(i) => {
+                self.deaths -= 1;
+                self.servers[i].ended_from_outside = true;
+                self.end_process(i, 1);
+            }
+            Action::KillSupervisor(i) => {
+                self.kills -= 1;
+                self.kill_supervisor(i);
+            }
+            Action::Stop(i) => {
+                self.stops -= 1;
+                self.servers[i].ended_from_outside = true;
+                self.feed(i, Event::Stop { signalled: false });
+            }
+        }
+    }
+
+    fn end_process(&mut self, i: usize, status: u8) {
+        let process = &mut self.servers[i].process;
+        if process.alive {
+            let said = std::mem::take(&mut process.says);
+            *process =
+                Process { says: said, exited: Some(status), said_ready: process.said_ready, ..Process::default() };
+        }
+    }
+
+    fn kill_supervisor(&mut self, i: usize) {
+        for j in 0..self.servers.len() {
+            if self.servers[j].supervisor != i || self.servers[j].machine.take().is_none() {
+                continue;
+            }
+            let server = &mut self.servers[j];
+            server.timers.clear();
+            server.watched.clear();
+            server.watched_release.clear();
+            server.process.says.clear();
+            server.ended_from_outside = true;
+            if !server.committed {
+                self.end_process(j, 137);
+            }
+        }
+        for k in 0..self.peers.len() {
+            let (new, old) = (self.peers[k].new, self.peers[k].old);
+            let (new_dead, old_dead) = (self.servers[new].machine.is_none(), self.servers[old].machine.is_none());
+            if !self.peers[k].open || !(new_dead || old_dead) {
+                continue;
+            }
+            let loss = self.loss(k);
+            let peer = &mut self.peers[k];
+            peer.open = false;
+            if new_dead {
+                peer.to_new.clear();
+                peer.to_old.push_back(Event::ClaimerGone(ClaimerId(k as u64)));
+            } else {
+                peer.to_old.clear();
+                peer.to_new.push_back(loss);
+            }
+        }
+    }
+
+    fn killed(&self) -> bool {
+        self.path.iter().any(|action| matches!(action, Action::KillSupervisor(_)))
+    }
+
+    fn loss(&self, k: usize) -> Event {
+        match self.servers[self.peers[k].old].process.alive {
+            true => Event::OldLost(OldId(k as u64)),
+            false => Event::OldGone(OldId(k as u64)),
+        }
+    }
+
+    fn feed(&mut self, i: usize, event: Event) {
+        let Some(machine) = &mut self.servers[i].machine else { return };
+        let effects = machine.step(event);
+        self.carry_out(i, effects);
+    }
+
+    fn carry_out(&mut self, i: usize, effects: Vec<Effect>) {
+        let mut answers = Vec::new();
+        for effect in effects {
+            match effect {
+                Effect::Say(_, word) => {
+                    if let SupervisorWord::Takedown(_) = word {
+                        self.check_harm(i);
+                    }
+                    if self.servers[i].process.alive {
+                        self.servers[i].process.reads.push_back(word);
+                    }
+                }
+                Effect::LookUp(address) => answers.push(self.look_up(i, address)),
+                Effect::Lock(OldId(k)) => self.peers[k as usize].to_old.push_back(Event::Claim(ClaimerId(k))),
+                Effect::Unlock(OldId(k)) => {
+                    let peer = &mut self.peers[k as usize];
+                    peer.to_new.clear();
+                    if std::mem::take(&mut peer.open) {
+                        peer.to_old.push_back(Event::ClaimerGone(ClaimerId(k)));
+                    }
+                }
+                Effect::Take(_, address) => {
+                    let olds = self.peers.iter().filter(|p| p.new == i && p.granted).map(|p| p.old).collect();
+                    match self.registered(&address, i).is_subset(&olds) {
+                        true => drop(self.pidfiles.insert(address, i)),
+                        false => answers.push(self.look_up(i, address)),
+                    }
+                }
+                Effect::AskTakedown(_, OldId(k), address) => {
+                    assert!(self.servers[i].process.said_ready && self.peers[k as usize].granted);
+                    self.peers[k as usize].asked = true;
+                    if !self.servers[i].up {
+                        self.servers[i].took.insert(address.clone());
+                    }
+                    self.peers[k as usize].to_old.push_back(Event::AskedTakedown(ClaimerId(k), address));
+                }
+                Effect::AskStop(_, OldId(k)) => {
+                    assert!(self.servers[i].process.said_ready && self.peers[k as usize].granted);
+                    self.peers[k as usize].to_old.push_back(Event::AskedStop(ClaimerId(k)));
+                }
+                Effect::Hold(address) => {
+                    if self.registered(&address, i).is_empty() {
+                        self.pidfiles.insert(address, i);
+                    }
+                }
+                Effect::Unhold(address) => {
+                    if self.pidfiles.get(&address) == Some(&i) {
+                        self.pidfiles.remove(&address);
+                    }
+                }
+                Effect::Commit => self.servers[i].committed = true,
+                Effect::Watch(address) => drop(self.servers[i].watched.insert(address)),
+                Effect::WatchRelease(address) => drop(self.servers[i].watched_release.insert(address)),
+                Effect::Signal => {
+                    self.check_harm(i);
+                    self.servers[i].process.signalled = true;
+                }
+                Effect::Kill => {
+                    let server = &self.servers[i];
+                    assert!(!server.up || server.told || server.ended_from_outside, "server {i} is killed");
+                    self.end_process(i, 137);
+                }
+                Effect::Grant(ClaimerId(k), addresses) => {
+                    self.peers[k as usize].granted = true;
+                    self.tell(k, Event::Locked(OldId(k), addresses));
+                }
+                Effect::TellReleased(ClaimerId(k), address) => self.tell(k, Event::OldReleased(OldId(k), address)),
+                Effect::Refuse(ClaimerId(k), why) => self.tell(k, Event::OldRefused(OldId(k), why)),
+                Effect::TellGone(ClaimerId(k)) => {
+                    self.tell(k, Event::OldGone(OldId(k)));
+                    self.peers[k as usize].to_old.clear();
+                    self.peers[k as usize].open = false;
+                }
+                Effect::Arm(timer, _) | Effect::Resume(timer) => drop(self.servers[i].timers.insert(timer, false)),
+                Effect::Pause(timer) => drop(self.servers[i].timers.insert(timer, true)),
+                Effect::Disarm(timer) => drop(self.servers[i].timers.remove(&timer)),
+                Effect::Report(_, address, text) => {
+                    let server = &mut self.servers[i];
+                    let named = |start: &str| {
+                        let list = text.strip_prefix(start).map(|rest| rest.split(" (").next().unwrap());
+                        list.into_iter().flat_map(|l| l.split(", ")).map(a).collect::<Vec<_>>()
+                    };
+                    server.lost.extend(named("nothing serves "));
+                    server.doubted.extend(named("it may be that nothing serves "));
+                    if text.ends_with("(it is abandoned)") || text.ends_with("(the server goes on without it)") {
+                        server.abandoned.extend(address);
+                    }
+                }
+                Effect::Up => self.servers[i].up = true,
+                Effect::Done => {
+                    self.servers[i].done = true;
+                    self.check_done(i);
+                }
+                Effect::End(status) => {
+                    let server = &mut self.servers[i];
+                    assert!(server.timers.is_empty());
+                    assert!(!self.pidfiles.values().any(|owner| *owner == i), "a pidfile is left: {:?}", self.pidfiles);
+                    assert!(server.done || status != 0 || !server.machine.as_ref().unwrap().settings.awaited);
+                    server.status = Some(status);
+                    server.machine = None;
+                    server.watched_release.clear();
+                    // An orphan that it had taken over is one again.
+                    self.kill_supervisor(i);
+                }
+            }
+        }
+        answers.into_iter().for_each(|answer| self.feed(i, answer));
+    }
+
+    fn tell(&mut self, k: u64, event: Event) {
+        let peer = &mut self.peers[k as usize];
+        if peer.open {
+            peer.to_new.push_back(event);
+        }
+    }
+
+    /// Servers but `me` that a pidfile names for an address that collides: their supervisor lives, or
+    /// they listen.
+    fn registered(&self, address: &Address, me: usize) -> BTreeSet<usize> {
+        let colliding = self.pidfiles.iter().filter(|(own, j)| own.collides(address) && **j != me);
+        colliding
+            .filter(|(own, j)| {
+                let server = &self.servers[**j];
+                server.machine.is_some() || server.process.listens.contains(own)
+            })
+            .map(|(_, j)| *j)
+            .collect()
+    }
+
+    fn look_up(&mut self, me: usize, address: Address) -> Event {
+        let mut holders = self.registered(&address, me);
+        if holders.is_empty() {
+            let listens = |s: &Server| s.process.listens.iter().any(|l| l.collides(&address));
+            holders = (0..self.servers.len()).filter(|j| *j != me && listens(&self.servers[*j])).collect();
+        }
+        if holders.is_empty() {
+            self.pidfiles.insert(address.clone(), me);
+            return Event::Vacant(address);
+        }
+        let mut olds = Vec::new();
+        for old in holders {
+            if self.servers[old].machine.is_none() {
+                let listens = self.servers[old].process.listens.clone();
+                self.pidfiles.retain(|own, j| *j != old || listens.contains(own));
+                self.servers[old].machine = Some(Generation::serving(settings(false), listens));
+                self.servers[old].supervisor = self.servers[me].supervisor;
+                self.servers[old].done = true;
+            }
+            let open = self.peers.iter().position(|p| p.open && p.new == me && p.old == old);
+            let k = open.unwrap_or_else(|| {
+                let (to_old, to_new) = Default::default();
+                self.peers.push(Peer { new: me, old, open: true, granted: false, asked: false, to_old, to_new });
+                self.peers.len() - 1
+            });
+            olds.push(OldId(k as u64));
+        }
+        Event::Taken(address, olds)
+    }
+
+    /// Promises 1 and 2: whoever serves is told to go by those that may.
+    fn check_harm(&mut self, i: usize) {
+        let asked = self.peers.iter().any(|p| p.old == i && p.granted && p.asked);
+        assert!(asked || self.servers[i].ended_from_outside, "server {i} is told to go");
+        self.servers[i].told = true;
+    }
+
+    /// Promise 4, first half.
+    fn check_done(&self, i: usize) {
+        let server = &self.servers[i];
+        for peer in self.peers.iter().filter(|p| p.new == i && p.granted && p.asked) {
+            let old = &self.servers[peer.old];
+            assert!(!old.process.alive || self.killed(), "done, and the old server {} lives", peer.old);
+        }
+        let addresses = server.machine.as_ref().unwrap().addresses();
+        for address in server.took.iter().filter(|a| server.process.alive && addresses.contains(a)) {
+            assert!(server.process.listens.contains(address), "done without listening on {address}");
+        }
+    }
+
+    /// When nothing can happen any more: nobody waits for ever, and promises 3 and 4.
+    fn check_rest(&self) {
+        for (i, server) in self.servers.iter().enumerate() {
+            if let Some(machine) = &server.machine {
+                assert!(machine.is_free() && server.done, "server {i} waits for ever: {server:#?}");
+                assert!(server.process.alive);
+                for address in machine.addresses() {
+                    let own = self.pidfiles.get(&address) == Some(&i);
+                    assert!(own, "{address} of server {i} has no pidfile: {:?}", self.pidfiles);
+                }
+            }
+        }
+        let killed = self.killed();
+        for address in &self.served {
+            let among = |list: &BTreeSet<Address>| list.iter().any(|l| l.collides(address));
+            let serving: Vec<usize> =
+                (0..self.servers.len()).filter(|i| among(&self.servers[*i].process.listens)).collect();
+            let said = |of: fn(&Server) -> &BTreeSet<Address>| self.servers.iter().any(|s| among(of(s)));
+            if serving.is_empty() && !killed {
+                let outside = self.servers.iter().any(|s| s.done && s.ended_from_outside);
+                let said = said(|s| &s.lost) || said(|s| &s.doubted) || said(|s| &s.abandoned);
+                assert!(said || outside, "nothing serves {address}, and nobody says so");
+            }
+            if serving == [0] && !killed {
+                assert!(!said(|s| &s.lost), "the old server serves {address}, and it is said that nothing does");
+            }
+        }
+    }
+
+    /// Says in a failure how it came to it.
+    fn told<T>(&mut self, what: impl FnOnce(&mut World) -> T) -> T {
+        catch_unwind(AssertUnwindSafe(|| what(self))).unwrap_or_else(|panic| {
+            eprintln!("after {:?}", self.path);
+            resume_unwind(panic)
+        })
+    }
+
+    /// Every interleaving. Returns how many states there were.
+    fn explore(self) -> usize {
+        let mut seen = HashSet::from([hash_of(&self)]);
+        let mut stack = vec![self];
+        while let Some(mut world) = stack.pop() {
+            let actions = world.actions();
+            if actions.iter().all(|a| matches!(a, Action::Die(_) | Action::KillSupervisor(_) | Action::Stop(_))) {
+                world.told(|w| w.check_rest());
+            }
+            for action in actions {
+                let mut next = world.clone();
+                next.told(|w| w.take(action));
+                if seen.insert(hash_of(&next)) {
+                    stack.push(next);
+                }
+            }
+            assert!(seen.len() < 100_000, "it does not end");
+        }
+        seen.len()
+    }
+
+    /// One interleaving.
+    fn walk(&mut self, picks: &[prop::sample::Index]) {
+        for pick in picks {
+            let actions = self.actions();
+            if actions.is_empty() {
+                return;
+            }
+            self.take(pick.get(&actions).clone());
+        }
+    }
+}
+
+/// Old servers: with and without TAKEDOWN, with one and two addresses; one that listens to nobody.
+fn olds() -> Vec<Vec<Do>> {
+    vec![
+        vec![ready(":1")],
+        vec![takes(":1"), ready(":1")],
+        vec![ready(":1"), ready(":2")],
+        vec![takes(":1"), takes(":2"), ready(":1"), ready(":2")],
+        vec![takes(":1"), ready(":1"), ready(":2")],
+        vec![ready("127.0.0.1:1"), ready("[::1]:1")],
+    ]
+}
+
+/// New servers: one or two addresses, at once or one after the other, with UP before or after.
+fn news() -> Vec<Vec<Do>> {
+    let up = || Do::Say(ServerWord::Up);
+    vec![
+        vec![ready(":1")],
+        vec![ready(":1"), ready(":2")],
+        vec![ready(":1"), go(":1"), ready(":2")],
+        vec![takes(":1"), ready(":1"), up()],
+        vec![up(), ready(":1"), ready(":2")],
+        vec![ready(":1"), Do::Say(ServerWord::Fail("no".into()))],
+        vec![],
+    ]
+}
+
+/// Runs `then` on every pair of an old and a new server, the old one settled, stubborn or not. The sum.
+fn pairs(stubborn: &[bool], then: impl Fn(World) -> usize) -> usize {
+    let mut sum = 0;
+    for old in olds() {
+        for new in news() {
+            for stubborn in stubborn {
+                let mut world = World::with(old.clone());
+                world.servers[0].process.stubborn = *stubborn;
+                world.start(true, new.clone());
+                sum += then(world);
+            }
+        }
+    }
+    sum
+}
+
+#[test]
+fn every_swap_with_a_death_at_every_moment() {
+    assert!(pairs(&[false, true], |world| World { deaths: 1, ..world }.explore()) > 10_000);
+}
+
+#[test]
+fn every_swap_with_a_stop_at_every_moment() {
+    assert!(pairs(&[false], |world| World { stops: 1, ..world }.explore()) > 10_000);
+}
+
+#[test]
+fn every_swap_with_clocks_that_ring_at_every_moment() {
+    assert!(pairs(&[false], |world| World { hasty: true, ..world }.explore()) > 10_000);
+}
+
+/// At rest, everything that lives serves, and each address is served once.
+fn check_one(world: &World, address: &str) -> usize {
+    let address = a(address);
+    let serving: Vec<usize> = (0..world.servers.len())
+        .filter(|i| world.servers[*i].process.listens.iter().any(|l| l.collides(&address)))
+        .collect();
+    assert_eq!(serving.len(), 1, "{address} is served by {serving:?}");
+    serving[0]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 3000, failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn many_at_once_end_with_exactly_one_server(
+        old in 0usize..5, rivals in 1usize..4, first in any::<bool>(), stubborn in any::<bool>(),
+        picks in prop::collection::vec(any::<prop::sample::Index>(), 0..150),
+    ) {
+        let mut world = if first { World::default() } else { World::with(olds().remove(old)) };
+        for rival in 0..rivals {
+            world.start(rival != 1, [ready(":1"), ready(":2")]);
+        }
+        for server in &mut world.servers {
+            server.process.stubborn = stubborn;
+        }
+        world.told(|world| {
+            world.walk(&picks);
+            world.settle();
+            world.check_rest();
+            assert_eq!(check_one(world, ":1"), check_one(world, ":2"));
+            assert_eq!(world.servers.iter().filter(|s| s.process.alive).count(), 1);
+        });
+    }
+
+    #[test]
+    fn whatever_is_killed_the_next_one_takes_over(
+        old in 0usize..6, rivals in prop::collection::vec(0usize..7, 1..4),
+        deaths in 0u8..3, kills in 0u8..4, stops in 0u8..2, hasty in any::<bool>(), stubborn in any::<bool>(),
+        picks in prop::collection::vec(any::<prop::sample::Index>(), 0..120),
+    ) {
+        let mut world = World::with(olds().remove(old));
+        for rival in rivals {
+            world.start(true, news().remove(rival));
+        }
+        world.servers[0].process.stubborn = stubborn;
+        world = World { deaths, kills, stops, hasty, ..world };
+        world.told(|world| {
+            world.walk(&picks);
+            world.settle();
+            world.check_rest();
+            let last = world.start(true, [ready(":1"), ready(":2")]);
+            world.settle();
+            world.check_rest();
+            assert!(world.servers[last].done);
+            assert_eq!([check_one(world, ":1"), check_one(world, ":2")], [last, last]);
+        });
+    }
+}
