@@ -122,12 +122,14 @@ impl Server {
         };
         let watching = filter.is_some();
         let child =
-            process::spawn(&mut command, around.control.as_fd(), number, around.hup_ignored, filter).map_err(|e| Error {
-                status: match e.kind() {
-                    io::ErrorKind::NotFound => status::NOT_FOUND,
-                    _ => status::CANNOT_EXECUTE,
-                },
-                ..failed("execute", e)
+            process::spawn(&mut command, around.control.as_fd(), number, around.hup_ignored, filter).map_err(|e| {
+                Error {
+                    status: match e.kind() {
+                        io::ErrorKind::NotFound => status::NOT_FOUND,
+                        _ => status::CANNOT_EXECUTE,
+                    },
+                    ..failed("execute", e)
+                }
             })?;
         let pid = Pid::of(&child);
         let family = Family {

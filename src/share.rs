@@ -113,7 +113,6 @@ pub struct Sharing {
     groups: Vec<Group>,
     /// Sockets of the new server where the old one has none.
     others: Vec<Socket>,
-    switched: bool,
 }
 
 impl Sharing {
@@ -130,9 +129,7 @@ impl Sharing {
             let place = Place::of(&socket).map_err(failed)?;
             match self.groups.iter_mut().find(|g| g.place == place) {
                 Some(group) => group.olds.push(socket),
-                None => {
-                    self.groups.push(Group { place, olds: vec![socket], news: Vec::new(), phase: Phase::Steered })
-                }
+                None => self.groups.push(Group { place, olds: vec![socket], news: Vec::new(), phase: Phase::Steered }),
             }
         }
         for group in &self.groups {
@@ -179,7 +176,6 @@ impl Sharing {
 
     /// From here new connections go to the new server.
     pub fn switch(&mut self) -> io::Result<()> {
-        self.switched = true;
         for group in &mut self.groups {
             if !group.news.is_empty() {
                 group.phase = Phase::Switched;
@@ -193,11 +189,6 @@ impl Sharing {
             }
         }
         Ok(())
-    }
-
-    /// Whether new connections go to the new server.
-    pub fn is_switched(&self) -> bool {
-        self.switched
     }
 
     /// The old server is gone.
@@ -321,10 +312,5 @@ impl Drain {
     /// Connections that were busy at the last look.
     pub fn busy(&self) -> usize {
         self.busy
-    }
-
-    /// Connections that are left.
-    pub fn left(&self) -> usize {
-        self.connections.as_ref().map_or(0, Vec::len)
     }
 }

@@ -201,14 +201,13 @@ impl Supervisor {
             addresses.first(),
             &format!("server {} has lost its supervisor and is taken over", holder.pid),
         );
-        let settings =
-            Settings {
-                order: Order::Shared,
-                awaited: false,
-                ready_timeout: None,
-                kill_after: self.run.kill_after,
-                drain: self.run.drain,
-            };
+        let settings = Settings {
+            order: Order::Shared,
+            awaited: false,
+            ready_timeout: None,
+            kill_after: self.run.kill_after,
+            drain: self.run.drain,
+        };
         let live = Live {
             machine: swap::Generation::serving(settings, addresses.clone()),
             server,

@@ -7,8 +7,8 @@ mod effects;
 mod outbox;
 mod peers;
 mod processes;
-mod threads;
 mod sharing;
+mod threads;
 mod timers;
 mod watching;
 

@@ -4,9 +4,9 @@
 #![forbid(unsafe_code)]
 
 use super::peers::Role;
-use super::watching;
-use super::threads::{self, GenId, Id, NotifySocket};
 use super::sharing::look_at_shared;
+use super::threads::{self, GenId, Id, NotifySocket};
+use super::watching;
 use super::{Conn, Ended, Live, Outbox, Sockets, Supervisor};
 use crate::address::Address;
 use crate::error::{Error, Result};

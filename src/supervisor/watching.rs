@@ -47,10 +47,9 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>) -> io::Result
             let noted = watch.ledger.note(call.id);
             match call.call {
                 Call::Bind => {
-                    match see_bind(&watch, &call, &mut bound) {
-                        Ok(true) => drop(events.send(Event::Bound(generation))),
-                        // Whatever could not be found out: the call runs as if nobody had looked.
-                        Ok(false) | Err(_) => {}
+                    // Whatever could not be found out: the call runs as if nobody had looked.
+                    if see_bind(&watch, &call, &mut bound).unwrap_or(false) {
+                        let _ = events.send(Event::Bound(generation));
                     }
                     watch.proceed(call.id);
                 }
@@ -86,9 +85,9 @@ fn see_bind(watch: &Watch, call: &Notification, bound: &mut Vec<Bound>) -> io::R
     // A second socket of this server at the same place gets EADDRINUSE, as ever: only what the server
     // itself made sharable shares with itself.
     let twice = !socket.shares()
-        && bound.iter().any(|b| {
-            b.cookie != cookie && socket.is_tcp() && collide(b.address, address) && is_open(b.inode)
-        });
+        && bound
+            .iter()
+            .any(|b| b.cookie != cookie && socket.is_tcp() && collide(b.address, address) && is_open(b.inode));
     // What was read belongs to this call only if it still waits.
     if !twice && watch.notifier.waits(call.id) {
         socket.share()?;
@@ -112,7 +111,9 @@ fn see_listen(call: &Notification, backlog: i32, bound: &[Bound]) -> io::Result<
 }
 
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
-    a.port() == b.port() && a.is_ipv4() == b.is_ipv4() && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+    a.port() == b.port()
+        && a.is_ipv4() == b.is_ipv4()
+        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
 fn is_open(inode: u32) -> bool {

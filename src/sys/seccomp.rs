@@ -59,9 +59,8 @@ impl Filter {
         let killable = libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
         let set = |flags: libc::c_ulong| {
             // SAFETY: the program is valid for the call, and the kernel copies it.
-            let fd = unsafe {
-                libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program)
-            };
+            let fd =
+                unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
             // SAFETY: errno of this thread.
             if fd >= 0 { Ok(fd as RawFd) } else { Err(unsafe { *libc::__errno_location() }) }
         };
@@ -310,11 +309,6 @@ impl Notifier {
         let mut id = id;
         // SAFETY: the request goes with a u64.
         unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw mut id) == 0 }
-    }
-
-    /// A second handle.
-    pub fn try_clone(&self) -> io::Result<Notifier> {
-        self.0.try_clone().map(Notifier)
     }
 
     /// The fd number, for the keeper.

@@ -166,7 +166,8 @@ impl Socket {
         let len = size_of::<T>() as libc::socklen_t;
         // SAFETY: the value is valid for its own size; a program in it is valid through the call, and
         // the kernel copies it.
-        let result = unsafe { libc::setsockopt(self.0.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), len) };
+        let result =
+            unsafe { libc::setsockopt(self.0.as_raw_fd(), level, name, std::ptr::from_ref(value).cast(), len) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
@@ -231,7 +232,9 @@ impl Probe {
         // 127.77.x.y reaches every local v4 address, and a v6 socket that takes v4 too.
         let port = target.port();
         let (source, ip): (IpAddr, IpAddr) = match target.ip() {
-            IpAddr::V4(ip) => (probe_source().into(), if ip.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { target.ip() }),
+            IpAddr::V4(ip) => {
+                (probe_source().into(), if ip.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { target.ip() })
+            }
             IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()),
             IpAddr::V6(ip) => (ip.into(), ip.into()),
         };
@@ -290,7 +293,8 @@ mod tests {
     /// A listener that joins the group of its address.
     fn member(port: u16) -> TcpListener {
         // SAFETY: a plain socket call; the fd is owned at once.
-        let fd = unsafe { OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0)) };
+        let fd =
+            unsafe { OwnedFd::from_raw_fd(libc::socket(libc::AF_INET, libc::SOCK_STREAM | libc::SOCK_CLOEXEC, 0)) };
         let socket = Socket::new(fd);
         socket.share().unwrap();
         let address = nix::sys::socket::SockaddrIn::new(127, 0, 0, 1, port);
