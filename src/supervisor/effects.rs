@@ -108,13 +108,17 @@ impl Supervisor {
                 Some(of) => self.feed(of, Event::OldRefused(OldId(claimer.0), why)),
                 None => self.tell_peer(claimer, [HolderWord::Refused(why)]),
             },
-            Effect::TellGone(claimer) => match self.local_claimer(claimer) {
-                Some(of) => {
-                    self.olds.remove(&claimer.0);
-                    self.feed(of, Event::OldGone(OldId(claimer.0)));
+            Effect::TellGone(claimer) => {
+                // Whoever hears of it may look at the run directory at once.
+                self.retire(generation);
+                match self.local_claimer(claimer) {
+                    Some(of) => {
+                        self.olds.remove(&claimer.0);
+                        self.feed(of, Event::OldGone(OldId(claimer.0)));
+                    }
+                    None => self.tell_peer(claimer, [HolderWord::Gone]),
                 }
-                None => self.tell_peer(claimer, [HolderWord::Gone]),
-            },
+            }
             Effect::Arm(timer, time) => self.timers.arm(generation, timer, time),
             Effect::Disarm(timer) => self.timers.disarm(generation, timer),
             Effect::Pause(timer) => self.timers.pause(generation, timer),

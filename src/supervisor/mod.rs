@@ -321,6 +321,10 @@ impl Supervisor {
     /// Lets the machines run until none has anything left to say.
     fn settle(&mut self) {
         while let Some((generation, event)) = self.pending.pop_front() {
+            if let swap::Event::OldGone(_) = event {
+                // Before anybody else gets the lock: our handles would be strangers to them.
+                self.finish_sharing();
+            }
             let Some(live) = self.live.get_mut(&generation) else { continue };
             for effect in live.machine.step(event) {
                 self.carry_out(generation, effect);

@@ -303,21 +303,22 @@ impl Supervisor {
         self.poll_at = (swapping || discovering).then(|| now + self.poll_every);
     }
 
+    /// Everything of an ended generation in the run directory.
+    pub(super) fn retire(&mut self, generation: GenId) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        for address in std::mem::take(&mut live.held) {
+            self.dir.unhold(&address, live.server.pid);
+        }
+        if let Some(registration) = live.registration.take() {
+            self.dir.deregister(registration, live.sockets.as_ref().map_or(&[][..], |s| &s.names));
+        }
+    }
+
     /// Everything of an ended generation in the run directory and among the threads.
     pub(super) fn clear_away(&mut self, generation: GenId) -> Option<Live> {
-        let mut live = self.live.remove(&generation)?;
+        self.retire(generation);
+        let live = self.live.remove(&generation)?;
         self.timers.forget(generation);
-        for address in &live.held {
-            self.dir.unhold(address, live.server.pid);
-        }
-        let names = live.sockets.as_ref().map_or(&[][..], |s| &s.names);
-        if let Some(registration) = live.registration.take() {
-            self.dir.deregister(registration, names);
-        }
-        if live.is_orphan() {
-            // Its supervisor could not remove its sockets.
-            self.dir.clean_up();
-        }
         if let Some(sockets) = &live.sockets {
             // Wakes the threads that block on them.
             let _ = nix::sys::socket::shutdown(
