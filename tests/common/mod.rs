@@ -74,7 +74,9 @@ impl Sandbox {
 
     /// One in which ports are shared.
     pub fn shared() -> Sandbox {
-        Sandbox { shared: true, ..Sandbox::new() }
+        let mut sandbox = Sandbox::new();
+        sandbox.shared = true;
+        sandbox
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
