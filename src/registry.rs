@@ -94,6 +94,13 @@ pub struct Record<'a> {
     pub command: &'a str,
 }
 
+/// Whether the server is to become ours if it is an orphan.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Claim {
+    Yes,
+    No,
+}
+
 /// Lines for the user about files that were not what they should be.
 pub type Notes = Vec<String>;
 
@@ -157,7 +164,7 @@ impl RunDir {
     /// Every living server, whether it has an address or not.
     pub fn servers(&self) -> Vec<Holder> {
         let pids = self.names().into_iter().filter_map(|n| parse_number(n.strip_suffix(".server")?));
-        pids.filter_map(|pid| self.holder(pid)).collect()
+        pids.filter_map(|pid| self.holder(pid, Claim::No)).collect()
     }
 
     /// Who has the address; if nobody has, it becomes `me`'s in the same moment. `is_mine` tells
@@ -172,7 +179,7 @@ impl RunDir {
             if pid == me || holders.iter().any(|h| h.pid == pid) {
                 continue;
             }
-            match self.holder(pid) {
+            match self.holder(pid, Claim::Yes) {
                 Some(holder) if holder.orphan.is_none() || has(pid, &own) => holders.push(holder),
                 Some(_) => notes.push(format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}")),
                 None => {
@@ -208,7 +215,7 @@ impl RunDir {
     pub fn hold(&self, address: &Address, me: Pid, notes: &mut Notes) -> std::result::Result<(), String> {
         let _guard = self.lock()?;
         let others = self.colliding(address, notes);
-        if others.iter().any(|(_, pid)| *pid != me && self.holder(*pid).is_some()) {
+        if others.iter().any(|(_, pid)| *pid != me && self.holder(*pid, Claim::No).is_some()) {
             return Ok(());
         }
         self.write_pid(address, me)
@@ -226,7 +233,7 @@ impl RunDir {
     /// The server that a pidfile names, if it is one and lives.
     pub fn serving(&self, address: &Address, notes: &mut Notes) -> Option<Holder> {
         match self.read_pid(&pidfile(address)) {
-            Ok(pid) => self.holder(pid),
+            Ok(pid) => self.holder(pid, Claim::No),
             Err(Bad::Absent) => None,
             Err(Bad::Because(why)) => {
                 notes.push(format!("the pidfile of {address} {why} (it is ignored)"));
@@ -297,7 +304,7 @@ impl RunDir {
     }
 
     /// The record of `pid` if that server lives, locked if its supervisor does not.
-    fn holder(&self, pid: Pid) -> Option<Holder> {
+    fn holder(&self, pid: Pid, claim: Claim) -> Option<Holder> {
         let mut file = self.open_checked(&record_name(pid), RECORD_MAX).ok()?;
         let mut text = String::new();
         file.read_to_string(&mut text).ok()?;
@@ -308,7 +315,12 @@ impl RunDir {
         }
         let socket = field("socket").filter(|name| !name.contains('/') && !name.is_empty())?;
         let start = number("start")?;
-        let orphan = match file.try_lock() {
+        // Who only looks must not look like a supervisor to others who look.
+        let locked = match claim {
+            Claim::Yes => file.try_lock(),
+            Claim::No => file.try_lock_shared(),
+        };
+        let orphan = match locked {
             Err(TryLockError::WouldBlock) => None,
             Err(TryLockError::Error(_)) => return None,
             Ok(()) => {
@@ -361,7 +373,7 @@ impl RunDir {
                     return Ok(None);
                 }
                 for ancestor in snapshot.ancestry(stat.pid.raw()) {
-                    if let Some(holder) = self.holder(ancestor.pid) {
+                    if let Some(holder) = self.holder(ancestor.pid, Claim::Yes) {
                         return Ok(Some(holder));
                     }
                 }
@@ -486,7 +498,7 @@ impl RunDir {
     fn sweep(&self) {
         for name in self.names() {
             if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
-                if self.holder(pid).is_none() {
+                if self.holder(pid, Claim::No).is_none() {
                     self.unlink(&name);
                 }
             } else if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify"))

@@ -98,7 +98,7 @@ fn a_first_server() {
     assert_eq!((machine.state(), machine.name()), ("serving", Some(a(":1"))));
     // A worker of it asks, and gets its answer at once.
     assert_eq!(says_on(&mut machine, 1, "READY :1"), [go_to(1, ":1")]);
-    assert_eq!(machine.step(Event::Exited(3)), [Effect::Unhold(a(":1")), Effect::End(3)]);
+    assert_eq!(machine.step(Event::Exited(3)), [Effect::End(3)]);
 }
 
 #[test]
@@ -123,7 +123,7 @@ fn a_swap_by_signal() {
     assert_eq!(machine.step(Event::OldGone(OLD)), [Effect::Done]);
     assert!(machine.is_free());
     // From here on its end is its own.
-    assert_eq!(machine.step(Event::Exited(3)), [Effect::Unhold(a(":1")), Effect::End(3)]);
+    assert_eq!(machine.step(Event::Exited(3)), [Effect::End(3)]);
 
     // The old one.
     let mut machine = claimed(serving(&[":1"], &[]));
@@ -133,7 +133,7 @@ fn a_swap_by_signal() {
     );
     assert_eq!(machine.state(), "draining");
     assert_eq!(machine.step(Event::AskedStop(CLAIMER)), []);
-    assert_eq!(machine.step(Event::Free(a(":1"))), [Effect::Unhold(a(":1")), Effect::TellReleased(CLAIMER, a(":1"))]);
+    assert_eq!(machine.step(Event::Free(a(":1"))), [Effect::TellReleased(CLAIMER, a(":1"))]);
     assert_eq!(
         machine.step(Event::Exited(143)),
         [Effect::TellGone(CLAIMER), Effect::Disarm(Timer::Kill), Effect::End(0)]
@@ -148,7 +148,7 @@ fn a_swap_with_takedown() {
     assert_has(&effects, &[takedown_to(0, ":1"), Effect::Arm(Timer::Kill, Duration::from_secs(10))]);
     assert!(!effects.contains(&Effect::Signal));
     let effects = says(&mut machine, "RELEASED :1");
-    assert_eq!(effects, [Effect::Unhold(a(":1")), Effect::TellReleased(CLAIMER, a(":1"))]);
+    assert_eq!(effects, [Effect::TellReleased(CLAIMER, a(":1"))]);
     // It took TAKEDOWN for all it has, and is expected to exit.
     assert_has(&machine.step(Event::Timer(Timer::Kill)), &[Effect::Kill]);
 }
@@ -377,7 +377,7 @@ fn takedown_of_one_of_two_addresses_needs_a_server_that_takes_it() {
     let effects = machine.step(Event::Down(CLAIMER, vec![a(":1")]));
     assert_has(&effects, &[takedown_to(0, ":1"), Effect::Arm(Timer::Partial, Duration::from_secs(10))]);
     let effects = says(&mut machine, "RELEASED :1");
-    assert_has(&effects, &[Effect::Unhold(a(":1")), Effect::TellReleased(CLAIMER, a(":1"))]);
+    assert_has(&effects, &[Effect::TellReleased(CLAIMER, a(":1"))]);
     machine.step(Event::ClaimerGone(CLAIMER));
     assert!(machine.is_free());
     assert_eq!(machine.addresses(), [a(":2")]);
@@ -655,6 +655,7 @@ fn a_server_that_is_up_wants_one_more() {
     says(&mut machine, "READY :2");
     machine.step(Event::Taken(a(":2"), vec![OLD]));
     locked(&mut machine, &[":2"]);
+    // It ended before it heard us: perhaps it was replaced by somebody else.
     assert_has(&machine.step(Event::OldGone(OLD)), &[Effect::LookUp(a(":2"))]);
     assert_has(&machine.step(Event::Vacant(a(":2"))), &[go_to(0, ":2")]);
     machine.step(Event::Listens(a(":2")));

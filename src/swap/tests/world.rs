@@ -75,6 +75,8 @@ struct Peer {
     old: usize,
     open: bool,
     granted: bool,
+    /// The new one knows that it was granted.
+    locked: bool,
     asked: bool,
     to_old: VecDeque<Event>,
     to_new: VecDeque<Event>,
@@ -93,7 +95,7 @@ impl Hash for Process {
 
 impl Hash for Peer {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.new, self.old, self.open, self.granted, self.asked).hash(state);
+        (self.new, self.old, self.open, self.granted, self.locked, self.asked).hash(state);
         self.to_old.iter().for_each(|event| format!("{event:?}").hash(state));
         "and".hash(state);
         self.to_new.iter().for_each(|event| format!("{event:?}").hash(state));
@@ -327,6 +329,7 @@ impl World {
             }
             Action::ToNew(k) => {
                 let event = self.peers[k].to_new.pop_front().unwrap();
+                self.peers[k].locked |= matches!(event, Event::Locked(..));
                 self.feed(self.peers[k].new, event);
             }
             Action::Ring(i, timer) => {
@@ -414,15 +417,6 @@ impl World {
         let mut answers = Vec::new();
         for effect in effects {
             match effect {
-                // Of the shared port only; these are of the plain order.
-                Effect::Admit(_)
-                | Effect::Join(_)
-                | Effect::Settle
-                | Effect::Switch(_)
-                | Effect::AskDrain(..)
-                | Effect::Drain
-                | Effect::StopDrain
-                | Effect::CutOff => panic!("{effect:?} in plain order"),
                 Effect::Say(_, word) => {
                     if let SupervisorWord::Takedown(_) = word {
                         self.check_harm(i);
@@ -441,7 +435,7 @@ impl World {
                     }
                 }
                 Effect::Take(_, address) => {
-                    let olds = self.peers.iter().filter(|p| p.new == i && p.granted).map(|p| p.old).collect();
+                    let olds = self.peers.iter().filter(|p| p.new == i && p.locked).map(|p| p.old).collect();
                     match self.registered(&address, i).is_subset(&olds) {
                         true => drop(self.pidfiles.insert(address, i)),
                         false => answers.push(self.look_up(i, address)),
@@ -515,7 +509,7 @@ impl World {
                 Effect::End(status) => {
                     let server = &mut self.servers[i];
                     assert!(server.timers.is_empty());
-                    assert!(!self.pidfiles.values().any(|owner| *owner == i), "a pidfile is left: {:?}", self.pidfiles);
+                    self.pidfiles.retain(|_, owner| *owner != i);
                     assert!(server.done || status != 0 || !server.machine.as_ref().unwrap().settings.awaited);
                     server.status = Some(status);
                     server.machine = None;
@@ -570,7 +564,16 @@ impl World {
             let open = self.peers.iter().position(|p| p.open && p.new == me && p.old == old);
             let k = open.unwrap_or_else(|| {
                 let (to_old, to_new) = Default::default();
-                self.peers.push(Peer { new: me, old, open: true, granted: false, asked: false, to_old, to_new });
+                self.peers.push(Peer {
+                    new: me,
+                    old,
+                    open: true,
+                    granted: false,
+                    locked: false,
+                    asked: false,
+                    to_old,
+                    to_new,
+                });
                 self.peers.len() - 1
             });
             olds.push(OldId(k as u64));
