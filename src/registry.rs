@@ -158,7 +158,7 @@ impl RunDir {
 
     /// The server with this main process, if it lives.
     pub fn find(&self, pid: Pid) -> Option<Holder> {
-        self.holder(pid)
+        self.holder(pid, Claim::Yes)
     }
 
     /// Every living server, whether it has an address or not.

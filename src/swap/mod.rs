@@ -236,6 +236,12 @@ enum Slot {
     Waiting(Ready, BTreeSet<OldId>),
     /// These were asked to let go of it and have not done so.
     Releasing(Ready, BTreeSet<OldId>),
+    /// Shared: the locks are ours, and the server may bind and listen while they still serve.
+    Invited(Ready, BTreeSet<OldId>),
+    /// Shared: the server listens, and has not proven that it accepts.
+    Joined(Ready, BTreeSet<OldId>),
+    /// Shared: the server accepts; all that is left is the switch.
+    Proven(Ready, BTreeSet<OldId>),
     /// GO was said; the server does not listen yet.
     Going,
     /// The server has the address.
@@ -302,6 +308,13 @@ pub struct Generation {
     committed: bool,
     /// What old servers were asked to let go of, as long as the swap is not done.
     harmed: BTreeSet<Address>,
+    /// Where the server waits in `listen`.
+    called: BTreeSet<Address>,
+    /// New connections of a shared port come here.
+    switched: bool,
+    settled: bool,
+    /// New connections of our shared port go elsewhere.
+    draining: bool,
     done: bool,
     olds: BTreeMap<OldId, Old>,
     queue: VecDeque<(ClaimerId, Wish)>,
@@ -348,6 +361,10 @@ impl Generation {
             stop_said: false,
             committed: false,
             harmed: BTreeSet::new(),
+            called: BTreeSet::new(),
+            switched: false,
+            settled: false,
+            draining: false,
             done: false,
             olds: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -383,7 +400,7 @@ impl Generation {
 
     /// Whether the swap can be called off without a loss: no old server was asked to go.
     pub fn may_be_cancelled(&self) -> bool {
-        self.stage == Stage::Starting && self.harmed.is_empty()
+        self.stage == Stage::Starting && self.harmed.is_empty() && !self.switched
     }
 
     /// Whether the server was up and not yet told to stop.
@@ -666,14 +683,16 @@ impl Generation {
         }
         let mut wanted = false;
         for (address, slot) in &mut self.slots {
+            // It listens already, and is alone now.
+            if let Slot::Joined(_, olds) | Slot::Proven(_, olds) = slot
+                && olds.remove(&id)
+                && olds.is_empty()
+            {
+                *slot = Slot::Held;
+                effects.push(Effect::Hold(address.clone()));
+            }
             // It ended before it could say that it had let go: somebody else may have replaced it, or an
             // orphan is left.
-            if let (Slot::Waiting(ready, _) | Slot::Releasing(ready, _), true) = (&*slot, slot.wants(id)) {
-                wanted = true;
-                *slot = Slot::Looking(ready.clone());
-                effects.push(Effect::LookUp(address.clone()));
-            }
-            // Somebody else may have replaced it in the meantime, or an orphan is left: look again.
             if let (Slot::Waiting(ready, _) | Slot::Invited(ready, _) | Slot::Releasing(ready, _), true) =
                 (&*slot, slot.wants(id))
             {
@@ -681,37 +700,6 @@ impl Generation {
                 *slot = Slot::Looking(ready.clone());
                 effects.push(Effect::LookUp(address.clone()));
             }
-        }
-        if !gone && !wanted && old.warrant.is_some() {
-            let text = "the supervisor of the old server is gone (the old server may live on)";
-            effects.push(Effect::Report(Level::Warning, self.name(), text.into()));
-        }
-    }
-
-    /// The old server stays, and so do its addresses.
-    fn refused(&mut self, id: OldId, why: String, effects: &mut Vec<Effect>) {
-        if !self.olds.contains_key(&id) || !matches!(self.stage, Stage::Starting | Stage::Up) {
-            return;
-        }
-        let wanted: Vec<Address> =
-            self.slots.iter().filter(|(_, slot)| slot.wants(id)).map(|(a, _)| a.clone()).collect();
-        if wanted.is_empty() {
-            return effects.push(Effect::Report(Level::Warning, self.name(), why));
-        }
-        if self.stage == Stage::Starting {
-            return self.fail(status::NOT_UP, wanted.first().cloned(), why, effects);
-        }
-        for address in wanted {
-            self.fail_address(address, status::NOT_UP, why.clone(), effects);
-        }
-        self.olds.remove(&id);
-        effects.push(Effect::Unlock(id));
-    }
-
-    /// Queues a claimer, once.
-    fn enqueue(&mut self, claimer: ClaimerId, wish: Wish) {
-        if self.lock != Some(claimer) && self.queue.iter().all(|(c, _)| *c != claimer) {
-            self.queue.push_back((claimer, wish));
         }
         if !gone && !wanted && old.warrant.is_some() {
             let text = "the supervisor of the old server is gone (the old server may live on)";
@@ -787,6 +775,10 @@ impl Generation {
                     self.fail_address(address, status::NOT_UP, "it was not free in time".into(), effects);
                 }
             }
+            Timer::Drain => {
+                effects.push(Effect::CutOff);
+                self.leave(Why::Requested, false, effects);
+            }
             Timer::Quiet => self.quiet = true,
             Timer::Kill => {
                 effects.push(Effect::Report(
@@ -830,10 +822,6 @@ impl Generation {
         if let Some(claimer) = self.lock {
             effects.extend(std::mem::take(&mut self.asked).into_iter().map(|a| Effect::TellReleased(claimer, a)));
         }
-        self.report_harmed(effects);
-        // Before the locks: whoever goes on registers its addresses again.
-        effects.extend(self.slots.keys().cloned().map(Effect::Unhold));
-        effects.extend(self.olds.keys().copied().map(Effect::Unlock));
         for claimer in self.lock.into_iter().chain(self.queue.iter().map(|(c, _)| *c)) {
             effects.push(Effect::TellGone(claimer));
         }
@@ -849,7 +837,15 @@ impl Generation {
             self.harmed.iter().partition(|address| match self.slots.get(address) {
                 Some(Slot::Releasing(_, pending)) => pending.iter().any(|id| untold.contains(id)),
                 Some(Slot::Looking(_) | Slot::Waiting(..)) => true,
-                Some(Slot::Going | Slot::Held | Slot::Asked { .. }) | None => false,
+                Some(
+                    Slot::Invited(..)
+                    | Slot::Joined(..)
+                    | Slot::Proven(..)
+                    | Slot::Going
+                    | Slot::Held
+                    | Slot::Asked { .. },
+                )
+                | None => false,
             });
         let list =
             |addresses: Vec<&Address>| addresses.into_iter().map(Address::to_string).collect::<Vec<_>>().join(", ");
@@ -869,6 +865,7 @@ impl Generation {
                 self.unlock_idle(effects);
             }
             self.acquire(effects);
+            self.switch(effects);
             self.stop_olds(effects);
             self.become_up(effects);
             self.give(effects);
@@ -924,27 +921,24 @@ impl Generation {
         }
     }
 
-    /// Stops the old servers that were asked for all they have, and those with addresses that the new
-    /// one does not want, once it is plain that it does not.
-    fn stop_olds(&mut self, effects: &mut Vec<Effect>) {
-        let content = (self.said_up || self.quiet) && !self.wants_more();
-        let mut uncovered: BTreeMap<OldId, Vec<Address>> = self.uncovered().collect();
-        for (&id, old) in &mut self.olds {
-            let (Some(warrant), false) = (old.warrant, old.stopped) else { continue };
-            let abandoned = uncovered.remove(&id).unwrap_or_default();
-            if !(abandoned.is_empty() || content) {
-                continue;
+    /// The switch of the shared ports, all in one moment: when every address that the old servers have
+    /// is proven, or the new server wants no more than it has.
+    fn switch(&mut self, effects: &mut Vec<Effect>) {
+        let joined = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..)));
+        let content = self.said_up || self.quiet;
+        if joined && content && !self.settled {
+            self.settled = true;
+            effects.push(Effect::Settle);
+        }
+        let wants = |slot: &Slot| matches!(slot, Slot::Looking(_) | Slot::Waiting(..) | Slot::Invited(..));
+        if joined || self.slots.values().any(wants) {
+            return;
+        }
+        let mut warrant = None;
+        for slot in self.slots.values() {
+            if let Slot::Proven(ready, olds) = slot {
+                warrant = Warrant::new(ready, olds.iter().map(|id| self.olds[id].lock.as_ref()));
             }
-            old.stopped = true;
-            for address in abandoned {
-                self.harmed.insert(address.clone());
-                effects.push(Effect::Report(
-                    Level::Warning,
-                    Some(address),
-                    "the new server does not take this address over (it is abandoned)".into(),
-                ));
-            }
-            effects.push(Effect::AskStop(warrant, id));
         }
         let Some(warrant) = warrant else { return };
         let proven = |held: &Address| {
@@ -1151,7 +1145,9 @@ impl Generation {
             self.disarm(Timer::Ready, effects);
         }
         if self.armed.contains(&Timer::Ready) {
-            let goes = self.slots.values().any(|slot| matches!(slot, Slot::Going | Slot::Looking(_)));
+            let goes = self.slots.values().any(|slot| {
+                matches!(slot, Slot::Going | Slot::Looking(_) | Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))
+            });
             let attended = self.olds.values().all(|old| old.attended);
             // Who waits and is waited for lets its clock run: that bounds a deadlock.
             let blocks = self.olds.values().any(|old| old.lock.is_none())
@@ -1163,7 +1159,9 @@ impl Generation {
             }
         }
         let worker = self.stage == Stage::Starting && self.slots.is_empty() && !self.settings.awaited;
-        let waits = !self.wants_more() && self.uncovered().any(|(id, _)| !self.olds[&id].stopped);
+        let joined = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)))
+            && !self.slots.values().any(|slot| matches!(slot, Slot::Looking(_) | Slot::Waiting(..)));
+        let waits = joined || !self.wants_more() && self.uncovered().any(|(id, _)| !self.olds[&id].stopped);
         if !(worker || waits) {
             self.disarm(Timer::Quiet, effects);
         } else if !self.quiet && !self.armed.contains(&Timer::Quiet) {
@@ -1202,6 +1200,9 @@ impl Generation {
 
     /// Tells the server to stop, by TAKEDOWN where it took it, else by signal.
     fn leave(&mut self, why: Why, signalled: bool, effects: &mut Vec<Effect>) {
+        if std::mem::take(&mut self.draining) {
+            effects.push(Effect::StopDrain);
+        }
         self.withdraw(|_| true, effects);
         self.unlock_idle(effects);
         let starting = self.stage == Stage::Starting;
@@ -1309,7 +1310,7 @@ impl Generation {
     }
 
     fn acquiring(&self) -> bool {
-        self.wants_more() || self.slots.values().any(|slot| matches!(slot, Slot::Releasing(..)))
+        self.wants_more() || self.slots.values().any(|slot| matches!(slot, Slot::Releasing(..) | Slot::Proven(..)))
     }
 
     fn active(&self) -> impl Iterator<Item = &Address> {
@@ -1330,14 +1331,18 @@ impl Generation {
 impl Slot {
     fn wants(&self, old: OldId) -> bool {
         match self {
-            Slot::Waiting(_, olds) | Slot::Releasing(_, olds) => olds.contains(&old),
+            Slot::Waiting(_, olds)
+            | Slot::Invited(_, olds)
+            | Slot::Joined(_, olds)
+            | Slot::Proven(_, olds)
+            | Slot::Releasing(_, olds) => olds.contains(&old),
             Slot::Looking(_) | Slot::Going | Slot::Held | Slot::Asked { .. } => false,
         }
     }
 
     /// READY was said, and nobody was asked for anything yet.
     fn is_wish(&self) -> bool {
-        matches!(self, Slot::Looking(_) | Slot::Waiting(..))
+        matches!(self, Slot::Looking(_) | Slot::Waiting(..) | Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))
     }
 }
 

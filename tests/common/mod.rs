@@ -288,11 +288,7 @@ impl Sandbox {
 
 fn runs_a_server(arguments: &[std::ffi::OsString]) -> bool {
     let other = ["--status", "--takedown", "--reload", "--client", "--help", "--version", "-h", "-V"];
-    !arguments.is_empty()
-        && arguments.iter().take_while(|a| a.to_string_lossy().starts_with('-')).all(|a| {
-            let name = a.to_string_lossy();
-            !other.contains(&&*name)
-        })
+    !arguments.iter().take_while(|a| *a != "--").any(|a| other.contains(&&*a.to_string_lossy()))
 }
 
 /// Signals one process.
