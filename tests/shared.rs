@@ -252,6 +252,7 @@ fn a_dead_supervisor_leaves_a_server_that_can_bind_and_be_replaced() {
     let mut foreground = scene.start(&[], &[&again]);
     answered_by(scene.port, 2);
     foreground.says("is up");
+    until("the first generation is gone", || scene.sandbox.status().len() == 1);
     foreground.signal(libc::SIGKILL);
     foreground.wait();
     // Whoever listens later is heard of by nobody but the keeper.
