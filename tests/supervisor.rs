@@ -203,6 +203,22 @@ fn a_reload_swaps_within_the_supervisor_and_a_failing_one_keeps_the_old_server()
     }
 }
 
+/// In plain order the old one is gone before the new one binds: that one's status counts.
+#[test]
+fn a_reload_that_fails_after_the_takedown_ends_the_supervisor_with_the_status_of_the_new_server() {
+    for flags in [&[][..], &["takedown"]] {
+        let scene = Scene::new();
+        let words: Vec<&str> = ["die"].iter().chain(flags).copied().collect();
+        let mut running = scene.changing(&[]);
+        scene.becomes(&words);
+        let (status, log) = scene.reload();
+        assert_eq!(status, 9, "{log}");
+        assert_eq!(running.wait(), 9, "{}", running.log());
+        running.says(&format!("nothing serves {}", scene.address));
+        scene.sandbox.assert_clean();
+    }
+}
+
 #[test]
 fn hups_during_a_swap_become_one_more() {
     let scene = Scene::new();
@@ -635,17 +651,14 @@ fn the_control_channel_is_inherited_by_the_server_alone() {
         format!("socket:[{value}]")
     };
     let wanted = inode(server);
-    let holders: Vec<i32> = scene
-        .sandbox
-        .processes()
-        .into_iter()
-        .map(|(pid, _)| pid)
-        .filter(|pid| {
-            let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
-            fds.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|target| target.to_str() == Some(&wanted))
-        })
-        .collect();
-    assert_eq!(holders, [server]);
+    let holds = |pid: &i32| {
+        let fds = fs::read_dir(format!("/proc/{pid}/fd")).into_iter().flatten().flatten();
+        fds.filter_map(|fd| fs::read_link(fd.path()).ok()).any(|target| target.to_str() == Some(&wanted))
+    };
+    let holders = || scene.sandbox.processes().into_iter().map(|(pid, _)| pid).filter(holds).collect::<Vec<i32>>();
+    // The keeper closes everything first of all, but may have to wait for its turn.
+    until("the keeper has gone", || holders().len() == 1);
+    assert_eq!(holders(), [server]);
     scene.sandbox.take_down(&scene.address);
     assert_eq!(running.wait(), 0);
 }

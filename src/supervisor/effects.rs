@@ -28,7 +28,10 @@ impl Supervisor {
             Effect::LookUp(address) => self.look_up(generation, address),
             Effect::Lock(old) => self.lock(generation, old),
             Effect::Unlock(old) => self.unlock(old),
-            Effect::Take(_, address) => self.register(generation, &address, |dir, address, pid| dir.take(address, pid)),
+            Effect::Take(_, address) => {
+                self.answers_for = generation;
+                self.register(generation, &address, |dir, address, pid| dir.take(address, pid));
+            }
             Effect::Hold(address) => {
                 self.register(generation, &address, |dir, address, pid| dir.hold(address, pid, &mut Vec::new()))
             }
@@ -230,6 +233,7 @@ impl Supervisor {
             settled: false,
             drain: None,
             quiesced: false,
+            was_up: true,
             ended: None,
             name: None,
             status_text: String::new(),
@@ -325,7 +329,7 @@ impl Supervisor {
 
     fn up(&mut self, generation: GenId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        self.current = generation;
+        (self.current, self.answers_for, live.was_up) = (generation, generation, true);
         let addresses = live.machine.addresses();
         live.name = addresses.first().cloned();
         let more = match addresses.len() {
@@ -351,9 +355,10 @@ impl Supervisor {
     fn end(&mut self, generation: GenId, status: u8) {
         let Some(live) = self.clear_away(generation) else { return };
         if !live.is_orphan() {
-            if generation == self.current {
+            if generation == self.answers_for {
                 self.status = status;
-            } else if !live.waiters.is_empty() || self.live.contains_key(&self.current) {
+            }
+            if !live.was_up && (!live.waiters.is_empty() || self.live.contains_key(&self.current)) {
                 self.reload_failed(&live.waiters, status, "the new server did not come up");
             }
             if self.live.values().all(Live::is_orphan) {

@@ -65,6 +65,8 @@ struct Live {
     /// Its connections, once new ones go to a newer server.
     drain: Option<Drain>,
     quiesced: bool,
+    /// It was up once.
+    was_up: bool,
     /// Its main process has ended, and it is not known yet whether something of it still listens.
     ended: Option<Ended>,
     /// The address that messages about it name after it has let go of all of them.
@@ -125,6 +127,8 @@ pub struct Supervisor {
     next_generation: GenId,
     /// The generation that serves, or that is to serve first.
     current: GenId,
+    /// The generation that was switched to last: its status is this process's.
+    answers_for: GenId,
     conns: BTreeMap<Id, Conn>,
     olds: BTreeMap<Id, Old>,
     timers: Timers,
@@ -173,6 +177,7 @@ impl Supervisor {
             live: BTreeMap::new(),
             next_generation: 1,
             current: 1,
+            answers_for: 1,
             conns: BTreeMap::new(),
             olds: BTreeMap::new(),
             timers: Timers::default(),

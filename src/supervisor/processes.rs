@@ -10,7 +10,7 @@ use super::watching;
 use super::{Conn, Ended, Live, Outbox, Sockets, Supervisor};
 use crate::address::Address;
 use crate::error::{Error, Result};
-use crate::registry::Record;
+use crate::registry::{Record, Registration};
 use crate::server::{Rest, Server, Surroundings};
 use crate::swap::{self, Level, Order, Settings};
 use crate::sys::net::{self, TcpSocket};
@@ -59,7 +59,7 @@ impl Supervisor {
                 on_terminal: self.on_terminal,
                 hup_ignored: self.hup_ignored,
                 detached: self.launcher.is_some(),
-                watched: !self.run.plain,
+                watched: cfg!(feature = "shared-port") && !self.run.plain,
             };
             Ok((listener, datagrams, Server::spawn(&self.run, around)?))
         });
@@ -118,6 +118,7 @@ impl Supervisor {
                 settled: false,
                 drain: None,
                 quiesced: false,
+                was_up: false,
                 ended: None,
                 name: None,
                 status_text: String::new(),
@@ -163,8 +164,8 @@ impl Supervisor {
         if live.ended.is_none() {
             let name = live.machine.name().or_else(|| live.name.clone());
             // Of one that was never up the machine says why, in one line, unless we were told to stop it.
-            let failed = !live.machine.is_up() && live.name.is_none() && !self.stopping;
-            let level = if failed && !live.is_orphan() { Level::Detail } else { Level::Notice };
+            let failed = !live.was_up && !self.stopping;
+            let level = if failed { Level::Detail } else { Level::Notice };
             self.log.say(level, name.as_ref(), &format!("server {} {how}", live.server.pid));
             live.ended = Some(Ended { status, at: Instant::now(), rest_told: false });
             self.settle();
@@ -212,12 +213,18 @@ impl Supervisor {
         live.ended = None;
         let pid = live.server.pid;
         self.log.say(Level::Notice, live.machine.name().as_ref(), &format!("process {pid} goes on as the server"));
+        // The new record first, then the pidfiles, then the old record goes: whoever looks meanwhile finds
+        // the server.
+        let before = self.write_record(generation);
+        let Some(live) = self.live.get(&generation) else { return };
         for address in &live.held {
             if let Err(why) = self.dir.take(address, pid) {
                 self.log.say(Level::Warning, Some(address), &format!("unable to write its pidfile: {why}"));
             }
         }
-        self.register_again(generation);
+        if let Some(before) = before {
+            self.dir.forget(before, pid);
+        }
         if let Some(live) = self.live.get(&generation)
             && let Ok(pidfd) = live.server.watch()
         {
@@ -225,20 +232,27 @@ impl Supervisor {
         }
     }
 
-    /// Writes the record of a generation anew: its main process or its number has changed.
+    /// Writes the record of a generation anew: its number has changed.
     pub(super) fn register_again(&mut self, generation: GenId) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
-        let Some(sockets) = &live.sockets else { return };
+        let before = self.write_record(generation);
+        if let (Some(before), Some(live)) = (before, self.live.get(&generation)) {
+            self.dir.forget(before, live.server.pid);
+        }
+    }
+
+    /// Writes the record of a generation, and gives what it had before.
+    fn write_record(&mut self, generation: GenId) -> Option<Registration> {
+        let live = self.live.get_mut(&generation)?;
+        let sockets = live.sockets.as_ref()?;
         let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let record =
             Record { pid: live.server.pid, generation: live.number, socket: &sockets.names[0], command: &command };
         match self.dir.register(&record) {
-            Ok(new) => {
-                if let Some(old) = live.registration.replace(new) {
-                    self.dir.forget(old, live.server.pid);
-                }
+            Ok(new) => live.registration.replace(new),
+            Err(why) => {
+                self.log.say(Level::Warning, None, &format!("unable to write its record: {why}"));
+                None
             }
-            Err(why) => self.log.say(Level::Warning, None, &format!("unable to write its record: {why}")),
         }
     }
 
