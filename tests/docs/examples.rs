@@ -19,7 +19,16 @@ const RUN: [(u8, &[&str]); 2] = [
 /// The literal blocks that are no examples to run.
 const OTHERS: [(u8, &[&str]); 2] = [
     (1, &["systemd: needs a service manager"]),
-    (7, &["transcript: the whole", "grammar", "transcript: a swap", "transcript: a swap with --plain", "transcript: a failure"]),
+    (
+        7,
+        &[
+            "transcript: the whole",
+            "grammar",
+            "transcript: a swap",
+            "transcript: a swap with --plain",
+            "transcript: a failure",
+        ],
+    ),
 ];
 
 #[test]
