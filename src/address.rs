@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use std::fmt;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// What a server serves: a TCP port on all interfaces or on one, or any other name.
 #[derive(Debug, Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -84,6 +84,13 @@ impl Address {
         }
         let address = Address::parse(std::str::from_utf8(&bytes).ok()?).ok()?;
         (address.stem() == stem).then_some(address)
+    }
+}
+
+impl From<SocketAddr> for Address {
+    fn from(address: SocketAddr) -> Address {
+        let ip = address.ip().to_canonical();
+        Address::Tcp((!ip.is_unspecified()).then_some(ip), address.port())
     }
 }
 

@@ -14,6 +14,7 @@ mod procfs;
 mod protocol;
 mod registry;
 mod server;
+mod share;
 mod supervisor;
 mod swap;
 mod sys;

@@ -76,14 +76,19 @@ pub fn environment(pid: Pid, name: &str) -> Option<String> {
 
 /// Inodes of the sockets that a process holds; `None` if it may not be asked.
 pub fn sockets(pid: Pid) -> Option<BTreeSet<u32>> {
-    let mut inodes = BTreeSet::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
-        let Ok(target) = fs::read_link(entry.path()) else { continue };
-        let inode: Option<u32> =
-            target.to_str().and_then(|t| t.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok());
-        inodes.extend(inode);
-    }
-    Some(inodes)
+    Some(socket_fds(pid)?.into_iter().map(|(_, inode)| inode).collect())
+}
+
+/// The sockets that a process holds, by fd number and inode; `None` if it may not be asked.
+pub fn socket_fds(pid: Pid) -> Option<Vec<(i32, u32)>> {
+    let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
+    let socket = |entry: fs::DirEntry| {
+        let number = entry.file_name().to_str()?.parse().ok()?;
+        let target = fs::read_link(entry.path()).ok()?;
+        let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
+        Some((number, inode))
+    };
+    Some(entries.filter_map(socket).collect())
 }
 
 /// All processes at one moment.

@@ -98,6 +98,8 @@ pub enum PeerWord {
     Claim,
     /// With the lock: take this address down.
     Takedown(Address),
+    /// With the lock, after the switch of a shared port: let the server finish what it has, then stop it.
+    Drain,
     /// With the lock: stop the server, whatever addresses it has left.
     Stop,
     /// `--takedown`: one of the addresses to take down.
@@ -187,6 +189,7 @@ impl Word for PeerWord {
             "PEER" => argument.and_then(|v| v.parse().ok()).map(PeerWord::Peer).ok_or("bad version".into()),
             "CLAIM" => nothing(argument, PeerWord::Claim),
             "TAKEDOWN" => address(argument).map(PeerWord::Takedown),
+            "DRAIN" => nothing(argument, PeerWord::Drain),
             "STOP" => nothing(argument, PeerWord::Stop),
             "DOWN" => address(argument).map(PeerWord::Down),
             "COMMIT" => nothing(argument, PeerWord::Commit),
@@ -253,6 +256,7 @@ impl fmt::Display for PeerWord {
             PeerWord::Peer(version) => write!(f, "PEER {version}"),
             PeerWord::Claim => f.write_str("CLAIM"),
             PeerWord::Takedown(a) => write!(f, "TAKEDOWN {a}"),
+            PeerWord::Drain => f.write_str("DRAIN"),
             PeerWord::Stop => f.write_str("STOP"),
             PeerWord::Down(a) => write!(f, "DOWN {a}"),
             PeerWord::Commit => f.write_str("COMMIT"),
@@ -318,6 +322,7 @@ mod tests {
             PeerWord::Peer(1),
             PeerWord::Claim,
             PeerWord::Takedown(a()),
+            PeerWord::Drain,
             PeerWord::Stop,
             PeerWord::Down(a()),
             PeerWord::Commit,

@@ -156,6 +156,11 @@ impl RunDir {
         addresses
     }
 
+    /// The server with this main process, if it lives.
+    pub fn find(&self, pid: Pid) -> Option<Holder> {
+        self.holder(pid, Claim::Yes)
+    }
+
     /// Every living server, whether it has an address or not.
     pub fn servers(&self) -> Vec<Holder> {
         let pids = self.names().into_iter().filter_map(|n| parse_number(n.strip_suffix(".server")?));

@@ -6,8 +6,10 @@ use crate::address::Address;
 use crate::cli::Run;
 use crate::error::{Error, Result, status};
 use crate::procfs::{self, Family, MARK, Snapshot};
-use crate::sys::net::TcpSocket;
+use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::{self, Keeper, Pid, Pidfd};
+use crate::sys::seccomp::{self, Filter, Ledger, Notifier};
+use crate::sys::steer::Socket;
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::io;
@@ -16,6 +18,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 
 /// One running server.
 pub struct Server {
@@ -26,6 +29,16 @@ pub struct Server {
     pidfd: Pidfd,
     family: Family,
     keeper: Option<Keeper>,
+    /// Where its calls are seen, or why they cannot be.
+    pub watch: Option<std::result::Result<Arc<Watch>, String>>,
+}
+
+/// Where the calls of a server are seen.
+pub struct Watch {
+    /// Where they wait.
+    pub notifier: Notifier,
+    /// Those that wait.
+    pub ledger: Ledger,
 }
 
 /// What is left of a server whose main process has ended.
@@ -55,6 +68,8 @@ pub struct Surroundings<'a> {
     pub hup_ignored: bool,
     /// Whether standard fds that are terminals become `/dev/null`.
     pub detached: bool,
+    /// Whether its `bind` and `listen` are to be seen.
+    pub watched: bool,
 }
 
 impl Server {
@@ -91,13 +106,30 @@ impl Server {
                 command.stderr(Stdio::null());
             }
         }
+        let privileged = nix::unistd::geteuid().is_root();
+        let filter = match around.watched {
+            true if !privileged && path_of(name).is_some_and(|p| process::raises_privileges(&p)) => {
+                Some(Err("COMMAND would lose its file capabilities or setuid bit".to_owned()))
+            }
+            true => Some(Filter::new().ok_or_else(|| "this architecture is not supported".to_owned())),
+            false => None,
+        };
+        let (report, theirs) = UnixStream::pair().map_err(|e| failed("start", e))?;
+        let (filter, refused) = match filter {
+            Some(Ok(filter)) => (Some((filter, theirs.as_fd())), None),
+            Some(Err(why)) => (None, Some(why)),
+            None => (None, None),
+        };
+        let watching = filter.is_some();
         let child =
-            process::spawn(&mut command, around.control.as_fd(), number, around.hup_ignored).map_err(|e| Error {
-                status: match e.kind() {
-                    io::ErrorKind::NotFound => status::NOT_FOUND,
-                    _ => status::CANNOT_EXECUTE,
-                },
-                ..failed("execute", e)
+            process::spawn(&mut command, around.control.as_fd(), number, around.hup_ignored, filter).map_err(|e| {
+                Error {
+                    status: match e.kind() {
+                        io::ErrorKind::NotFound => status::NOT_FOUND,
+                        _ => status::CANNOT_EXECUTE,
+                    },
+                    ..failed("execute", e)
+                }
             })?;
         let pid = Pid::of(&child);
         let family = Family {
@@ -107,8 +139,14 @@ impl Server {
         };
         let start = procfs::stat(pid).map_or(0, |s| s.start);
         let pidfd = Pidfd::open(pid).map_err(|e| failed("watch", e))?;
-        let keeper = Keeper::start(&pidfd, family.group).map_err(|e| failed("keep", e))?;
-        Ok(Server { pid, start, pidfd, family, keeper: Some(keeper) })
+        let watch = match refused {
+            Some(why) => Some(Err(why)),
+            None if watching => Some(receive_watch(&report)),
+            None => None,
+        };
+        let shown = watch.as_ref().and_then(|w| w.as_ref().ok()).map(|w| (&w.notifier, &w.ledger));
+        let keeper = Keeper::start(&pidfd, family.group, shown).map_err(|e| failed("keep", e))?;
+        Ok(Server { pid, start, pidfd, family, keeper: Some(keeper), watch })
     }
 
     /// Takes charge of a running process, if it is still the one that started then.
@@ -116,13 +154,13 @@ impl Server {
         let pidfd = Pidfd::open(pid).ok()?;
         let stat = procfs::stat(pid).filter(|s| s.start == start)?;
         let group = Pid::new(stat.group.into()).filter(|g| *g == pid);
-        Some(Server { pid, start, pidfd, family: Family { main: pid, group, mark }, keeper: None })
+        Some(Server { pid, start, pidfd, family: Family { main: pid, group, mark }, keeper: None, watch: None })
     }
 
     /// From here on the server does not end with this supervisor.
-    pub fn dismiss_keeper(&mut self) {
-        if let Some(keeper) = self.keeper.take() {
-            keeper.dismiss();
+    pub fn outlives_us(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.server_serves();
         }
     }
 
@@ -205,6 +243,32 @@ impl Server {
         holders
     }
 
+    /// The listeners that the server has on these addresses, as handles of our own.
+    pub fn listeners(&self, wanted: impl Fn(&Address) -> bool) -> io::Result<Vec<Socket>> {
+        let sockets: Vec<TcpSocket> = net::listeners()?.into_iter().filter(|s| wanted(&s.local)).collect();
+        let mut found: Vec<(u32, Socket)> = Vec::new();
+        let snapshot = Snapshot::take();
+        for stat in snapshot.family(&self.family) {
+            for (number, inode) in procfs::socket_fds(stat.pid).unwrap_or_default() {
+                let listens = sockets.iter().any(|s| s.inode == inode);
+                if listens && !found.iter().any(|(known, _)| *known == inode) {
+                    let socket = Socket::new(Pidfd::open(stat.pid)?.fd(number)?);
+                    // The number may have become another file since the look.
+                    if socket.inode()? == inode {
+                        found.push((inode, socket));
+                    }
+                }
+            }
+        }
+        Ok(found.into_iter().map(|(_, socket)| socket).collect())
+    }
+
+    /// Inodes of all sockets that the server holds.
+    pub fn socket_inodes(&self) -> BTreeSet<u32> {
+        let snapshot = Snapshot::take();
+        snapshot.family(&self.family).iter().filter_map(|s| procfs::sockets(s.pid)).flatten().collect()
+    }
+
     /// Makes another process of the server its main one (a daemon whose starter has exited).
     pub fn promote(&mut self, pid: Pid) -> bool {
         let Some(stat) = procfs::stat(pid) else { return false };
@@ -215,4 +279,22 @@ impl Server {
         }
         true
     }
+}
+
+fn receive_watch(report: &UnixStream) -> std::result::Result<Arc<Watch>, String> {
+    let notifier = seccomp::receive_result(report).map_err(|e| match e.raw_os_error() {
+        Some(nix::libc::EBUSY) => "another one watches already (serverswap inside a server?)".to_owned(),
+        _ => format!("the kernel or a container profile forbids it: {}", crate::error::reason(&e)),
+    })?;
+    let ledger = Ledger::new().map_err(|e| crate::error::reason(&e))?;
+    Ok(Arc::new(Watch { notifier, ledger }))
+}
+
+/// The file that a command name means, as execvp(3) finds it.
+fn path_of(name: &std::ffi::OsStr) -> Option<std::path::PathBuf> {
+    let path = Path::new(name);
+    if path.components().count() > 1 {
+        return Some(path.to_owned());
+    }
+    std::env::split_paths(&std::env::var_os("PATH")?).map(|dir| dir.join(name)).find(|file| file.is_file())
 }

@@ -45,9 +45,31 @@ impl Supervisor {
                 self.ask(old, Event::AskedTakedown(ClaimerId(old.0), address.clone()), PeerWord::Takedown(address));
             }
             Effect::AskStop(_, old) => self.ask(old, Event::AskedStop(ClaimerId(old.0)), PeerWord::Stop),
+            Effect::Admit(address) => self.admit(generation, &address),
+            Effect::Join(address) => self.join(generation, &address),
+            Effect::Settle => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.settled = true;
+                    self.poll_soon();
+                }
+            }
+            Effect::Switch(_) => self.switch(generation),
+            Effect::AskDrain(_, old) => {
+                if let Some(old) = self.olds.get_mut(&old.0) {
+                    old.drains = true;
+                }
+                self.ask(old, Event::AskedDrain(ClaimerId(old.0)), PeerWord::Drain);
+            }
+            Effect::Drain => self.drain(generation),
+            Effect::StopDrain => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.drain = None;
+                }
+            }
+            Effect::CutOff => self.cut_off(generation),
             Effect::Commit => {
                 if let Some(live) = self.live.get_mut(&generation) {
-                    live.server.dismiss_keeper();
+                    live.server.outlives_us();
                 }
             }
             Effect::Watch(address) => {
@@ -63,17 +85,19 @@ impl Supervisor {
                 }
             }
             Effect::Signal => {
+                self.interrupt_calls(generation);
                 if let Some(live) = self.live.get(&generation) {
                     live.server.signal(self.run.stop_signal);
                 }
             }
             Effect::Kill => {
+                self.interrupt_calls(generation);
                 if let Some(live) = self.live.get(&generation) {
                     live.server.signal_all(Signal::SIGKILL);
                 }
             }
             Effect::Grant(claimer, holds) => match self.local_claimer(claimer) {
-                Some(of) => self.feed(of, Event::Locked(OldId(claimer.0), holds)),
+                Some(of) => self.locked(of, claimer.0, holds),
                 None => {
                     let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
                     self.tell_peer(claimer, words);
@@ -87,13 +111,17 @@ impl Supervisor {
                 Some(of) => self.feed(of, Event::OldRefused(OldId(claimer.0), why)),
                 None => self.tell_peer(claimer, [HolderWord::Refused(why)]),
             },
-            Effect::TellGone(claimer) => match self.local_claimer(claimer) {
-                Some(of) => {
-                    self.olds.remove(&claimer.0);
-                    self.feed(of, Event::OldGone(OldId(claimer.0)));
+            Effect::TellGone(claimer) => {
+                // Whoever hears of it may look at the run directory at once.
+                self.retire(generation);
+                match self.local_claimer(claimer) {
+                    Some(of) => {
+                        self.olds.remove(&claimer.0);
+                        self.feed(of, Event::OldGone(OldId(claimer.0)));
+                    }
+                    None => self.tell_peer(claimer, [HolderWord::Gone]),
                 }
-                None => self.tell_peer(claimer, [HolderWord::Gone]),
-            },
+            }
             Effect::Arm(timer, time) => self.timers.arm(generation, timer, time),
             Effect::Disarm(timer) => self.timers.disarm(generation, timer),
             Effect::Pause(timer) => self.timers.pause(generation, timer),
@@ -158,12 +186,12 @@ impl Supervisor {
             },
         };
         let id = threads::next_id();
-        self.olds.insert(id, Old { of, server, to, holds: Vec::new() });
+        self.olds.insert(id, Old { of, server, to, holds: Vec::new(), drains: false });
         id
     }
 
     /// Takes an orphan over: it is replaced by the same machine as any other, under this supervisor.
-    fn adopt(&mut self, holder: &Holder, lock: crate::registry::Registration) -> Option<GenId> {
+    pub(super) fn adopt(&mut self, holder: &Holder, lock: crate::registry::Registration) -> Option<GenId> {
         let server = Server::adopt(holder.pid, holder.start, holder.socket.to_string_lossy().into_owned())?;
         let addresses: BTreeSet<Address> = self
             .dir
@@ -180,8 +208,13 @@ impl Supervisor {
             addresses.first(),
             &format!("server {} has lost its supervisor and is taken over", holder.pid),
         );
-        let settings =
-            Settings { order: Order::Plain, awaited: false, ready_timeout: None, kill_after: self.run.kill_after };
+        let settings = Settings {
+            order: Order::Shared,
+            awaited: false,
+            ready_timeout: None,
+            kill_after: self.run.kill_after,
+            drain: self.run.drain,
+        };
         let live = Live {
             machine: swap::Generation::serving(settings, addresses.clone()),
             server,
@@ -194,6 +227,12 @@ impl Supervisor {
             releasing: BTreeSet::new(),
             discover_until: None,
             seen: BTreeSet::new(),
+            calls: Vec::new(),
+            sharing: None,
+            proving: BTreeSet::new(),
+            settled: false,
+            drain: None,
+            quiesced: false,
             was_up: true,
             ended: None,
             name: None,
@@ -226,6 +265,7 @@ impl Supervisor {
 
     fn unlock(&mut self, id: OldId) {
         let Some(old) = self.olds.remove(&id.0) else { return };
+        self.turn_back(old.of);
         match old.to {
             OldTo::Local(generation) => {
                 self.feed(generation, Event::ClaimerGone(ClaimerId(id.0)));

@@ -7,8 +7,10 @@ mod effects;
 mod outbox;
 mod peers;
 mod processes;
+mod sharing;
 mod threads;
 mod timers;
+mod watching;
 
 use crate::address::Address;
 use crate::cli::Run;
@@ -19,6 +21,7 @@ use crate::notify::{self, Manager, Notice};
 use crate::protocol::ServerWord;
 use crate::registry::{Holder, Registration, RunDir};
 use crate::server::Server;
+use crate::share::{Drain, Sharing};
 use crate::swap::{self, Level, SpeakerId};
 use crate::sys::process::{self, Pid};
 use nix::sys::signal::Signal;
@@ -31,6 +34,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 use threads::{Event, Events, GenId, Id, NotifySocket};
 use timers::Timers;
+use watching::Waiting;
 
 /// A generation that runs under this supervisor.
 struct Live {
@@ -51,6 +55,16 @@ struct Live {
     discover_until: Option<Instant>,
     /// Listeners that were there at the last look.
     seen: BTreeSet<u32>,
+    /// Its `listen` calls that wait for an answer.
+    calls: Vec<Waiting>,
+    /// The ports that it is to share with an old server, until that is gone.
+    sharing: Option<Sharing>,
+    /// Shared addresses that it has not proven yet; `settled`: it wants no more sockets.
+    proving: BTreeSet<Address>,
+    settled: bool,
+    /// Its connections, once new ones go to a newer server.
+    drain: Option<Drain>,
+    quiesced: bool,
     /// It was up once.
     was_up: bool,
     /// Its main process has ended, and it is not known yet whether something of it still listens.
@@ -91,6 +105,8 @@ struct Old {
     server: (Pid, u64),
     to: OldTo,
     holds: Vec<Address>,
+    /// It was asked to drain: its server goes, whatever becomes of its supervisor.
+    drains: bool,
 }
 
 enum OldTo {
@@ -245,6 +261,9 @@ impl Supervisor {
                     self.main_ended(generation, status::DONE, "ended");
                 }
             }
+            Event::Bound(generation) => self.feed(generation, swap::Event::Bound),
+            Event::Called(generation, waiting) => self.called(generation, waiting),
+            Event::Orphaned(id) => self.orphaned(id),
             Event::Cancelled => {
                 if self.live.get(&self.current).is_some_and(|live| live.machine.may_be_cancelled()) {
                     self.stop(false);
@@ -307,11 +326,16 @@ impl Supervisor {
     /// Lets the machines run until none has anything left to say.
     fn settle(&mut self) {
         while let Some((generation, event)) = self.pending.pop_front() {
+            if let swap::Event::OldGone(_) = event {
+                // Before anybody else gets the lock: our handles would be strangers to them.
+                self.finish_sharing();
+            }
             let Some(live) = self.live.get_mut(&generation) else { continue };
             for effect in live.machine.step(event) {
                 self.carry_out(generation, effect);
             }
         }
+        self.finish_sharing();
     }
 
     /// Starts the wanted reload as soon as nothing else is under way: reloads that were wanted during

@@ -69,10 +69,13 @@ impl Supervisor {
                     self.feed(generation, swap::Event::SpeakerGone(SpeakerId(id)));
                 }
             }
-            Some(Role::Peer(generation, _)) => self.feed(generation, swap::Event::ClaimerGone(ClaimerId(id))),
+            Some(Role::Peer(generation, _)) => self.claimer_closed(generation, ClaimerId(id)),
             Some(Role::New(_)) => {}
             // A connection that never came to be has no entry.
             Some(Role::Holder) | None => {
+                if self.follow_orphan(id) {
+                    return;
+                }
                 if let Some(old) = self.olds.remove(&id) {
                     self.feed(old.of, swap::Event::OldLost(OldId(id)));
                 }
@@ -115,6 +118,7 @@ impl Supervisor {
             PeerWord::Peer(_) => conn.out.send(&HolderWord::Peer(PEER_VERSION)),
             PeerWord::Claim => self.feed(generation, swap::Event::Claim(claimer)),
             PeerWord::Takedown(address) => self.feed(generation, swap::Event::AskedTakedown(claimer, address)),
+            PeerWord::Drain => self.feed(generation, swap::Event::AskedDrain(claimer)),
             PeerWord::Stop => self.feed(generation, swap::Event::AskedStop(claimer)),
             PeerWord::Down(address) => {
                 if let Role::Peer(_, downs) = &mut conn.role
@@ -148,7 +152,7 @@ impl Supervisor {
             field("pid", live.server.pid.to_string()),
             field("generation", live.number.to_string()),
             field("state", live.machine.state().into()),
-            field("mode", "plain".into()),
+            field("mode", if live.is_shared() { "shared" } else { "plain" }.into()),
             field("text", live.status_text.clone()),
             field("command", command),
         ];
@@ -168,7 +172,10 @@ impl Supervisor {
                 }
                 return;
             }
-            HolderWord::Locked => swap::Event::Locked(old_id, std::mem::take(&mut old.holds)),
+            HolderWord::Locked => {
+                let holds = std::mem::take(&mut old.holds);
+                return self.locked(of, id, holds);
+            }
             HolderWord::Released(address) => swap::Event::OldReleased(old_id, address),
             HolderWord::Refused(why) => swap::Event::OldRefused(old_id, why),
             HolderWord::Gone => {

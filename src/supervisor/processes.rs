@@ -4,7 +4,9 @@
 #![forbid(unsafe_code)]
 
 use super::peers::Role;
+use super::sharing::look_at_shared;
 use super::threads::{self, GenId, Id, NotifySocket};
+use super::watching;
 use super::{Conn, Ended, Live, Outbox, Sockets, Supervisor};
 use crate::address::Address;
 use crate::error::{Error, Result};
@@ -57,6 +59,7 @@ impl Supervisor {
                 on_terminal: self.on_terminal,
                 hup_ignored: self.hup_ignored,
                 detached: self.launcher.is_some(),
+                watched: cfg!(feature = "shared-port") && !self.run.plain,
             };
             Ok((listener, datagrams, Server::spawn(&self.run, around)?))
         });
@@ -70,8 +73,18 @@ impl Supervisor {
             server.signal_all(Signal::SIGKILL);
             Error::unable("write its record", why, "the new server is killed; the old one, if any, still serves")
         })?;
+        let watch = match &server.watch {
+            Some(Ok(watch)) => Some(watch.clone()),
+            Some(Err(why)) => {
+                let text = format!("the port cannot be shared: {why} (swaps run in plain order)");
+                self.log.say(Level::Warning, None, &text);
+                None
+            }
+            None => None,
+        };
         let settings = Settings {
-            order: Order::Plain,
+            order: if watch.is_some() { Order::Shared } else { Order::Plain },
+            drain: self.run.drain,
             awaited,
             ready_timeout: self.run.ready_timeout,
             kill_after: self.run.kill_after,
@@ -82,7 +95,8 @@ impl Supervisor {
         self.conns.insert(control, Conn { out: Outbox::new(ours.clone()), role: Role::Server(id) });
         let started = threads::lines(self.events.clone(), control, ours)
             .and_then(|()| threads::accept(self.events.clone(), id, listener.clone()))
-            .and_then(|()| threads::notifications(self.events.clone(), id, notify.clone()));
+            .and_then(|()| threads::notifications(self.events.clone(), id, notify.clone()))
+            .and_then(|()| watch.map_or(Ok(()), |watch| watching::watch(self.events.clone(), id, watch)));
         self.log.say(Level::Detail, None, &format!("server {} started (generation {number})", server.pid));
         self.live.insert(
             id,
@@ -98,6 +112,12 @@ impl Supervisor {
                 releasing: BTreeSet::new(),
                 discover_until: Some(Instant::now() + DISCOVER_FOR),
                 seen: BTreeSet::new(),
+                calls: Vec::new(),
+                sharing: None,
+                proving: BTreeSet::new(),
+                settled: false,
+                drain: None,
+                quiesced: false,
                 was_up: false,
                 ended: None,
                 name: None,
@@ -181,7 +201,10 @@ impl Supervisor {
         }
         match wait {
             true => self.poll_soon(),
-            false => self.feed(generation, swap::Event::Exited(ended.status)),
+            false => {
+                self.server_is_gone(generation);
+                self.feed(generation, swap::Event::Exited(ended.status));
+            }
         }
     }
 
@@ -274,7 +297,8 @@ impl Supervisor {
             } else {
                 live.discover_until = None;
             }
-            swapping |= !live.watching.is_empty() || !live.releasing.is_empty() || live.ended.is_some();
+            let sharing = look_at_shared(generation, live, &mut self.pending, self.run.probe);
+            swapping |= sharing || !live.watching.is_empty() || !live.releasing.is_empty() || live.ended.is_some();
             if live.ended.is_some() {
                 self.look_for_rest(generation, &sockets);
             }
@@ -293,21 +317,22 @@ impl Supervisor {
         self.poll_at = (swapping || discovering).then(|| now + self.poll_every);
     }
 
+    /// Everything of an ended generation in the run directory.
+    pub(super) fn retire(&mut self, generation: GenId) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        for address in std::mem::take(&mut live.held) {
+            self.dir.unhold(&address, live.server.pid);
+        }
+        if let Some(registration) = live.registration.take() {
+            self.dir.deregister(registration, live.sockets.as_ref().map_or(&[][..], |s| &s.names));
+        }
+    }
+
     /// Everything of an ended generation in the run directory and among the threads.
     pub(super) fn clear_away(&mut self, generation: GenId) -> Option<Live> {
-        let mut live = self.live.remove(&generation)?;
+        self.retire(generation);
+        let live = self.live.remove(&generation)?;
         self.timers.forget(generation);
-        for address in &live.held {
-            self.dir.unhold(address, live.server.pid);
-        }
-        let names = live.sockets.as_ref().map_or(&[][..], |s| &s.names);
-        if let Some(registration) = live.registration.take() {
-            self.dir.deregister(registration, names);
-        }
-        if live.is_orphan() {
-            // Its supervisor could not remove its sockets.
-            self.dir.clean_up();
-        }
         if let Some(sockets) = &live.sockets {
             // Wakes the threads that block on them.
             let _ = nix::sys::socket::shutdown(

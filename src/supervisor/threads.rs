@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::watching::Waiting;
 use crate::protocol::Splitter;
 use crate::registry::RunDir;
 use crate::sys::process::{Pid, Pidfd};
@@ -39,6 +40,12 @@ pub enum Event {
     Notified(GenId, Vec<u8>),
     /// The main process of a generation that is no child of ours has ended.
     Ended(GenId, Pid),
+    /// A generation has bound a fixed port.
+    Bound(GenId),
+    /// A generation wants to listen.
+    Called(GenId, Waiting),
+    /// The supervisor of an old server that drains is gone.
+    Orphaned(Id),
     /// Whoever waits for `--detach` no longer wants the swap.
     Cancelled,
 }
@@ -178,6 +185,14 @@ pub struct NotifySocket {
     pub socket: UnixDatagram,
     /// A shut-down socket reads as an empty datagram, and so does an empty datagram.
     pub closed: AtomicBool,
+}
+
+/// Waits until the supervisor of a server is gone for good: its lock is free.
+pub fn release(events: Events, id: Id, server: Pid, dir: RunDir) -> io::Result<()> {
+    start("release", move || {
+        dir.wait_for_release(server);
+        let _ = events.send(Event::Orphaned(id));
+    })
 }
 
 /// Reads what the server says in the language of sd_notify(3).

@@ -47,6 +47,8 @@ pub enum Timer {
     Kill,
     /// The server was told to let go of some of its addresses.
     Partial,
+    /// The server may finish what it has.
+    Drain,
 }
 
 /// What happened.
@@ -58,6 +60,22 @@ pub enum Event {
     SpeakerGone(SpeakerId),
     /// The server listens on the address (asked for by [`Effect::Watch`], or found).
     Listens(Address),
+    /// The server wants to listen on the address, and waits for [`Effect::Admit`] or [`Effect::Join`].
+    Calls(Address),
+    /// The server has bound a port: it is not quiet.
+    Bound,
+    /// The server accepts connections everywhere on the shared address (asked for by [`Effect::Join`]).
+    Accepts(Address),
+    /// The ports of the old server can be shared; comes before `Locked`.
+    Shares(OldId),
+    /// The holder of the lock has switched a shared port: finish what you have, then go.
+    AskedDrain(ClaimerId),
+    /// The holder of the lock has gone away, but its server serves in our place.
+    Succeeded(ClaimerId),
+    /// Nothing more can be lost by closing the listeners (asked for by [`Effect::Drain`]).
+    Quiesced,
+    /// No connection of the server's is busy (asked for by [`Effect::Drain`]).
+    Drained,
     /// Nobody listens on the address any more (asked for by [`Effect::WatchRelease`]).
     Free(Address),
     /// The server is gone, with this status.
@@ -126,6 +144,23 @@ pub enum Effect {
     /// Register the address as ours in place of the old servers: the switch in the run directory.
     /// Answered by [`Event::Taken`] if somebody else has it by now, which then keeps it.
     Take(Warrant, Address),
+    /// Let the server listen on the address as if alone.
+    Admit(Address),
+    /// Let the server listen on the shared address, all connections still going to the old one, and
+    /// tell when it has proven that it accepts some.
+    Join(Address),
+    /// The server wants no more sockets: those that it has are to prove themselves.
+    Settle,
+    /// New connections go to the new server from here on.
+    Switch(Warrant),
+    /// Let the old server finish what it has, and then stop it.
+    AskDrain(Warrant, OldId),
+    /// Watch the connections of our server, which gets no new ones.
+    Drain,
+    /// Watch them no more.
+    StopDrain,
+    /// The time for the drain is up: say what is still open.
+    CutOff,
     /// Ask the old server to let go of the address.
     AskTakedown(Warrant, OldId, Address),
     /// Ask for the end of the old server.
@@ -182,6 +217,8 @@ pub struct Settings {
     pub ready_timeout: Option<Duration>,
     /// `--kill-after`.
     pub kill_after: Duration,
+    /// `--drain`.
+    pub drain: Duration,
 }
 
 /// Default of `--ready-timeout`.
@@ -199,6 +236,12 @@ enum Slot {
     Waiting(Ready, BTreeSet<OldId>),
     /// These were asked to let go of it and have not done so.
     Releasing(Ready, BTreeSet<OldId>),
+    /// Shared: the locks are ours, and the server may bind and listen while they still serve.
+    Invited(Ready, BTreeSet<OldId>),
+    /// Shared: the server listens, and has not proven that it accepts.
+    Joined(Ready, BTreeSet<OldId>),
+    /// Shared: the server accepts; all that is left is the switch.
+    Proven(Ready, BTreeSet<OldId>),
     /// GO was said; the server does not listen yet.
     Going,
     /// The server has the address.
@@ -210,6 +253,7 @@ enum Slot {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Old {
     attended: bool,
+    shares: bool,
     lock: Option<Lock>,
     step: Step,
     warrant: Option<Warrant>,
@@ -264,6 +308,13 @@ pub struct Generation {
     committed: bool,
     /// What old servers were asked to let go of, as long as the swap is not done.
     harmed: BTreeSet<Address>,
+    /// Where the server waits in `listen`.
+    called: BTreeSet<Address>,
+    /// New connections of a shared port come here.
+    switched: bool,
+    settled: bool,
+    /// New connections of our shared port go elsewhere.
+    draining: bool,
     done: bool,
     olds: BTreeMap<OldId, Old>,
     queue: VecDeque<(ClaimerId, Wish)>,
@@ -310,6 +361,10 @@ impl Generation {
             stop_said: false,
             committed: false,
             harmed: BTreeSet::new(),
+            called: BTreeSet::new(),
+            switched: false,
+            settled: false,
+            draining: false,
             done: false,
             olds: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -327,6 +382,7 @@ impl Generation {
     pub fn state(&self) -> &'static str {
         match self.stage {
             Stage::Starting => "starting",
+            Stage::Up if self.draining => "draining",
             Stage::Up => "serving",
             Stage::Leaving(_) | Stage::Ended => "draining",
         }
@@ -334,7 +390,7 @@ impl Generation {
 
     /// Whether the server is up and nobody has its lock.
     pub fn is_free(&self) -> bool {
-        self.stage == Stage::Up && self.olds.is_empty() && self.lock.is_none()
+        self.stage == Stage::Up && self.olds.is_empty() && self.lock.is_none() && !self.draining
     }
 
     /// Whether the server was told to stop.
@@ -344,7 +400,7 @@ impl Generation {
 
     /// Whether the swap can be called off without a loss: no old server was asked to go.
     pub fn may_be_cancelled(&self) -> bool {
-        self.stage == Stage::Starting && self.harmed.is_empty()
+        self.stage == Stage::Starting && self.harmed.is_empty() && !self.switched
     }
 
     /// Whether the server was up and not yet told to stop.
@@ -386,6 +442,43 @@ impl Generation {
                 }
             }
             Event::Listens(address) => self.listens(address, effects),
+            Event::Calls(address) => self.calls(address, effects),
+            Event::Bound => {
+                self.quiet = false;
+                self.disarm(Timer::Quiet, effects);
+            }
+            Event::Accepts(address) => {
+                for (_, slot) in self.slots.iter_mut().filter(|(own, _)| own.collides(&address)) {
+                    if let Slot::Joined(ready, olds) = slot {
+                        *slot = Slot::Proven(ready.clone(), std::mem::take(olds));
+                    }
+                }
+            }
+            Event::Shares(id) => {
+                if let Some(old) = self.olds.get_mut(&id) {
+                    old.shares = true;
+                }
+            }
+            Event::AskedDrain(claimer) => {
+                if self.lock == Some(claimer) && self.stage == Stage::Up && !self.draining {
+                    self.draining = true;
+                    effects.push(Effect::Drain);
+                    self.arm(Timer::Drain, self.settings.drain, effects);
+                }
+            }
+            Event::Succeeded(claimer) => {
+                if self.lock == Some(claimer) && self.draining {
+                    self.lock = None;
+                } else {
+                    self.claimer_gone(claimer, effects);
+                }
+            }
+            Event::Quiesced => self.quiesced(effects),
+            Event::Drained => {
+                if self.draining && self.stage == Stage::Up {
+                    self.leave(Why::Requested, false, effects);
+                }
+            }
             Event::Free(address) => {
                 if let Some(Slot::Asked { .. }) = self.slots.get(&address) {
                     self.release(&address, effects);
@@ -477,7 +570,9 @@ impl Generation {
         }
         match word {
             ServerWord::Ready(address) => match self.slots.get(&address) {
-                Some(Slot::Going | Slot::Held) => effects.push(Effect::Say(speaker, SupervisorWord::Go(address))),
+                Some(Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..) | Slot::Going | Slot::Held) => {
+                    effects.push(Effect::Say(speaker, SupervisorWord::Go(address)))
+                }
                 Some(Slot::Asked { .. }) => refuse(format!("{address} is being taken down")),
                 Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..)) => {
                     if !self.unanswered.contains(&(speaker, address.clone())) {
@@ -574,7 +669,7 @@ impl Generation {
         for &old in &olds {
             self.olds.entry(old).or_insert_with(|| {
                 effects.push(Effect::Lock(old));
-                Old { attended: false, lock: None, step: Step::Prepare, warrant: None, stopped: false }
+                Old { attended: false, shares: false, lock: None, step: Step::Prepare, warrant: None, stopped: false }
             });
         }
         self.slots.insert(address, Slot::Waiting(ready, olds.into_iter().collect()));
@@ -588,9 +683,19 @@ impl Generation {
         }
         let mut wanted = false;
         for (address, slot) in &mut self.slots {
+            // It listens already, and is alone now.
+            if let Slot::Joined(_, olds) | Slot::Proven(_, olds) = slot
+                && olds.remove(&id)
+                && olds.is_empty()
+            {
+                *slot = Slot::Held;
+                effects.push(Effect::Hold(address.clone()));
+            }
             // It ended before it could say that it had let go: somebody else may have replaced it, or an
             // orphan is left.
-            if let (Slot::Waiting(ready, _) | Slot::Releasing(ready, _), true) = (&*slot, slot.wants(id)) {
+            if let (Slot::Waiting(ready, _) | Slot::Invited(ready, _) | Slot::Releasing(ready, _), true) =
+                (&*slot, slot.wants(id))
+            {
                 wanted = true;
                 *slot = Slot::Looking(ready.clone());
                 effects.push(Effect::LookUp(address.clone()));
@@ -636,6 +741,10 @@ impl Generation {
         }
         self.lock = None;
         self.asked.clear();
+        if std::mem::take(&mut self.draining) && self.stage == Stage::Up {
+            self.disarm(Timer::Drain, effects);
+            effects.push(Effect::StopDrain);
+        }
         if self.stage == Stage::Up {
             self.disarm(Timer::Partial, effects);
             for (address, slot) in &mut self.slots {
@@ -665,6 +774,10 @@ impl Generation {
                 for address in late {
                     self.fail_address(address, status::NOT_UP, "it was not free in time".into(), effects);
                 }
+            }
+            Timer::Drain => {
+                effects.push(Effect::CutOff);
+                self.leave(Why::Requested, false, effects);
             }
             Timer::Quiet => self.quiet = true,
             Timer::Kill => {
@@ -724,7 +837,15 @@ impl Generation {
             self.harmed.iter().partition(|address| match self.slots.get(address) {
                 Some(Slot::Releasing(_, pending)) => pending.iter().any(|id| untold.contains(id)),
                 Some(Slot::Looking(_) | Slot::Waiting(..)) => true,
-                Some(Slot::Going | Slot::Held | Slot::Asked { .. }) | None => false,
+                Some(
+                    Slot::Invited(..)
+                    | Slot::Joined(..)
+                    | Slot::Proven(..)
+                    | Slot::Going
+                    | Slot::Held
+                    | Slot::Asked { .. },
+                )
+                | None => false,
             });
         let list =
             |addresses: Vec<&Address>| addresses.into_iter().map(Address::to_string).collect::<Vec<_>>().join(", ");
@@ -744,6 +865,7 @@ impl Generation {
                 self.unlock_idle(effects);
             }
             self.acquire(effects);
+            self.switch(effects);
             self.stop_olds(effects);
             self.become_up(effects);
             self.give(effects);
@@ -768,6 +890,16 @@ impl Generation {
     fn acquire(&mut self, effects: &mut Vec<Effect>) {
         let addresses: Vec<Address> = self.slots.keys().cloned().collect();
         for address in addresses {
+            if let Some(Slot::Waiting(ready, olds)) = self.slots.get(&address)
+                && self.settings.order == Order::Shared
+                && olds.iter().all(|id| self.olds[id].lock.is_some() && self.olds[id].shares)
+            {
+                let (ready, olds) = (ready.clone(), olds.clone());
+                self.say_go(&address, effects);
+                let joins = self.admit(&address, Effect::Join, effects);
+                let slot = if joins { Slot::Joined(ready, olds) } else { Slot::Invited(ready, olds) };
+                self.slots.insert(address.clone(), slot);
+            }
             if let Some(Slot::Waiting(ready, olds)) = self.slots.get(&address) {
                 let Some(warrant) = Warrant::new(ready, olds.iter().map(|id| self.olds[id].lock.as_ref())) else {
                     continue;
@@ -786,6 +918,108 @@ impl Generation {
             if matches!(self.slots.get(&address), Some(Slot::Releasing(_, pending)) if pending.is_empty()) {
                 self.go(&address, effects);
             }
+        }
+    }
+
+    /// The switch of the shared ports, all in one moment: when every address that the old servers have
+    /// is proven, or the new server wants no more than it has.
+    fn switch(&mut self, effects: &mut Vec<Effect>) {
+        let joined = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..)));
+        let content = self.said_up || self.quiet;
+        if joined && content && !self.settled {
+            self.settled = true;
+            effects.push(Effect::Settle);
+        }
+        let wants = |slot: &Slot| matches!(slot, Slot::Looking(_) | Slot::Waiting(..) | Slot::Invited(..));
+        if joined || self.slots.values().any(wants) {
+            return;
+        }
+        let mut warrant = None;
+        for slot in self.slots.values() {
+            if let Slot::Proven(ready, olds) = slot {
+                warrant = Warrant::new(ready, olds.iter().map(|id| self.olds[id].lock.as_ref()));
+            }
+        }
+        let Some(warrant) = warrant else { return };
+        let proven = |held: &Address| {
+            self.slots.iter().any(|(own, slot)| matches!(slot, Slot::Proven(..) | Slot::Held) && own.collides(held))
+        };
+        let mut abandoned = Vec::new();
+        for old in self.olds.values().filter(|old| old.shares) {
+            let holds = old.lock.iter().flat_map(|lock| lock.holds());
+            abandoned.extend(holds.filter(|held| !proven(held)).cloned());
+        }
+        if !(abandoned.is_empty() || content) {
+            return;
+        }
+        self.switched = true;
+        self.commit(effects);
+        effects.push(Effect::Switch(warrant));
+        for (address, slot) in &mut self.slots {
+            if let Slot::Proven(..) = slot {
+                *slot = Slot::Held;
+                effects.push(Effect::Take(warrant, address.clone()));
+            }
+        }
+        for address in abandoned {
+            let text = "the new server does not take this address over (it is abandoned)";
+            effects.push(Effect::Report(Level::Warning, Some(address), text.into()));
+        }
+        for (&id, old) in self.olds.iter_mut().filter(|(_, old)| old.shares && old.lock.is_some()) {
+            old.warrant = Some(warrant);
+            old.step = self.settings.order.next_that_takes_time(Step::Drain);
+            old.stopped = true;
+            effects.push(Effect::AskDrain(warrant, id));
+        }
+    }
+
+    /// The server waits in `listen`: READY in the words of the kernel.
+    fn calls(&mut self, address: Address, effects: &mut Vec<Effect>) {
+        if let Stage::Leaving(_) | Stage::Ended = self.stage {
+            return effects.push(Effect::Admit(address));
+        }
+        (self.quiet, self.settled) = (false, false);
+        self.disarm(Timer::Quiet, effects);
+        let full = self.slots.len() >= ADDRESSES_MAX;
+        let own = self.slots.iter_mut().find(|(own, _)| own.collides(&address));
+        match own.map(|(_, slot)| slot) {
+            None if full => effects.push(Effect::Admit(address)),
+            None => {
+                self.slots.insert(address.clone(), Slot::Looking(Ready::said()));
+                self.called.insert(address.clone());
+                effects.push(Effect::LookUp(address));
+            }
+            Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..)) => drop(self.called.insert(address)),
+            Some(slot @ (Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))) => {
+                if let Slot::Invited(ready, olds) | Slot::Proven(ready, olds) = slot {
+                    *slot = Slot::Joined(ready.clone(), std::mem::take(olds));
+                }
+                effects.push(Effect::Join(address));
+            }
+            Some(Slot::Held) if self.switched && !self.olds.is_empty() => effects.push(Effect::Join(address)),
+            Some(Slot::Going | Slot::Held | Slot::Asked { .. }) => effects.push(Effect::Admit(address)),
+        }
+    }
+
+    /// Lets the server out of the `listen` calls that belong to an address; `false` if it is in none.
+    fn admit(&mut self, own: &Address, how: fn(Address) -> Effect, effects: &mut Vec<Effect>) -> bool {
+        let called: Vec<Address> = self.called.extract_if(.., |a| a.collides(own)).collect();
+        let any = !called.is_empty();
+        effects.extend(called.into_iter().map(how));
+        any
+    }
+
+    /// Closing the listeners loses nothing now: a server that takes TAKEDOWN drains itself.
+    fn quiesced(&mut self, effects: &mut Vec<Effect>) {
+        if !self.draining || self.stage != Stage::Up || self.takers.is_empty() {
+            return;
+        }
+        if self.slots.keys().all(|own| self.is_taken(own)) {
+            self.leave(Why::Requested, false, effects);
+            // It has the time for its drain too.
+            self.arm(Timer::Kill, self.settings.drain + self.settings.kill_after, effects);
+        } else {
+            tell(&mut self.takers, |_| true, effects);
         }
     }
 
@@ -911,7 +1145,9 @@ impl Generation {
             self.disarm(Timer::Ready, effects);
         }
         if self.armed.contains(&Timer::Ready) {
-            let goes = self.slots.values().any(|slot| matches!(slot, Slot::Going | Slot::Looking(_)));
+            let goes = self.slots.values().any(|slot| {
+                matches!(slot, Slot::Going | Slot::Looking(_) | Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))
+            });
             let attended = self.olds.values().all(|old| old.attended);
             // Who waits and is waited for lets its clock run: that bounds a deadlock.
             let blocks = self.olds.values().any(|old| old.lock.is_none())
@@ -923,7 +1159,9 @@ impl Generation {
             }
         }
         let worker = self.stage == Stage::Starting && self.slots.is_empty() && !self.settings.awaited;
-        let waits = !self.wants_more() && self.uncovered().any(|(id, _)| !self.olds[&id].stopped);
+        let joined = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)))
+            && !self.slots.values().any(|slot| matches!(slot, Slot::Looking(_) | Slot::Waiting(..)));
+        let waits = joined || !self.wants_more() && self.uncovered().any(|(id, _)| !self.olds[&id].stopped);
         if !(worker || waits) {
             self.disarm(Timer::Quiet, effects);
         } else if !self.quiet && !self.armed.contains(&Timer::Quiet) {
@@ -933,11 +1171,8 @@ impl Generation {
 
     fn go(&mut self, address: &Address, effects: &mut Vec<Effect>) {
         self.commit(effects);
-        let (now, rest): (Vec<_>, Vec<_>) = self.unanswered.drain(..).partition(|(_, a)| a == address);
-        self.unanswered = rest;
-        for (speaker, _) in now {
-            effects.push(Effect::Say(speaker, SupervisorWord::Go(address.clone())));
-        }
+        self.say_go(address, effects);
+        self.admit(address, Effect::Admit, effects);
         let slot = match address {
             Address::Tcp(..) => {
                 effects.push(Effect::Watch(address.clone()));
@@ -949,6 +1184,14 @@ impl Generation {
         self.slots.insert(address.clone(), slot);
     }
 
+    fn say_go(&mut self, address: &Address, effects: &mut Vec<Effect>) {
+        let (now, rest): (Vec<_>, Vec<_>) = self.unanswered.drain(..).partition(|(_, a)| a == address);
+        self.unanswered = rest;
+        for (speaker, _) in now {
+            effects.push(Effect::Say(speaker, SupervisorWord::Go(address.clone())));
+        }
+    }
+
     fn commit(&mut self, effects: &mut Vec<Effect>) {
         if !std::mem::replace(&mut self.committed, true) {
             effects.push(Effect::Commit);
@@ -957,6 +1200,9 @@ impl Generation {
 
     /// Tells the server to stop, by TAKEDOWN where it took it, else by signal.
     fn leave(&mut self, why: Why, signalled: bool, effects: &mut Vec<Effect>) {
+        if std::mem::take(&mut self.draining) {
+            effects.push(Effect::StopDrain);
+        }
         self.withdraw(|_| true, effects);
         self.unlock_idle(effects);
         let starting = self.stage == Stage::Starting;
@@ -1057,11 +1303,14 @@ impl Generation {
 
     /// READY was said and not yet followed by what the server itself has to do, or a lookup runs.
     fn wants_more(&self) -> bool {
-        self.slots.values().any(|slot| matches!(slot, Slot::Looking(_) | Slot::Waiting(..) | Slot::Going))
+        let wants = |slot: &Slot| {
+            matches!(slot, Slot::Looking(_) | Slot::Waiting(..) | Slot::Invited(..) | Slot::Joined(..) | Slot::Going)
+        };
+        self.slots.values().any(wants)
     }
 
     fn acquiring(&self) -> bool {
-        self.wants_more() || self.slots.values().any(|slot| matches!(slot, Slot::Releasing(..)))
+        self.wants_more() || self.slots.values().any(|slot| matches!(slot, Slot::Releasing(..) | Slot::Proven(..)))
     }
 
     fn active(&self) -> impl Iterator<Item = &Address> {
@@ -1082,14 +1331,18 @@ impl Generation {
 impl Slot {
     fn wants(&self, old: OldId) -> bool {
         match self {
-            Slot::Waiting(_, olds) | Slot::Releasing(_, olds) => olds.contains(&old),
+            Slot::Waiting(_, olds)
+            | Slot::Invited(_, olds)
+            | Slot::Joined(_, olds)
+            | Slot::Proven(_, olds)
+            | Slot::Releasing(_, olds) => olds.contains(&old),
             Slot::Looking(_) | Slot::Going | Slot::Held | Slot::Asked { .. } => false,
         }
     }
 
     /// READY was said, and nobody was asked for anything yet.
     fn is_wish(&self) -> bool {
-        matches!(self, Slot::Looking(_) | Slot::Waiting(..))
+        matches!(self, Slot::Looking(_) | Slot::Waiting(..) | Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))
     }
 }
 

@@ -23,6 +23,8 @@ pub enum Step {
 pub enum Order {
     /// Close, then bind: no two servers on one port.
     Plain,
+    /// Old and new share the port.
+    Shared,
 }
 
 impl Order {
@@ -32,6 +34,8 @@ impl Order {
         match (self, step) {
             (Order::Plain, Step::Switch | Step::Drain) => true,
             (Order::Plain, Step::Prepare | Step::Takedown) => false,
+            (Order::Shared, Step::Switch) => true,
+            (Order::Shared, Step::Prepare | Step::Drain | Step::Takedown) => false,
         }
     }
 

@@ -15,7 +15,13 @@ fn a(text: &str) -> Address {
 
 /// As the command line gives them: in the foreground, or with somebody waiting.
 fn settings(awaited: bool) -> Settings {
-    Settings { order: Order::Plain, awaited, ready_timeout: None, kill_after: Duration::from_secs(10) }
+    Settings {
+        order: Order::Plain,
+        awaited,
+        ready_timeout: None,
+        kill_after: Duration::from_secs(10),
+        drain: Duration::from_secs(10),
+    }
 }
 
 fn hash_of(value: &impl Hash) -> u64 {

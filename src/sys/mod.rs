@@ -3,4 +3,6 @@
 
 pub mod net;
 pub mod process;
+pub mod seccomp;
 pub mod socket;
+pub mod steer;

@@ -6,62 +6,161 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, socket,
 };
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
-use std::os::fd::AsRawFd;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::{AsRawFd, OwnedFd};
 
 /// A TCP socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct TcpSocket {
-    /// Its local address.
+    /// Its local address, as people name it.
     pub local: Address,
+    /// Its local address and port, and its peer's, as the kernel has them.
+    pub ends: Ends,
     /// Its inode, by which `/proc/PID/fd` names it; 0 while it waits in an accept queue.
     pub inode: u32,
     /// Who made it.
     pub uid: u32,
+    /// Its state (linux/tcp_states.h).
+    pub state: u8,
+    /// Bytes that its process has not read yet (of a listener: connections to accept).
+    pub unread: u32,
+    /// Bytes that its peer has not acknowledged yet.
+    pub unacknowledged: u32,
+    /// Milliseconds since it sent data, and since it received some.
+    pub moved: Option<Moved>,
+}
+
+/// The two ends of a connection: what an exact query asks for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Ends {
+    /// This end.
+    pub local: SocketAddr,
+    /// The other end.
+    pub peer: SocketAddr,
+}
+
+/// How long ago data moved, in milliseconds (TCP_INFO).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Moved {
+    /// Since the last data was sent.
+    pub sent: u32,
+    /// Since the last data was received.
+    pub received: u32,
+}
+
+impl TcpSocket {
+    /// Whether the server owes this connection something: data is under way, or the last byte was the
+    /// client's, or something moved within a second (an answer that is streamed pauses). When in doubt,
+    /// busy. A side that the server has closed needs it no more.
+    pub fn is_busy(&self) -> bool {
+        if !matches!(self.state, TCP_ESTABLISHED | TCP_CLOSE_WAIT) {
+            return false;
+        }
+        let Some(moved) = self.moved else { return true };
+        let waits = self.unread > 0 || self.unacknowledged > 0 || moved.received <= moved.sent;
+        waits || moved.sent < 1000
+    }
+
+    /// Whether its handshake is not finished.
+    pub fn is_handshake(&self) -> bool {
+        matches!(self.state, TCP_SYN_RECV | TCP_NEW_SYN_RECV)
+    }
 }
 
 /// Sockets that listen.
 pub fn listeners() -> io::Result<Vec<TcpSocket>> {
-    dump(1 << TCP_LISTEN)
+    Diag::open()?.dump(1 << TCP_LISTEN)
 }
 
-/// Established connections.
+/// Connections that a server has: established, or closed by the client only.
 pub fn connections() -> io::Result<Vec<TcpSocket>> {
-    dump(1 << TCP_ESTABLISHED)
+    Diag::open()?.dump(1 << TCP_ESTABLISHED | 1 << TCP_CLOSE_WAIT)
+}
+
+/// Handshakes that are under way. A dump costs milliseconds: for once, not for polling.
+pub fn handshakes() -> io::Result<Vec<TcpSocket>> {
+    Diag::open()?.dump(1 << TCP_SYN_RECV)
 }
 
 /// States of linux/tcp_states.h.
-const TCP_ESTABLISHED: u32 = 1;
-const TCP_LISTEN: u32 = 10;
+const TCP_ESTABLISHED: u8 = 1;
+const TCP_SYN_RECV: u8 = 3;
+const TCP_CLOSE_WAIT: u8 = 8;
+const TCP_LISTEN: u8 = 10;
+const TCP_NEW_SYN_RECV: u8 = 12;
+
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// The attribute that holds `tcp_info` (linux/inet_diag.h), and the bit that asks for it.
+const INET_DIAG_INFO: u16 = 2;
 /// nlmsghdr (16 bytes) and inet_diag_req_v2 (56).
 const REQUEST_LEN: usize = 72;
 /// The fixed part of inet_diag_msg.
 const ANSWER_LEN: usize = 72;
 
-fn dump(states: u32) -> io::Result<Vec<TcpSocket>> {
-    let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
-    bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
-    let mut sockets = Vec::new();
-    let mut buffer = vec![0; 32 * 1024];
-    for family in [nix::libc::AF_INET, nix::libc::AF_INET6] {
-        let mut request = [0u8; REQUEST_LEN];
-        request[0..4].copy_from_slice(&(REQUEST_LEN as u32).to_ne_bytes());
-        request[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-        let flags = (nix::libc::NLM_F_REQUEST | nix::libc::NLM_F_DUMP) as u16;
-        request[6..8].copy_from_slice(&flags.to_ne_bytes());
-        request[16] = family as u8;
-        request[17] = nix::libc::IPPROTO_TCP as u8;
-        request[20..24].copy_from_slice(&states.to_ne_bytes());
-        sendto(fd.as_raw_fd(), &request, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+/// A netlink socket for questions about sockets.
+pub struct Diag(OwnedFd);
+
+impl Diag {
+    /// Opens it.
+    pub fn open() -> io::Result<Diag> {
+        let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
+        bind(fd.as_raw_fd(), &NetlinkAddr::new(0, 0))?;
+        Ok(Diag(fd))
+    }
+
+    /// All sockets in some states (bits of 1 << state).
+    fn dump(&self, states: u32) -> io::Result<Vec<TcpSocket>> {
+        let mut sockets = Vec::new();
+        for family in [nix::libc::AF_INET, nix::libc::AF_INET6] {
+            self.ask(&request(family, nix::libc::NLM_F_DUMP, states), &mut sockets)?;
+        }
+        Ok(sockets)
+    }
+
+    /// One connection, by a lookup that costs microseconds. `None`: it is gone.
+    pub fn find(&self, ends: Ends) -> io::Result<Option<TcpSocket>> {
+        let family = if ends.local.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
+        let mut question = request(family, 0, u32::MAX);
+        question[24..26].copy_from_slice(&ends.local.port().to_be_bytes());
+        question[26..28].copy_from_slice(&ends.peer.port().to_be_bytes());
+        for (at, ip) in [(28, ends.local.ip()), (44, ends.peer.ip())] {
+            match ip {
+                IpAddr::V4(ip) => question[at..at + 4].copy_from_slice(&ip.octets()),
+                IpAddr::V6(ip) => question[at..at + 16].copy_from_slice(&ip.octets()),
+            }
+        }
+        // INET_DIAG_NOCOOKIE: whichever socket it is.
+        question[64..72].fill(0xff);
+        let mut sockets = Vec::new();
+        self.ask(&question, &mut sockets)?;
+        // Where there is no such connection the kernel names the listener that would take it.
+        Ok(sockets.into_iter().find(|s| s.state != TCP_LISTEN))
+    }
+
+    fn ask(&self, question: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<()> {
+        let fd = self.0.as_raw_fd();
+        sendto(fd, question, &NetlinkAddr::new(0, 0), MsgFlags::empty())?;
+        let mut buffer = vec![0; 32 * 1024];
+        let dump = question[6..8] != (nix::libc::NLM_F_REQUEST as u16).to_ne_bytes();
         loop {
-            let len = receive(fd.as_raw_fd(), &mut buffer)?;
-            if read_answers(&buffer[..len], &mut sockets)? {
-                break;
+            let len = receive(fd, &mut buffer)?;
+            if read_answers(&buffer[..len], sockets)? || !dump {
+                return Ok(());
             }
         }
     }
-    Ok(sockets)
+}
+
+fn request(family: i32, flags: i32, states: u32) -> [u8; REQUEST_LEN] {
+    let mut request = [0u8; REQUEST_LEN];
+    request[0..4].copy_from_slice(&(REQUEST_LEN as u32).to_ne_bytes());
+    request[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
+    request[6..8].copy_from_slice(&((nix::libc::NLM_F_REQUEST | flags) as u16).to_ne_bytes());
+    request[16] = family as u8;
+    request[17] = nix::libc::IPPROTO_TCP as u8;
+    request[18] = 1 << (INET_DIAG_INFO - 1);
+    request[20..24].copy_from_slice(&states.to_ne_bytes());
+    request
 }
 
 fn receive(fd: i32, buffer: &mut [u8]) -> io::Result<usize> {
@@ -73,7 +172,7 @@ fn receive(fd: i32, buffer: &mut [u8]) -> io::Result<usize> {
     }
 }
 
-/// Reads the messages of one datagram; `true` at the end of the dump.
+/// Reads the messages of one datagram; `true` at the end of the answer.
 fn read_answers(mut data: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<bool> {
     while data.len() >= 16 {
         let len = u32_at(data, 0) as usize;
@@ -85,10 +184,10 @@ fn read_answers(mut data: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<boo
             nix::libc::NLMSG_DONE => return Ok(true),
             nix::libc::NLMSG_ERROR if len >= 20 => {
                 let errno = i32::from_ne_bytes([data[16], data[17], data[18], data[19]]);
-                // A kernel without IPv6 has no such sockets: that is no failure.
+                // No such socket, or a kernel without IPv6: that is no failure.
                 return if -errno == nix::libc::ENOENT { Ok(true) } else { Err(io::Error::from_raw_os_error(-errno)) };
             }
-            _ if len >= 16 + ANSWER_LEN => sockets.extend(socket_of(&data[16..len])),
+            _ if len >= 16 + ANSWER_LEN => sockets.push(socket_of(&data[16..len])),
             _ => {}
         }
         data = &data[data.len().min(len.next_multiple_of(4))..];
@@ -96,15 +195,43 @@ fn read_answers(mut data: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<boo
     Ok(false)
 }
 
-fn socket_of(message: &[u8]) -> Option<TcpSocket> {
-    let port = u16::from_be_bytes([message[4], message[5]]);
-    let ip = if i32::from(message[0]) == nix::libc::AF_INET {
-        IpAddr::V4(Ipv4Addr::from(<[u8; 4]>::try_from(&message[8..12]).ok()?))
-    } else {
-        IpAddr::V6(Ipv6Addr::from(<[u8; 16]>::try_from(&message[8..24]).ok()?)).to_canonical()
+fn socket_of(message: &[u8]) -> TcpSocket {
+    let end = |port_at: usize, ip_at: usize| {
+        let port = u16::from_be_bytes([message[port_at], message[port_at + 1]]);
+        let bytes = &message[ip_at..ip_at + 16];
+        let ip = if i32::from(message[0]) == nix::libc::AF_INET {
+            IpAddr::V4(Ipv4Addr::new(bytes[0], bytes[1], bytes[2], bytes[3]))
+        } else {
+            IpAddr::V6(Ipv6Addr::from(u128::from_be_bytes(bytes.try_into().unwrap_or_default())))
+        };
+        SocketAddr::new(ip, port)
     };
-    let local = Address::Tcp((!ip.is_unspecified()).then_some(ip), port);
-    Some(TcpSocket { local, uid: u32_at(message, 64), inode: u32_at(message, 68) })
+    let ends = Ends { local: end(4, 8), peer: end(6, 24) };
+    TcpSocket {
+        local: Address::from(ends.local),
+        ends,
+        state: message[1],
+        unread: u32_at(message, 56),
+        unacknowledged: u32_at(message, 60),
+        uid: u32_at(message, 64),
+        inode: u32_at(message, 68),
+        moved: moved(&message[ANSWER_LEN..]),
+    }
+}
+
+/// Finds `tcp_info` among the attributes of a message.
+fn moved(mut attributes: &[u8]) -> Option<Moved> {
+    while attributes.len() >= 4 {
+        let len = usize::from(u16::from_ne_bytes([attributes[0], attributes[1]]));
+        let kind = u16::from_ne_bytes([attributes[2], attributes[3]]);
+        let value = attributes.get(4..len)?;
+        if kind == INET_DIAG_INFO {
+            // tcpi_last_data_sent and tcpi_last_data_recv (linux/tcp.h).
+            return (value.len() >= 56).then(|| Moved { sent: u32_at(value, 44), received: u32_at(value, 52) });
+        }
+        attributes = &attributes[attributes.len().min(len.next_multiple_of(4))..];
+    }
+    None
 }
 
 fn u32_at(data: &[u8], at: usize) -> u32 {
@@ -134,6 +261,33 @@ mod tests {
         let own = Address::parse(&listener.local_addr().unwrap().to_string()).unwrap();
         let _client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
         assert_eq!(connections().unwrap().iter().filter(|s| s.local == own).count(), 1);
+    }
+
+    #[test]
+    fn an_exact_query_tells_busy_from_idle() {
+        use std::io::{Read, Write};
+        for bind in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(bind).unwrap();
+            let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let (mut server, peer) = listener.accept().unwrap();
+            let ends = Ends { local: server.local_addr().unwrap(), peer };
+            let diag = Diag::open().unwrap();
+            let find = || diag.find(ends).unwrap();
+            client.write_all(b"question").unwrap();
+            while find().unwrap().unread != 8 {}
+            assert!(find().unwrap().is_busy());
+            server.read_exact(&mut [0; 8]).unwrap();
+            assert!(find().unwrap().is_busy());
+            // An answer within the same tick of the kernel's clock would leave it in doubt.
+            while find().unwrap().moved.unwrap().received < 20 {}
+            server.write_all(b"answer").unwrap();
+            assert!(find().unwrap().is_busy());
+            let started = std::time::Instant::now();
+            while find().unwrap().is_busy() && started.elapsed().as_secs() < 30 {}
+            assert!(!find().unwrap().is_busy());
+            drop(server);
+            assert!(find().is_none_or(|s| !s.is_busy()));
+        }
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! Processes: spawning a server, pidfds, and the keeper that ends a new server with its supervisor.
 
+use crate::sys::seccomp::{self, Filter, Ledger, Notifier};
 use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use std::io;
@@ -77,6 +78,17 @@ impl Pidfd {
         }
     }
 
+    /// A handle on a file that the process has open under this number (pidfd_getfd(2), Linux 5.6).
+    pub fn fd(&self, number: RawFd) -> io::Result<OwnedFd> {
+        // SAFETY: the call takes integers and gives a new close-on-exec fd or -1.
+        let fd = unsafe { libc::syscall(libc::SYS_pidfd_getfd, self.0.as_raw_fd(), number, 0) };
+        if fd < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        // SAFETY: the kernel just made this fd, and nobody else has it.
+        Ok(unsafe { OwnedFd::from_raw_fd(fd as RawFd) })
+    }
+
     /// A second handle on the same process.
     pub fn try_clone(&self) -> io::Result<Pidfd> {
         self.0.try_clone().map(Pidfd)
@@ -90,6 +102,18 @@ pub fn is_ignored(signal: Signal) -> bool {
     // SAFETY: no new action is set; the old one is written to a valid place.
     let result = unsafe { libc::sigaction(signal as libc::c_int, std::ptr::null(), &raw mut action) };
     result == 0 && action.sa_sigaction == libc::SIG_IGN
+}
+
+/// Whether executing this file would give privileges that a process without them must give up for good
+/// once it is watched: the setuid or setgid bit, or file capabilities.
+pub fn raises_privileges(path: &std::path::Path) -> bool {
+    use std::os::unix::ffi::OsStrExt;
+    use std::os::unix::fs::MetadataExt;
+    let bits = std::fs::metadata(path).is_ok_and(|m| m.mode() & 0o6000 != 0);
+    let Ok(path) = std::ffi::CString::new(path.as_os_str().as_bytes()) else { return bits };
+    // SAFETY: two valid C strings; a length of 0 only asks for the size.
+    let size = unsafe { libc::getxattr(path.as_ptr(), c"security.capability".as_ptr(), std::ptr::null_mut(), 0) };
+    bits || size > 0
 }
 
 /// Sets right what may have been inherited: no signal blocked, SIGCHLD not ignored (an ignored one
@@ -142,13 +166,16 @@ pub fn free_fd_number() -> Option<RawFd> {
 
 /// Spawns a server: clean signals, its end of the control channel at `number`.
 ///
-/// `keep_hup_ignored`: nohup(1) asked for it.
+/// `keep_hup_ignored`: nohup(1) asked for it. `watch`: the filter that shows its `bind` and `listen`,
+/// and where to send our end of it.
 pub fn spawn(
     command: &mut Command,
     control: BorrowedFd<'_>,
     number: Option<RawFd>,
     keep_hup_ignored: bool,
+    watch: Option<(Filter, BorrowedFd<'_>)>,
 ) -> io::Result<Child> {
+    let watch = watch.map(|(filter, report)| (filter, report.as_raw_fd()));
     let control = control.as_raw_fd();
     let setup = move || {
         for signal in Signal::iterator() {
@@ -168,6 +195,9 @@ pub fn spawn(
                 return Err(io::Error::last_os_error());
             }
         }
+        if let Some((filter, report)) = &watch {
+            filter.install(*report);
+        }
         Ok(())
     };
     // SAFETY: the closure only makes async-signal-safe calls and allocates nothing.
@@ -175,60 +205,83 @@ pub fn spawn(
     command.spawn()
 }
 
-/// The keeper: a tiny process that kills a new server when this supervisor dies before the switch.
-/// Dropping it (or the death of this process) lets it act; [`Keeper::dismiss`] sends it home.
+/// The keeper: a tiny process that outlives this supervisor. Until it is told that the server serves,
+/// it kills the server when the supervisor dies. Afterwards it answers the calls of a watched server in
+/// the supervisor's stead.
 pub struct Keeper(OwnedFd);
 
 impl Keeper {
     /// Starts the keeper of a server (and of its process group, where it has one of its own).
-    pub fn start(server: &Pidfd, group: Option<Pid>) -> io::Result<Keeper> {
+    pub fn start(server: &Pidfd, group: Option<Pid>, watch: Option<(&Notifier, &Ledger)>) -> io::Result<Keeper> {
         let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         let (pipe, server) = (ours.as_raw_fd(), server.0.as_raw_fd());
-        // SAFETY: the child makes async-signal-safe calls only, and never returns from this block.
+        // SAFETY: the child makes async-signal-safe calls only, and never returns from `keep`.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             // SAFETY: this is the freshly forked child.
-            0 => unsafe { keep(pipe, server, group) },
+            0 => unsafe { keep(pipe, server, group, watch.map(|(notifier, ledger)| (notifier.raw(), ledger))) },
             _ => Ok(Keeper(theirs)),
         }
     }
 
     /// The switch is done: from here the server lives on without its supervisor.
-    pub fn dismiss(self) {
+    pub fn server_serves(&self) {
         let _ = nix::unistd::write(&self.0, b"x");
     }
 }
 
-/// The keeper's life. It holds nothing but its pipe and the pidfd: an inherited lock would make a dead
-/// supervisor look alive, an inherited pipe would keep its reader waiting.
+/// The keeper's life. It holds nothing but its pipe, the pidfd and the notifier: an inherited lock would
+/// make a dead supervisor look alive, an inherited pipe would keep its reader waiting.
 ///
 /// # Safety
 /// Only in a freshly forked child.
-unsafe fn keep(pipe: RawFd, server: RawFd, group: Option<Pid>) -> ! {
-    // SAFETY: every call here is async-signal-safe and takes integers or pointers to locals; the two
-    // fds are moved to 0 and 1 before everything above is closed.
+unsafe fn keep(pipe: RawFd, server: RawFd, group: Option<Pid>, watch: Option<(RawFd, &Ledger)>) -> ! {
+    // SAFETY: every call here is async-signal-safe and takes integers or pointers to locals; the fds are
+    // moved out of the way before everything else is closed.
     unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&raw mut all);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
         libc::setsid();
         let (pipe, server) = (libc::fcntl(pipe, libc::F_DUPFD, 3), libc::fcntl(server, libc::F_DUPFD, 3));
+        let notifier = watch.map_or(-1, |(notifier, _)| libc::fcntl(notifier, libc::F_DUPFD, 3));
         libc::dup2(pipe, 0);
         libc::dup2(server, 1);
-        libc::syscall(libc::SYS_close_range, 2, u32::MAX, 0);
-        let mut byte = 0u8;
-        let read = loop {
-            let read = libc::read(0, (&raw mut byte).cast(), 1);
-            if read >= 0 || *libc::__errno_location() != libc::EINTR {
-                break read;
+        if notifier >= 0 {
+            libc::dup2(notifier, 2);
+        }
+        libc::syscall(libc::SYS_close_range, if notifier >= 0 { 3 } else { 2 }, u32::MAX, 0);
+        let mut serves = false;
+        let died = loop {
+            let mut polls = [
+                libc::pollfd { fd: 0, events: libc::POLLIN, revents: 0 },
+                // Only that nobody under the filter is left; calls are the supervisor's to take.
+                libc::pollfd { fd: if notifier >= 0 { 2 } else { -1 }, events: 0, revents: 0 },
+            ];
+            libc::poll(polls.as_mut_ptr(), 2, -1);
+            let mut byte = 0u8;
+            if polls[0].revents != 0 {
+                match libc::read(0, (&raw mut byte).cast(), 1) {
+                    0 => break true,
+                    1.. => serves = true,
+                    _ => {}
+                }
+            } else if polls[1].revents != 0 {
+                break false;
+            }
+            if serves && notifier < 0 {
+                break false;
             }
         };
-        if read == 0 {
+        if died && !serves {
             let alive = libc::syscall(libc::SYS_pidfd_send_signal, 1, 0, 0, 0) == 0;
             if let (true, Some(group)) = (alive, group) {
                 libc::kill(-group.raw(), libc::SIGKILL);
             }
             libc::syscall(libc::SYS_pidfd_send_signal, 1, libc::SIGKILL, 0, 0);
+        }
+        if let (true, Some((_, ledger))) = (died, watch) {
+            seccomp::let_all_proceed(2, ledger);
         }
         libc::_exit(0)
     }

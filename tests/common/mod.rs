@@ -53,6 +53,7 @@ pub fn plain_server() -> PathBuf {
 pub struct Sandbox {
     dir: tempfile::TempDir,
     logs: AtomicUsize,
+    shared: bool,
 }
 
 impl Default for Sandbox {
@@ -62,10 +63,20 @@ impl Default for Sandbox {
 }
 
 impl Sandbox {
+    /// One in which all swaps run in plain order.
     pub fn new() -> Sandbox {
         // Short: the paths of unix sockets are limited to 107 bytes.
         let dir = tempfile::Builder::new().prefix("ssw").tempdir_in("/tmp").unwrap();
-        Sandbox { dir, logs: AtomicUsize::new(0) }
+        // For a look at how the other order does in the tests of this one.
+        let shared = std::env::var_os("SERVERSWAP_TEST_SHARED").is_some();
+        Sandbox { dir, logs: AtomicUsize::new(0), shared }
+    }
+
+    /// One in which ports are shared.
+    pub fn shared() -> Sandbox {
+        let mut sandbox = Sandbox::new();
+        sandbox.shared = true;
+        sandbox
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -127,7 +138,11 @@ impl Sandbox {
 
     /// Starts `serverswap ARGS...`.
     pub fn serverswap<A: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Running {
+        let arguments: Vec<std::ffi::OsString> = arguments.into_iter().map(|a| a.as_ref().to_owned()).collect();
         let mut command = self.command(SERVERSWAP);
+        if cfg!(feature = "shared-port") && !self.shared && runs_a_server(&arguments) {
+            command.arg("--plain");
+        }
         command.args(arguments);
         self.start(command)
     }
@@ -269,6 +284,11 @@ impl Sandbox {
         assert_eq!(status, 0, "{log}");
         self.assert_clean();
     }
+}
+
+fn runs_a_server(arguments: &[std::ffi::OsString]) -> bool {
+    let other = ["--status", "--takedown", "--reload", "--client", "--help", "--version", "-h", "-V"];
+    !arguments.iter().take_while(|a| *a != "--").any(|a| other.contains(&&*a.to_string_lossy()))
 }
 
 /// Signals one process.

@@ -143,6 +143,15 @@ impl Watcher {
 
     fn effect(&mut self, event: &Event, effect: &Effect) {
         match effect {
+            // Of the shared port only; these are of the plain order.
+            Effect::Admit(_)
+            | Effect::Join(_)
+            | Effect::Settle
+            | Effect::Switch(_)
+            | Effect::AskDrain(..)
+            | Effect::Drain
+            | Effect::StopDrain
+            | Effect::CutOff => panic!("{effect:?} in plain order"),
             Effect::Say(speaker, SupervisorWord::Go(address)) => {
                 let first = self.owed.remove(&(*speaker, address.clone()));
                 assert!(first, "GO {address} to {speaker:?}, who is not waiting for it");

@@ -417,6 +417,15 @@ impl World {
         let mut answers = Vec::new();
         for effect in effects {
             match effect {
+                // Of the shared port only; these are of the plain order.
+                Effect::Admit(_)
+                | Effect::Join(_)
+                | Effect::Settle
+                | Effect::Switch(_)
+                | Effect::AskDrain(..)
+                | Effect::Drain
+                | Effect::StopDrain
+                | Effect::CutOff => panic!("{effect:?} in plain order"),
                 Effect::Say(_, word) => {
                     if let SupervisorWord::Takedown(_) = word {
                         self.check_harm(i);

@@ -1,0 +1,257 @@
+//! The shared port in the hands of a supervisor: answering the `listen` calls of its server, steering
+//! while a swap runs, and draining when a newer server has taken over.
+
+#![forbid(unsafe_code)]
+
+use super::threads::{self, GenId, Id};
+use super::watching::Waiting;
+use super::{Live, OldTo, Supervisor};
+use crate::address::Address;
+use crate::server::{Server, Watch};
+use crate::share::{Drain, Drained, Sharing};
+use crate::swap::{self, ClaimerId, Level, OldId};
+use crate::sys::net;
+use nix::errno::Errno;
+use std::collections::VecDeque;
+use std::sync::Arc;
+
+impl Live {
+    fn watch(&self) -> Option<&Arc<Watch>> {
+        self.server.watch.as_ref()?.as_ref().ok()
+    }
+
+    /// Whether its ports can be shared with a newer server.
+    pub(super) fn is_shared(&self) -> bool {
+        self.watch().is_some()
+    }
+
+    fn take_calls(&mut self, address: &Address) -> Vec<Waiting> {
+        self.calls.extract_if(.., |call| Address::from(call.address) == *address).collect()
+    }
+}
+
+impl Supervisor {
+    pub(super) fn called(&mut self, generation: GenId, waiting: Waiting) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        // It is seen: nobody has to look for its listeners.
+        live.discover_until = None;
+        let address = Address::from(waiting.address);
+        live.calls.push(waiting);
+        self.feed(generation, swap::Event::Calls(address));
+    }
+
+    /// Lets the server listen as if alone. We make the call ourselves, to know when it is done.
+    pub(super) fn admit(&mut self, generation: GenId, address: &Address) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        let mut listens = false;
+        for call in live.take_calls(address) {
+            let result = call.socket.listen(call.backlog);
+            listens |= result.is_ok();
+            conclude(live, call.id, result);
+        }
+        if listens {
+            self.feed(generation, swap::Event::Listens(address.clone()));
+        }
+    }
+
+    /// Lets the server listen beside the old one, which keeps all connections.
+    pub(super) fn join(&mut self, generation: GenId, address: &Address) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        for call in live.take_calls(address) {
+            let result = match &mut live.sharing {
+                Some(sharing) => sharing.join(call.socket, call.backlog),
+                None => call.socket.listen(call.backlog),
+            };
+            conclude(live, call.id, result);
+        }
+        live.proving.insert(address.clone());
+        self.poll_soon();
+    }
+
+    /// The lock of an old server is ours: gets hold of its listeners, so that the port can be shared.
+    pub(super) fn locked(&mut self, of: GenId, id: Id, holds: Vec<Address>) {
+        if self.live.get(&of).is_some_and(Live::is_shared) {
+            match self.share(of, id, &holds) {
+                Ok(()) => self.feed(of, swap::Event::Shares(OldId(id))),
+                Err(why) => {
+                    let text = format!("the port cannot be shared: {why} (this swap runs in plain order)");
+                    self.log.say(Level::Warning, holds.first(), &text);
+                }
+            }
+        }
+        self.feed(of, swap::Event::Locked(OldId(id), holds));
+    }
+
+    fn share(&mut self, of: GenId, id: Id, holds: &[Address]) -> Result<(), String> {
+        let old = self.olds.get(&id).ok_or("it is gone")?;
+        let wanted = |a: &Address| holds.iter().any(|held| held.collides(a));
+        let failed = |e: std::io::Error| format!("its listeners cannot be had: {}", crate::error::reason(&e));
+        let sockets = match &old.to {
+            OldTo::Local(generation) => {
+                let live = self.live.get(generation).ok_or("it is gone")?;
+                live.server.listeners(wanted).map_err(failed)?
+            }
+            OldTo::Remote(holder) => {
+                let mark = holder.socket.to_string_lossy().into_owned();
+                let server = Server::adopt(holder.pid, holder.start, mark).ok_or("it is gone")?;
+                server.listeners(wanted).map_err(failed)?
+            }
+        };
+        let live = self.live.get_mut(&of).ok_or("it is gone")?;
+        live.sharing.get_or_insert_with(Sharing::default).add_old(sockets)
+    }
+
+    pub(super) fn switch(&mut self, generation: GenId) {
+        let Some(sharing) = self.live.get_mut(&generation).and_then(|live| live.sharing.as_mut()) else { return };
+        if let Err(e) = sharing.switch() {
+            let text = format!("unable to steer the port: {} (the swap goes on)", crate::error::reason(&e));
+            self.log.say(Level::Warning, None, &text);
+        }
+    }
+
+    /// The swap of a generation is over for good or ill, or it never began.
+    pub(super) fn turn_back(&mut self, generation: GenId) {
+        if let Some(live) = self.live.get_mut(&generation)
+            && let Some(sharing) = live.sharing.take()
+        {
+            sharing.turn_back();
+        }
+    }
+
+    /// Lets go of the ports whose old servers are all gone.
+    pub(super) fn finish_sharing(&mut self) {
+        let olds = &self.olds;
+        for (generation, live) in &mut self.live {
+            if live.sharing.is_some()
+                && !olds.values().any(|old| old.of == *generation)
+                && let Some(sharing) = live.sharing.take()
+            {
+                live.proving.clear();
+                sharing.finish();
+            }
+        }
+    }
+
+    /// The server of a generation is gone: nobody may wait for it, and no handle of ours may hold a
+    /// queue open that nobody reads.
+    pub(super) fn server_is_gone(&mut self, generation: GenId) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        live.drain = None;
+        live.calls.clear();
+        self.turn_back(generation);
+    }
+
+    pub(super) fn interrupt_calls(&mut self, generation: GenId) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        // A call that waits holds back the signal.
+        for call in std::mem::take(&mut live.calls) {
+            if let Some(watch) = live.watch() {
+                watch.conclude(call.id, Errno::EINTR as i32);
+            }
+        }
+    }
+
+    pub(super) fn drain(&mut self, generation: GenId) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        let own = live.machine.addresses();
+        let listeners = live.server.listeners(|a| own.iter().any(|own| own.collides(a)));
+        match listeners.and_then(Drain::start) {
+            Ok(drain) => {
+                (live.drain, live.quiesced) = (Some(drain), false);
+                self.poll_soon();
+            }
+            // What cannot be watched gets its full time.
+            Err(e) => {
+                let text = format!("unable to watch its connections: {}", crate::error::reason(&e));
+                self.log.say(Level::Warning, live.name.as_ref(), &text);
+            }
+        }
+    }
+
+    pub(super) fn cut_off(&mut self, generation: GenId) {
+        let Some(live) = self.live.get(&generation) else { return };
+        let busy = live.drain.as_ref().map_or(0, Drain::busy);
+        if busy > 0 {
+            let text = format!("the time to drain is up with {busy} busy connections (they are cut)");
+            self.log.say(Level::Warning, live.name.as_ref(), &text);
+        }
+    }
+
+    /// A claimer has gone away: if its server serves in our place, ours still has to go.
+    pub(super) fn claimer_closed(&mut self, generation: GenId, claimer: ClaimerId) {
+        let Some(live) = self.live.get(&generation) else { return };
+        let own = live.machine.addresses();
+        let inodes = live.server.socket_inodes();
+        let other = |s: &net::TcpSocket| own.iter().any(|a| a.collides(&s.local)) && !inodes.contains(&s.inode);
+        let succeeded = net::listeners().unwrap_or_default().iter().any(other);
+        let event = if succeeded { swap::Event::Succeeded(claimer) } else { swap::Event::ClaimerGone(claimer) };
+        self.feed(generation, event);
+    }
+
+    /// The supervisor of an old server that was asked to drain is gone: the server is to go all the
+    /// same. `false` if there is no such server.
+    pub(super) fn follow_orphan(&mut self, id: Id) -> bool {
+        let Some(old) = self.olds.get(&id).filter(|old| old.drains) else { return false };
+        let pid = old.server.0;
+        self.dir.try_clone().and_then(|dir| threads::release(self.events.clone(), id, pid, dir)).is_ok()
+    }
+
+    pub(super) fn orphaned(&mut self, id: Id) {
+        let Some(old) = self.olds.get(&id) else { return };
+        let (of, pid) = (old.of, old.server.0);
+        let found = self.dir.find(pid);
+        let adopted = found.and_then(|mut holder| {
+            let lock = holder.orphan.take()?;
+            self.adopt(&holder, lock)
+        });
+        match (adopted, self.olds.get_mut(&id)) {
+            (Some(generation), Some(old)) => {
+                old.to = OldTo::Local(generation);
+                self.feed(generation, swap::Event::Claim(ClaimerId(id)));
+                self.feed(generation, swap::Event::AskedDrain(ClaimerId(id)));
+            }
+            _ => {
+                self.olds.remove(&id);
+                self.feed(of, swap::Event::OldGone(OldId(id)));
+            }
+        }
+    }
+}
+
+fn conclude(live: &Live, id: u64, result: std::io::Result<()>) {
+    if let Some(watch) = live.watch() {
+        let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(Errno::EADDRINUSE as i32));
+        watch.conclude(id, errno);
+    }
+}
+
+/// Moves probes and drains a step on; `true` if there is more to come.
+pub(super) fn look_at_shared(
+    generation: GenId,
+    live: &mut Live,
+    pending: &mut VecDeque<(GenId, swap::Event)>,
+    prove: bool,
+) -> bool {
+    if let Some(sharing) = &mut live.sharing {
+        let complete = !live.settled;
+        for address in live.proving.extract_if(.., |a| sharing.is_proven(a, prove, complete)) {
+            pending.push_back((generation, swap::Event::Accepts(address)));
+        }
+    } else {
+        for address in std::mem::take(&mut live.proving) {
+            pending.push_back((generation, swap::Event::Accepts(address)));
+        }
+    }
+    if let Some(drain) = &mut live.drain {
+        match drain.look(&live.server) {
+            Drained::Arriving => {}
+            Drained::Quiesced if !live.quiesced => {
+                live.quiesced = true;
+                pending.push_back((generation, swap::Event::Quiesced));
+            }
+            Drained::Quiesced => {}
+            Drained::Idle => pending.push_back((generation, swap::Event::Drained)),
+        }
+    }
+    !live.proving.is_empty() || live.drain.is_some()
+}

@@ -1,0 +1,122 @@
+//! The thread that sees a server's `bind` and `listen`. A `bind` is let through at once, its port made
+//! sharable; a `listen` waits for the main thread to answer it.
+
+#![forbid(unsafe_code)]
+
+use super::threads::{Event, Events, GenId, start};
+use crate::procfs::{self, Snapshot};
+use crate::server::Watch;
+use crate::sys::seccomp::{Call, Notification};
+use crate::sys::steer::Socket;
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+/// A `listen` that waits for an answer.
+#[derive(Debug)]
+pub struct Waiting {
+    /// Names the call for the answer.
+    pub id: u64,
+    /// Our handle on the socket.
+    pub socket: Socket,
+    /// Where it is bound.
+    pub address: SocketAddr,
+    /// What the server asked for.
+    pub backlog: i32,
+}
+
+impl Watch {
+    /// Lets a call run as if nobody had looked.
+    pub fn proceed(&self, id: u64) {
+        self.notifier.proceed(id);
+        self.ledger.clear(id);
+    }
+
+    /// Gives a call this result instead: 0, or an errno.
+    pub fn conclude(&self, id: u64, errno: i32) {
+        self.notifier.conclude(id, errno);
+        self.ledger.clear(id);
+    }
+}
+
+/// Sees the calls of a generation until nobody of it is left.
+pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>) -> io::Result<()> {
+    start("watch", move || {
+        let mut bound = Vec::new();
+        while let Some(call) = watch.notifier.next() {
+            let noted = watch.ledger.note(call.id);
+            match call.call {
+                Call::Bind => {
+                    // Whatever could not be found out: the call runs as if nobody had looked.
+                    if see_bind(&watch, &call, &mut bound).unwrap_or(false) {
+                        let _ = events.send(Event::Bound(generation));
+                    }
+                    watch.proceed(call.id);
+                }
+                Call::Listen(backlog) => match see_listen(&call, backlog, &bound) {
+                    Ok(Some(waiting)) if noted => {
+                        if events.send(Event::Called(generation, waiting)).is_err() {
+                            return;
+                        }
+                    }
+                    Ok(_) | Err(_) => watch.proceed(call.id),
+                },
+            }
+        }
+    })
+}
+
+/// A socket that was bound to a fixed port.
+struct Bound {
+    cookie: u64,
+    inode: u32,
+    address: SocketAddr,
+}
+
+/// Makes the port sharable, so that the new server can bind while the old one serves; `true` if it is
+/// a fixed one. Port 0 never: the kernel could then pick a port that is in use.
+fn see_bind(watch: &Watch, call: &Notification, bound: &mut Vec<Bound>) -> io::Result<bool> {
+    let Some(address) = call.address()?.filter(|a| a.port() != 0) else { return Ok(false) };
+    let socket = Socket::new(call.socket()?);
+    if !(socket.is_tcp() || socket.is_udp()) {
+        return Ok(false);
+    }
+    let (cookie, inode) = (socket.cookie()?, socket.inode()?);
+    // A second socket of this server at the same place gets EADDRINUSE, as ever: only what the server
+    // itself made sharable shares with itself.
+    let twice = !socket.shares()
+        && bound
+            .iter()
+            .any(|b| b.cookie != cookie && socket.is_tcp() && collide(b.address, address) && is_open(b.inode));
+    // What was read belongs to this call only if it still waits.
+    if !twice && watch.notifier.waits(call.id) {
+        socket.share()?;
+    }
+    if socket.is_tcp() {
+        bound.retain(|b| b.cookie != cookie);
+        bound.push(Bound { cookie, inode, address });
+    }
+    Ok(true)
+}
+
+fn see_listen(call: &Notification, backlog: i32, bound: &[Bound]) -> io::Result<Option<Waiting>> {
+    let socket = Socket::new(call.socket()?);
+    let cookie = socket.cookie()?;
+    let fixed = bound.iter().any(|b| b.cookie == cookie);
+    if !fixed || socket.listens() {
+        return Ok(None);
+    }
+    let address = socket.address()?;
+    Ok(Some(Waiting { id: call.id, socket, address, backlog }))
+}
+
+fn collide(a: SocketAddr, b: SocketAddr) -> bool {
+    a.port() == b.port()
+        && a.is_ipv4() == b.is_ipv4()
+        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
+}
+
+fn is_open(inode: u32) -> bool {
+    let snapshot = Snapshot::take();
+    snapshot.all().any(|stat| procfs::sockets(stat.pid).is_some_and(|held| held.contains(&inode)))
+}

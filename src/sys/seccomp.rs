@@ -1,0 +1,360 @@
+//! Seeing a server's `bind` and `listen` (seccomp user notification, seccomp(2), seccomp_unotify(2)):
+//! the filter that the child puts on itself, and the supervisor's end of it.
+//!
+//! Linux 5.9 or later (POLLHUP tells that nobody is left under the filter); best from 5.19, where a
+//! waiting call is no longer interrupted by signals.
+
+use crate::sys::process::{Pid, Pidfd};
+use nix::libc;
+use std::io;
+use std::mem::{size_of, zeroed};
+use std::net::SocketAddr;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
+use std::ptr::NonNull;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+/// AUDIT_ARCH_* of linux/audit.h, which libc lacks; `None` where this is not supported.
+const ARCH: Option<u32> = if cfg!(target_arch = "x86_64") {
+    Some(0xC000_003E)
+} else if cfg!(target_arch = "aarch64") {
+    Some(0xC000_00B7)
+} else {
+    None
+};
+
+/// The filter, built before the fork: nothing after it may allocate.
+pub struct Filter(Vec<libc::sock_filter>);
+
+impl Filter {
+    /// `listen` and those `bind` calls that can be of an IP socket or a long unix one are told to the
+    /// supervisor; everything else, netlink and most unix sockets among it, runs at full speed. `None`
+    /// on an architecture without support.
+    pub fn new() -> Option<Filter> {
+        let arch = ARCH?;
+        let load = |offset: usize| stmt(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset as u32);
+        let equal = |value: u32, yes: u8, no: u8| jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, yes, no);
+        let (arch_at, nr_at) = (4, 0);
+        // Low half of the third argument, the length of the address.
+        let len_at = 16 + 2 * 8 + if cfg!(target_endian = "big") { 4 } else { 0 };
+        Some(Filter(vec![
+            load(arch_at),
+            equal(arch, 0, 8),
+            load(nr_at),
+            equal(libc::SYS_listen as u32, 5, 0),
+            equal(libc::SYS_bind as u32, 0, 5),
+            load(len_at),
+            equal(16, 2, 0),
+            equal(28, 1, 0),
+            jump(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 110, 0, 1),
+            stmt(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_USER_NOTIF),
+            stmt(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
+        ]))
+    }
+
+    /// Puts the filter on the calling thread and sends the supervisor its end over `report`, or the
+    /// errno. Async-signal-safe; for the child between fork and exec.
+    pub fn install(&self, report: RawFd) {
+        let program = libc::sock_fprog { len: self.0.len() as u16, filter: self.0.as_ptr().cast_mut() };
+        let base = libc::SECCOMP_FILTER_FLAG_NEW_LISTENER | libc::SECCOMP_FILTER_FLAG_SPEC_ALLOW;
+        let killable = libc::SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV;
+        let set = |flags: libc::c_ulong| {
+            // SAFETY: the program is valid for the call, and the kernel copies it.
+            let fd =
+                unsafe { libc::syscall(libc::SYS_seccomp, libc::SECCOMP_SET_MODE_FILTER, flags, &raw const program) };
+            // SAFETY: errno of this thread.
+            if fd >= 0 { Ok(fd as RawFd) } else { Err(unsafe { *libc::__errno_location() }) }
+        };
+        let mut result = set(base | killable);
+        if result == Err(libc::EACCES) {
+            // Without CAP_SYS_ADMIN the filter is only for those who give up setuid for good.
+            // SAFETY: integers only.
+            unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+            result = set(base | killable);
+        }
+        if result == Err(libc::EINVAL) {
+            result = set(base);
+        }
+        send_result(report, result);
+    }
+}
+
+fn stmt(code: u32, k: u32) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt: 0, jf: 0, k }
+}
+
+fn jump(code: u32, k: u32, jt: u8, jf: u8) -> libc::sock_filter {
+    libc::sock_filter { code: code as u16, jt, jf, k }
+}
+
+/// Space for one control message with one fd, aligned as the kernel wants it.
+#[repr(C, align(8))]
+struct Control([u8; 32]);
+
+/// The errno (0 for none) as four bytes, with the fd as ancillary data. nix's `sendmsg` allocates.
+fn send_result(report: RawFd, result: Result<RawFd, i32>) {
+    let mut errno = result.err().unwrap_or(0);
+    let mut control = Control([0; 32]);
+    // SAFETY: all pointers are to locals that live through the call; the buffer has room for one header
+    // and one fd (CMSG_SPACE(4) is 24).
+    unsafe {
+        let mut part = libc::iovec { iov_base: (&raw mut errno).cast(), iov_len: size_of::<i32>() };
+        let mut message: libc::msghdr = zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        if let Ok(fd) = result {
+            message.msg_control = (&raw mut control).cast();
+            message.msg_controllen = libc::CMSG_SPACE(size_of::<RawFd>() as u32) as _;
+            let header = libc::CMSG_FIRSTHDR(&raw const message);
+            (*header).cmsg_level = libc::SOL_SOCKET;
+            (*header).cmsg_type = libc::SCM_RIGHTS;
+            (*header).cmsg_len = libc::CMSG_LEN(size_of::<RawFd>() as u32) as _;
+            libc::CMSG_DATA(header).cast::<RawFd>().write_unaligned(fd);
+        }
+        libc::sendmsg(report, &raw const message, libc::MSG_NOSIGNAL);
+        if let Ok(fd) = result {
+            libc::close(fd);
+        }
+    }
+}
+
+/// Takes what the child sent before its exec.
+pub fn receive_result(report: &std::os::unix::net::UnixStream) -> io::Result<Notifier> {
+    let mut errno: i32 = libc::EIO;
+    let mut control = Control([0; 32]);
+    // SAFETY: all pointers are to locals that live through the call; a received fd is owned at once.
+    unsafe {
+        let mut part = libc::iovec { iov_base: (&raw mut errno).cast(), iov_len: size_of::<i32>() };
+        let mut message: libc::msghdr = zeroed();
+        message.msg_iov = &raw mut part;
+        message.msg_iovlen = 1;
+        message.msg_control = (&raw mut control).cast();
+        message.msg_controllen = size_of::<Control>() as _;
+        let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
+        if libc::recvmsg(report.as_raw_fd(), &raw mut message, flags) < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        let header = libc::CMSG_FIRSTHDR(&raw const message);
+        if errno == 0 && !header.is_null() && (*header).cmsg_type == libc::SCM_RIGHTS {
+            let fd = libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned();
+            return Ok(Notifier(OwnedFd::from_raw_fd(fd)));
+        }
+    }
+    Err(io::Error::from_raw_os_error(errno))
+}
+
+/// The calls that were taken from the kernel and not answered yet, in a page that the keeper shares:
+/// should this process die, their callers would wait for ever.
+#[derive(Debug)]
+pub struct Ledger(NonNull<[AtomicU64; LEDGER_LEN]>);
+
+/// How many calls may wait at once; more are let through unseen.
+const LEDGER_LEN: usize = 128;
+
+// SAFETY: the page is only reached through atomics, and lives until the process ends.
+unsafe impl Send for Ledger {}
+// SAFETY: as above.
+unsafe impl Sync for Ledger {}
+
+impl Ledger {
+    /// A new page, all zero.
+    pub fn new() -> io::Result<Ledger> {
+        let len = size_of::<[AtomicU64; LEDGER_LEN]>();
+        let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
+        // SAFETY: a fresh mapping of that length; zeroes are valid atomics.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), len, access, kind, -1, 0) };
+        if page == libc::MAP_FAILED {
+            return Err(io::Error::last_os_error());
+        }
+        NonNull::new(page.cast()).map(Ledger).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+    }
+
+    fn entries(&self) -> &[AtomicU64; LEDGER_LEN] {
+        // SAFETY: the mapping is valid and aligned, and unmapped only with the last handle.
+        unsafe { self.0.as_ref() }
+    }
+
+    /// Notes a call; `false` if there is no room.
+    pub fn note(&self, id: u64) -> bool {
+        self.replace(0, id)
+    }
+
+    /// The call was answered.
+    pub fn clear(&self, id: u64) {
+        self.replace(id, 0);
+    }
+
+    fn replace(&self, old: u64, new: u64) -> bool {
+        let swap = |entry: &AtomicU64| entry.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
+        self.entries().iter().any(swap)
+    }
+}
+
+impl Drop for Ledger {
+    fn drop(&mut self) {
+        // SAFETY: the mapping was made with this length, and nobody has a reference to it any more.
+        unsafe { libc::munmap(self.0.as_ptr().cast(), size_of::<[AtomicU64; LEDGER_LEN]>()) };
+    }
+}
+
+/// What the keeper does once the supervisor is dead: every call runs as if nobody had looked, until
+/// nobody under the filter is left. Async-signal-safe.
+pub fn let_all_proceed(notifier: RawFd, ledger: &Ledger) {
+    let proceed = |id: u64| {
+        let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
+        let mut answer = libc::seccomp_notif_resp { id, val: 0, error: 0, flags };
+        // SAFETY: the request goes with this struct.
+        unsafe { libc::ioctl(notifier, libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
+    };
+    for entry in ledger.entries() {
+        match entry.swap(0, Ordering::AcqRel) {
+            0 => {}
+            id => proceed(id),
+        }
+    }
+    loop {
+        let mut poll = libc::pollfd { fd: notifier, events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd, and the count says one.
+        unsafe { libc::poll(&raw mut poll, 1, -1) };
+        if poll.revents & libc::POLLIN != 0 {
+            // SAFETY: the kernel wants it zeroed and fills it; the request goes with this struct.
+            unsafe {
+                let mut got: libc::seccomp_notif = zeroed();
+                if libc::ioctl(notifier, libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut got) == 0 {
+                    proceed(got.id);
+                }
+            }
+        } else if poll.revents != 0 {
+            return;
+        }
+    }
+}
+
+/// The supervisor's end: calls of the server wait here for an answer.
+#[derive(Debug)]
+pub struct Notifier(OwnedFd);
+
+/// Which call waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Call {
+    /// bind(2): the length of the address.
+    Bind,
+    /// listen(2) with this backlog.
+    Listen(i32),
+}
+
+/// A call that waits. Dropping it without an answer leaves the caller waiting.
+#[derive(Debug, Clone, Copy)]
+pub struct Notification {
+    /// Names the call for the answer.
+    pub id: u64,
+    /// Which call it is.
+    pub call: Call,
+    thread: u32,
+    args: [u64; 6],
+}
+
+impl Notifier {
+    /// Waits for the next call; `None` when nobody under the filter is left.
+    pub fn next(&self) -> Option<Notification> {
+        loop {
+            let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+            // SAFETY: one valid pollfd, and the count says one.
+            let ready = unsafe { libc::poll(&raw mut poll, 1, -1) };
+            if ready < 0 {
+                if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
+                    continue;
+                }
+                return None;
+            }
+            // RECV only after POLLIN: before 6.11 it may never return otherwise.
+            if poll.revents & libc::POLLIN != 0 {
+                // SAFETY: the kernel wants it zeroed and fills it.
+                let mut got: libc::seccomp_notif = unsafe { zeroed() };
+                // SAFETY: the request goes with this struct.
+                let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut got) };
+                if result < 0 {
+                    // ENOENT, EINTR: the call was interrupted or its process is gone.
+                    continue;
+                }
+                let call = match i64::from(got.data.nr) {
+                    nr if nr == libc::SYS_bind => Call::Bind,
+                    _ => Call::Listen(got.data.args[1] as i32),
+                };
+                return Some(Notification { id: got.id, call, thread: got.pid, args: got.data.args });
+            }
+            if poll.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 {
+                return None;
+            }
+        }
+    }
+
+    /// Lets the call run as if nobody had looked.
+    pub fn proceed(&self, id: u64) {
+        self.answer(id, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32);
+    }
+
+    /// The call returns this instead of running: 0, or an errno.
+    pub fn conclude(&self, id: u64, errno: i32) {
+        self.answer(id, -errno, 0);
+    }
+
+    fn answer(&self, id: u64, error: i32, flags: u32) {
+        let mut answer = libc::seccomp_notif_resp { id, val: 0, error, flags };
+        // SAFETY: the request goes with this struct. ENOENT: the call is no longer there to be answered.
+        unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
+    }
+
+    /// Whether the call still waits: whatever was read of its process before belongs to it.
+    pub fn waits(&self, id: u64) -> bool {
+        let mut id = id;
+        // SAFETY: the request goes with a u64.
+        unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_ID_VALID, &raw mut id) == 0 }
+    }
+
+    /// The fd number, for the keeper.
+    pub fn raw(&self) -> RawFd {
+        self.0.as_raw_fd()
+    }
+}
+
+impl Notification {
+    /// The process whose thread waits (`pidfd_open` refuses a thread).
+    pub fn process(&self) -> Option<Pid> {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.thread)).ok()?;
+        Pid::new(status.lines().find_map(|l| l.strip_prefix("Tgid:"))?.trim().parse().ok()?)
+    }
+
+    /// A handle on the socket of the call (pidfd_getfd(2), Linux 5.6).
+    pub fn socket(&self) -> io::Result<OwnedFd> {
+        let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+        Pidfd::open(self.process().ok_or_else(gone)?)?.fd(self.args[0] as RawFd)
+    }
+
+    /// The address of a `bind`, if it is of an IP socket.
+    pub fn address(&self) -> io::Result<Option<SocketAddr>> {
+        let mut bytes = [0u8; 28];
+        let len = bytes.len().min(self.args[2] as usize);
+        // SAFETY: the local part is a valid buffer of that length; the remote part is only read, by the
+        // kernel, which checks it.
+        let read = unsafe {
+            let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: len };
+            let remote = libc::iovec { iov_base: self.args[1] as *mut libc::c_void, iov_len: len };
+            libc::process_vm_readv(self.thread as libc::pid_t, &raw const local, 1, &raw const remote, 1, 0)
+        };
+        if read < 0 {
+            return Err(io::Error::last_os_error());
+        }
+        Ok(parse_address(&bytes[..read as usize]))
+    }
+}
+
+/// A `sockaddr_in` or `sockaddr_in6` (ip(7), ipv6(7)).
+fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
+    let family = i32::from(u16::from_ne_bytes([*bytes.first()?, *bytes.get(1)?]));
+    let port = u16::from_be_bytes([*bytes.get(2)?, *bytes.get(3)?]);
+    match family {
+        libc::AF_INET => Some((<[u8; 4]>::try_from(bytes.get(4..8)?).ok()?, port).into()),
+        libc::AF_INET6 => Some((<[u8; 16]>::try_from(bytes.get(8..24)?).ok()?, port).into()),
+        _ => None,
+    }
+}

@@ -1,0 +1,24 @@
+// A server that knows nothing of serverswap: no handler for signals, no control channel. Arguments: addresses;
+// then any of `slow=MS`: every answer takes that long; `workers=N`: a cluster.
+
+const cluster = require('cluster');
+const http = require('http');
+
+const words = process.argv.slice(2);
+const value = (key) => Number((words.find((word) => word.startsWith(`${key}=`)) || '').slice(key.length + 1));
+
+if (value('workers') > 0 && cluster.isPrimary) {
+  for (let i = 0; i < value('workers'); i += 1) cluster.fork();
+} else {
+  const addresses = words.filter((word) => word.includes(':'));
+  for (const address of addresses) {
+    const server = http.createServer((request, response) => {
+      response.setHeader('Connection', 'close');
+      const answer = () => response.end(`${process.env.SERVERSWAP_GENERATION} ${process.pid}\n`);
+      if (value('slow') > 0) setTimeout(answer, value('slow'));
+      else answer();
+    });
+    const host = address.slice(0, address.lastIndexOf(':')).replace(/[[\]]/g, '') || '0.0.0.0';
+    server.listen({ host, port: Number(address.split(':').pop()), ipv6Only: host.includes(':') });
+  }
+}

@@ -1,0 +1,69 @@
+"""A server that knows nothing of serverswap: no handler for signals, no control channel. Arguments: addresses;
+then any of `slow=MS`: every answer takes that long; `accept=FIFO`: listens, and accepts only when somebody has
+opened the fifo and closed it again; `never`: never accepts; `die`: exits with 7 right after listen; `hold=FIFO`:
+answers a request for /hold only when the fifo was opened and closed; `again=FIFO`: afterwards, each line of the
+fifo is a port to listen on too."""
+
+import http.server
+import os
+import signal
+import socket
+import sys
+import threading
+import time
+
+words = sys.argv[1:]
+values = dict(word.split("=", 1) for word in words if "=" in word)
+
+
+def pass_gate(name):
+    if name in values:
+        with open(values[name], "rb") as fifo:
+            fifo.read()
+
+
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        if self.path == "/hold":
+            pass_gate("hold")
+        time.sleep(int(values.get("slow", 0)) / 1000)
+        body = f"{os.environ['SERVERSWAP_GENERATION']} {os.getpid()}\n".encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(body)))
+        self.end_headers()
+        self.wfile.write(body)
+
+    def log_message(self, *args):
+        pass
+
+
+class Server(http.server.ThreadingHTTPServer):
+    request_queue_size = 128
+
+    def server_bind(self):
+        if self.address_family == socket.AF_INET6:
+            self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        super().server_bind()
+
+
+def serve(address):
+    host, port = address.rsplit(":", 1)
+    host = host.strip("[]") or "0.0.0.0"
+    server = type("S", (Server,), {"address_family": socket.AF_INET6 if ":" in host else socket.AF_INET})
+    return server((host, int(port)), Handler)
+
+
+servers = [serve(word) for word in words if ":" in word]
+if "die" in words:
+    os._exit(7)
+if "never" in words:
+    signal.pause()
+pass_gate("accept")
+for server in servers:
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+while "again" in values:
+    with open(values["again"]) as fifo:
+        for line in fifo:
+            server = serve(f":{int(line)}")
+            threading.Thread(target=server.serve_forever, daemon=True).start()
+signal.pause()
