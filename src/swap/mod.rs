@@ -1069,7 +1069,9 @@ impl Generation {
 
     /// The old side: grants the lock, and does what its holder asked for.
     fn give(&mut self, effects: &mut Vec<Effect>) {
-        while self.is_free() && !self.acquiring() {
+        // A bind that the server owes is no hindrance: it may never come.
+        let takes = |slot: &Slot| !matches!(slot, Slot::Going | Slot::Held | Slot::Asked { .. });
+        while self.is_free() && !self.slots.values().any(takes) {
             match self.queue.pop_front() {
                 None => break,
                 Some((claimer, Wish::Replace)) => {
