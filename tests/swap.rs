@@ -22,6 +22,7 @@ fn three_swaps(sandbox: &Sandbox, port: u16, main: bool, command: &[&str]) {
     let mut before = sandbox.serverswap(command);
     let mut last = answered_by(port, 1);
     let load = Load::start(port, Duration::from_millis(2));
+    load.sees(1);
     for generation in 2..=4 {
         let after = sandbox.serverswap(command);
         let answer = answered_by(port, generation);
