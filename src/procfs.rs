@@ -141,29 +141,22 @@ impl Snapshot {
     pub fn family(&self, server: &Family) -> Vec<&Stat> {
         let own_exe = file_id("/proc/self/exe");
         let foreign = |stat: &Stat| own_exe.is_some() && file_id(&format!("/proc/{}/exe", stat.pid)) == own_exe;
-        self.all()
-            .filter(|stat| {
-                let has_mark = || environment(stat.pid, MARK).as_deref() == Some(server.mark.as_str());
-                let mut marked = Some(stat.group) == server.group.map(Pid::raw);
-                let mut parent = 0;
-                for ancestor in self.ancestry(stat.pid.raw()) {
-                    if ancestor.pid == server.main {
-                        return true;
-                    }
-                    if ancestor.pid == Pid::own() {
-                        return marked || has_mark();
-                    }
-                    if foreign(ancestor) {
-                        return false;
-                    }
-                    marked |= Some(ancestor.group) == server.group.map(Pid::raw);
-                    parent = ancestor.parent;
-                }
-                // Its parent ended while we looked, and it has another one by now.
-                let torn = parent != 0;
-                marked || (torn && has_mark())
-            })
-            .collect()
+        let in_group = |stat: &Stat| Some(stat.group) == server.group.map(Pid::raw);
+        let belongs = |stat: &&Stat| {
+            let top = |a: &&Stat| a.pid == server.main || a.pid == Pid::own();
+            let below: Vec<&Stat> = self.ancestry(stat.pid.raw()).take_while(|a| !top(a)).collect();
+            let above = below.last().map_or(stat.pid.raw(), |highest| highest.parent);
+            let has_mark = || environment(stat.pid, MARK).as_deref() == Some(server.mark.as_str());
+            let marked = match self.0.get(&above) {
+                Some(top) if top.pid == server.main => true,
+                Some(_) => below.iter().any(|a| in_group(a)) || has_mark(),
+                // Not 0: its parent ended while we looked, and it has another one by now.
+                None => below.iter().any(|a| in_group(a)) || (above != 0 && has_mark()),
+            };
+            // Asked last: it costs more than all the rest, and most processes are nobody's.
+            marked && !below.iter().any(|a| foreign(a))
+        };
+        self.all().filter(belongs).collect()
     }
 }
 

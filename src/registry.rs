@@ -506,6 +506,10 @@ impl RunDir {
                 && procfs::stat(supervisor).is_none_or(|s| s.zombie)
             {
                 self.unlink(&name);
+            } else if let Some(writer) = name.strip_prefix(".new.").and_then(parse_number)
+                && procfs::stat(writer).is_none_or(|s| s.zombie)
+            {
+                self.unlink(&name);
             }
         }
     }
@@ -665,6 +669,24 @@ mod tests {
         let (found, notes) = claim(&dir, Pid::own());
         assert!(matches!(found, Found::Vacant) && notes.len() == 1, "{notes:?}");
         assert!(!dir.path().join(format!("{pid}.server")).exists());
+    }
+
+    #[test]
+    fn what_the_dead_leave_behind_is_cleaned_up() {
+        let (_temp, dir) = run_dir();
+        let (dead, me) = (Pid::new(4_194_304).unwrap(), Pid::own());
+        let names = |pid: Pid| [format!(".new.{pid}"), format!("{pid}-1.sock"), format!("{pid}-1.notify")];
+        for name in names(dead).into_iter().chain(names(me)).chain([record_name(dead), "other".into()]) {
+            std::fs::write(dir.path().join(name), "").unwrap();
+        }
+        dir.clean_up();
+        let mut left = dir.names();
+        left.retain(|name| name != "lock");
+        left.sort();
+        let mut expected = names(me).to_vec();
+        expected.push("other".into());
+        expected.sort();
+        assert_eq!(left, expected);
     }
 
     #[test]

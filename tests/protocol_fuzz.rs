@@ -97,10 +97,11 @@ impl Scene {
         String::from_utf8(heard).unwrap()
     }
 
-    /// Resident memory of the supervisor, in KiB.
+    /// Resident memory of the supervisor, in KiB, without the pages of its code: it drops those when it is
+    /// idle.
     fn resident(&self) -> usize {
         let status = fs::read_to_string(format!("/proc/{}/status", self.old.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.trim().trim_end_matches(" kB").parse().unwrap()
     }
 

@@ -239,6 +239,8 @@ impl Supervisor {
     }
 
     fn finish(mut self) -> u8 {
+        // Whoever was killed meanwhile could not do it.
+        self.dir.clean_up();
         if let Some(launcher) = self.launcher.take() {
             // Not told yet: the swap is not done, and the caller must not take it for a success.
             let status = if self.status == status::DONE { status::NOT_UP } else { self.status };
