@@ -121,32 +121,44 @@ impl Server {
             None => (None, None),
         };
         let watching = filter.is_some();
-        let child =
-            process::spawn(&mut command, around.control.as_fd(), number, around.hup_ignored, filter).map_err(|e| {
-                Error {
-                    status: match e.kind() {
-                        io::ErrorKind::NotFound => status::NOT_FOUND,
-                        _ => status::CANNOT_EXECUTE,
-                    },
-                    ..failed("execute", e)
+        let mut failure = None;
+        // Before the server runs: a supervisor that is killed at any moment leaves none that nobody knows.
+        let prepare = |pid: Pid| {
+            let family = Family {
+                main: pid,
+                group: (!around.on_terminal).then_some(pid),
+                mark: around.socket.to_string_lossy().into_owned(),
+            };
+            let start = procfs::stat(pid).map_or(0, |s| s.start);
+            let watch = match refused {
+                Some(why) => Some(Err(why)),
+                None if watching => Some(receive_watch(&report)),
+                None => None,
+            };
+            let shown = watch.as_ref().and_then(|w| w.as_ref().ok()).map(|w| (&w.notifier, &w.ledger));
+            let kept = Pidfd::open(pid).map_err(|e| failed("watch", e)).and_then(|pidfd| {
+                let keeper = Keeper::start(&pidfd, family.group, shown).map_err(|e| failed("keep", e))?;
+                Ok((pidfd, keeper))
+            });
+            match kept {
+                Ok((pidfd, keeper)) => Some(Server { pid, start, pidfd, family, keeper: Some(keeper), watch }),
+                Err(error) => {
+                    failure = Some(error);
+                    None
                 }
-            })?;
-        let pid = Pid::of(&child);
-        let family = Family {
-            main: pid,
-            group: (!around.on_terminal).then_some(pid),
-            mark: around.socket.to_string_lossy().into_owned(),
+            }
         };
-        let start = procfs::stat(pid).map_or(0, |s| s.start);
-        let pidfd = Pidfd::open(pid).map_err(|e| failed("watch", e))?;
-        let watch = match refused {
-            Some(why) => Some(Err(why)),
-            None if watching => Some(receive_watch(&report)),
-            None => None,
-        };
-        let shown = watch.as_ref().and_then(|w| w.as_ref().ok()).map(|w| (&w.notifier, &w.ledger));
-        let keeper = Keeper::start(&pidfd, family.group, shown).map_err(|e| failed("keep", e))?;
-        Ok(Server { pid, start, pidfd, family, keeper: Some(keeper), watch })
+        let control = around.control.as_fd();
+        let spawned = process::spawn(&mut command, control, number, around.hup_ignored, filter, prepare);
+        spawned.map_err(|e| {
+            failure.unwrap_or_else(|| Error {
+                status: match e.kind() {
+                    io::ErrorKind::NotFound => status::NOT_FOUND,
+                    _ => status::CANNOT_EXECUTE,
+                },
+                ..failed("execute", e)
+            })
+        })
     }
 
     /// Takes charge of a running process, if it is still the one that started then.

@@ -438,6 +438,7 @@ fn promise_6_whatever_is_killed_no_serving_server_dies_of_it_and_the_next_takes_
         assert_eq!(status, 0, "{phase:?}, {victim:?}: {}", next.log());
         // Who waited for the lock may have come after it.
         until("one server and one supervisor are left", || sandbox.processes().len() == 2);
+        until("it answers", || get(port).is_ok());
         let answer = get(port).unwrap();
         assert_eq!(servers(&sandbox), [answer.pid], "{phase:?}, {victim:?}");
         assert_eq!(sandbox.pidfile(&port.to_string()), Some(answer.pid));
@@ -446,6 +447,26 @@ fn promise_6_whatever_is_killed_no_serving_server_dies_of_it_and_the_next_takes_
             other.wait();
         }
     }
+}
+
+/// Not even one that dies between the start of its server and the record of it leaves a server that
+/// nobody knows.
+#[test]
+fn a_supervisor_that_is_killed_while_it_starts_a_server_leaves_none() {
+    let sandbox = Sandbox::new();
+    for round in 0..200u32 {
+        let mut supervisor = sandbox.plain(&[], &["hang"]);
+        // From before its first fork to after its last, wherever that is on this machine.
+        let moment = Instant::now() + Duration::from_micros(50 * u64::from(round));
+        while Instant::now() < moment {
+            std::hint::spin_loop();
+        }
+        supervisor.signal(libc::SIGKILL);
+        assert_eq!(supervisor.wait(), 137);
+    }
+    until("nobody is left", || sandbox.processes().is_empty());
+    assert_eq!(sandbox.run(["true"]).0, 0);
+    sandbox.assert_clean();
 }
 
 /// A place that every user can reach, with copies of the programs.

@@ -3,10 +3,11 @@
 use crate::sys::seccomp::{self, Filter, Ledger, Notifier};
 use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
-use std::io;
+use std::io::{self, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::{Child, Command};
+use std::process::Command;
 
 /// A process id that can be signalled: never 0, 1's group or negative, so that `kill(-1)` cannot be
 /// written.
@@ -25,7 +26,8 @@ impl Pid {
     }
 
     /// Of a child that was just spawned.
-    pub fn of(child: &Child) -> Pid {
+    #[cfg(test)]
+    pub fn of(child: &std::process::Child) -> Pid {
         Pid(child.id() as i32)
     }
 
@@ -168,13 +170,26 @@ pub fn free_fd_number() -> Option<RawFd> {
 ///
 /// `keep_hup_ignored`: nohup(1) asked for it. `watch`: the filter that shows its `bind` and `listen`,
 /// and where to send our end of it.
-pub fn spawn(
+///
+/// The server does not run before `prepare` has seen its pid; if that gives `None`, or this process dies
+/// meanwhile, it never does.
+pub fn spawn<T>(
     command: &mut Command,
     control: BorrowedFd<'_>,
     number: Option<RawFd>,
     keep_hup_ignored: bool,
     watch: Option<(Filter, BorrowedFd<'_>)>,
-) -> io::Result<Child> {
+    prepare: impl FnOnce(Pid) -> Option<T>,
+) -> io::Result<T> {
+    let (gate, theirs) = UnixStream::pair()?;
+    // Out of the way of `number`, which may be that of any fd that is closed on exec.
+    let far = |stream: UnixStream| -> io::Result<UnixStream> {
+        let fd = nix::fcntl::fcntl(&stream, nix::fcntl::FcntlArg::F_DUPFD_CLOEXEC(10))?;
+        // SAFETY: the fd was just made, and nobody else has it.
+        Ok(unsafe { UnixStream::from_raw_fd(fd) })
+    };
+    let (gate, theirs) = (far(gate)?, far(theirs)?);
+    let (supervisors, own) = (gate.as_raw_fd(), theirs.as_raw_fd());
     let watch = watch.map(|(filter, report)| (filter, report.as_raw_fd()));
     let control = control.as_raw_fd();
     let setup = move || {
@@ -198,11 +213,48 @@ pub fn spawn(
         if let Some((filter, report)) = &watch {
             filter.install(*report);
         }
-        Ok(())
+        wait_at_gate(supervisors, own)
     };
     // SAFETY: the closure only makes async-signal-safe calls and allocates nothing.
     unsafe { command.pre_exec(setup) };
-    command.spawn()
+    std::thread::scope(|scope| {
+        // Command::spawn() returns when the server runs, so that somebody else has to let it run.
+        let builder = std::thread::Builder::new().name("spawn".into()).stack_size(256 * 1024);
+        let spawner = builder.spawn_scoped(scope, || {
+            let spawned = command.spawn();
+            // Whoever still waits for the child to say something waits for a dead one.
+            let _ = theirs.shutdown(std::net::Shutdown::Both);
+            spawned
+        })?;
+        let mut pid = [0; 4];
+        let pid = (&gate).read_exact(&mut pid).ok().and_then(|()| Pid::new(i32::from_ne_bytes(pid).into()));
+        let prepared = pid.and_then(prepare);
+        let _ = match prepared {
+            Some(_) => (&gate).write_all(&[1]),
+            None => gate.shutdown(std::net::Shutdown::Both),
+        };
+        spawner.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
+        prepared.ok_or_else(|| io::ErrorKind::Interrupted.into())
+    })
+}
+
+/// The child's side of the gate: says who it is and waits for one byte.
+fn wait_at_gate(supervisors: RawFd, own: RawFd) -> io::Result<()> {
+    // SAFETY: async-signal-safe calls on fds that the child inherited and on a local.
+    unsafe {
+        // Else it would hold its own gate open when the supervisor has died.
+        libc::close(supervisors);
+        let pid = libc::getpid().to_ne_bytes();
+        let mut byte = 0u8;
+        let written = libc::write(own, pid.as_ptr().cast(), pid.len());
+        let read = loop {
+            let read = libc::read(own, (&raw mut byte).cast(), 1);
+            if read >= 0 || *libc::__errno_location() != libc::EINTR {
+                break read;
+            }
+        };
+        if written == 4 && read == 1 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ECANCELED)) }
+    }
 }
 
 /// The keeper: a tiny process that outlives this supervisor. Until it is told that the server serves,
