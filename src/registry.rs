@@ -206,19 +206,21 @@ impl RunDir {
     }
 
     /// Makes the address `me`'s, whoever had it.
-    pub fn take(&self, address: &Address, me: Pid) -> std::result::Result<(), String> {
+    pub fn write(&self, address: &Address, me: Pid) -> std::result::Result<(), String> {
         let _guard = self.lock()?;
         self.write_pid(address, me)
     }
 
-    /// Makes the address `me`'s unless somebody living has it.
-    pub fn hold(&self, address: &Address, me: Pid, notes: &mut Notes) -> std::result::Result<(), String> {
+    /// Makes the address `me`'s unless somebody living has it who is not one of `olds`. Tells whether it
+    /// is `me`'s now.
+    pub fn take(&self, address: &Address, me: Pid, olds: &[Pid]) -> std::result::Result<bool, String> {
         let _guard = self.lock()?;
-        let others = self.colliding(address, notes);
-        if others.iter().any(|(_, pid)| *pid != me && self.holder(*pid, Claim::No).is_some()) {
-            return Ok(());
+        let others = self.colliding(address, &mut Vec::new());
+        let others = others.iter().map(|(_, pid)| *pid).filter(|pid| *pid != me && !olds.contains(pid));
+        if others.into_iter().any(|pid| self.holder(pid, Claim::No).is_some()) {
+            return Ok(false);
         }
-        self.write_pid(address, me)
+        self.write_pid(address, me).map(|()| true)
     }
 
     /// Removes the pidfile of the address if it is `me`'s.

@@ -7,12 +7,17 @@ use super::{Live, Old, OldTo, Supervisor};
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
-use crate::registry::{Found, Holder};
+use crate::registry::{Found, Holder, Registration};
 use crate::server::Server;
 use crate::swap::{self, ClaimerId, Effect, Event, Level, OldId, Order, Settings};
+use crate::sys::net::{self, TcpSocket};
+use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
-use std::collections::BTreeSet;
-use std::time::Instant;
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant};
+
+/// How long a claimer's death may take to be seen in the run directory: its sockets close before its locks do.
+const REGAIN_FOR: Duration = Duration::from_secs(2);
 
 impl Supervisor {
     pub(super) fn carry_out(&mut self, generation: GenId, effect: Effect) {
@@ -30,14 +35,24 @@ impl Supervisor {
             Effect::Unlock(old) => self.unlock(old),
             Effect::Take(_, address) => {
                 self.answers_for = generation;
-                self.register(generation, &address, |dir, address, pid| dir.take(address, pid));
+                let locked = self.olds.values().filter(|old| old.of == generation && old.locked);
+                let locked: Vec<Pid> = locked.map(|old| old.server.0).collect();
+                if !self.register(generation, &address, &locked) {
+                    self.look_up(generation, address);
+                }
             }
             Effect::Hold(address) => {
-                self.register(generation, &address, |dir, address, pid| dir.hold(address, pid, &mut Vec::new()))
+                if !self.register(generation, &address, &[])
+                    && let Some(live) = self.live.get_mut(&generation)
+                {
+                    live.regaining.insert(address, Instant::now() + REGAIN_FOR);
+                    self.poll_soon();
+                }
             }
             Effect::Unhold(address) => {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.held.remove(&address);
+                    live.regaining.remove(&address);
                     self.dir.unhold(&address, live.server.pid);
                 }
             }
@@ -55,9 +70,6 @@ impl Supervisor {
             }
             Effect::Switch(_) => self.switch(generation),
             Effect::AskDrain(_, old) => {
-                if let Some(old) = self.olds.get_mut(&old.0) {
-                    old.drains = true;
-                }
                 self.ask(old, Event::AskedDrain(ClaimerId(old.0)), PeerWord::Drain);
             }
             Effect::Drain => self.drain(generation),
@@ -155,7 +167,8 @@ impl Supervisor {
             }
             Found::Blocked(why) => Event::Blocked(address, why),
             Found::Taken(holders) => {
-                let olds = holders.into_iter().map(|holder| OldId(self.old(generation, holder))).collect();
+                let wanted = std::slice::from_ref(&address);
+                let olds = holders.into_iter().map(|holder| OldId(self.old(generation, holder, wanted))).collect();
                 Event::Taken(address, olds)
             }
         };
@@ -163,7 +176,7 @@ impl Supervisor {
     }
 
     /// The number under which a generation knows an old server: one for all of its addresses.
-    fn old(&mut self, of: GenId, mut holder: Holder) -> Id {
+    fn old(&mut self, of: GenId, mut holder: Holder, wanted: &[Address]) -> Id {
         let server = (holder.pid, holder.start);
         let known = self.olds.iter().find(|(_, old)| old.of == of && old.server == server);
         if let Some((&id, _)) = known {
@@ -180,25 +193,30 @@ impl Supervisor {
         let local = local.map(|(&id, _)| id);
         let to = match local {
             Some(generation) => OldTo::Local(generation),
-            None => match holder.orphan.take().and_then(|lock| self.adopt(&holder, lock)) {
+            None => match holder.orphan.take().and_then(|lock| self.adopt(&holder, lock, wanted)) {
                 Some(orphan) => OldTo::Local(orphan),
                 None => OldTo::Remote(Box::new(holder)),
             },
         };
         let id = threads::next_id();
-        self.olds.insert(id, Old { of, server, to, holds: Vec::new(), drains: false });
+        self.olds.insert(id, Old { of, server, to, holds: Vec::new(), locked: false, asked: Vec::new() });
         id
     }
 
-    /// Takes an orphan over: it is replaced by the same machine as any other, under this supervisor.
-    pub(super) fn adopt(&mut self, holder: &Holder, lock: crate::registry::Registration) -> Option<GenId> {
+    /// Takes an orphan over: it is replaced by the same machine as any other, under this supervisor. It
+    /// has what its pidfiles say, and those of the wanted addresses where it listens.
+    pub(super) fn adopt(&mut self, holder: &Holder, lock: Registration, wanted: &[Address]) -> Option<GenId> {
         let server = Server::adopt(holder.pid, holder.start, holder.socket.to_string_lossy().into_owned())?;
-        let addresses: BTreeSet<Address> = self
-            .dir
-            .addresses()
-            .into_iter()
-            .filter(|a| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid))
-            .collect();
+        let pidfiles = self.dir.addresses().into_iter();
+        let held: BTreeSet<Address> =
+            pidfiles.filter(|a| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid)).collect();
+        // Its successor may have taken its pidfiles already.
+        let listeners = net::listeners().unwrap_or_default();
+        let meant: Vec<TcpSocket> =
+            listeners.into_iter().filter(|s| wanted.iter().any(|a| a.collides(&s.local))).collect();
+        let mut addresses = server.holds(&meant);
+        addresses.retain(|a| !held.iter().any(|held| held.collides(a)));
+        addresses.extend(held.iter().cloned());
         let id = self.next_generation;
         let pidfd = server.watch().ok()?;
         threads::end_of(self.events.clone(), id, holder.pid, pidfd).ok()?;
@@ -216,13 +234,14 @@ impl Supervisor {
             drain: self.run.drain,
         };
         let live = Live {
-            machine: swap::Generation::serving(settings, addresses.clone()),
+            machine: swap::Generation::serving(settings, addresses),
             server,
             number: holder.generation,
             number_is_guess: false,
             registration: Some(lock),
             sockets: None,
-            held: addresses,
+            held,
+            regaining: BTreeMap::new(),
             watching: BTreeSet::new(),
             releasing: BTreeSet::new(),
             discover_until: None,
@@ -284,6 +303,9 @@ impl Supervisor {
     }
 
     fn ask(&mut self, id: OldId, local: Event, remote: PeerWord) {
+        if let Some(old) = self.olds.get_mut(&id.0) {
+            old.asked.push(local.clone());
+        }
         match self.olds.get(&id.0).map(|old| &old.to) {
             Some(OldTo::Local(generation)) => {
                 let generation = *generation;
@@ -298,15 +320,22 @@ impl Supervisor {
         }
     }
 
-    fn register(
-        &mut self,
-        generation: GenId,
-        address: &Address,
-        write: impl Fn(&crate::registry::RunDir, &Address, crate::sys::process::Pid) -> Result<(), String>,
-    ) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
-        match write(&self.dir, address, live.server.pid) {
-            Ok(()) => {
+    /// A generation that is no more was meant.
+    pub(super) fn unheard(&mut self, event: Event) {
+        if let Event::Claim(claimer) = event
+            && let Some(of) = self.local_claimer(claimer)
+        {
+            self.olds.remove(&claimer.0);
+            self.feed(of, Event::OldGone(OldId(claimer.0)));
+        }
+    }
+
+    /// Writes the pidfile; `false` if somebody living has the address who is not one of `olds`.
+    pub(super) fn register(&mut self, generation: GenId, address: &Address, olds: &[Pid]) -> bool {
+        let Some(live) = self.live.get_mut(&generation) else { return true };
+        match self.dir.take(address, live.server.pid, olds) {
+            Ok(false) => return false,
+            Ok(true) => {
                 live.held.insert(address.clone());
             }
             Err(why) => {
@@ -314,6 +343,7 @@ impl Supervisor {
                 self.log.say(Level::Warning, Some(address), &text);
             }
         }
+        true
     }
 
     /// The generation here that claims under this number.
@@ -329,16 +359,23 @@ impl Supervisor {
 
     fn up(&mut self, generation: GenId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        (self.current, self.answers_for, live.was_up) = (generation, generation, true);
+        let before = std::mem::replace(&mut self.current, generation);
+        (self.answers_for, live.was_up) = (generation, true);
         let addresses = live.machine.addresses();
         live.name = addresses.first().cloned();
         let more = match addresses.len() {
-            0 | 1 => String::new(),
+            0 => ", no address so far".into(),
+            1 => String::new(),
             len => format!(", also on {} more", len - 1),
         };
         let text = format!("server {} is up (generation {}{more})", live.server.pid, live.number);
         self.log.say(Level::Notice, addresses.first(), &text);
         self.manager.tell("READY=1");
+        // A reload replaces even what has no address in common with it.
+        let replaced = |old: &Old| old.of == generation && matches!(old.to, OldTo::Local(to) if to == before);
+        if before != generation && self.live.contains_key(&before) && !self.olds.values().any(replaced) {
+            self.feed(before, Event::Stop { signalled: false });
+        }
     }
 
     fn done(&mut self, generation: GenId) {

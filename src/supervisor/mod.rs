@@ -49,6 +49,8 @@ struct Live {
     sockets: Option<Sockets>,
     /// Addresses whose pidfile we wrote.
     held: BTreeSet<Address>,
+    /// Addresses that are its own again, until when somebody else who has them is expected to be gone.
+    regaining: BTreeMap<Address, Instant>,
     watching: BTreeSet<Address>,
     releasing: BTreeSet<Address>,
     /// Until when its listeners are looked for; `None` once it has said READY.
@@ -105,8 +107,9 @@ struct Old {
     server: (Pid, u64),
     to: OldTo,
     holds: Vec<Address>,
-    /// It was asked to drain: its server goes, whatever becomes of its supervisor.
-    drains: bool,
+    locked: bool,
+    /// What it was asked for: its server does it, whatever becomes of its supervisor.
+    asked: Vec<swap::Event>,
 }
 
 enum OldTo {
@@ -332,7 +335,10 @@ impl Supervisor {
                 // Before anybody else gets the lock: our handles would be strangers to them.
                 self.finish_sharing();
             }
-            let Some(live) = self.live.get_mut(&generation) else { continue };
+            let Some(live) = self.live.get_mut(&generation) else {
+                self.unheard(event);
+                continue;
+            };
             for effect in live.machine.step(event) {
                 self.carry_out(generation, effect);
             }

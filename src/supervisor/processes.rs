@@ -18,7 +18,7 @@ use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::sync::Arc;
@@ -108,6 +108,7 @@ impl Supervisor {
                 registration: Some(registration),
                 sockets: Some(Sockets { control, listener, notify, names }),
                 held: BTreeSet::new(),
+                regaining: BTreeMap::new(),
                 watching: BTreeSet::new(),
                 releasing: BTreeSet::new(),
                 discover_until: Some(Instant::now() + DISCOVER_FOR),
@@ -218,7 +219,7 @@ impl Supervisor {
         let before = self.write_record(generation);
         let Some(live) = self.live.get(&generation) else { return };
         for address in &live.held {
-            if let Err(why) = self.dir.take(address, pid) {
+            if let Err(why) = self.dir.write(address, pid) {
                 self.log.say(Level::Warning, Some(address), &format!("unable to write its pidfile: {why}"));
             }
         }
@@ -303,6 +304,7 @@ impl Supervisor {
                 self.look_for_rest(generation, &sockets);
             }
         }
+        swapping |= self.regain(now);
         self.leftovers.retain(|(rest, until)| {
             if *until <= now {
                 rest.signal_rest(Signal::SIGKILL);
@@ -315,6 +317,24 @@ impl Supervisor {
         let slowest = if swapping { POLL_SWAP.max(since / 100) } else { POLL_DISCOVER };
         self.poll_every = (self.poll_every * 3 / 2).min(slowest);
         self.poll_at = (swapping || discovering).then(|| now + self.poll_every);
+    }
+
+    /// Registers again what a claimer had that is gone; `true` if one of them is still there.
+    fn regain(&mut self, now: Instant) -> bool {
+        let wanted: Vec<(GenId, Address, Instant)> = self
+            .live
+            .iter()
+            .flat_map(|(id, live)| live.regaining.iter().map(|(address, until)| (*id, address.clone(), *until)))
+            .collect();
+        let mut waits = false;
+        for (generation, address, until) in wanted {
+            let done = self.register(generation, &address, &[]) || until <= now;
+            waits |= !done;
+            if let (true, Some(live)) = (done, self.live.get_mut(&generation)) {
+                live.regaining.remove(&address);
+            }
+        }
+        waits
     }
 
     /// Everything of an ended generation in the run directory.

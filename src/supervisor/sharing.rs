@@ -70,6 +70,15 @@ impl Supervisor {
 
     /// The lock of an old server is ours: gets hold of its listeners, so that the port can be shared.
     pub(super) fn locked(&mut self, of: GenId, id: Id, holds: Vec<Address>) {
+        let Some(old) = self.olds.get_mut(&id) else { return };
+        if std::mem::replace(&mut old.locked, true) {
+            // It has lost its supervisor meanwhile, and here is the new one.
+            if let OldTo::Local(generation) = old.to {
+                let asked = old.asked.iter().cloned().map(|event| (generation, event));
+                self.pending.extend(asked);
+            }
+            return;
+        }
         if self.live.get(&of).is_some_and(Live::is_shared) {
             match self.share(of, id, &holds) {
                 Ok(()) => self.feed(of, swap::Event::Shares(OldId(id))),
@@ -188,10 +197,10 @@ impl Supervisor {
         self.feed(generation, event);
     }
 
-    /// The supervisor of an old server that was asked to drain is gone: the server is to go all the
-    /// same. `false` if there is no such server.
+    /// The supervisor of an old server that was asked for something is gone: the server is to do it all
+    /// the same. `false` if there is no such server.
     pub(super) fn follow_orphan(&mut self, id: Id) -> bool {
-        let Some(old) = self.olds.get(&id).filter(|old| old.drains) else { return false };
+        let Some(old) = self.olds.get(&id).filter(|old| !old.asked.is_empty()) else { return false };
         let pid = old.server.0;
         self.dir.try_clone().and_then(|dir| threads::release(self.events.clone(), id, pid, dir)).is_ok()
     }
@@ -200,19 +209,22 @@ impl Supervisor {
         let Some(old) = self.olds.get(&id) else { return };
         let (of, pid) = (old.of, old.server.0);
         let found = self.dir.find(pid);
+        // Taken over by somebody else, its end is theirs.
+        let lives = found.is_some();
         let adopted = found.and_then(|mut holder| {
             let lock = holder.orphan.take()?;
-            self.adopt(&holder, lock)
+            let taken = self.live.get(&of)?.machine.addresses();
+            self.adopt(&holder, lock, &taken)
         });
         match (adopted, self.olds.get_mut(&id)) {
             (Some(generation), Some(old)) => {
                 old.to = OldTo::Local(generation);
                 self.feed(generation, swap::Event::Claim(ClaimerId(id)));
-                self.feed(generation, swap::Event::AskedDrain(ClaimerId(id)));
             }
             _ => {
                 self.olds.remove(&id);
-                self.feed(of, swap::Event::OldGone(OldId(id)));
+                let event = if lives { swap::Event::OldLost(OldId(id)) } else { swap::Event::OldGone(OldId(id)) };
+                self.feed(of, event);
             }
         }
     }

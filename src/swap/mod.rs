@@ -301,6 +301,8 @@ pub struct Generation {
     /// UP was said, or nothing for a while, and no READY since: it wants no more addresses.
     said_up: bool,
     quiet: bool,
+    /// It counts as a worker because it was quiet. It may only be slow: a first word undoes that.
+    presumed: bool,
     armed: BTreeSet<Timer>,
     ready_paused: bool,
     signal_due: bool,
@@ -355,6 +357,7 @@ impl Generation {
             takers: BTreeMap::new(),
             said_up: false,
             quiet: false,
+            presumed: false,
             armed: BTreeSet::new(),
             ready_paused: false,
             signal_due: false,
@@ -502,13 +505,7 @@ impl Generation {
                     old.attended = true;
                 }
             }
-            Event::Locked(id, holds) => match self.olds.get_mut(&id) {
-                Some(old) => {
-                    old.attended = true;
-                    old.lock = Some(Lock::granted(holds));
-                }
-                None => effects.push(Effect::Unlock(id)),
-            },
+            Event::Locked(id, holds) => self.locked(id, holds, effects),
             Event::OldReleased(old, address) => {
                 if let Some(Slot::Releasing(_, pending)) = self.slots.get_mut(&address) {
                     pending.remove(&old);
@@ -583,6 +580,7 @@ impl Generation {
                 None => {
                     (self.quiet, self.said_up) = (false, false);
                     self.disarm(Timer::Quiet, effects);
+                    self.presume_no_more();
                     self.slots.insert(address.clone(), Slot::Looking(Ready::said()));
                     self.unanswered.push((speaker, address.clone()));
                     effects.push(Effect::LookUp(address));
@@ -599,8 +597,9 @@ impl Generation {
                 }
             }
             ServerWord::Released(address) => self.let_go(speaker, &address, effects),
-            ServerWord::Up => self.said_up = true,
+            ServerWord::Up => (self.said_up, self.presumed) = (true, false),
             ServerWord::Fail(text) => {
+                self.presume_no_more();
                 if self.stage == Stage::Starting {
                     self.fail(
                         status::NOT_UP,
@@ -653,6 +652,7 @@ impl Generation {
         let room = self.slots.len() < ADDRESSES_MAX;
         // Found listening without a word.
         if !known && room && matches!(self.stage, Stage::Starting | Stage::Up) {
+            self.presume_no_more();
             self.commit(effects);
             effects.push(Effect::Hold(address.clone()));
             self.slots.insert(address, Slot::Held);
@@ -673,6 +673,22 @@ impl Generation {
             });
         }
         self.slots.insert(address, Slot::Waiting(ready, olds.into_iter().collect()));
+    }
+
+    fn locked(&mut self, id: OldId, holds: Vec<Address>, effects: &mut Vec<Effect>) {
+        let Some(old) = self.olds.get_mut(&id) else { return effects.push(Effect::Unlock(id)) };
+        for (own, slot) in &mut self.slots {
+            // It has let go of the address since the look, or never got it.
+            if let Slot::Waiting(ready, olds) = slot
+                && olds.contains(&id)
+                && !holds.iter().any(|held| held.collides(own))
+            {
+                *slot = Slot::Looking(ready.clone());
+                effects.push(Effect::LookUp(own.clone()));
+            }
+        }
+        old.attended = true;
+        old.lock = Some(Lock::granted(holds));
     }
 
     /// An old server is gone, or only its supervisor is.
@@ -985,6 +1001,7 @@ impl Generation {
         match own.map(|(_, slot)| slot) {
             None if full => effects.push(Effect::Admit(address)),
             None => {
+                self.presume_no_more();
                 self.slots.insert(address.clone(), Slot::Looking(Ready::said()));
                 self.called.insert(address.clone());
                 effects.push(Effect::LookUp(address));
@@ -1055,6 +1072,7 @@ impl Generation {
                 return;
             }
             self.stage = Stage::Up;
+            self.presumed = self.slots.is_empty() && !self.said_up;
             self.commit(effects);
             effects.push(Effect::Up);
         }
@@ -1064,6 +1082,13 @@ impl Generation {
         if self.stage == Stage::Up && !self.done && self.olds.is_empty() {
             self.done = true;
             effects.push(Effect::Done);
+        }
+    }
+
+    /// A server that only seemed to be a worker is not up: it was slow.
+    fn presume_no_more(&mut self) {
+        if std::mem::take(&mut self.presumed) && self.stage == Stage::Up && self.lock.is_none() {
+            (self.stage, self.done) = (Stage::Starting, false);
         }
     }
 

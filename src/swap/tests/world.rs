@@ -77,7 +77,8 @@ struct Peer {
     granted: bool,
     /// The new one knows that it was granted.
     locked: bool,
-    asked: bool,
+    /// What the old one was asked for.
+    asked: Vec<Event>,
     to_old: VecDeque<Event>,
     to_new: VecDeque<Event>,
 }
@@ -95,7 +96,8 @@ impl Hash for Process {
 
 impl Hash for Peer {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.new, self.old, self.open, self.granted, self.locked, self.asked).hash(state);
+        (self.new, self.old, self.open, self.granted, self.locked).hash(state);
+        self.asked.iter().for_each(|event| format!("{event:?}").hash(state));
         self.to_old.iter().for_each(|event| format!("{event:?}").hash(state));
         "and".hash(state);
         self.to_new.iter().for_each(|event| format!("{event:?}").hash(state));
@@ -329,7 +331,14 @@ impl World {
             }
             Action::ToNew(k) => {
                 let event = self.peers[k].to_new.pop_front().unwrap();
-                self.peers[k].locked |= matches!(event, Event::Locked(..));
+                if matches!(event, Event::OldLost(_)) && !self.peers[k].asked.is_empty() {
+                    return self.follow(k);
+                }
+                let peer = &mut self.peers[k];
+                if let Event::Locked(..) = event {
+                    peer.locked = true;
+                    peer.to_old.extend(peer.asked.iter().cloned());
+                }
                 self.feed(self.peers[k].new, event);
             }
             Action::Ring(i, timer) => {
@@ -396,6 +405,30 @@ impl World {
         }
     }
 
+    /// The supervisor of an old server is gone that was asked for something: the server is to do it all
+    /// the same.
+    fn follow(&mut self, k: usize) {
+        let (new, old) = (self.peers[k].new, self.peers[k].old);
+        if self.servers[new].machine.is_none() {
+            return;
+        }
+        if !self.servers[old].process.alive || self.servers[old].machine.is_some() {
+            return self.feed(new, self.loss(k));
+        }
+        self.adopt(old, self.servers[new].supervisor);
+        let peer = &mut self.peers[k];
+        peer.open = true;
+        peer.to_old = [Event::Claim(ClaimerId(k as u64))].into();
+    }
+
+    fn adopt(&mut self, orphan: usize, supervisor: usize) {
+        let listens = self.servers[orphan].process.listens.clone();
+        self.pidfiles.retain(|own, j| *j != orphan || listens.contains(own));
+        self.servers[orphan].machine = Some(Generation::serving(settings(false), listens));
+        self.servers[orphan].supervisor = supervisor;
+        self.servers[orphan].done = true;
+    }
+
     fn killed(&self) -> bool {
         self.path.iter().any(|action| matches!(action, Action::KillSupervisor(_)))
     }
@@ -452,15 +485,14 @@ impl World {
                 }
                 Effect::AskTakedown(_, OldId(k), address) => {
                     assert!(self.servers[i].process.said_ready && self.peers[k as usize].granted);
-                    self.peers[k as usize].asked = true;
                     if !self.servers[i].up {
                         self.servers[i].took.insert(address.clone());
                     }
-                    self.peers[k as usize].to_old.push_back(Event::AskedTakedown(ClaimerId(k), address));
+                    self.ask(k, Event::AskedTakedown(ClaimerId(k), address));
                 }
                 Effect::AskStop(_, OldId(k)) => {
                     assert!(self.servers[i].process.said_ready && self.peers[k as usize].granted);
-                    self.peers[k as usize].to_old.push_back(Event::AskedStop(ClaimerId(k)));
+                    self.ask(k, Event::AskedStop(ClaimerId(k)));
                 }
                 Effect::Hold(address) => {
                     if self.registered(&address, i).is_empty() {
@@ -531,6 +563,12 @@ impl World {
         answers.into_iter().for_each(|answer| self.feed(i, answer));
     }
 
+    fn ask(&mut self, k: u64, event: Event) {
+        let peer = &mut self.peers[k as usize];
+        peer.asked.push(event.clone());
+        peer.to_old.push_back(event);
+    }
+
     fn tell(&mut self, k: u64, event: Event) {
         let peer = &mut self.peers[k as usize];
         if peer.open {
@@ -564,11 +602,7 @@ impl World {
         let mut olds = Vec::new();
         for old in holders {
             if self.servers[old].machine.is_none() {
-                let listens = self.servers[old].process.listens.clone();
-                self.pidfiles.retain(|own, j| *j != old || listens.contains(own));
-                self.servers[old].machine = Some(Generation::serving(settings(false), listens));
-                self.servers[old].supervisor = self.servers[me].supervisor;
-                self.servers[old].done = true;
+                self.adopt(old, self.servers[me].supervisor);
             }
             let open = self.peers.iter().position(|p| p.open && p.new == me && p.old == old);
             let k = open.unwrap_or_else(|| {
@@ -579,7 +613,7 @@ impl World {
                     open: true,
                     granted: false,
                     locked: false,
-                    asked: false,
+                    asked: Vec::new(),
                     to_old,
                     to_new,
                 });
@@ -592,7 +626,7 @@ impl World {
 
     /// Promises 1 and 2: whoever serves is told to go by those that may.
     fn check_harm(&mut self, i: usize) {
-        let asked = self.peers.iter().any(|p| p.old == i && p.granted && p.asked);
+        let asked = self.peers.iter().any(|p| p.old == i && p.granted && !p.asked.is_empty());
         assert!(asked || self.servers[i].ended_from_outside, "server {i} is told to go");
         self.servers[i].told = true;
     }
@@ -600,9 +634,11 @@ impl World {
     /// Promise 4, first half.
     fn check_done(&self, i: usize) {
         let server = &self.servers[i];
-        for peer in self.peers.iter().filter(|p| p.new == i && p.granted && p.asked) {
+        for peer in self.peers.iter().filter(|p| p.new == i && p.granted && !p.asked.is_empty()) {
             let old = &self.servers[peer.old];
-            assert!(!old.process.alive || self.killed(), "done, and the old server {} lives", peer.old);
+            // One that lost its supervisor may have been taken over by a third: the end of it is theirs.
+            let theirs = old.supervisor != peer.old && old.supervisor != server.supervisor;
+            assert!(!old.process.alive || theirs, "done, and the old server {} lives", peer.old);
         }
         let addresses = server.machine.as_ref().unwrap().addresses();
         for address in server.took.iter().filter(|a| server.process.alive && addresses.contains(a)) {
