@@ -674,6 +674,22 @@ mod tests {
     }
 
     #[test]
+    fn an_address_is_not_taken_from_a_third_server() {
+        let (_temp, dir) = run_dir();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (pid, me) = (Pid::of(&child), Pid::own());
+        let third = dir.register(&Record { pid, generation: 1, socket: "1-1.sock", command: "sleep 60" }).unwrap();
+        assert!(matches!(claim(&dir, pid).0, Found::Vacant));
+        assert_eq!(dir.take(&address(), me, &[]), Ok(false));
+        assert_eq!(dir.take(&address(), me, &[pid]), Ok(true));
+        dir.write(&address(), pid).unwrap();
+        drop(third);
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(dir.take(&address(), me, &[]), Ok(true));
+    }
+
+    #[test]
     fn what_the_dead_leave_behind_is_cleaned_up() {
         let (_temp, dir) = run_dir();
         let (dead, me) = (Pid::new(4_194_304).unwrap(), Pid::own());

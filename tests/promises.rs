@@ -270,6 +270,20 @@ fn promise_4_detach_returns_0_when_the_new_server_answers_and_the_old_one_is_gon
     before_exit.open();
     assert_eq!(new.wait(), 0, "{}", new.log());
     assert!(!alive(old));
+    // And so is one that has lost its supervisor meanwhile.
+    let (before_exit, hold) = sandbox.gate("before-exit");
+    assert_eq!(sandbox.deploy(&[&address, "takedown", &hold]).0, 0);
+    let old = get(port).unwrap().pid;
+    let supervisor = sandbox.status()[0][3].parse().unwrap();
+    let mut new = sandbox.plain(&["-d"], &[&address, "takedown"]);
+    before_exit.reached();
+    answered_by(port, 7);
+    kill(supervisor, libc::SIGKILL);
+    new.says("has lost its supervisor");
+    assert!(alive(old) && !new.ended());
+    before_exit.open();
+    assert_eq!(new.wait(), 0, "{}", new.log());
+    assert!(!alive(old));
     // A takedown that had begun: the message says that nothing serves the address.
     let (status, log) = sandbox.deploy(&[&address, "die"]);
     assert_eq!((status, log.matches(&format!("nothing serves {address}")).count()), (9, 1), "{log}");

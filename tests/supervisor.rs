@@ -662,3 +662,31 @@ fn the_control_channel_is_inherited_by_the_server_alone() {
     scene.sandbox.take_down(&scene.address);
     assert_eq!(running.wait(), 0);
 }
+
+#[test]
+fn a_reload_replaces_a_worker_too() {
+    let sandbox = Sandbox::new();
+    let mut running = sandbox.serverswap(["sh", "-c", "echo UP >&$SERVERSWAP_FD; exec sleep 1000"]);
+    running.says("(generation 1");
+    running.signal(libc::SIGHUP);
+    running.says("(generation 2");
+    until("the first one is gone", || sandbox.processes().len() == 2);
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.wait(), 143);
+    sandbox.assert_clean();
+}
+
+#[test]
+fn ready_of_sd_notify_comes_after_the_listeners_of_a_server() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let script = format!(
+        "import os, socket\n\
+         s = socket.create_server(('127.0.0.1', {port}))\n\
+         socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM).sendto(b'READY=1', os.environ['NOTIFY_SOCKET'])\n\
+         s.accept()"
+    );
+    let (status, log) = sandbox.run(["-d", "python3", "-c", &script]);
+    assert!(status == 0 && log.contains(&format!("127.0.0.1:{port}: server")), "{log}");
+    sandbox.take_down(&format!("127.0.0.1:{port}"));
+}

@@ -199,7 +199,8 @@ impl Supervisor {
             },
         };
         let id = threads::next_id();
-        self.olds.insert(id, Old { of, server, to, holds: Vec::new(), locked: false, asked: Vec::new() });
+        self.olds
+            .insert(id, Old { of, server, to, holds: Vec::new(), locked: false, harmed: false, asked: Vec::new() });
         id
     }
 
@@ -304,6 +305,7 @@ impl Supervisor {
 
     fn ask(&mut self, id: OldId, local: Event, remote: PeerWord) {
         if let Some(old) = self.olds.get_mut(&id.0) {
+            old.harmed = true;
             old.asked.push(local.clone());
         }
         match self.olds.get(&id.0).map(|old| &old.to) {

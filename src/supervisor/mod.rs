@@ -18,7 +18,6 @@ use crate::detach::Launcher;
 use crate::error::{Error, Result, status};
 use crate::message::Log;
 use crate::notify::{self, Manager, Notice};
-use crate::protocol::ServerWord;
 use crate::registry::{Holder, Registration, RunDir};
 use crate::server::Server;
 use crate::share::{Drain, Sharing};
@@ -108,7 +107,9 @@ struct Old {
     to: OldTo,
     holds: Vec<Address>,
     locked: bool,
-    /// What it was asked for: its server does it, whatever becomes of its supervisor.
+    /// It was asked for something: its server does that, whatever becomes of its supervisor.
+    harmed: bool,
+    /// What it was asked for and has not released.
     asked: Vec<swap::Event>,
 }
 
@@ -306,12 +307,12 @@ impl Supervisor {
     }
 
     fn notified(&mut self, generation: GenId, datagram: &[u8]) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
         for notice in notify::parse(datagram) {
+            let Some(live) = self.live.get_mut(&generation) else { return };
             match notice {
                 Notice::Up => {
                     let speaker = SpeakerId(live.sockets.as_ref().map_or(0, |s| s.control));
-                    self.pending.push_back((generation, swap::Event::Said(speaker, ServerWord::Up)));
+                    self.said_up(generation, speaker);
                 }
                 Notice::Stopping => live.status_text = "stopping".into(),
                 Notice::Status(text) => {

@@ -93,6 +93,7 @@ impl Supervisor {
         match conn.role {
             Role::New(_) => {}
             Role::Server(generation) => match parse::<ServerWord>(line) {
+                Ok(ServerWord::Up) => self.said_up(generation, SpeakerId(id)),
                 Ok(word) => self.feed(generation, swap::Event::Said(SpeakerId(id), word)),
                 // An ERROR is no question: to answer it with another could go on for ever.
                 Err(_) if error => {}
@@ -176,7 +177,11 @@ impl Supervisor {
                 let holds = std::mem::take(&mut old.holds);
                 return self.locked(of, id, holds);
             }
-            HolderWord::Released(address) => swap::Event::OldReleased(old_id, address),
+            HolderWord::Released(address) => {
+                let asked = swap::Event::AskedTakedown(ClaimerId(id), address.clone());
+                old.asked.retain(|event| *event != asked);
+                swap::Event::OldReleased(old_id, address)
+            }
             HolderWord::Refused(why) => swap::Event::OldRefused(old_id, why),
             HolderWord::Gone => {
                 self.olds.remove(&id);

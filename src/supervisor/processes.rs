@@ -10,9 +10,10 @@ use super::watching;
 use super::{Conn, Ended, Live, Outbox, Sockets, Supervisor};
 use crate::address::Address;
 use crate::error::{Error, Result};
+use crate::protocol::ServerWord;
 use crate::registry::{Record, Registration};
 use crate::server::{Rest, Server, Surroundings};
-use crate::swap::{self, Level, Order, Settings};
+use crate::swap::{self, Level, Order, Settings, SpeakerId};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
@@ -268,7 +269,6 @@ impl Supervisor {
     pub(super) fn poll(&mut self) {
         let now = Instant::now();
         let sockets = net::listeners().unwrap_or_default();
-        let ephemeral = ephemeral_ports();
         let (mut swapping, mut discovering) = (false, false);
         let generations: Vec<GenId> = self.live.keys().copied().collect();
         for generation in generations {
@@ -285,19 +285,11 @@ impl Supervisor {
             }
             if live.discover_until.is_some_and(|until| until > now) {
                 discovering = true;
-                let fixed: Vec<TcpSocket> =
-                    sockets.iter().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
-                let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
-                if !inodes.is_subset(&live.seen) {
-                    let found = live.server.holds(&fixed);
-                    for address in found {
-                        self.pending.push_back((generation, swap::Event::Listens(address)));
-                    }
-                }
-                live.seen = inodes;
+                self.discover(generation, &sockets);
             } else {
                 live.discover_until = None;
             }
+            let Some(live) = self.live.get_mut(&generation) else { continue };
             let sharing = look_at_shared(generation, live, &mut self.pending, self.run.probe);
             swapping |= sharing || !live.watching.is_empty() || !live.releasing.is_empty() || live.ended.is_some();
             if live.ended.is_some() {
@@ -317,6 +309,27 @@ impl Supervisor {
         let slowest = if swapping { POLL_SWAP.max(since / 100) } else { POLL_DISCOVER };
         self.poll_every = (self.poll_every * 3 / 2).min(slowest);
         self.poll_at = (swapping || discovering).then(|| now + self.poll_every);
+    }
+
+    /// Finds the listeners of a server that says nothing of them.
+    fn discover(&mut self, generation: GenId, sockets: &[TcpSocket]) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        let ephemeral = ephemeral_ports();
+        let fixed: Vec<TcpSocket> = sockets.iter().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
+        let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
+        if !inodes.is_subset(&live.seen) {
+            let found = live.server.holds(&fixed).into_iter();
+            self.pending.extend(found.map(|address| (generation, swap::Event::Listens(address))));
+        }
+        live.seen = inodes;
+    }
+
+    /// The server says that it is up: what it listens on by now comes first.
+    pub(super) fn said_up(&mut self, generation: GenId, speaker: SpeakerId) {
+        if self.live.get(&generation).is_some_and(|live| live.discover_until.is_some()) {
+            self.discover(generation, &net::listeners().unwrap_or_default());
+        }
+        self.feed(generation, swap::Event::Said(speaker, ServerWord::Up));
     }
 
     /// Registers again what a claimer had that is gone; `true` if one of them is still there.

@@ -74,10 +74,15 @@ impl Supervisor {
         if std::mem::replace(&mut old.locked, true) {
             // It has lost its supervisor meanwhile, and here is the new one.
             if let OldTo::Local(generation) = old.to {
-                let asked = old.asked.iter().cloned().map(|event| (generation, event));
-                self.pending.extend(asked);
+                let waits = |event: &swap::Event| matches!(event, swap::Event::AskedTakedown(..));
+                if holds.is_empty() && !old.asked.is_empty() && !old.asked.iter().any(waits) {
+                    // It has let go of all: it was told, and a signal would cut short what that began.
+                    self.feed(generation, swap::Event::Stop { signalled: true });
+                } else {
+                    self.pending.extend(old.asked.iter().cloned().map(|event| (generation, event)));
+                }
             }
-            return;
+            return self.feed(of, swap::Event::Locked(OldId(id), holds));
         }
         if self.live.get(&of).is_some_and(Live::is_shared) {
             match self.share(of, id, &holds) {
@@ -200,7 +205,7 @@ impl Supervisor {
     /// The supervisor of an old server that was asked for something is gone: the server is to do it all
     /// the same. `false` if there is no such server.
     pub(super) fn follow_orphan(&mut self, id: Id) -> bool {
-        let Some(old) = self.olds.get(&id).filter(|old| !old.asked.is_empty()) else { return false };
+        let Some(old) = self.olds.get(&id).filter(|old| old.harmed) else { return false };
         let pid = old.server.0;
         self.dir.try_clone().and_then(|dir| threads::release(self.events.clone(), id, pid, dir)).is_ok()
     }

@@ -703,3 +703,24 @@ fn a_name_is_swapped_like_an_address() {
     let effects = machine.step(Event::AskedTakedown(CLAIMER, a("blue")));
     assert_has(&effects, &[Effect::Signal]);
 }
+
+#[test]
+fn a_lock_that_does_not_bring_the_address_makes_look_again() {
+    let mut machine = new(true);
+    says(&mut machine, "READY :1");
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    assert_eq!(locked(&mut machine, &[":2"])[..1], [Effect::LookUp(a(":1"))]);
+    let effects = machine.step(Event::Taken(a(":1"), vec![OldId(8)]));
+    assert_has(&effects, &[Effect::Lock(OldId(8)), Effect::Unlock(OLD)]);
+}
+
+#[test]
+fn a_quiet_server_that_speaks_after_all_was_slow() {
+    let mut machine = new(false);
+    assert_has(&machine.step(Event::Timer(Timer::Quiet)), &[Effect::Up, Effect::Done]);
+    says(&mut machine, "READY :1");
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    assert!(machine.may_be_cancelled());
+    let effects = says(&mut machine, "FAIL it is broken");
+    assert_has(&effects, &[Effect::Unlock(OLD), Effect::Kill]);
+}
