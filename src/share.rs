@@ -41,6 +41,8 @@ enum Phase {
 /// handles on the old ones freeze that order, whatever their server closes.
 #[derive(Debug)]
 struct Group {
+    /// The number of the old server.
+    old: u64,
     place: Place,
     olds: Vec<Socket>,
     news: Vec<Socket>,
@@ -116,8 +118,8 @@ pub struct Sharing {
 }
 
 impl Sharing {
-    /// Adds the sockets of an old server. The error says why they cannot be shared.
-    pub fn add_old(&mut self, sockets: Vec<Socket>) -> Result<(), String> {
+    /// Adds the sockets of an old server, under its number. The error says why they cannot be shared.
+    pub fn add_old(&mut self, old: u64, sockets: Vec<Socket>) -> Result<(), String> {
         let failed = |e: io::Error| crate::error::reason(&e);
         if sockets.is_empty() {
             return Err("its listeners cannot be had".into());
@@ -129,7 +131,9 @@ impl Sharing {
             let place = Place::of(&socket).map_err(failed)?;
             match self.groups.iter_mut().find(|g| g.place == place) {
                 Some(group) => group.olds.push(socket),
-                None => self.groups.push(Group { place, olds: vec![socket], news: Vec::new(), phase: Phase::Steered }),
+                None => {
+                    self.groups.push(Group { old, place, olds: vec![socket], news: Vec::new(), phase: Phase::Steered })
+                }
             }
         }
         for group in &self.groups {
@@ -189,6 +193,13 @@ impl Sharing {
             }
         }
         Ok(())
+    }
+
+    /// This old server stays: nothing is wanted of it any more.
+    pub fn let_go(&mut self, old: u64) {
+        for group in self.groups.extract_if(.., |g| g.old == old) {
+            group.leave_to_old();
+        }
     }
 
     /// The old server is gone.

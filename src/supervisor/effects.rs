@@ -199,8 +199,7 @@ impl Supervisor {
             },
         };
         let id = threads::next_id();
-        self.olds
-            .insert(id, Old { of, server, to, holds: Vec::new(), locked: false, harmed: false, asked: Vec::new() });
+        self.olds.insert(id, Old { of, server, to, holds: Vec::new(), locked: false, asked: Vec::new() });
         id
     }
 
@@ -285,7 +284,7 @@ impl Supervisor {
 
     fn unlock(&mut self, id: OldId) {
         let Some(old) = self.olds.remove(&id.0) else { return };
-        self.turn_back(old.of);
+        self.share_no_more(old.of, id.0);
         match old.to {
             OldTo::Local(generation) => {
                 self.feed(generation, Event::ClaimerGone(ClaimerId(id.0)));
@@ -305,7 +304,6 @@ impl Supervisor {
 
     fn ask(&mut self, id: OldId, local: Event, remote: PeerWord) {
         if let Some(old) = self.olds.get_mut(&id.0) {
-            old.harmed = true;
             old.asked.push(local.clone());
         }
         match self.olds.get(&id.0).map(|old| &old.to) {

@@ -107,9 +107,7 @@ struct Old {
     to: OldTo,
     holds: Vec<Address>,
     locked: bool,
-    /// It was asked for something: its server does that, whatever becomes of its supervisor.
-    harmed: bool,
-    /// What it was asked for and has not released.
+    /// What it was asked for and has not released: its server does that, whatever becomes of its supervisor.
     asked: Vec<swap::Event>,
 }
 

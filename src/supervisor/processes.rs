@@ -69,6 +69,7 @@ impl Supervisor {
                 let _ = std::fs::remove_file(path);
             }
         })?;
+        let mark = socket.to_string_lossy().into_owned();
         let record = Record { pid: server.pid, generation: number, socket: &names[0], command: &command };
         let registration = self.dir.register(&record).map_err(|why| {
             server.signal_all(Signal::SIGKILL);
@@ -97,7 +98,7 @@ impl Supervisor {
         let started = threads::lines(self.events.clone(), control, ours)
             .and_then(|()| threads::accept(self.events.clone(), id, listener.clone()))
             .and_then(|()| threads::notifications(self.events.clone(), id, notify.clone()))
-            .and_then(|()| watch.map_or(Ok(()), |watch| watching::watch(self.events.clone(), id, watch)));
+            .and_then(|()| watch.map_or(Ok(()), |watch| watching::watch(self.events.clone(), id, watch, mark)));
         self.log.say(Level::Detail, None, &format!("server {} started (generation {number})", server.pid));
         self.live.insert(
             id,
@@ -181,7 +182,7 @@ impl Supervisor {
         let Some(live) = self.live.get_mut(&generation) else { return };
         let Some(ended) = live.ended else { return };
         let ephemeral = ephemeral_ports();
-        let own = live.machine.addresses();
+        let own = live.machine.claims();
         let is_own = |s: &&TcpSocket| own.iter().any(|a| a.collides(&s.local));
         let counts = |s: &&TcpSocket| is_own(s) || is_fixed(&s.local, &ephemeral);
         let candidates: Vec<TcpSocket> = sockets.iter().filter(counts).cloned().collect();
@@ -199,6 +200,10 @@ impl Supervisor {
                 live.server.signal_rest(self.run.stop_signal);
             }
             Rest::Unclear => wait = ended.at.elapsed() < UNCLEAR_FOR,
+            // A daemon whose starter is done before it listens.
+            Rest::Nobody if ended.status == 0 && !live.was_up && !live.machine.is_leaving() => {
+                wait = live.server.has_rest();
+            }
             Rest::Nobody => wait = false,
         }
         match wait {

@@ -112,7 +112,7 @@ impl Supervisor {
             }
         };
         let live = self.live.get_mut(&of).ok_or("it is gone")?;
-        live.sharing.get_or_insert_with(Sharing::default).add_old(sockets)
+        live.sharing.get_or_insert_with(Sharing::default).add_old(id, sockets)
     }
 
     pub(super) fn switch(&mut self, generation: GenId) {
@@ -123,12 +123,10 @@ impl Supervisor {
         }
     }
 
-    /// The swap of a generation is over for good or ill, or it never began.
-    pub(super) fn turn_back(&mut self, generation: GenId) {
-        if let Some(live) = self.live.get_mut(&generation)
-            && let Some(sharing) = live.sharing.take()
-        {
-            sharing.turn_back();
+    /// An old server stays.
+    pub(super) fn share_no_more(&mut self, generation: GenId, old: Id) {
+        if let Some(sharing) = self.live.get_mut(&generation).and_then(|live| live.sharing.as_mut()) {
+            sharing.let_go(old);
         }
     }
 
@@ -152,7 +150,9 @@ impl Supervisor {
         let Some(live) = self.live.get_mut(&generation) else { return };
         live.drain = None;
         live.calls.clear();
-        self.turn_back(generation);
+        if let Some(sharing) = live.sharing.take() {
+            sharing.turn_back();
+        }
     }
 
     pub(super) fn interrupt_calls(&mut self, generation: GenId) {
@@ -202,10 +202,10 @@ impl Supervisor {
         self.feed(generation, event);
     }
 
-    /// The supervisor of an old server that was asked for something is gone: the server is to do it all
-    /// the same. `false` if there is no such server.
+    /// The supervisor of an old server whose lock is ours is gone: the swap goes on with its server.
+    /// `false` if there is no such server.
     pub(super) fn follow_orphan(&mut self, id: Id) -> bool {
-        let Some(old) = self.olds.get(&id).filter(|old| old.harmed) else { return false };
+        let Some(old) = self.olds.get(&id).filter(|old| old.locked) else { return false };
         let pid = old.server.0;
         self.dir.try_clone().and_then(|dir| threads::release(self.events.clone(), id, pid, dir)).is_ok()
     }

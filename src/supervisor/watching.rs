@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use super::threads::{Event, Events, GenId, start};
-use crate::procfs::{self, Snapshot};
+use crate::procfs::{self, MARK, Snapshot};
 use crate::server::Watch;
 use crate::sys::seccomp::{Call, Notification};
 use crate::sys::steer::Socket;
@@ -40,10 +40,16 @@ impl Watch {
 }
 
 /// Sees the calls of a generation until nobody of it is left.
-pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>) -> io::Result<()> {
+pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String) -> io::Result<()> {
     start("watch", move || {
         let mut bound = Vec::new();
         while let Some(call) = watch.notifier.next() {
+            // The filter also sees what runs under another serverswap inside this server.
+            let foreign = call.process().and_then(|pid| procfs::environment(pid, MARK)).is_some_and(|m| m != mark);
+            if foreign {
+                watch.notifier.proceed(call.id);
+                continue;
+            }
             let noted = watch.ledger.note(call.id);
             match call.call {
                 Call::Bind => {

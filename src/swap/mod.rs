@@ -381,6 +381,11 @@ impl Generation {
         self.active().cloned().collect()
     }
 
+    /// Where the server listens, or may.
+    pub fn claims(&self) -> Vec<Address> {
+        self.slots.keys().cloned().collect()
+    }
+
     /// `starting`, `serving` or `draining`, as `--status` says it.
     pub fn state(&self) -> &'static str {
         match self.stage {
@@ -696,6 +701,11 @@ impl Generation {
         let Some(old) = self.olds.remove(&id) else { return };
         if let Stage::Leaving(_) = self.stage {
             return;
+        }
+        let joined = |slot: &Slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)) && slot.wants(id);
+        if let (false, Some((address, _))) = (gone, self.slots.iter().find(|(_, slot)| joined(slot))) {
+            let (address, why) = (address.clone(), "somebody else took the old server over".to_owned());
+            return self.fail_address(address, status::NOT_UP, why, effects);
         }
         let mut wanted = false;
         for (address, slot) in &mut self.slots {
@@ -1230,8 +1240,12 @@ impl Generation {
         if std::mem::take(&mut self.draining) {
             effects.push(Effect::StopDrain);
         }
+        let listens = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)));
         self.withdraw(|_| true, effects);
-        self.unlock_idle(effects);
+        // On a shared port it listens until it is gone, and the locks come back then.
+        if !listens {
+            self.unlock_idle(effects);
+        }
         let starting = self.stage == Stage::Starting;
         self.stage = Stage::Leaving(why);
         self.disarm_all(effects);
@@ -1257,8 +1271,8 @@ impl Generation {
             "it is killed; the old one still serves"
         };
         effects.push(Effect::Report(Level::Error, address, format!("{why} ({consequence})")));
+        // The locks come back when it is gone: on a shared port it listens until then.
         self.withdraw(|_| true, effects);
-        self.unlock_idle(effects);
         self.disarm_all(effects);
         self.stage = Stage::Leaving(Why::Failed(status));
         effects.push(Effect::Kill);
