@@ -1240,12 +1240,7 @@ impl Generation {
         if std::mem::take(&mut self.draining) {
             effects.push(Effect::StopDrain);
         }
-        let listens = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)));
-        self.withdraw(|_| true, effects);
-        // On a shared port it listens until it is gone, and the locks come back then.
-        if !listens {
-            self.unlock_idle(effects);
-        }
+        self.give_up(effects);
         let starting = self.stage == Stage::Starting;
         self.stage = Stage::Leaving(why);
         self.disarm_all(effects);
@@ -1271,8 +1266,7 @@ impl Generation {
             "it is killed; the old one still serves"
         };
         effects.push(Effect::Report(Level::Error, address, format!("{why} ({consequence})")));
-        // The locks come back when it is gone: on a shared port it listens until then.
-        self.withdraw(|_| true, effects);
+        self.give_up(effects);
         self.disarm_all(effects);
         self.stage = Stage::Leaving(Why::Failed(status));
         effects.push(Effect::Kill);
@@ -1292,6 +1286,16 @@ impl Generation {
         self.harmed.remove(&address);
         effects.push(Effect::Unhold(address.clone()));
         effects.push(Effect::Report(Level::Error, Some(address), format!("{why} (the server goes on without it)")));
+    }
+
+    /// Wants nothing of the old servers any more.
+    fn give_up(&mut self, effects: &mut Vec<Effect>) {
+        let listens = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)));
+        self.withdraw(|_| true, effects);
+        // On a shared port it listens until it is gone, and the locks come back then.
+        if !listens {
+            self.unlock_idle(effects);
+        }
     }
 
     /// Takes back READY for addresses that nobody was asked for yet.

@@ -331,7 +331,7 @@ impl World {
             }
             Action::ToNew(k) => {
                 let event = self.peers[k].to_new.pop_front().unwrap();
-                if matches!(event, Event::OldLost(_)) && !self.peers[k].asked.is_empty() {
+                if matches!(event, Event::OldLost(_)) && self.peers[k].locked {
                     return self.follow(k);
                 }
                 let peer = &mut self.peers[k];
@@ -405,8 +405,7 @@ impl World {
         }
     }
 
-    /// The supervisor of an old server is gone that was asked for something: the server is to do it all
-    /// the same.
+    /// The supervisor of an old server whose lock is had is gone: the swap goes on with its server.
     fn follow(&mut self, k: usize) {
         let (new, old) = (self.peers[k].new, self.peers[k].old);
         if self.servers[new].machine.is_none() {
