@@ -116,6 +116,8 @@ fn host_of(host: &str) -> Option<Option<IpAddr>> {
         Some(v6) => IpAddr::V6(v6.parse::<Ipv6Addr>().ok()?),
         None => IpAddr::V4(host.parse::<Ipv4Addr>().ok()?),
     };
+    // As the kernel names what it listens on: `[::ffff:127.0.0.1]` is 127.0.0.1.
+    let ip = ip.to_canonical();
     Some((!ip.is_unspecified()).then_some(ip))
 }
 
@@ -146,6 +148,7 @@ mod tests {
             assert_eq!(a(text).stem(), "8080");
         }
         assert_eq!(a("[0:0::1]:80").to_string(), "[::1]:80");
+        assert_eq!(a("[::ffff:127.0.0.1]:80"), a("127.0.0.1:80"));
     }
 
     #[test]

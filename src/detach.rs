@@ -5,7 +5,7 @@
 
 use crate::error::{Error, Result};
 use crate::sys::process::{self, Forked};
-use nix::sys::signal::Signal;
+use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use signal_hook::iterator::Signals;
 use std::fs::File;
 use std::io::{self, Read, Write};
@@ -28,20 +28,32 @@ pub enum Side {
 pub fn fork() -> Result<Side> {
     let failed = |e: io::Error| Error::unable("go to the background", e, "nothing was started");
     let (caller, supervisor) = UnixStream::pair().map_err(failed)?;
-    match process::fork_session().map_err(failed)? {
-        Forked::Child => Ok(Side::Supervisor(Launcher(supervisor))),
-        Forked::Parent => {
-            drop(supervisor);
-            wait(caller).map(Side::Caller).map_err(failed)
+    let mut cancels = vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
+    // nohup(1), and what a shell starts in the background.
+    cancels.retain(|signal| !process::is_ignored(*signal));
+    // None may end the caller alone: they wait until they are handled.
+    let before = SigSet::from_iter(cancels.iter().copied())
+        .thread_swap_mask(SigmaskHow::SIG_BLOCK)
+        .map_err(|e| failed(e.into()))?;
+    let side = process::fork_session().map_err(failed)?;
+    let signals = match side {
+        Forked::Child => None,
+        Forked::Parent => Some(Signals::new(cancels.iter().map(|s| *s as i32))),
+    };
+    let _ = before.thread_set_mask();
+    let Some(signals) = signals else { return Ok(Side::Supervisor(Launcher(supervisor))) };
+    drop(supervisor);
+    match signals.and_then(|signals| wait(caller, signals)) {
+        Ok(status) => Ok(Side::Caller(status)),
+        Err(_) => {
+            Err(Error::failed("the supervisor died before the swap was done (serverswap --status tells what serves)"))
         }
     }
 }
 
 /// Waits for the status. A signal that would end the wait calls the swap off instead, if it is not
 /// past its switch.
-fn wait(mut supervisor: UnixStream) -> io::Result<u8> {
-    let mut signals =
-        Signals::new([Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP].map(|s| s as i32))?;
+fn wait(mut supervisor: UnixStream, mut signals: Signals) -> io::Result<u8> {
     let mut canceller = supervisor.try_clone()?;
     std::thread::spawn(move || {
         for _ in &mut signals {
@@ -49,10 +61,7 @@ fn wait(mut supervisor: UnixStream) -> io::Result<u8> {
         }
     });
     let mut status = [0];
-    match supervisor.read_exact(&mut status) {
-        Ok(()) => Ok(status[0]),
-        Err(_) => Err(io::Error::other("the supervisor died before the swap was done")),
-    }
+    supervisor.read_exact(&mut status).map(|()| status[0])
 }
 
 impl Launcher {

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use crate::address::Address;
-use crate::error::{Error, Result, status};
+use crate::error::{Error, Result, reason, status};
 use crate::message::Log;
 use crate::procfs::{self, Family, Snapshot};
 use crate::protocol::{HolderWord, PEER_VERSION, PeerWord, Splitter, Word, line_of};
@@ -19,6 +19,9 @@ use std::time::Duration;
 
 /// How long a supervisor may take to say what it is doing.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+/// How often, and after how long, a server is looked at again whose supervisor seems to end.
+const LOOKS: u32 = 100;
+const LOOKS_EVERY: Duration = Duration::from_millis(20);
 
 /// A conversation with a supervisor.
 struct Supervisor {
@@ -89,32 +92,48 @@ fn by_server(dir: &RunDir, addresses: &[Address], log: Log) -> Result<Vec<(Holde
 
 /// `--takedown`: returns when the addresses are down.
 pub fn takedown(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
-    for (mut holder, list) in by_server(dir, addresses, log)? {
-        let mut left = list.clone();
-        // Whoever replaced the server meanwhile has the addresses: they are to go from there.
-        loop {
-            match ask_down(dir, &holder, &left, log) {
-                Ok(true) => break,
-                Ok(false) => {}
-                Err(why) => return Err(Error::failed(format!("{}: unable to take down: {why}", list[0]))),
-            }
-            left.retain(|address| dir.serving(address, &mut Vec::new()).is_some());
-            match left.first().map(|address| find(dir, address, log)) {
-                Some(Ok(next)) if next.pid != holder.pid => holder = next,
-                Some(Ok(_)) | Some(Err(_)) | None => break,
-            }
-        }
-        for address in &list {
+    let mut servers: VecDeque<(Holder, Vec<Address>)> = by_server(dir, addresses, log)?.into();
+    let mut looks = LOOKS;
+    while let Some((holder, list)) = servers.pop_front() {
+        let failed = |why: &str| Err(Error::failed(format!("{}: unable to take down: {why}", list[0])));
+        let released = match ask_down(dir, &holder, &list, log) {
+            Ok(released) => released,
+            Err(why) => return failed(&why),
+        };
+        // It went away first: whoever has the addresses by now is asked in its place.
+        let served = |address: &&Address| !released && find(dir, address, log).is_ok();
+        let (left, down): (Vec<&Address>, Vec<&Address>) = list.iter().partition(served);
+        for address in down {
             log.say(Level::Notice, Some(address), "taken down");
+        }
+        let left: Vec<Address> = left.into_iter().cloned().collect();
+        for next in by_server(dir, &left, log)? {
+            if next.0.pid == holder.pid && next.0.orphan.is_none() {
+                // The lock of a supervisor that is ending goes a moment after its sockets.
+                if looks == 0 {
+                    return failed("its supervisor does not answer (the server still serves)");
+                }
+                looks -= 1;
+                std::thread::sleep(LOOKS_EVERY);
+            }
+            servers.push_back(next);
         }
     }
     Ok(status::DONE)
 }
 
-/// `true`: done; `false`: the server went away first.
+/// `true`: released; `false`: the server or its supervisor went away first.
 fn ask_down(dir: &RunDir, holder: &Holder, addresses: &[Address], log: Log) -> std::result::Result<bool, String> {
     if holder.orphan.is_some() {
-        return stop_orphan(dir, holder, log).map(|()| true);
+        let is_other = |a: &Address| !addresses.iter().any(|named| named.collides(a));
+        let has = |a: &Address| dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid);
+        let others: Vec<String> =
+            dir.addresses().iter().filter(|a| is_other(a) && has(a)).map(Address::to_string).collect();
+        if !others.is_empty() {
+            let others = others.join(", ");
+            return Err(format!("the same server also has {others} and has lost its supervisor (nothing was done)"));
+        }
+        return stop_orphan(dir, holder, log).map(|()| false);
     }
     let asked = || -> io::Result<(bool, Option<String>)> {
         let mut supervisor = Supervisor::of(holder)?;
@@ -126,7 +145,7 @@ fn ask_down(dir: &RunDir, holder: &Holder, addresses: &[Address], log: Log) -> s
         while let Some(word) = supervisor.hear()? {
             match word {
                 HolderWord::Released(address) => left.retain(|a| **a != address),
-                HolderWord::Gone => return Ok((true, None)),
+                HolderWord::Gone => return Ok((false, None)),
                 HolderWord::Refused(why) => return Ok((false, Some(why))),
                 HolderWord::Peer(_)
                 | HolderWord::Holds(_)
@@ -146,8 +165,15 @@ fn ask_down(dir: &RunDir, holder: &Holder, addresses: &[Address], log: Log) -> s
     match asked() {
         Ok((_, Some(why))) => Err(format!("{why} (nothing was done)")),
         Ok((done, None)) => Ok(done),
-        Err(e) => Err(format!("its supervisor does not answer: {e} (nothing was done)")),
+        Err(e) if is_end(&e) => Ok(false),
+        Err(e) => Err(format!("its supervisor does not answer: {} (nothing was done)", reason(&e))),
     }
+}
+
+/// Whether a supervisor that ends explains the error.
+fn is_end(error: &io::Error) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionRefused, ConnectionReset, NotFound};
+    matches!(error.kind(), BrokenPipe | ConnectionRefused | ConnectionReset | NotFound)
 }
 
 /// A server without a supervisor: nobody else can tell it to stop.

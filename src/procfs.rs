@@ -142,7 +142,12 @@ impl Snapshot {
     /// serverswap and what is below it never belongs.
     pub fn family(&self, server: &Family) -> Vec<&Stat> {
         let own_exe = file_id("/proc/self/exe");
-        let foreign = |stat: &Stat| own_exe.is_some() && file_id(&format!("/proc/{}/exe", stat.pid)) == own_exe;
+        let same_file = |stat: &Stat| own_exe.is_some() && file_id(&format!("/proc/{}/exe", stat.pid)) == own_exe;
+        let same_name = |stat: &Stat| {
+            let name = fs::read(format!("/proc/{}/comm", stat.pid)).unwrap_or_default();
+            name.strip_suffix(b"\n") == Some(OWN_NAME.to_bytes())
+        };
+        let foreign = |stat: &Stat| same_file(stat) || same_name(stat);
         let in_group = |stat: &Stat| Some(stat.group) == server.group.map(Pid::raw);
         let belongs = |stat: &&Stat| {
             let top = |a: &&Stat| a.pid == server.main || a.pid == Pid::own();
@@ -161,6 +166,9 @@ impl Snapshot {
         self.all().filter(belongs).collect()
     }
 }
+
+/// The name of the main thread of every supervisor (prctl(2), PR_SET_NAME).
+pub const OWN_NAME: &std::ffi::CStr = c"serverswap";
 
 /// The environment variable that differs in every server.
 pub const MARK: &str = "SERVERSWAP_SOCKET";

@@ -181,6 +181,9 @@ impl RunDir {
             }
             match self.holder(pid, Claim::Yes) {
                 Some(holder) if holder.orphan.is_none() || has(pid, &own) => holders.push(holder),
+                None if self.is_unreadable(pid) => {
+                    return Found::Blocked(format!("unable to read the record of pid {pid}"));
+                }
                 Some(_) => notes.push(format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}")),
                 None => {
                     notes.push(format!("the pidfile of {own} is stale (it is removed)"));
@@ -344,6 +347,11 @@ impl RunDir {
         })
     }
 
+    /// Whether nothing can be told of a server at the moment (no fd, no memory): it may live.
+    fn is_unreadable(&self, pid: Pid) -> bool {
+        matches!(self.open_checked(&record_name(pid), RECORD_MAX), Err(Bad::Because("cannot be read")))
+    }
+
     /// Whoever listens there without a pidfile of ours: a server of ours that never said a word, or a
     /// stranger.
     fn port_holder(
@@ -393,12 +401,17 @@ impl RunDir {
                 let elsewhere = procfs::environment(pid, MARK)
                     .and_then(|socket| Some(Path::new(&socket).parent()?.to_owned()))
                     .filter(|dir| *dir != self.path);
+                let ours = procfs::environment(pid, MARK)
+                    .is_some_and(|socket| Path::new(&socket).parent() == Some(self.path.as_path()));
                 let command = procfs::command_line(pid);
                 match elsewhere {
                     Some(dir) => format!(
                         "the port is held by pid {pid} ({command}), a server of the run directory {}",
                         dir.display()
                     ),
+                    None if ours => {
+                        format!("the port is held by pid {pid} ({command}), what is left of a server that was killed")
+                    }
                     None => format!("the port is held by pid {pid} ({command}), which serverswap did not start"),
                 }
             }
@@ -500,7 +513,7 @@ impl RunDir {
     fn sweep(&self) {
         for name in self.names() {
             if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
-                if self.holder(pid, Claim::No).is_none() {
+                if self.holder(pid, Claim::No).is_none() && !self.is_unreadable(pid) {
                     self.unlink(&name);
                 }
             } else if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify"))

@@ -10,6 +10,7 @@ use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::{self, Keeper, Pid, Pidfd};
 use crate::sys::seccomp::{self, Filter, Ledger, Notifier};
 use crate::sys::steer::Socket;
+use nix::libc;
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::io;
@@ -154,6 +155,12 @@ impl Server {
             failure.unwrap_or_else(|| Error {
                 status: match e.kind() {
                     io::ErrorKind::NotFound => status::NOT_FOUND,
+                    // What the machine lacks is no fault of COMMAND.
+                    _ if [libc::EAGAIN, libc::ENOMEM, libc::EMFILE, libc::ENFILE, libc::ECANCELED]
+                        .contains(&e.raw_os_error().unwrap_or(0)) =>
+                    {
+                        status::FAILED
+                    }
                     _ => status::CANNOT_EXECUTE,
                 },
                 ..failed("execute", e)

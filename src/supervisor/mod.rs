@@ -18,6 +18,7 @@ use crate::detach::Launcher;
 use crate::error::{Error, Result, status};
 use crate::message::Log;
 use crate::notify::{self, Manager, Notice};
+use crate::procfs;
 use crate::registry::{Holder, Registration, RunDir};
 use crate::server::Server;
 use crate::share::{Drain, Sharing};
@@ -157,6 +158,8 @@ impl Supervisor {
         let hup_ignored = process::is_ignored(Signal::SIGHUP);
         process::clean_signals();
         process::save_memory();
+        // By this name other serverswaps know that we are no part of a server, whichever file we are of.
+        let _ = nix::sys::prctl::set_name(procfs::OWN_NAME);
         let (events, inbox) = sync_channel(threads::BACKLOG);
         let failed = |what: &str, e: std::io::Error| Error::unable(what, e, "nothing was started");
         let mut signals =
@@ -269,7 +272,9 @@ impl Supervisor {
             Event::Called(generation, waiting) => self.called(generation, waiting),
             Event::Orphaned(id) => self.orphaned(id),
             Event::Cancelled => {
-                if self.live.get(&self.current).is_some_and(|live| live.machine.may_be_cancelled()) {
+                // Once more: it is told to stop already, and is killed.
+                let may = |live: &Live| live.machine.may_be_cancelled();
+                if self.stopping || self.live.get(&self.current).is_some_and(may) {
                     self.stop(false);
                 } else {
                     self.log.say(Level::Warning, None, "the swap is past its switch and goes on");
@@ -296,6 +301,12 @@ impl Supervisor {
 
     fn stop(&mut self, signalled: bool) {
         self.stopping = true;
+        if self.live.values().all(Live::is_orphan) {
+            // What is left of the servers was told to stop when they ended.
+            let now = Instant::now();
+            self.leftovers.iter_mut().for_each(|(_, until)| *until = now);
+            self.poll_soon();
+        }
         self.manager.tell("STOPPING=1");
         for (&generation, live) in &self.live {
             if !live.is_orphan() {
@@ -314,7 +325,9 @@ impl Supervisor {
                 }
                 Notice::Stopping => live.status_text = "stopping".into(),
                 Notice::Status(text) => {
-                    self.manager.tell(&format!("STATUS={text}"));
+                    if generation == self.current {
+                        self.manager.tell(&format!("STATUS={text}"));
+                    }
                     live.status_text = text;
                 }
                 Notice::Watchdog(word) if generation == self.current => self.manager.tell(word),

@@ -73,10 +73,9 @@ impl Supervisor {
             Some(Role::New(_)) => {}
             // A connection that never came to be has no entry.
             Some(Role::Holder) | None => {
-                if self.follow_orphan(id) {
-                    return;
-                }
-                if let Some(old) = self.olds.remove(&id) {
+                if !self.follow_orphan(id)
+                    && let Some(old) = self.olds.remove(&id)
+                {
                     self.feed(old.of, swap::Event::OldLost(OldId(id)));
                 }
             }

@@ -9,7 +9,7 @@ use super::threads::{self, GenId, Id, NotifySocket};
 use super::watching;
 use super::{Conn, Ended, Live, Outbox, Sockets, Supervisor};
 use crate::address::Address;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, status};
 use crate::protocol::ServerWord;
 use crate::registry::{Record, Registration};
 use crate::server::{Rest, Server, Surroundings};
@@ -59,7 +59,7 @@ impl Supervisor {
                 generation: number,
                 on_terminal: self.on_terminal,
                 hup_ignored: self.hup_ignored,
-                detached: self.launcher.is_some(),
+                detached: self.run.detach,
                 watched: cfg!(feature = "shared-port") && !self.run.plain,
             };
             Ok((listener, datagrams, Server::spawn(&self.run, around)?))
@@ -73,6 +73,9 @@ impl Supervisor {
         let record = Record { pid: server.pid, generation: number, socket: &names[0], command: &command };
         let registration = self.dir.register(&record).map_err(|why| {
             server.signal_all(Signal::SIGKILL);
+            for path in [&socket, &notify] {
+                let _ = std::fs::remove_file(path);
+            }
             Error::unable("write its record", why, "the new server is killed; the old one, if any, still serves")
         })?;
         let watch = match &server.watch {
@@ -162,17 +165,25 @@ impl Supervisor {
     }
 
     /// The main process of a generation has ended.
-    pub(super) fn main_ended(&mut self, generation: GenId, status: u8, how: &str) {
+    pub(super) fn main_ended(&mut self, generation: GenId, own: u8, how: &str) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         if live.ended.is_none() {
             let name = live.machine.name().or_else(|| live.name.clone());
             // Of one that was never up the machine says why, in one line, unless we were told to stop it.
             let failed = !live.was_up && !self.stopping;
-            let level = if failed { Level::Detail } else { Level::Notice };
+            let unwanted = own != status::DONE && !self.stopping && !live.machine.is_leaving();
+            let level = match () {
+                () if failed => Level::Detail,
+                () if unwanted => Level::Error,
+                () => Level::Notice,
+            };
             self.log.say(level, name.as_ref(), &format!("server {} {how}", live.server.pid));
-            live.ended = Some(Ended { status, at: Instant::now(), rest_told: false });
+            live.ended = Some(Ended { status: own, at: Instant::now(), rest_told: false });
             self.settle();
-            self.look_for_rest(generation, &net::listeners().unwrap_or_default());
+            match net::listeners() {
+                Ok(sockets) => self.look_for_rest(generation, &sockets),
+                Err(_) => self.poll_soon(),
+            }
         }
     }
 
@@ -273,7 +284,11 @@ impl Supervisor {
     /// Looks at who listens, for all that waits for that.
     pub(super) fn poll(&mut self) {
         let now = Instant::now();
-        let sockets = net::listeners().unwrap_or_default();
+        // What could not be asked says nothing: not that nobody listens.
+        let Ok(sockets) = net::listeners() else {
+            self.poll_at = Some(now + POLL_SWAP);
+            return;
+        };
         let (mut swapping, mut discovering) = (false, false);
         let generations: Vec<GenId> = self.live.keys().copied().collect();
         for generation in generations {

@@ -202,10 +202,10 @@ impl Supervisor {
         self.feed(generation, event);
     }
 
-    /// The supervisor of an old server whose lock is ours is gone: the swap goes on with its server.
-    /// `false` if there is no such server.
+    /// The supervisor of an old server does not speak to us any more. What counts is when the lock of
+    /// the server's record is free. `false` if there is no such server.
     pub(super) fn follow_orphan(&mut self, id: Id) -> bool {
-        let Some(old) = self.olds.get(&id).filter(|old| old.locked) else { return false };
+        let Some(old) = self.olds.get(&id) else { return false };
         let pid = old.server.0;
         self.dir.try_clone().and_then(|dir| threads::release(self.events.clone(), id, pid, dir)).is_ok()
     }
@@ -213,6 +213,11 @@ impl Supervisor {
     pub(super) fn orphaned(&mut self, id: Id) {
         let Some(old) = self.olds.get(&id) else { return };
         let (of, pid) = (old.of, old.server.0);
+        if !old.locked {
+            self.olds.remove(&id);
+            return self.feed(of, swap::Event::OldLost(OldId(id)));
+        }
+        // The lock is ours: the swap goes on with its server.
         let found = self.dir.find(pid);
         // Taken over by somebody else, its end is theirs.
         let lives = found.is_some();
