@@ -167,7 +167,7 @@ impl Snapshot {
     }
 }
 
-/// The name of the main thread of every supervisor (prctl(2), PR_SET_NAME).
+/// The name of the main thread of every serverswap (prctl(2), PR_SET_NAME).
 pub const OWN_NAME: &std::ffi::CStr = c"serverswap";
 
 /// The environment variable that differs in every server.

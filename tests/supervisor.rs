@@ -690,3 +690,164 @@ fn ready_of_sd_notify_comes_after_the_listeners_of_a_server() {
     assert!(status == 0 && log.contains(&format!("127.0.0.1:{port}: server")), "{log}");
     sandbox.take_down(&format!("127.0.0.1:{port}"));
 }
+
+/// The supervisor of the only server, as `serverswap --status` says it.
+fn supervisor_of(sandbox: &Sandbox) -> i32 {
+    until("there is a server", || !sandbox.status().is_empty());
+    sandbox.status()[0][3].parse().unwrap()
+}
+
+#[test]
+fn another_copy_of_serverswap_is_no_part_of_the_server_that_started_it() {
+    let sandbox = Sandbox::new();
+    let (port, copy) = (sandbox.port(), sandbox.path("copy"));
+    fs::copy(SERVERSWAP, &copy).unwrap();
+    let (server, address) = (plain_server().display().to_string(), format!(":{port}"));
+    let hook = format!(
+        "(until [ -e go ]; do sleep 0.01; done; exec {} -d {server} {address} takedown >hook 2>&1) &
+         exec {server} {address} takedown",
+        copy.display()
+    );
+    let mut old = sandbox.serverswap(["sh", "-c", &hook]);
+    let first = answered_by(port, 1).pid;
+    sandbox.file("go", "");
+    until("the new server answers", || get(port).is_ok_and(|answer| answer.pid != first));
+    assert_eq!(old.wait(), 0, "{}", old.log());
+    until("only the new server and its supervisor are left", || sandbox.processes().len() == 2);
+    assert!(get(port).is_ok());
+    sandbox.take_down(&address);
+}
+
+#[test]
+fn an_address_is_taken_down_from_whoever_has_it_by_then() {
+    let sandbox = Sandbox::new();
+    let (first, second) = (format!(":{}", sandbox.port()), format!(":{}", sandbox.port()));
+    let mut old = sandbox.plain(&[], &[&first, &second]);
+    old.says("is up");
+    let (gate, hold) = sandbox.gate("before-listen");
+    let mut new = sandbox.plain(&[], &[&first, &second, &hold]);
+    gate.reached();
+    let mut down = sandbox.serverswap(["--takedown", &second, &first]);
+    gate.open();
+    assert_eq!((down.wait(), down.log().matches("taken down").count()), (0, 2), "{}", down.log());
+    assert_eq!((old.wait(), new.wait()), (0, 0));
+    sandbox.assert_clean();
+}
+
+#[test]
+fn a_takedown_that_loses_its_supervisor_goes_on() {
+    let sandbox = Sandbox::new();
+    let address = format!(":{}", sandbox.port());
+    let (gate, hold) = sandbox.gate("before-release");
+    assert_eq!(sandbox.deploy(&[&address, "takedown", &hold]).0, 0);
+    let (server, supervisor) = (sandbox.status()[0][2].parse().unwrap(), supervisor_of(&sandbox));
+    let mut down = sandbox.serverswap(["--takedown", &address]);
+    gate.reached();
+    kill(supervisor, libc::SIGKILL);
+    assert_eq!(down.wait(), 0, "{}", down.log());
+    assert!(!alive(server));
+    sandbox.assert_clean();
+}
+
+#[test]
+fn one_of_several_addresses_of_an_orphan_is_refused() {
+    let sandbox = Sandbox::new();
+    let (ports, flag) = ([sandbox.port(), sandbox.port()], "takedown");
+    let [first, second] = ports.map(|port| format!(":{port}"));
+    assert_eq!(sandbox.deploy(&[&first, &second, flag]).0, 0);
+    let supervisor = supervisor_of(&sandbox);
+    kill(supervisor, libc::SIGKILL);
+    until("the supervisor is gone", || !alive(supervisor));
+    let (status, log) = sandbox.run(["--takedown", &first]);
+    assert!(status == 125 && log.contains(&format!("also has {second}")), "{log}");
+    assert!(ports.iter().all(|port| get(*port).is_ok()));
+    let (status, log) = sandbox.run(["--takedown", &first, &second]);
+    assert_eq!((status, log.matches("taken down").count()), (0, 2), "{log}");
+    sandbox.assert_clean();
+}
+
+#[test]
+fn a_waiting_detach_leaves_an_ignored_hup_alone() {
+    let sandbox = Sandbox::new();
+    let address = format!(":{}", sandbox.port());
+    let (gate, hold) = sandbox.gate("before-ready");
+    let script = format!("trap '' HUP; exec {SERVERSWAP} -d {} {address} takedown {hold}", plain_server().display());
+    let mut command = sandbox.command("sh");
+    command.args(["-c", &script]);
+    let mut waiting = sandbox.start(command);
+    gate.reached();
+    waiting.signal(libc::SIGHUP);
+    gate.open();
+    assert_eq!(waiting.wait(), 0, "{}", waiting.log());
+    sandbox.take_down(&address);
+}
+
+#[test]
+fn a_second_term_to_a_waiting_detach_kills() {
+    let sandbox = Sandbox::new();
+    let address = format!(":{}", sandbox.port());
+    let (gate, hold) = sandbox.gate("before-ready");
+    let mut waiting = sandbox.plain(&["-d", "--kill-after", "1000"], &[&address, "stubborn", &hold]);
+    gate.reached();
+    waiting.signal(libc::SIGTERM);
+    until("it was told to stop", || sandbox.status().iter().any(|row| row[5] == "draining"));
+    waiting.signal(libc::SIGTERM);
+    assert_eq!(waiting.wait(), 137, "{}", waiting.log());
+    assert!(!waiting.log().contains("past its switch"), "{}", waiting.log());
+    gate.open();
+    sandbox.assert_clean();
+}
+
+#[test]
+fn a_detach_that_loses_its_supervisor_says_where_to_look() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let address = format!(":{port}");
+    let (gate, hold) = sandbox.gate("before-exit");
+    assert_eq!(sandbox.deploy(&[&address, "takedown", &hold]).0, 0);
+    let mut waiting = sandbox.plain(&["-d"], &[&address, "takedown"]);
+    gate.reached();
+    let server = answered_by(port, 2).pid.to_string();
+    let rows = sandbox.status();
+    let supervisor = rows.iter().find(|row| row[2] == server).unwrap()[3].parse().unwrap();
+    waiting.says("is up");
+    kill(supervisor, libc::SIGKILL);
+    assert_eq!(waiting.wait(), 125);
+    assert!(waiting.log().contains("--status tells") && !waiting.log().contains("nothing was"), "{}", waiting.log());
+    gate.open();
+    until("the old one is gone", || sandbox.status().len() == 1);
+    sandbox.take_down(&address);
+}
+
+#[test]
+fn a_signal_kills_what_is_left_of_a_server() {
+    let sandbox = Sandbox::new();
+    let script = "(trap '' TERM; : >left; exec sleep 1000) & until [ -e left ]; do sleep 0.01; done; exit 3";
+    let mut running = sandbox.serverswap(["--kill-after", "1000", "sh", "-c", script]);
+    until("the main process has ended", || {
+        sandbox.path("left").exists() && !sandbox.processes().iter().any(|(_, command)| command.starts_with("sh "))
+    });
+    running.signal(libc::SIGTERM);
+    until("it has ended", || {
+        running.signal(libc::SIGTERM);
+        running.ended()
+    });
+    assert_eq!(running.wait(), 3, "{}", running.log());
+    sandbox.assert_clean();
+}
+
+#[test]
+fn a_reloaded_server_in_the_background_has_no_standard_input_either() {
+    let sandbox = Sandbox::new();
+    let script = "readlink /proc/$$/fd/0 >>inputs; echo 'READY x' >&$SERVERSWAP_FD; \
+                  read -r go <&$SERVERSWAP_FD; exec sleep 1000";
+    let mut command = sandbox.command(SERVERSWAP);
+    if cfg!(feature = "shared-port") {
+        command.arg("--plain");
+    }
+    command.args(["-d", "sh", "-c", script]).stdin(File::open("/proc/self/status").unwrap());
+    assert_eq!(sandbox.start(command).wait(), 0);
+    assert_eq!(sandbox.run(["--reload", "x"]).0, 0);
+    assert_eq!(fs::read_to_string(sandbox.path("inputs")).unwrap(), "/dev/null\n/dev/null\n");
+    sandbox.take_down("x");
+}

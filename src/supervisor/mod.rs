@@ -18,7 +18,6 @@ use crate::detach::Launcher;
 use crate::error::{Error, Result, status};
 use crate::message::Log;
 use crate::notify::{self, Manager, Notice};
-use crate::procfs;
 use crate::registry::{Holder, Registration, RunDir};
 use crate::server::Server;
 use crate::share::{Drain, Sharing};
@@ -158,8 +157,6 @@ impl Supervisor {
         let hup_ignored = process::is_ignored(Signal::SIGHUP);
         process::clean_signals();
         process::save_memory();
-        // By this name other serverswaps know that we are no part of a server, whichever file we are of.
-        let _ = nix::sys::prctl::set_name(procfs::OWN_NAME);
         let (events, inbox) = sync_channel(threads::BACKLOG);
         let failed = |what: &str, e: std::io::Error| Error::unable(what, e, "nothing was started");
         let mut signals =
