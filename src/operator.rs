@@ -116,7 +116,10 @@ pub fn takedown(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
                 looks -= 1;
                 std::thread::sleep(LOOKS_EVERY);
             }
-            servers.push_back(next);
+            match servers.iter_mut().find(|(known, _)| known.pid == next.0.pid) {
+                Some((_, list)) => list.extend(next.1),
+                None => servers.push_back(next),
+            }
         }
     }
     Ok(status::DONE)

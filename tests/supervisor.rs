@@ -721,14 +721,22 @@ fn another_copy_of_serverswap_is_no_part_of_the_server_that_started_it() {
 #[test]
 fn an_address_is_taken_down_from_whoever_has_it_by_then() {
     let sandbox = Sandbox::new();
-    let (first, second) = (format!(":{}", sandbox.port()), format!(":{}", sandbox.port()));
-    let mut old = sandbox.plain(&[], &[&first, &second]);
+    let script = "echo 'READY x' >&$SERVERSWAP_FD; until [ -e go ]; do sleep 0.01; done; \
+                  echo 'READY y' >&$SERVERSWAP_FD; exec sleep 1000";
+    sandbox.file("go", "");
+    let mut old = sandbox.serverswap(["sh", "-c", script]);
     old.says("is up");
-    let (gate, hold) = sandbox.gate("before-listen");
-    let mut new = sandbox.plain(&[], &[&first, &second, &hold]);
-    gate.reached();
-    let mut down = sandbox.serverswap(["--takedown", &second, &first]);
-    gate.open();
+    until("it has both", || sandbox.pidfile("y").is_some());
+    fs::remove_file(sandbox.path("go")).unwrap();
+    // Staggered: the new one has asked for x and not yet for y, which the old one is asked to take down.
+    let mut new = sandbox.serverswap(["sh", "-c", script]);
+    until("the new one takes x", || sandbox.pidfile("x") != sandbox.pidfile("y"));
+    let mut down = sandbox.serverswap(["--takedown", "y", "x"]);
+    let sockets = format!("/proc/{}/fd", down.pid());
+    let is_socket =
+        |fd: fs::DirEntry| fs::read_link(fd.path()).is_ok_and(|to| to.to_string_lossy().starts_with("socket:"));
+    until("it asks", || fs::read_dir(&sockets).unwrap().flatten().any(is_socket));
+    sandbox.file("go", "");
     assert_eq!((down.wait(), down.log().matches("taken down").count()), (0, 2), "{}", down.log());
     assert_eq!((old.wait(), new.wait()), (0, 0));
     sandbox.assert_clean();
