@@ -138,7 +138,9 @@ impl Server {
             };
             let shown = watch.as_ref().and_then(|w| w.as_ref().ok()).map(|w| (&w.notifier, &w.ledger));
             let kept = Pidfd::open(pid).map_err(|e| failed("watch", e)).and_then(|pidfd| {
-                let keeper = Keeper::start(&pidfd, family.group, shown).map_err(|e| failed("keep", e))?;
+                // On a terminal a job of its own is ours and the server's alone.
+                let keeper =
+                    Keeper::start(&pidfd, family.group.or(process::own_job()), shown).map_err(|e| failed("keep", e))?;
                 Ok((pidfd, keeper))
             });
             match kept {

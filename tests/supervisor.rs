@@ -859,3 +859,27 @@ fn a_reloaded_server_in_the_background_has_no_standard_input_either() {
     assert_eq!(fs::read_to_string(sandbox.path("inputs")).unwrap(), "/dev/null\n/dev/null\n");
     sandbox.take_down("x");
 }
+
+#[test]
+fn a_wrapped_server_on_a_terminal_ends_with_its_supervisor_before_it_serves() {
+    let sandbox = Sandbox::new();
+    let (keyboard, screen) = pty();
+    let (gate, hold) = sandbox.gate("before-ready");
+    let wrapped = format!("{} :{} {hold}; true", plain_server().display(), sandbox.port());
+    let mut command = sandbox.command("sh");
+    // A shell with job control, as a person has it.
+    command.args(["-mc", &format!("{SERVERSWAP} sh -c '{wrapped}'; read line")]).stdin(Stdio::from(screen));
+    // SAFETY: ioctl is async-signal-safe; after setsid() the terminal at 0 becomes the controlling one.
+    unsafe {
+        command.pre_exec(|| match libc::ioctl(0, libc::TIOCSCTTY, 0) {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error()),
+        })
+    };
+    let mut shell = sandbox.start(command);
+    gate.reached();
+    kill(supervisor_of(&sandbox), libc::SIGKILL);
+    until("only the shell is left", || sandbox.processes().len() == 1);
+    drop(keyboard);
+    shell.wait();
+}

@@ -257,13 +257,18 @@ fn wait_at_gate(supervisors: RawFd, own: RawFd) -> io::Result<()> {
     }
 }
 
+/// The process group that this process leads, if it leads one.
+pub fn own_job() -> Option<Pid> {
+    (nix::unistd::getpgrp() == nix::unistd::getpid()).then(Pid::own)
+}
+
 /// The keeper: a tiny process that outlives this supervisor. Until it is told that the server serves,
 /// it kills the server when the supervisor dies. Afterwards it answers the calls of a watched server in
 /// the supervisor's stead.
 pub struct Keeper(OwnedFd);
 
 impl Keeper {
-    /// Starts the keeper of a server (and of its process group, where it has one of its own).
+    /// Starts the keeper of a server (and of its process group, where nobody else's process is in it).
     pub fn start(server: &Pidfd, group: Option<Pid>, watch: Option<(&Notifier, &Ledger)>) -> io::Result<Keeper> {
         let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
         let (pipe, server) = (ours.as_raw_fd(), server.0.as_raw_fd());
