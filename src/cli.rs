@@ -70,12 +70,13 @@ Usage: serverswap [OPTION]... [--] COMMAND [ARG]...
        serverswap --client node
        serverswap --help | --version
 
-Starts a server. Run again, it starts the new version, waits until that one is
-ready, takes the old one down and lets the new one serve. A COMMAND that ends in
-.js, .mjs or .cjs is run by node.
+Starts a server. Run again, it starts the new version beside the old one on the
+same port, gives it the new connections once it accepts them, and takes the old
+one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
 
   -d, --detach             stay in the background once the swap is done
-      --plain              do not watch or share the port
+      --plain              do not watch or share the port: only a server that
+                           says READY swaps
       --no-probe           do not prove by a connection that the new server accepts
       --ready-timeout SECS the new server must be up within this time, else it is
                            killed and nothing changes; 0 waits for ever [60]

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The main job of serverswap, to look at: a server under load is replaced several
-# times.  Builds nothing: "make demo" does.  Leaves nothing behind.
+# The main job of serverswap, to look at: a server that knows nothing of it is
+# replaced several times under load, on a shared port.  Builds nothing: "make demo" does.  Leaves nothing behind.
 set -eu
 cd "$(dirname "$0")/.."
 
@@ -46,8 +46,8 @@ must() {
     [ "$status" -eq 0 ] || { echo "demo: that failed with status $status" >&2; exit 1; }
 }
 
-say "1. A server is started, and ten clients begin to ask it, without a pause."
-must -d node tests/demo/server.js "$port"
+say "1. A server like any other is started, and ten clients begin to ask it, without a pause."
+must -d node tests/demo/plain.js "$port"
 mkfifo "$work/stop"
 node tests/demo/load.js "$port" <"$work/stop" >"$work/report" &
 load=$!
@@ -57,7 +57,7 @@ sleep 1             # not to wait for anything: so that there is something to se
 say "2. The same command again is a new version taking over.  $SWAPS times:"
 swap=0
 while [ "$swap" -lt "$SWAPS" ]; do
-    must -d node tests/demo/server.js "$port"
+    must -d node tests/demo/plain.js "$port"
     swap=$((swap + 1))
 done
 
@@ -81,15 +81,13 @@ load_status=0
 wait "$load" || load_status=$?
 load=
 cat "$work/report"
-[ "$load_status" -eq 0 ] || { echo "demo: an answer was cut or did not come" >&2; exit 1; }
+[ "$load_status" -eq 0 ] || { echo "demo: there were failures" >&2; exit 1; }
 cat <<END
 
-  Every generation answered, and the slow answers were finished by the server
-  that had begun them, after it had given up the port.  In plain order, which is
-  what this version does, the old server leaves the port before the new one has
-  it: a connection attempt in these milliseconds is refused, and one that was
-  not yet accepted is reset.  Nothing was tried again here; a client that tries
-  again sees no failure.
+  Every generation answered, no connection failed, and the slow answers were
+  finished by the server that had begun them.  Nothing was tried again here.  Old
+  and new listened together, and the kernel steered each new connection to one of
+  them: to the old server until the new one had proven that it accepts.
 END
 
 say "6. The last server is taken down:"

@@ -1,7 +1,5 @@
 //! Swaps on a shared port: nobody who connects notices any of them.
 
-#![cfg(feature = "shared-port")]
-
 mod common;
 
 use common::{Answer, Load, Running, Sandbox, Seen, alive, answered_by, get, get_from, kill, plain_server, until};

@@ -850,10 +850,7 @@ fn a_reloaded_server_in_the_background_has_no_standard_input_either() {
     let script = "readlink /proc/$$/fd/0 >>inputs; echo 'READY x' >&$SERVERSWAP_FD; \
                   read -r go <&$SERVERSWAP_FD; exec sleep 1000";
     let mut command = sandbox.command(SERVERSWAP);
-    if cfg!(feature = "shared-port") {
-        command.arg("--plain");
-    }
-    command.args(["-d", "sh", "-c", script]).stdin(File::open("/proc/self/status").unwrap());
+    command.args(["--plain", "-d", "sh", "-c", script]).stdin(File::open("/proc/self/status").unwrap());
     assert_eq!(sandbox.start(command).wait(), 0);
     assert_eq!(sandbox.run(["--reload", "x"]).0, 0);
     assert_eq!(fs::read_to_string(sandbox.path("inputs")).unwrap(), "/dev/null\n/dev/null\n");

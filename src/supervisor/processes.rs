@@ -60,7 +60,7 @@ impl Supervisor {
                 on_terminal: self.on_terminal,
                 hup_ignored: self.hup_ignored,
                 detached: self.run.detach,
-                watched: cfg!(feature = "shared-port") && !self.run.plain,
+                watched: !self.run.plain,
             };
             Ok((listener, datagrams, Server::spawn(&self.run, around)?))
         });

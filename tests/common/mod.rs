@@ -140,7 +140,7 @@ impl Sandbox {
     pub fn serverswap<A: AsRef<std::ffi::OsStr>>(&self, arguments: impl IntoIterator<Item = A>) -> Running {
         let arguments: Vec<std::ffi::OsString> = arguments.into_iter().map(|a| a.as_ref().to_owned()).collect();
         let mut command = self.command(SERVERSWAP);
-        if cfg!(feature = "shared-port") && !self.shared && runs_a_server(&arguments) {
+        if !self.shared && runs_a_server(&arguments) {
             command.arg("--plain");
         }
         command.args(arguments);

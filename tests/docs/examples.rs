@@ -19,7 +19,16 @@ const RUN: [(u8, &[&str]); 2] = [
 /// The literal blocks that are no examples to run.
 const OTHERS: [(u8, &[&str]); 2] = [
     (1, &["systemd: needs a service manager"]),
-    (7, &["transcript: the whole", "grammar", "transcript: a swap", "transcript: a failure"]),
+    (
+        7,
+        &[
+            "transcript: the whole",
+            "grammar",
+            "transcript: a swap",
+            "transcript: a swap with --plain",
+            "transcript: a failure",
+        ],
+    ),
 ];
 
 #[test]
@@ -159,7 +168,7 @@ fn manual_1_status() {
         let pid = stage.served_pid().unwrap().to_string();
         assert_eq!(fields.len(), 10, "{whole}");
         assert_eq!(fields[..3], [stage.address().as_str(), "4", &pid]);
-        assert_eq!(fields[5..7], ["serving", "plain"]);
+        assert_eq!(fields[5..7], ["serving", "shared"]);
         assert_eq!(fields[9], "node server.js");
         assert_eq!(cut, format!("4\t{pid}"));
     });
@@ -358,13 +367,14 @@ fn readme_server(language: &str) -> String {
 }
 
 #[test]
-fn readme_node_and_the_three_terminals() {
+fn readme_an_unmodified_server_and_the_three_terminals() {
     let readme = file("README.md");
     let blocks: Vec<String> = fenced(chapter(&readme, "Three terminals")).into_iter().map(|(_, text)| text).collect();
-    let [first, _, third, answers, ..] = &blocks[..] else { panic!("{blocks:?}") };
+    let [plain, first, _, third, answers, ..] = &blocks[..] else { panic!("{blocks:?}") };
     let commands: Vec<&str> = [first, third].iter().map(|text| text.lines().next().unwrap()).collect();
-    assert_eq!(commands, ["$ serverswap node server.js"; 2]);
-    three_swaps(&[("server.js", &readme_server("js"))], commands[0].trim_start_matches("$ "), Tells::Pid);
+    assert_eq!(commands, ["$ serverswap node plain.js"; 2]);
+    assert!(!plain.contains("serverswap") && !plain.contains("SERVERSWAP_FD"), "an unmodified server: {plain}");
+    three_swaps(&[("plain.js", plain)], commands[0].trim_start_matches("$ "), Tells::Pid);
 
     let stage = Stage::new();
     // The README with the port and the pids of today says what the terminals say.
@@ -372,7 +382,7 @@ fn readme_node_and_the_three_terminals() {
     let mut shown = [first, third, answers].map(marked);
     let mut answered = Vec::new();
     for generation in [1, 2] {
-        let dir = stage.generation(generation, &[("server.js", &readme_server("js"))]);
+        let dir = stage.generation(generation, &[("plain.js", plain)]);
         let running = stage.start(&dir, commands[0].trim_start_matches("$ "));
         let (body, numbers) = stage.answer(generation);
         shown = shown.map(|text| text.replace(&format!("@{generation}"), &numbers[1].to_string()));
@@ -385,6 +395,18 @@ fn readme_node_and_the_three_terminals() {
     assert!(answered.iter().all(|body| lines.contains(&body.as_str())), "{answered:?} and {lines:?}");
     assert!(lines.iter().all(|line| answered.iter().any(|body| body == line)), "{answered:?} and {lines:?}");
     stage.end();
+}
+
+#[test]
+fn readme_node() {
+    three_swaps(&[("server.js", &readme_server("js"))], "serverswap node server.js", Tells::Pid);
+}
+
+#[test]
+fn readme_an_unmodified_server_in_python() {
+    let command_line = "serverswap python3 -m http.server 8080";
+    assert!(file("README.md").contains(command_line));
+    three_swaps(&[], command_line, Tells::Nothing);
 }
 
 #[test]

@@ -24,9 +24,12 @@ def serve(listener):
             client, _ = listener.accept()
         except OSError:
             return      # the test has closed it
-        client.recv(1024)
-        client.sendall(f"HTTP/1.0 200 OK\r\n\r\n{name}".encode())
-        client.close()
+        with client:
+            try:
+                if client.recv(1024):
+                    client.sendall(f"HTTP/1.0 200 OK\r\n\r\n{name}".encode())
+            except OSError:
+                pass    # it went away; the probe does
 
 
 threading.Thread(target=hear, daemon=True).start()

@@ -97,7 +97,8 @@ struct Replay {
 impl Replay {
     fn new(options: &'static str) -> Replay {
         let stage = Stage::new();
-        let old = Raw::start(&stage, "old", "");
+        let plain = if options.contains("--plain") { "--plain" } else { "" };
+        let old = Raw::start(&stage, "old", plain);
         assert_eq!(old.generation, "1");
         Replay { stage, servers: [("old", old)].into(), options }
     }
@@ -149,7 +150,8 @@ impl Replay {
             }
             "pid 200 is started" => self.start(),
             "the supervisor of 200 locks 100 and asks its supervisor" => self.servers["new"].heard_nothing_more(),
-            "pid 200 listens: it is up" => {
+            // The servers of this test accept all the while.
+            "pid 200 listens: it is up" | "pid 200 listens and accepts the probe: the switch; it is up" => {
                 let port = self.stage.port;
                 let new = self.servers.get_mut("new").unwrap();
                 new.order(&format!("listen {port}"));
@@ -202,6 +204,13 @@ fn transcript_of_a_swap() {
 }
 
 #[test]
+fn transcript_of_a_swap_in_plain_order() {
+    let mut replay = Replay::new("--plain -d");
+    replay.run(&block(7, "transcript: a swap with --plain"));
+    replay.servers["new"].heard_nothing_more();
+}
+
+#[test]
 fn transcript_of_a_failure() {
     let mut replay = Replay::new("");
     replay.run(&block(7, "transcript: a failure"));
@@ -243,14 +252,14 @@ fn transcript_of_the_whole() {
                 server.order(&format!("listen {}", stage.port));
                 server.supervisor.says("is up");
             }
-        } else if line.contains("(hours pass; a successor says READY") {
+        } else if line.contains("(hours pass; a successor listens") {
             let mut new = Raw::start(&stage, "successor", "");
             new.says(&format!("READY {}", stage.address()));
-            successor = Some(new);
-        } else if line.contains("the server exits)") {
-            let new = successor.as_mut().expect("a successor");
             new.hears(&format!("GO {}", stage.address()));
             new.order(&format!("listen {}", stage.port));
+            successor = Some(new);
+        } else if line.contains("the server exits)") {
+            assert!(successor.is_some());
             stage.answer(2);
             server.order("exit");
             server.ends_with(0);
