@@ -335,7 +335,7 @@ fn a_deploy_script_says_when_the_old_version_is_still_up() {
     };
     for generation in [1, 2, 3] {
         assert!(!deploy("takedown"));
-        assert!(deploy("exit=1") && deploy("fail") && deploy("mute"));
+        assert!(deploy("exit=1") && deploy("fail"));
         assert_eq!(get(port).unwrap().generation, generation);
     }
     sandbox.take_down(&format!(":{port}"));

@@ -19,9 +19,11 @@ function start(address) {
   serverswap.readyFor(address, () => server.listen(port));
   if (words.includes('takedown')) {
     serverswap.onTakedown(address, () => {
-      server.close();
-      left -= 1;
-      if (left === 0) setTimeout(() => process.exit(), 100);
+      // Not after a time: that would cut an answer short when the machine is busy.
+      server.close(() => {
+        left -= 1;
+        if (left === 0) process.exit();
+      });
     });
   }
 }
