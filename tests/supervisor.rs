@@ -880,3 +880,15 @@ fn a_wrapped_server_on_a_terminal_ends_with_its_supervisor_before_it_serves() {
     drop(keyboard);
     shell.wait();
 }
+
+#[test]
+fn a_deploy_hook_does_not_speak_for_the_server_around_it() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let hook = format!("{SERVERSWAP} --plain -d {} :{port} >hook 2>&1; exec sleep 1000", plain_server().display());
+    let (status, log) = sandbox.run(["-d", "--ready-timeout", "2", "sh", "-c", &hook]);
+    assert_eq!(status, 124, "{log}");
+    // What the hook started is a server of its own.
+    answered_by(port, 1);
+    sandbox.take_down(&format!(":{port}"));
+}
