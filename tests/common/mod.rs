@@ -49,6 +49,14 @@ pub fn plain_server() -> PathBuf {
     BUILT.get_or_init(build).clone()
 }
 
+/// Runs a test once in plain order and once on a shared port.
+pub fn in_both_orders(test: impl Fn(Sandbox)) {
+    for sandbox in [Sandbox::new(), Sandbox::shared()] {
+        eprintln!("shared: {}", sandbox.is_shared());
+        test(sandbox);
+    }
+}
+
 /// A directory with a run directory in it. Dropping it ends every process that was started in it.
 pub struct Sandbox {
     dir: tempfile::TempDir,
@@ -77,6 +85,15 @@ impl Sandbox {
         let mut sandbox = Sandbox::new();
         sandbox.shared = true;
         sandbox
+    }
+
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// As many processes as one server takes: it, its supervisor and, on a shared port, its keeper.
+    pub fn crew(&self) -> usize {
+        if self.shared { 3 } else { 2 }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
