@@ -5,7 +5,7 @@
 use crate::address::Address;
 use crate::error::{Error, Result, reason, status};
 use crate::message::Log;
-use crate::procfs::{self, Family, Snapshot};
+use crate::procfs::{self, Snapshot};
 use crate::protocol::{HolderWord, PEER_VERSION, PeerWord, Splitter, Word, line_of};
 use crate::registry::{Holder, RunDir, user_name};
 use crate::swap::Level;
@@ -299,10 +299,7 @@ struct Seen {
 
 impl Seen {
     fn of(holder: &Holder, snapshot: &Snapshot) -> Seen {
-        let mark = holder.socket.to_string_lossy().into_owned();
-        let family = snapshot.family(&Family { main: holder.pid, group: Some(holder.pid), mark });
-        let sockets = family.iter().filter_map(|s| procfs::sockets(s.pid)).flatten().collect();
-        Seen { fields: ask_status(holder), sockets }
+        Seen { fields: ask_status(holder), sockets: holder.sockets(snapshot) }
     }
 }
 

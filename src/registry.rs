@@ -12,7 +12,7 @@
 
 use crate::address::Address;
 use crate::error::{Error, Result, reason};
-use crate::procfs::{self, MARK, Snapshot};
+use crate::procfs::{self, Family, MARK, Snapshot};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
 use nix::errno::Errno;
@@ -61,6 +61,15 @@ pub struct Holder {
     pub command: String,
     /// The locked record of a server whose supervisor is dead: it is ours now.
     pub orphan: Option<Registration>,
+}
+
+impl Holder {
+    /// Inodes of the sockets that its server holds.
+    pub fn sockets(&self, snapshot: &Snapshot) -> BTreeSet<u32> {
+        let mark = self.socket.to_string_lossy().into_owned();
+        let family = snapshot.family(&Family { main: self.pid, group: Some(self.pid), mark });
+        family.iter().filter_map(|s| procfs::sockets(s.pid)).flatten().collect()
+    }
 }
 
 /// What [`RunDir::look_up`] found.
@@ -210,6 +219,14 @@ impl RunDir {
                     self.unlink(&pidfile(&own));
                     self.sweep();
                 }
+            }
+        }
+        if holders.iter().any(|holder| holder.orphan.is_some()) {
+            // The supervisor that died may have left an old server that still drains: it is waited for, since
+            // nobody knows how to steer among three.
+            let beside = self.beside(address, me, &holders);
+            if !beside.is_empty() {
+                return (Found::Taken(beside), true);
             }
         }
         if holders.is_empty() {
@@ -371,6 +388,20 @@ impl RunDir {
     /// Whether nothing can be told of a server at the moment (no fd, no memory): it may live.
     fn is_unreadable(&self, pid: Pid) -> bool {
         matches!(self.open_checked(&record_name(pid), RECORD_MAX), Err(Bad::Because("cannot be read")))
+    }
+
+    /// Servers with a supervisor that listen there beside those that have the pidfiles.
+    fn beside(&self, address: &Address, me: Pid, known: &[Holder]) -> Vec<Holder> {
+        let listeners = net::listeners().unwrap_or_default();
+        let snapshot = Snapshot::take();
+        let listens = |other: &Holder| {
+            let held = other.sockets(&snapshot);
+            listeners.iter().any(|s| s.local.collides(address) && held.contains(&s.inode))
+        };
+        let mut others = self.servers();
+        others.retain(|other| other.orphan.is_none() && other.pid != me && known.iter().all(|h| h.pid != other.pid));
+        others.retain(listens);
+        others
     }
 
     /// Whoever listens there without a pidfile of ours: a server of ours that never said a word, or a

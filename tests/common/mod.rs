@@ -436,6 +436,8 @@ pub struct Seen {
     pub answers: BTreeMap<i32, usize>,
     pub failures: BTreeMap<Failure, usize>,
     pub longest_gap: Duration,
+    /// Who answered last.
+    pub last: Option<Answer>,
     /// Generations in the order in which they were first seen to answer, or answered again.
     pub generations: Vec<u64>,
 }
@@ -463,6 +465,7 @@ impl Load {
                         if seen.generations.last() != Some(&answer.generation) {
                             seen.generations.push(answer.generation);
                         }
+                        seen.last = Some(answer);
                         seen.longest_gap = seen.longest_gap.max(last.elapsed());
                         last = Instant::now();
                     }
@@ -480,6 +483,11 @@ impl Load {
         until("the client sees the new generation", || {
             self.seen.lock().unwrap().generations.last() == Some(&generation)
         });
+    }
+
+    /// Waits until this server has answered it.
+    pub fn sees_server(&self, pid: i32) {
+        until("the client sees the server", || self.seen.lock().unwrap().last.is_some_and(|answer| answer.pid == pid));
     }
 
     /// Ends the load and tells what it saw.
