@@ -45,8 +45,8 @@ fn bound(step: Step, victim: Victim) -> Option<usize> {
     match (victim, step) {
         // Whoever serves is dead: what it held, and whoever comes before the next one, meets nobody.
         (Victim::OldServer, Starting | Proving) | (Victim::NewServer, Told | Closed | Steady) => None,
-        // What it held when it was killed, and what was on its way to it; then the old one serves.
-        (Victim::NewServer, Draining) => Some(2 * CLIENTS),
+        // What it held when it was killed; the old one has everything from then on.
+        (Victim::NewServer, Draining) => Some(CLIENTS),
         _ => Some(0),
     }
 }
@@ -175,6 +175,55 @@ fn kill_at(step: Step, victims: &[Victim]) {
         old.running.wait();
         new.running.wait();
     }
+}
+
+/// New servers come and die; the old one, which has a busy connection, serves on.
+#[test]
+fn ten_times_turned_back_while_the_old_server_drains() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/unmodified.py");
+    let address = format!("0.0.0.0:{port}");
+    let (hold, at_hold) = sandbox.gate("hold");
+    let words = ["python3", python.to_str().unwrap(), &address, &at_hold];
+    let old = Side::start(&sandbox, &words);
+    answered_by(port, 1);
+    old.running.says("is up");
+    let mut held = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    held.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    hold.reached();
+    for round in 0..10 {
+        let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::ZERO)).collect();
+        crowd.iter().for_each(|load| load.sees_server(old.server));
+        let mut new = Side::start(&sandbox, &words);
+        // Right after the switch, or when all have noticed it.
+        for load in &crowd[..if round % 2 == 0 { 1 } else { CLIENTS }] {
+            load.sees_server(new.server);
+        }
+        kill(new.server, libc::SIGKILL);
+        assert_eq!(new.running.wait(), 137);
+        crowd.iter().for_each(|load| load.sees_server(old.server));
+        let after: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::ZERO)).collect();
+        after.iter().for_each(|load| load.sees_server(old.server));
+        let failed = |crowd: Vec<Load>| {
+            crowd
+                .into_iter()
+                .flat_map(|load| {
+                    let s = load.stop();
+                    eprintln!("{s:?}");
+                    s.failures.into_values()
+                })
+                .sum()
+        };
+        let (during, afterwards): (usize, usize) = (failed(crowd), failed(after));
+        assert!(
+            during <= CLIENTS,
+            "round {round}: {during} failed, and {CLIENTS} connections were the killed server's"
+        );
+        assert_eq!(afterwards, 0, "round {round}");
+    }
+    hold.open();
+    sandbox.take_down(&address);
 }
 
 const ALL: [Victim; 6] = [
