@@ -131,8 +131,10 @@ impl Snapshot {
         if own.is_empty() {
             return false;
         }
-        // A supervisor holds sockets of servers for a while: that is no holder.
-        let others = self.all().filter(|stat| stat.pid != Pid::own());
+        // A supervisor holds sockets of servers for a while: that is no holder. Neither is a process that is
+        // ending: it has lost its memory, and so the mark of its server, before its files.
+        let is_ending = |stat: &Stat| fs::read_link(format!("/proc/{}/exe", stat.pid)).is_err();
+        let others = self.all().filter(|stat| stat.pid != Pid::own() && !is_ending(stat));
         let held: BTreeSet<u32> = others.filter_map(|stat| self::sockets(stat.pid)).flatten().collect();
         own.iter().any(|s| !held.contains(&s.inode))
     }

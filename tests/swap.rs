@@ -21,6 +21,8 @@ fn ask(address: &str) -> Result<Answer, Failure> {
 fn three_swaps(sandbox: &Sandbox, port: u16, main: bool, command: &[&str]) {
     let mut before = sandbox.serverswap(command);
     let mut last = answered_by(port, 1);
+    // Whoever comes earlier cannot know which generation it will be.
+    before.says("is up");
     let load = Load::start(port, Duration::from_millis(2));
     load.sees(1);
     for generation in 2..=4 {
@@ -33,6 +35,7 @@ fn three_swaps(sandbox: &Sandbox, port: u16, main: bool, command: &[&str]) {
         let pid = || sandbox.pidfile(&port.to_string());
         until("the pidfile names the new server", || pid().is_some_and(alive) && (pid() == Some(answer.pid)) == main);
         load.sees(generation);
+        after.says("is up");
         (before, last) = (after, answer);
     }
     let seen = load.stop();
