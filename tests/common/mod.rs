@@ -187,7 +187,9 @@ impl Sandbox {
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
             let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-            if environment.split(|&b| b == 0).any(|e| e == mark.as_bytes()) {
+            // nginx writes its title over its environment, but stays where it was started.
+            let here = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == self.dir.path());
+            if here || environment.split(|&b| b == 0).any(|e| e == mark.as_bytes()) {
                 let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
                 found.push((pid, String::from_utf8_lossy(&command).replace('\0', " ")));
             }
