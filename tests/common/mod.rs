@@ -154,6 +154,13 @@ impl Sandbox {
         (status, running.log())
     }
 
+    /// All that all commands and their servers wrote.
+    pub fn said(&self) -> String {
+        let logs = 0..self.logs.load(Ordering::Relaxed);
+        let text = |log| fs::read(self.path(&format!("log{log}"))).unwrap_or_default();
+        logs.map(|log| String::from_utf8_lossy(&text(log)).into_owned()).collect()
+    }
+
     /// The pid in a pidfile.
     pub fn pidfile(&self, name: &str) -> Option<i32> {
         fs::read_to_string(self.run_dir().join(format!("{name}.pid"))).ok()?.trim().parse().ok()

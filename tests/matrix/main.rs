@@ -132,6 +132,9 @@ impl Row {
             self.faults.push(format!("--takedown: status {status}\n{log}"));
         }
         sandbox.assert_clean();
+        // A supervisor in the background may have said it after its command had returned.
+        let said = sandbox.said();
+        self.faults.extend(said.lines().filter(|line| line.contains("warning")).map(str::to_owned));
     }
 
     fn line(&self, server: &Server) -> String {
