@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Long enough for a loaded machine; no test waits this long when all is well.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The environment variable by which the processes of a sandbox are known.
+/// The environment variable by which the processes of a sandbox are known, or else by their directory.
 pub const MARK: &str = "SERVERSWAP_TEST_SANDBOX";
 
 /// The binary under test.

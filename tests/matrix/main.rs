@@ -131,7 +131,7 @@ impl Row {
             until("all clients see the new generation", || crowd.all_saw(generation));
         }
         self.seen = crowd.stop();
-        for generation in 2..=swaps + 1 {
+        for generation in 2..=self.swaps + 1 {
             if !self.seen.answers.iter().any(|&(answered, _)| answered == generation) {
                 self.faults.push(format!("generation {generation} never answered"));
             }
