@@ -157,9 +157,7 @@ impl Echo {
 
     fn start(sandbox: &Sandbox) -> Echo {
         let mut command = sandbox.command(plain_server());
-        command.arg("echo").stdin(Stdio::piped()).stdout(Stdio::piped());
-        // It is none of the sandbox's.
-        command.env_remove(common::MARK).current_dir("/");
+        command.arg("echo").stdin(Stdio::piped()).stdout(Stdio::piped()).env_remove(common::MARK);
         let mut child = command.spawn().unwrap();
         let (mut to, mut from) = (child.stdin.take().unwrap(), BufReader::new(child.stdout.take().unwrap()));
         let stop = Arc::new(AtomicBool::new(false));

@@ -18,7 +18,7 @@ use std::time::{Duration, Instant};
 /// Long enough for a loaded machine; no test waits this long when all is well.
 pub const DEADLINE: Duration = Duration::from_secs(60);
 
-/// The environment variable by which the processes of a sandbox are known, or else by their directory.
+/// The environment variable by which the processes of a sandbox are known.
 pub const MARK: &str = "SERVERSWAP_TEST_SANDBOX";
 
 /// The binary under test.
@@ -194,14 +194,20 @@ impl Sandbox {
         for entry in fs::read_dir("/proc").unwrap().flatten() {
             let Some(pid) = entry.file_name().to_str().and_then(|name| name.parse::<i32>().ok()) else { continue };
             let environment = fs::read(entry.path().join("environ")).unwrap_or_default();
-            // nginx writes its title over its environment, but stays where it was started.
-            let here = fs::read_link(entry.path().join("cwd")).is_ok_and(|cwd| cwd == self.dir.path());
-            if here || environment.split(|&b| b == 0).any(|e| e == mark.as_bytes()) {
+            if environment.split(|&b| b == 0).any(|e| e == mark.as_bytes()) {
                 let command = fs::read(entry.path().join("cmdline")).unwrap_or_default();
                 found.push((pid, String::from_utf8_lossy(&command).replace('\0', " ")));
             }
         }
         found
+    }
+
+    /// Living processes whose directory is that of the sandbox: nginx writes its title over its environment, and
+    /// the helpers of a supervisor have none.
+    pub fn inhabitants(&self) -> Vec<i32> {
+        let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+        let here = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == self.dir.path());
+        pids.filter(here).collect()
     }
 
     /// Everything has ended and the run directory is empty.
@@ -226,11 +232,12 @@ impl Drop for Sandbox {
         }
         // Supervisors may start processes while we look: until there is none.
         for _ in 0..100 {
-            let processes = self.processes();
+            let mut processes = self.inhabitants();
+            processes.extend(self.processes().into_iter().map(|(pid, _)| pid));
             if processes.is_empty() {
                 return;
             }
-            for (pid, _) in processes {
+            for pid in processes {
                 kill(pid, nix::libc::SIGKILL);
             }
             std::thread::sleep(Duration::from_millis(10));

@@ -146,6 +146,7 @@ impl Row {
             self.faults.push(format!("--takedown: status {status}\n{log}"));
         }
         sandbox.assert_clean();
+        until("nobody is left", || sandbox.inhabitants().is_empty());
         // Also what a supervisor in the background said after its command had returned.
         for line in sandbox.said().lines().filter(|line| line.contains("warning")) {
             if line.contains("the time to drain is up") {
