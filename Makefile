@@ -3,6 +3,7 @@
 #   make             build the release binary
 #   make install     into PREFIX, below DESTDIR if it is given
 #   make test        all tests; make check: format and lints as well
+#   make test-servers   swaps of real servers under load; installs them (Debian, as root or by sudo)
 #   make demo        a swap under load, to look at
 
 PREFIX  = /usr/local
@@ -68,6 +69,12 @@ check:
 	shellcheck $(SCRIPTS)
 	$(MAKE) test
 
+# Below target: a Python environment, npm packages, what has to be compiled.
+test-servers:
+	@$(need_cargo)
+	tests/servers/install.sh '$(TARGET)/servers'
+	$(CARGO) test --locked --test matrix
+
 bench:
 	@$(need_cargo)
 	$(CARGO) bench --locked --bench figures
@@ -111,4 +118,4 @@ clean:
 	@$(need_cargo)
 	$(CARGO) clean
 
-.PHONY: all test check bench demo install uninstall clean
+.PHONY: all test check test-servers bench demo install uninstall clean

@@ -206,7 +206,7 @@ fn listener(sandbox: &Sandbox, text: &str) -> i32 {
 fn hold(port: u16) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
-    stream.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    stream.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
     stream
 }
 

@@ -5,6 +5,7 @@ use crate::address::Address;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, socket,
 };
+use std::cmp::Ordering;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -26,7 +27,7 @@ pub struct TcpSocket {
     pub unread: u32,
     /// Bytes that its peer has not acknowledged yet.
     pub unacknowledged: u32,
-    /// Milliseconds since it sent data, and since it received some.
+    /// When it last sent data, received some, and received an acknowledgement.
     pub moved: Option<Moved>,
 }
 
@@ -46,18 +47,31 @@ pub struct Moved {
     pub sent: u32,
     /// Since the last data was received.
     pub received: u32,
+    /// Since the last acknowledgement was received; data brings one along.
+    pub acknowledged: u32,
 }
 
 impl TcpSocket {
     /// Whether the server owes this connection something: data is under way, or the last byte was the
     /// client's, or something moved within a second (an answer that is streamed pauses). When in doubt,
     /// busy. A side that the server has closed needs it no more.
+    ///
+    /// The clock of these times ticks every few milliseconds, so a fast answer is as old as its question,
+    /// or as a question that came right after it. Such a question would have been the last to arrive but
+    /// for the acknowledgements of keep-alive probes, which take a second to begin. So if a bare
+    /// acknowledgement came after that tick and within a second, it is that of the answer. Where the client
+    /// is so near that it comes within the tick, the doubt stays.
     pub fn is_busy(&self) -> bool {
         if !matches!(self.state, TCP_ESTABLISHED | TCP_CLOSE_WAIT) {
             return false;
         }
         let Some(moved) = self.moved else { return true };
-        let waits = self.unread > 0 || self.unacknowledged > 0 || moved.received <= moved.sent;
+        let last_is_clients = match moved.received.cmp(&moved.sent) {
+            Ordering::Less => true,
+            Ordering::Equal => !ANSWER_ACKNOWLEDGED.contains(&moved.received.saturating_sub(moved.acknowledged)),
+            Ordering::Greater => false,
+        };
+        let waits = self.unread > 0 || self.unacknowledged > 0 || last_is_clients;
         waits || moved.sent < 1000
     }
 
@@ -81,6 +95,10 @@ pub fn connections() -> io::Result<Vec<TcpSocket>> {
 pub fn handshakes() -> io::Result<Vec<TcpSocket>> {
     Diag::open()?.dump(1 << TCP_SYN_RECV)
 }
+
+/// Milliseconds from a question to the acknowledgement of its answer: more than a tick of the slowest clock
+/// (100 Hz), less than the shortest time to a keep-alive probe.
+const ANSWER_ACKNOWLEDGED: std::ops::Range<u32> = 11..1000;
 
 /// States of linux/tcp_states.h.
 const TCP_ESTABLISHED: u8 = 1;
@@ -226,8 +244,9 @@ fn moved(mut attributes: &[u8]) -> Option<Moved> {
         let kind = u16::from_ne_bytes([attributes[2], attributes[3]]);
         let value = attributes.get(4..len)?;
         if kind == INET_DIAG_INFO {
-            // tcpi_last_data_sent and tcpi_last_data_recv (linux/tcp.h).
-            return (value.len() >= 56).then(|| Moved { sent: u32_at(value, 44), received: u32_at(value, 52) });
+            // tcpi_last_data_sent, tcpi_last_data_recv and tcpi_last_ack_recv (linux/tcp.h).
+            let at = |at| u32_at(value, at);
+            return (value.len() >= 60).then(|| Moved { sent: at(44), received: at(52), acknowledged: at(56) });
         }
         attributes = &attributes[attributes.len().min(len.next_multiple_of(4))..];
     }
@@ -288,6 +307,28 @@ mod tests {
             drop(server);
             assert!(find().is_none_or(|s| !s.is_busy()));
         }
+    }
+
+    #[test]
+    fn an_answer_as_old_as_its_question_is_idle_once_it_was_acknowledged() {
+        let ends = Ends { local: "127.0.0.1:1".parse().unwrap(), peer: "127.0.0.1:2".parse().unwrap() };
+        let socket = |sent, received, acknowledged| TcpSocket {
+            local: Address::from(ends.local),
+            ends,
+            inode: 1,
+            uid: 0,
+            state: TCP_ESTABLISHED,
+            unread: 0,
+            unacknowledged: 0,
+            moved: Some(Moved { sent, received, acknowledged }),
+        };
+        assert!(!socket(2000, 2000, 1960).is_busy());
+        for acknowledged in [2000, 2004, 1990, 1000, 0] {
+            assert!(socket(2000, 2000, acknowledged).is_busy());
+        }
+        assert!(socket(2000, 1996, 1996).is_busy());
+        assert!(!socket(2000, 2004, 2000).is_busy());
+        assert!(socket(900, 900, 860).is_busy());
     }
 
     #[test]

@@ -171,6 +171,13 @@ impl Sandbox {
         (status, running.log())
     }
 
+    /// All that all commands and their servers wrote.
+    pub fn said(&self) -> String {
+        let logs = 0..self.logs.load(Ordering::Relaxed);
+        let text = |log| fs::read(self.path(&format!("log{log}"))).unwrap_or_default();
+        logs.map(|log| String::from_utf8_lossy(&text(log)).into_owned()).collect()
+    }
+
     /// The pid in a pidfile.
     pub fn pidfile(&self, name: &str) -> Option<i32> {
         fs::read_to_string(self.run_dir().join(format!("{name}.pid"))).ok()?.trim().parse().ok()
@@ -212,6 +219,14 @@ impl Sandbox {
         found
     }
 
+    /// Living processes whose directory is that of the sandbox: nginx writes its title over its environment, and
+    /// the helpers of a supervisor have none.
+    pub fn inhabitants(&self) -> Vec<i32> {
+        let pids = fs::read_dir("/proc").unwrap().flatten().filter_map(|e| e.file_name().to_str()?.parse().ok());
+        let here = |pid: &i32| fs::read_link(format!("/proc/{pid}/cwd")).is_ok_and(|cwd| cwd == self.dir.path());
+        pids.filter(here).collect()
+    }
+
     /// Everything has ended and the run directory is empty.
     pub fn assert_clean(&self) {
         let deadline = Instant::now() + DEADLINE;
@@ -234,11 +249,12 @@ impl Drop for Sandbox {
         }
         // Supervisors may start processes while we look: until there is none.
         for _ in 0..100 {
-            let processes = self.processes();
+            let mut processes = self.inhabitants();
+            processes.extend(self.processes().into_iter().map(|(pid, _)| pid));
             if processes.is_empty() {
                 return;
             }
-            for (pid, _) in processes {
+            for pid in processes {
                 kill(pid, nix::libc::SIGKILL);
             }
             std::thread::sleep(Duration::from_millis(10));

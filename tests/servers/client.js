@@ -12,7 +12,6 @@ let left = addresses.length;
 
 function start(address) {
   const server = http.createServer((request, response) => {
-    response.setHeader('Connection', 'close');
     response.end(`${process.env.SERVERSWAP_GENERATION} ${process.pid}\n`);
   });
   const port = Number(address.split(':').pop());

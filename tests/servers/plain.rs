@@ -187,15 +187,19 @@ fn serve(address: &str) -> Listening {
         std::process::exit(98)
     });
     let name = format!("{} {}", std::env::var("SERVERSWAP_GENERATION").unwrap_or_default(), std::process::id());
-    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\nConnection: close\r\n\r\n{name}", name.len());
+    let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
     let accepting = listener.try_clone().expect("clone");
     std::thread::spawn(move || {
         while let Ok((mut stream, _)) = accepting.accept() {
             let answer = answer.clone();
             std::thread::spawn(move || {
                 let mut request = [0; 1024];
-                let _ = stream.read(&mut request);
-                let _ = stream.write_all(answer.as_bytes());
+                while let Ok(length @ 1..) = stream.read(&mut request) {
+                    let last = String::from_utf8_lossy(&request[..length]).contains("Connection: close");
+                    if stream.write_all(answer.as_bytes()).is_err() || last {
+                        break;
+                    }
+                }
             });
         }
     });

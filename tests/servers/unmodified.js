@@ -1,5 +1,6 @@
-// A server that knows nothing of serverswap: no handler for signals, no control channel. Arguments: addresses;
-// then any of `slow=MS`: every answer takes that long; `workers=N`: a cluster.
+// A server that knows nothing of serverswap: no control channel and no handler for signals. Arguments: addresses;
+// then any of `slow=MS`: every answer takes that long; `workers=N`: a cluster; `graceful`: the handler for SIGTERM
+// that servers have, which finishes what is running.
 
 const cluster = require('cluster');
 const http = require('http');
@@ -9,16 +10,18 @@ const value = (key) => Number((words.find((word) => word.startsWith(`${key}=`)) 
 
 if (value('workers') > 0 && cluster.isPrimary) {
   for (let i = 0; i < value('workers'); i += 1) cluster.fork();
+  // A worker that is disconnected closes its servers and ends when it has answered.
+  if (words.includes('graceful')) process.on('SIGTERM', () => cluster.disconnect());
 } else {
   const addresses = words.filter((word) => word.includes(':'));
   for (const address of addresses) {
     const server = http.createServer((request, response) => {
-      response.setHeader('Connection', 'close');
       const answer = () => response.end(`${process.env.SERVERSWAP_GENERATION} ${process.pid}\n`);
       if (value('slow') > 0) setTimeout(answer, value('slow'));
       else answer();
     });
     const host = address.slice(0, address.lastIndexOf(':')).replace(/[[\]]/g, '') || '0.0.0.0';
+    if (words.includes('graceful') && cluster.isPrimary) process.on('SIGTERM', () => server.close());
     server.listen({ host, port: Number(address.split(':').pop()), ipv6Only: host.includes(':') });
   }
 }

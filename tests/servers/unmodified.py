@@ -23,6 +23,8 @@ def pass_gate(name):
 
 
 class Handler(http.server.BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+
     def do_GET(self):
         if self.path == "/hold":
             pass_gate("hold")

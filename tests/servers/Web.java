@@ -1,0 +1,20 @@
+import com.sun.net.httpserver.HttpServer;
+import java.io.IOException;
+import java.net.InetSocketAddress;
+import java.util.concurrent.Executors;
+
+/** A server that knows nothing of serverswap: no handler for signals, no control channel. Argument: a port. */
+public class Web {
+    public static void main(String[] arguments) throws IOException {
+        HttpServer server = HttpServer.create(new InetSocketAddress(Integer.parseInt(arguments[0])), 0);
+        byte[] answer =
+            (System.getenv("SERVERSWAP_GENERATION") + " " + ProcessHandle.current().pid() + "\n").getBytes();
+        server.createContext("/", exchange -> {
+            exchange.sendResponseHeaders(200, answer.length);
+            exchange.getResponseBody().write(answer);
+            exchange.close();
+        });
+        server.setExecutor(Executors.newCachedThreadPool());
+        server.start();
+    }
+}

@@ -1,0 +1,24 @@
+// A server that knows nothing of serverswap: no handler for signals, no control channel. Arguments: an
+// address; then perhaps the milliseconds that every answer takes.
+package main
+
+import (
+	"fmt"
+	"net/http"
+	"os"
+	"strconv"
+	"time"
+)
+
+func main() {
+	slow := 0
+	if len(os.Args) > 2 {
+		slow, _ = strconv.Atoi(os.Args[2])
+	}
+	http.HandleFunc("/", func(response http.ResponseWriter, request *http.Request) {
+		time.Sleep(time.Duration(slow) * time.Millisecond)
+		fmt.Fprintf(response, "%s %d\n", os.Getenv("SERVERSWAP_GENERATION"), os.Getpid())
+	})
+	fmt.Fprintln(os.Stderr, http.ListenAndServe(os.Args[1], nil))
+	os.Exit(1)
+}
