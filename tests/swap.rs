@@ -269,6 +269,15 @@ fn one_interface_and_all_of_them_are_the_same_address_to_a_swap() {
     sandbox.assert_clean();
 }
 
+/// No word is needed where old and new can listen together by an option of their own.
+#[test]
+fn a_server_that_shares_its_port_by_itself() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let words = ["python3", &server("unmodified.py"), &format!("0.0.0.0:{port}"), "reuseport"];
+    three_detached_swaps(&sandbox, port, &words);
+}
+
 #[test]
 fn a_name_that_is_no_port() {
     let sandbox = Sandbox::new();

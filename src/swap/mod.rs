@@ -312,6 +312,8 @@ pub struct Generation {
     harmed: BTreeSet<Address>,
     /// Where the server waits in `listen`.
     called: BTreeSet<Address>,
+    /// Where the server listens already, although it is not its turn.
+    listening: BTreeSet<Address>,
     /// New connections of a shared port come here.
     switched: bool,
     settled: bool,
@@ -365,6 +367,7 @@ impl Generation {
             committed: false,
             harmed: BTreeSet::new(),
             called: BTreeSet::new(),
+            listening: BTreeSet::new(),
             switched: false,
             settled: false,
             draining: false,
@@ -441,8 +444,12 @@ impl Generation {
             Event::SpeakerGone(speaker) => {
                 self.unanswered.retain(|(s, _)| *s != speaker);
                 // Nobody is left to hear GO: that READY harms no old server any more.
-                let heard: BTreeSet<Address> = self.unanswered.iter().map(|(_, a)| a.clone()).collect();
-                self.withdraw(|own| !heard.contains(own), effects);
+                let heard = self.unanswered.iter().map(|(_, a)| a.clone());
+                // What it does says as much as a word.
+                let acts = self.called.iter().chain(&self.listening).cloned();
+                let joined = self.slots.iter().filter(|(_, s)| matches!(s, Slot::Joined(..) | Slot::Proven(..)));
+                let kept: BTreeSet<Address> = heard.chain(acts).chain(joined.map(|(a, _)| a.clone())).collect();
+                self.withdraw(|own| !kept.iter().any(|a| a.collides(own)), effects);
                 let taken: Vec<Address> =
                     self.takers.keys().filter(|(_, s)| *s == speaker).map(|(a, _)| a.clone()).collect();
                 for address in taken {
@@ -648,19 +655,21 @@ impl Generation {
 
     fn listens(&mut self, address: Address, effects: &mut Vec<Effect>) {
         let mut known = false;
-        for (_, slot) in self.slots.iter_mut().filter(|(own, _)| own.collides(&address)) {
+        for (own, slot) in self.slots.iter_mut().filter(|(own, _)| own.collides(&address)) {
             known = true;
-            if *slot == Slot::Going {
-                *slot = Slot::Held;
+            match slot {
+                Slot::Going => *slot = Slot::Held,
+                Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..) => drop(self.listening.insert(own.clone())),
+                _ => {}
             }
         }
         let room = self.slots.len() < ADDRESSES_MAX;
-        // Found listening without a word.
+        // Found listening without a word. It may share the port with an old server by an option of its own.
         if !known && room && matches!(self.stage, Stage::Starting | Stage::Up) {
             self.presume_no_more();
-            self.commit(effects);
-            effects.push(Effect::Hold(address.clone()));
-            self.slots.insert(address, Slot::Held);
+            self.listening.insert(address.clone());
+            self.slots.insert(address.clone(), Slot::Looking(Ready::said()));
+            effects.push(Effect::LookUp(address));
         }
     }
 
@@ -1211,6 +1220,7 @@ impl Generation {
         self.say_go(address, effects);
         self.admit(address, Effect::Admit, effects);
         let slot = match address {
+            Address::Tcp(..) if self.listening.remove(address) => Slot::Held,
             Address::Tcp(..) => {
                 effects.push(Effect::Watch(address.clone()));
                 Slot::Going

@@ -1,6 +1,6 @@
 """A server that knows nothing of serverswap: no handler for signals, no control channel. Arguments: addresses;
 then any of `slow=MS`: every answer takes that long; `listen=FIFO`: listens only when somebody has opened the
-fifo and closed it again; `accept=FIFO`: listens, and accepts only then; `never`: never accepts; `die`: exits with 7 right after listen; `hold=FIFO`:
+fifo and closed it again; `accept=FIFO`: listens, and accepts only then; `never`: never accepts; `reuseport`: sets the option; `die`: exits with 7 right after listen; `hold=FIFO`:
 answers a request for /hold only when the fifo was opened and closed; `again=FIFO`: afterwards, each line of the
 fifo is a port to listen on too."""
 
@@ -43,6 +43,8 @@ class Server(http.server.ThreadingHTTPServer):
     request_queue_size = 128
 
     def server_bind(self):
+        if "reuseport" in words:
+            self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
         if self.address_family == socket.AF_INET6:
             self.socket.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
         super().server_bind()

@@ -54,6 +54,8 @@ impl Watcher {
             }
             Event::SpeakerGone(speaker) => self.owed.retain(|(s, _)| s != speaker),
             Event::Listens(address) => {
+                // As good as READY: it shares the port by an option of its own.
+                self.ready.insert(address.clone());
                 self.free.insert(address.clone());
                 self.asked.remove(address);
             }

@@ -528,10 +528,15 @@ fn a_server_without_an_address() {
 #[test]
 fn a_server_that_says_nothing_and_listens() {
     let mut machine = new(true);
-    assert_eq!(
-        machine.step(Event::Listens(a(":1"))),
-        [Effect::Commit, Effect::Hold(a(":1")), Effect::Up, Effect::Done, Effect::Disarm(Timer::Ready)]
-    );
+    assert_eq!(machine.step(Event::Listens(a(":1"))), [Effect::LookUp(a(":1"))]);
+    assert_has(&machine.step(Event::Vacant(a(":1"))), &[Effect::Commit, Effect::Up, Effect::Done]);
+    // It shares the port with an old one by an option of its own: that is as good as READY.
+    let mut machine = new(true);
+    machine.step(Event::Listens(a(":1")));
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    assert!(locked(&mut machine, &[":1"]).iter().any(|effect| matches!(effect, Effect::AskTakedown(..))));
+    assert_has(&machine.step(Event::OldGone(OLD)), &[Effect::LookUp(a(":1"))]);
+    assert_has(&machine.step(Event::Vacant(a(":1"))), &[Effect::Up, Effect::Done]);
     // READY for all interfaces and a listener on one of them are the same address.
     let mut machine = new(true);
     says(&mut machine, "READY :1");
