@@ -433,12 +433,17 @@ pub struct Load {
 impl Load {
     /// One request every `pause`.
     pub fn start(port: u16, pause: Duration) -> Load {
+        Load::to(SocketAddr::from(([127, 0, 0, 1], port)), pause)
+    }
+
+    /// As [`Load::start`], in the network of the calling thread.
+    pub fn to(address: SocketAddr, pause: Duration) -> Load {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
         let (stop_too, seen_too) = (stop.clone(), seen.clone());
         let thread = std::thread::spawn(move || {
             let mut last = Instant::now();
             while !stop_too.load(Ordering::Relaxed) {
-                let result = get(port);
+                let result = get_from(address);
                 let mut seen = seen_too.lock().unwrap();
                 match result {
                     Ok(answer) => {
@@ -465,9 +470,14 @@ impl Load {
         });
     }
 
+    /// The request that runs is the last one.
+    pub fn last(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
     /// Ends the load and tells what it saw.
     pub fn stop(mut self) -> Seen {
-        self.stop.store(true, Ordering::Relaxed);
+        self.last();
         self.thread.take().unwrap().join().unwrap();
         self.seen.lock().unwrap().clone()
     }
