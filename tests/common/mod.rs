@@ -36,17 +36,18 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
 /// The small Rust server of `tests/servers/plain.rs`.
 pub fn plain_server() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let build = || {
-        // `cargo test --test NAME` builds no examples.
-        let target = Path::new(SERVERSWAP).parent().unwrap();
-        let profile = if target.ends_with("release") { "release" } else { "dev" };
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--example", "plain-server"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-        cargo.args(["--profile", profile, "--target-dir"]).arg(target.parent().unwrap());
-        assert!(cargo.status().unwrap().success());
-        target.join("examples/plain-server")
-    };
-    BUILT.get_or_init(build).clone()
+    BUILT.get_or_init(|| example("plain-server")).clone()
+}
+
+/// Builds an example of `Cargo.toml`: `cargo test --test NAME` builds none.
+pub fn example(name: &str) -> PathBuf {
+    let target = Path::new(SERVERSWAP).parent().unwrap();
+    let profile = if target.ends_with("release") { "release" } else { "dev" };
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo.args(["--profile", profile, "--target-dir"]).arg(target.parent().unwrap());
+    assert!(cargo.status().unwrap().success());
+    target.join("examples").join(name)
 }
 
 /// A directory with a run directory in it. Dropping it ends every process that was started in it.
@@ -421,6 +422,8 @@ pub struct Seen {
     pub longest_gap: Duration,
     /// Generations in the order in which they were first seen to answer, or answered again.
     pub generations: Vec<u64>,
+    /// When the first request that a generation answered was begun.
+    pub first_asked: BTreeMap<u64, Instant>,
 }
 
 /// A client that asks again and again until it is stopped.
@@ -443,6 +446,7 @@ impl Load {
         let thread = std::thread::spawn(move || {
             let mut last = Instant::now();
             while !stop_too.load(Ordering::Relaxed) {
+                let asked = Instant::now();
                 let result = get_from(address);
                 let mut seen = seen_too.lock().unwrap();
                 match result {
@@ -450,6 +454,7 @@ impl Load {
                         *seen.answers.entry(answer.pid).or_default() += 1;
                         if seen.generations.last() != Some(&answer.generation) {
                             seen.generations.push(answer.generation);
+                            seen.first_asked.entry(answer.generation).or_insert(asked);
                         }
                         seen.longest_gap = seen.longest_gap.max(last.elapsed());
                         last = Instant::now();
@@ -468,6 +473,11 @@ impl Load {
         until("the client sees the new generation", || {
             self.seen.lock().unwrap().generations.last() == Some(&generation)
         });
+    }
+
+    /// Whether it has had an answer.
+    pub fn is_answered(&self) -> bool {
+        !self.seen.lock().unwrap().answers.is_empty()
     }
 
     /// The request that runs is the last one.
