@@ -1,4 +1,4 @@
-//! `make bench`: what a supervisor costs. Prints a table; fails nothing, since a busy machine would.
+//! `make bench`: what a supervisor costs, and what a swap. Prints a table; fails nothing, since a busy machine would.
 
 #[path = "../common/mod.rs"]
 mod common;

@@ -25,7 +25,8 @@ fn under_load(port: u16, mut swap: impl FnMut(u64, &Load)) -> (Seen, Duration) {
 fn rows(order: &str, (seen, took): &(Seen, Duration), bound: &str) {
     row(&format!("{order}: a swap, ms"), took.as_millis() as u64 / SWAPS, "");
     let failures = seen.failures.values().sum::<usize>();
-    row(&format!("{order}: failed connections in {SWAPS} swaps"), failures, bound);
+    let kinds = if failures == 0 { String::new() } else { format!("   {:?}", seen.failures) };
+    row(&format!("{order}: failed connections in {SWAPS} swaps"), failures, &format!("{bound}{kinds}"));
     row(&format!("{order}: answers meanwhile"), seen.answers.values().sum::<usize>(), "");
     row(&format!("{order}: longest time without an answer, ms"), seen.longest_gap.as_millis(), "");
 }

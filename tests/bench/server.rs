@@ -29,6 +29,8 @@ fn main() {
     while STOPS.load(Ordering::SeqCst) == 0 {
         match listener.accept() {
             Ok((stream, _)) => {
+                // It has the listener's.
+                stream.set_read_timeout(None).expect("no time");
                 let answer = answer.clone();
                 REQUESTS.fetch_add(1, Ordering::SeqCst);
                 std::thread::spawn(move || {
