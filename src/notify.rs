@@ -4,6 +4,7 @@
 
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
+use std::path::Path;
 
 /// The service manager, if there is one.
 pub struct Manager(Option<(UnixDatagram, SocketAddr)>);
@@ -13,6 +14,11 @@ impl Manager {
     pub fn from_environment() -> Manager {
         let socket = || {
             let name = std::env::var("NOTIFY_SOCKET").ok()?;
+            // In a deploy hook it is that of the server around us, for which we do not speak.
+            let around = std::env::var("SERVERSWAP_SOCKET").ok();
+            if around.is_some_and(|around| Path::new(&around).with_extension("notify") == Path::new(&name)) {
+                return None;
+            }
             let address = match name.strip_prefix('@') {
                 Some(name) => SocketAddr::from_abstract_name(name.as_bytes()).ok()?,
                 None => SocketAddr::from_pathname(&name).ok()?,

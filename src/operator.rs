@@ -5,7 +5,7 @@
 use crate::address::Address;
 use crate::error::{Error, Result, reason, status};
 use crate::message::Log;
-use crate::procfs::{self, Family, Snapshot};
+use crate::procfs::{self, Snapshot};
 use crate::protocol::{HolderWord, PEER_VERSION, PeerWord, Splitter, Word, line_of};
 use crate::registry::{Holder, RunDir, user_name};
 use crate::swap::Level;
@@ -259,12 +259,12 @@ pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Res
         };
         let connections = net::connections().unwrap_or_default();
         let snapshot = Snapshot::take();
-        let mut sockets = BTreeMap::new();
+        let mut seen = BTreeMap::new();
         let mut shown = BTreeSet::new();
         for address in asked {
             let mut notes = Vec::new();
             if let Some(holder) = dir.serving(&address, &mut notes) {
-                let row = row(Some(&address), &holder, &connections, &snapshot, &mut sockets, people);
+                let row = row(Some(&address), &holder, &connections, &snapshot, &mut seen, people);
                 shown.insert(holder.pid);
                 rows.push((Some(address.clone()), row));
             }
@@ -275,7 +275,7 @@ pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Res
         if addresses.is_empty() {
             // Workers, and servers that have not said yet what they want.
             for holder in dir.servers().into_iter().filter(|h| !shown.contains(&h.pid)) {
-                rows.push((None, row(None, &holder, &connections, &snapshot, &mut sockets, people)));
+                rows.push((None, row(None, &holder, &connections, &snapshot, &mut seen, people)));
             }
         }
     }
@@ -289,23 +289,32 @@ pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Res
     }
 }
 
+/// What is found out once about a server, however many addresses it has.
+struct Seen {
+    /// What its supervisor says.
+    fields: BTreeMap<String, String>,
+    /// Inodes of its sockets.
+    sockets: BTreeSet<u32>,
+}
+
+impl Seen {
+    fn of(holder: &Holder, snapshot: &Snapshot) -> Seen {
+        Seen { fields: ask_status(holder), sockets: holder.sockets(snapshot) }
+    }
+}
+
 fn row(
     address: Option<&Address>,
     holder: &Holder,
     connections: &[net::TcpSocket],
     snapshot: &Snapshot,
-    sockets: &mut BTreeMap<Pid, BTreeSet<u32>>,
+    seen: &mut BTreeMap<Pid, Seen>,
     people: bool,
 ) -> Row {
-    let fields = ask_status(holder);
-    let field = |key: &str, or: &str| fields.get(key).cloned().unwrap_or_else(|| or.to_owned());
+    let seen = seen.entry(holder.pid).or_insert_with(|| Seen::of(holder, snapshot));
+    let field = |key: &str, or: &str| seen.fields.get(key).cloned().unwrap_or_else(|| or.to_owned());
     let state = if holder.orphan.is_some() { "serving" } else { "not answering" };
-    let family =
-        Family { main: holder.pid, group: Some(holder.pid), mark: holder.socket.to_string_lossy().into_owned() };
-    let held = sockets
-        .entry(holder.pid)
-        .or_insert_with(|| snapshot.family(&family).iter().filter_map(|s| procfs::sockets(s.pid)).flatten().collect());
-    let here = |s: &&net::TcpSocket| address.is_some_and(|a| s.local.collides(a)) && held.contains(&s.inode);
+    let here = |s: &&net::TcpSocket| address.is_some_and(|a| s.local.collides(a)) && seen.sockets.contains(&s.inode);
     let count = connections.iter().filter(here).count();
     let uptime = procfs::stat(holder.pid).and_then(|s| procfs::age(&s)).unwrap_or(0);
     let uid = std::fs::metadata(format!("/proc/{}", holder.pid)).map(|m| m.uid());

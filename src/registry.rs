@@ -12,7 +12,7 @@
 
 use crate::address::Address;
 use crate::error::{Error, Result, reason};
-use crate::procfs::{self, MARK, Snapshot};
+use crate::procfs::{self, Family, MARK, Snapshot};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
 use nix::errno::Errno;
@@ -61,6 +61,15 @@ pub struct Holder {
     pub command: String,
     /// The locked record of a server whose supervisor is dead: it is ours now.
     pub orphan: Option<Registration>,
+}
+
+impl Holder {
+    /// Inodes of the sockets that its server holds.
+    pub fn sockets(&self, snapshot: &Snapshot) -> BTreeSet<u32> {
+        let mark = self.socket.to_string_lossy().into_owned();
+        let family = snapshot.family(&Family { main: self.pid, group: Some(self.pid), mark });
+        family.iter().filter_map(|s| procfs::sockets(s.pid)).flatten().collect()
+    }
 }
 
 /// What [`RunDir::look_up`] found.
@@ -170,9 +179,24 @@ impl RunDir {
     /// Who has the address; if nobody has, it becomes `me`'s in the same moment. `is_mine` tells
     /// whether a process belongs to the asking server.
     pub fn look_up(&self, address: &Address, me: Pid, is_mine: &dyn Fn(Pid) -> bool, notes: &mut Notes) -> Found {
+        let mut looks = UNCLEAR_LOOKS;
+        loop {
+            let (found, is_clear) = self.look_once(address, me, is_mine, notes);
+            if is_clear || looks == 0 {
+                return found;
+            }
+            // Nothing tells when the last thread of a killed process has let go of its sockets. Not with
+            // the lock held: others look as well.
+            std::thread::sleep(UNCLEAR_LOOKS_EVERY);
+            looks -= 1;
+        }
+    }
+
+    /// One look, and whether another might show more: sockets are there, and nobody seems to hold them.
+    fn look_once(&self, address: &Address, me: Pid, is_mine: &dyn Fn(Pid) -> bool, notes: &mut Notes) -> (Found, bool) {
         let _guard = match self.lock() {
             Ok(guard) => guard,
-            Err(why) => return Found::Blocked(why),
+            Err(why) => return (Found::Blocked(why), true),
         };
         let mut holders: Vec<Holder> = Vec::new();
         for (own, pid) in self.colliding(address, notes) {
@@ -182,9 +206,14 @@ impl RunDir {
             match self.holder(pid, Claim::Yes) {
                 Some(holder) if holder.orphan.is_none() || has(pid, &own) => holders.push(holder),
                 None if self.is_unreadable(pid) => {
-                    return Found::Blocked(format!("unable to read the record of pid {pid}"));
+                    return (Found::Blocked(format!("unable to read the record of pid {pid}")), true);
                 }
-                Some(_) => notes.push(format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}")),
+                Some(_) => {
+                    let note = format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}");
+                    if !notes.contains(&note) {
+                        notes.push(note);
+                    }
+                }
                 None => {
                     notes.push(format!("the pidfile of {own} is stale (it is removed)"));
                     self.unlink(&pidfile(&own));
@@ -192,20 +221,29 @@ impl RunDir {
                 }
             }
         }
+        if holders.iter().any(|holder| holder.orphan.is_some()) {
+            // The supervisor that died may have left an old server that still drains: it is waited for, since
+            // nobody knows how to steer among three.
+            let beside = self.beside(address, me, &holders);
+            if !beside.is_empty() {
+                return (Found::Taken(beside), true);
+            }
+        }
         if holders.is_empty() {
             match self.port_holder(address, is_mine) {
                 Ok(None) => {}
                 Ok(Some(holder)) => holders.push(holder),
-                Err(why) => return Found::Blocked(why),
+                Err((why, is_clear)) => return (Found::Blocked(why), is_clear),
             }
         }
         if !holders.is_empty() {
-            return Found::Taken(holders);
+            return (Found::Taken(holders), true);
         }
-        match self.write_pid(address, me) {
+        let found = match self.write_pid(address, me) {
             Ok(()) => Found::Vacant,
             Err(why) => Found::Blocked(format!("unable to write its pidfile: {why}")),
-        }
+        };
+        (found, true)
     }
 
     /// Makes the address `me`'s, whoever had it.
@@ -352,51 +390,57 @@ impl RunDir {
         matches!(self.open_checked(&record_name(pid), RECORD_MAX), Err(Bad::Because("cannot be read")))
     }
 
+    /// Servers with a supervisor that listen there beside those that have the pidfiles.
+    fn beside(&self, address: &Address, me: Pid, known: &[Holder]) -> Vec<Holder> {
+        let listeners = net::listeners().unwrap_or_default();
+        let snapshot = Snapshot::take();
+        let listens = |other: &Holder| {
+            let held = other.sockets(&snapshot);
+            listeners.iter().any(|s| s.local.collides(address) && held.contains(&s.inode))
+        };
+        let mut others = self.servers();
+        others.retain(|other| other.orphan.is_none() && other.pid != me && known.iter().all(|h| h.pid != other.pid));
+        others.retain(listens);
+        others
+    }
+
     /// Whoever listens there without a pidfile of ours: a server of ours that never said a word, or a
-    /// stranger.
+    /// stranger. The error says who, and whether that is clear.
     fn port_holder(
         &self,
         address: &Address,
         is_mine: &dyn Fn(Pid) -> bool,
-    ) -> std::result::Result<Option<Holder>, String> {
+    ) -> std::result::Result<Option<Holder>, (String, bool)> {
         if let Address::Name(_) = address {
             return Ok(None);
         }
-        let mut looks = UNCLEAR_LOOKS;
-        let (sockets, stranger) = loop {
-            let sockets: Vec<TcpSocket> = net::listeners()
-                .map_err(|e| format!("unable to ask the kernel who listens: {e}"))?
-                .into_iter()
-                .filter(|s| s.local.collides(address))
-                .collect();
-            if sockets.is_empty() {
+        let sockets: Vec<TcpSocket> = net::listeners()
+            .map_err(|e| (format!("unable to ask the kernel who listens: {e}"), true))?
+            .into_iter()
+            .filter(|s| s.local.collides(address))
+            .collect();
+        if sockets.is_empty() {
+            return Ok(None);
+        }
+        let snapshot = Snapshot::take();
+        let mut stranger = None;
+        for stat in snapshot.all() {
+            let held = procfs::sockets(stat.pid).unwrap_or_default();
+            if !sockets.iter().any(|s| held.contains(&s.inode)) {
+                continue;
+            }
+            if is_mine(stat.pid) {
                 return Ok(None);
             }
-            let snapshot = Snapshot::take();
-            let mut stranger = None;
-            for stat in snapshot.all() {
-                let held = procfs::sockets(stat.pid).unwrap_or_default();
-                if !sockets.iter().any(|s| held.contains(&s.inode)) {
-                    continue;
+            for ancestor in snapshot.ancestry(stat.pid.raw()) {
+                if let Some(holder) = self.holder(ancestor.pid, Claim::Yes) {
+                    return Ok(Some(holder));
                 }
-                if is_mine(stat.pid) {
-                    return Ok(None);
-                }
-                for ancestor in snapshot.ancestry(stat.pid.raw()) {
-                    if let Some(holder) = self.holder(ancestor.pid, Claim::Yes) {
-                        return Ok(Some(holder));
-                    }
-                }
-                stranger.get_or_insert(stat.pid);
             }
-            if stranger.is_some() || looks == 0 || !snapshot.misses_holder_of(&sockets) {
-                break (sockets, stranger);
-            }
-            // Nothing tells when the last thread of a killed process has let go of its sockets.
-            std::thread::sleep(UNCLEAR_LOOKS_EVERY);
-            looks -= 1;
-        };
-        Err(match stranger {
+            stranger.get_or_insert(stat.pid);
+        }
+        let is_clear = stranger.is_some() || !snapshot.misses_holder_of(&sockets);
+        let why = match stranger {
             Some(pid) => {
                 let elsewhere = procfs::environment(pid, MARK)
                     .and_then(|socket| Some(Path::new(&socket).parent()?.to_owned()))
@@ -416,7 +460,8 @@ impl RunDir {
                 }
             }
             None => format!("the port is held by a program of the user {}", user_name(sockets[0].uid)),
-        })
+        };
+        Err((why, is_clear))
     }
 
     /// Pidfiles of addresses that cannot coexist with this one, with the pid in them.

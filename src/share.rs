@@ -45,7 +45,11 @@ struct Group {
     old: u64,
     place: Place,
     olds: Vec<Socket>,
+    /// Held until the switch only: from then on nothing but their server keeps them open, so that its death
+    /// at once gives the port back.
     news: Vec<Socket>,
+    /// How many new ones there are.
+    joined: u32,
     phase: Phase,
 }
 
@@ -55,7 +59,7 @@ impl Group {
     }
 
     fn news(&self) -> Range {
-        Range { first: self.olds.len() as u32, count: self.news.len() as u32 }
+        Range { first: self.olds.len() as u32, count: self.joined }
     }
 
     fn steer(&self) -> io::Result<()> {
@@ -80,15 +84,16 @@ impl Group {
     /// Lets the old sockets go, and the group be as if there had never been any. When a member leaves,
     /// the last one takes its index, and an index past the end falls back to the whole group: with as
     /// many new sockets as old ones the first new index names a new one, or nobody, all the while.
-    fn leave_to_new(self) {
-        let Some(target) = self.news.first() else { return };
-        if self.news.len() < self.olds.len() {
+    fn leave_to_new(self, listeners: &[Socket]) {
+        let here = |socket: &&Socket| Place::of(socket).is_ok_and(|place| place == self.place);
+        let Some(target) = listeners.iter().find(here) else { return };
+        if self.news().count < self.olds().count {
             // For a moment the index may name an old socket: whoever meets it tries again.
             for old in &self.olds {
                 let _ = old.refuse_newcomers();
             }
         }
-        let _ = target.steer(Range { first: self.olds.len() as u32, count: 1 });
+        let _ = target.steer(Range { first: self.news().first, count: 1 });
         drop(self.olds);
         let _ = target.release();
     }
@@ -113,8 +118,6 @@ impl Group {
 #[derive(Debug, Default)]
 pub struct Sharing {
     groups: Vec<Group>,
-    /// Sockets of the new server where the old one has none.
-    others: Vec<Socket>,
 }
 
 impl Sharing {
@@ -127,16 +130,19 @@ impl Sharing {
         if !sockets.iter().all(Socket::shares) {
             return Err("the old server does not share its port".into());
         }
+        let mut places = Vec::new();
         for socket in sockets {
             let place = Place::of(&socket).map_err(failed)?;
+            places.push(place);
             match self.groups.iter_mut().find(|g| g.place == place) {
                 Some(group) => group.olds.push(socket),
                 None => {
-                    self.groups.push(Group { old, place, olds: vec![socket], news: Vec::new(), phase: Phase::Steered })
+                    let (olds, news) = (vec![socket], Vec::new());
+                    self.groups.push(Group { old, place, olds, news, joined: 0, phase: Phase::Steered });
                 }
             }
         }
-        for group in &self.groups {
+        for group in self.groups.iter().filter(|g| places.contains(&g.place)) {
             if !group.is_known().map_err(failed)? {
                 return Err("a stranger listens on the same port".into());
             }
@@ -150,13 +156,14 @@ impl Sharing {
     pub fn join(&mut self, socket: Socket, backlog: i32) -> io::Result<()> {
         let place = Place::of(&socket)?;
         let Some(group) = self.groups.iter_mut().find(|g| g.place == place) else {
-            socket.listen(backlog)?;
-            self.others.push(socket);
-            return Ok(());
+            return socket.listen(backlog);
         };
         group.steer()?;
         socket.listen(backlog)?;
-        group.news.push(socket);
+        group.joined += 1;
+        if !matches!(group.phase, Phase::Switched) {
+            group.news.push(socket);
+        }
         group.steer()
     }
 
@@ -166,7 +173,7 @@ impl Sharing {
     pub fn is_proven(&mut self, address: &Address, prove: bool, complete: bool) -> bool {
         let mut all = true;
         for group in self.groups.iter_mut().filter(|g| address.collides(&g.place.address.into())) {
-            if group.news.is_empty() {
+            if group.joined == 0 {
                 all &= !complete;
                 continue;
             }
@@ -181,9 +188,10 @@ impl Sharing {
     /// From here new connections go to the new server.
     pub fn switch(&mut self) -> io::Result<()> {
         for group in &mut self.groups {
-            if !group.news.is_empty() {
+            if group.joined > 0 {
                 group.phase = Phase::Switched;
                 group.steer()?;
+                group.news.clear();
             } else {
                 // The new server is at another place of the same port: whoever still comes here tries
                 // again, and meets the new one once this socket is closed.
@@ -202,10 +210,10 @@ impl Sharing {
         }
     }
 
-    /// The old server is gone.
-    pub fn finish(self) {
+    /// The old server is gone, and these are the listeners of the new one.
+    pub fn finish(self, listeners: &[Socket]) {
         for group in self.groups {
-            group.leave_to_new();
+            group.leave_to_new(listeners);
         }
     }
 

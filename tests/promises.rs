@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{Gate, Load, Running, Sandbox, alive, answered_by, get, kill, plain_server, until};
+use common::{Gate, Load, Running, Sandbox, alive, answered_by, get, in_both_orders, kill, plain_server, until};
 use nix::libc;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
@@ -27,8 +27,7 @@ struct Scene {
 }
 
 impl Scene {
-    fn new() -> Scene {
-        let sandbox = Sandbox::new();
+    fn new(sandbox: Sandbox) -> Scene {
         let port = sandbox.port();
         let address = format!(":{port}");
         let signals = format!("signals={}", sandbox.path("signals").display());
@@ -63,7 +62,11 @@ impl Scene {
 
 #[test]
 fn promise_1_the_old_server_is_untouched_until_the_new_one_is_ready() {
-    let mut scene = Scene::new();
+    in_both_orders(the_old_server_is_untouched);
+}
+
+fn the_old_server_is_untouched(sandbox: Sandbox) {
+    let mut scene = Scene::new(sandbox);
     let (gate, before_ready) = scene.sandbox.gate("before-ready");
     for generation in 2..5 {
         let mut new = scene.sandbox.plain(&[], &[&scene.address, &before_ready]);
@@ -90,7 +93,11 @@ fn promise_1_the_old_server_is_untouched_until_the_new_one_is_ready() {
 
 #[test]
 fn promise_2_a_new_server_that_dies_hangs_or_babbles_changes_nothing() {
-    let mut scene = Scene::new();
+    in_both_orders(a_bad_new_server_changes_nothing);
+}
+
+fn a_bad_new_server_changes_nothing(sandbox: Sandbox) {
+    let mut scene = Scene::new(sandbox);
     let address = scene.address.clone();
     let hang = ["--ready-timeout", "0.3"];
     let bad: [(&[&str], &[&str], i32, &str); 8] = [
@@ -101,8 +108,13 @@ fn promise_2_a_new_server_that_dies_hangs_or_babbles_changes_nothing() {
         (&hang, &["hang", "stubborn"], 124, "not up in time"),
         (&hang, &["hang", "babble"], 124, "not up in time"),
         (&[], &["exit=5", "babble"], 5, "ended with status 5 before it was up"),
-        // It binds without a word: the port is taken.
-        (&[], &["mute"], 98, "ended with status 98 before it was up"),
+        if scene.sandbox.is_shared() {
+            // It has GO at once, and dies instead of binding.
+            (&[], &["die"], 9, "ended with status 9 before it was up")
+        } else {
+            // It binds without a word: the port is taken.
+            (&[], &["mute"], 98, "ended with status 98 before it was up")
+        },
     ];
     for (options, flags, status, why) in bad {
         for detach in [false, true] {
@@ -123,7 +135,7 @@ fn promise_2_a_new_server_that_dies_hangs_or_babbles_changes_nothing() {
     let server = servers(&scene.sandbox).into_iter().find(|pid| *pid != scene.server).unwrap();
     kill(server, libc::SIGKILL);
     assert_eq!(new.wait(), 128 + libc::SIGKILL, "{}", new.log());
-    until("no rest of a failed server is left", || scene.sandbox.processes().len() == 2);
+    until("no rest of a failed server is left", || scene.sandbox.processes().len() == scene.sandbox.crew());
     scene.end(2);
 }
 
@@ -192,71 +204,81 @@ impl Echo {
 
 #[test]
 fn promise_3_swaps_of_one_address_happen_one_at_a_time() {
+    swaps_happen_one_at_a_time(Sandbox::new(), &[]);
+    swaps_happen_one_at_a_time(Sandbox::new(), &["takedown"]);
+    swaps_happen_one_at_a_time(Sandbox::shared(), &["takedown"]);
+}
+
+fn swaps_happen_one_at_a_time(sandbox: Sandbox, flags: &[&str]) {
     const CROWD: usize = 64;
     const LONGEST_GAP: Duration = Duration::from_millis(240);
-    for flags in [&[][..], &["takedown"]] {
-        let sandbox = Sandbox::new();
-        let port = sandbox.port();
-        let address = format!(":{port}");
-        let words: Vec<&str> = [&*address].into_iter().chain(flags.iter().copied()).collect();
-        let mut last = sandbox.plain(&[], &words);
-        answered_by(port, 1);
-        let echo = Echo::start(&sandbox);
-        let load = Load::start(port, Duration::from_millis(20));
-        for round in 1..=2 {
-            let mut crowd: Vec<Running> = (0..CROWD).map(|_| sandbox.plain(&[], &words)).collect();
-            crowd.push(last);
-            until("all but one have ended", || {
-                crowd.iter_mut().map(|running| usize::from(running.ended())).sum::<usize>() == CROWD
-            });
-            let at = crowd.iter_mut().position(|running| !running.ended()).unwrap();
-            last = crowd.swap_remove(at);
-            for mut replaced in crowd {
-                assert_eq!(replaced.wait(), 0, "{}", replaced.log());
-            }
-            // In plain order the last old one has ended a moment before the last new one listens.
-            until("the last one answers", || get(port).is_ok());
-            // One swap after the other: each raised the generation by one.
-            let answer = get(port).unwrap();
-            let status = sandbox.status();
-            assert_eq!(status.len(), 1);
-            assert_eq!(
-                status[0][1..4],
-                [1 + round * CROWD, answer.pid as usize, last.pid() as usize].map(|n| n.to_string())
-            );
-            assert_eq!(servers(&sandbox), [answer.pid]);
-            assert_eq!(sandbox.processes().len(), 2, "one server and one supervisor");
-            assert_eq!(sandbox.pidfile(&port.to_string()), Some(answer.pid));
+    let port = sandbox.port();
+    let address = format!(":{port}");
+    let words: Vec<&str> = [&*address].into_iter().chain(flags.iter().copied()).collect();
+    let mut last = sandbox.plain(&[], &words);
+    answered_by(port, 1);
+    let echo = Echo::start(&sandbox);
+    let load = Load::start(port, Duration::from_millis(20));
+    for round in 1..=2 {
+        let mut crowd: Vec<Running> = (0..CROWD).map(|_| sandbox.plain(&[], &words)).collect();
+        crowd.push(last);
+        until("all but one have ended", || {
+            crowd.iter_mut().map(|running| usize::from(running.ended())).sum::<usize>() == CROWD
+        });
+        let at = crowd.iter_mut().position(|running| !running.ended()).unwrap();
+        last = crowd.swap_remove(at);
+        for mut replaced in crowd {
+            assert_eq!(replaced.wait(), 0, "{}", replaced.log());
         }
-        let (seen, explained) = (load.stop(), echo.stop());
-        assert!(seen.longest_gap <= LONGEST_GAP + explained, "{seen:?}, explained: {explained:?}");
-        sandbox.take_down(&address);
-        assert_eq!(last.wait(), 0);
+        // In plain order the last old one has ended a moment before the last new one listens.
+        until("the last one answers", || get(port).is_ok());
+        // One swap after the other: each raised the generation by one.
+        let answer = get(port).unwrap();
+        let status = sandbox.status();
+        assert_eq!(status.len(), 1);
+        assert_eq!(
+            status[0][1..4],
+            [1 + round * CROWD, answer.pid as usize, last.pid() as usize].map(|n| n.to_string())
+        );
+        assert_eq!(servers(&sandbox), [answer.pid]);
+        until("one server and one supervisor are left", || sandbox.processes().len() == sandbox.crew());
+        assert_eq!(sandbox.pidfile(&port.to_string()), Some(answer.pid));
     }
+    let (seen, explained) = (load.stop(), echo.stop());
+    if sandbox.is_shared() {
+        assert_eq!(seen.failures, [].into(), "{seen:?}");
+    }
+    assert!(seen.longest_gap <= LONGEST_GAP + explained, "{seen:?}, explained: {explained:?}");
+    sandbox.take_down(&address);
+    assert_eq!(last.wait(), 0);
 }
 
 #[test]
 fn promise_4_detach_returns_0_when_the_new_server_answers_and_the_old_one_is_gone() {
-    let sandbox = Sandbox::new();
+    in_both_orders(detach_returns_0_when_the_swap_is_done);
+}
+
+fn detach_returns_0_when_the_swap_is_done(sandbox: Sandbox) {
     let port = sandbox.port();
     let address = format!(":{port}");
     let mut last: Option<i32> = None;
-    for (generation, flags) in (1..).zip([&["takedown"][..], &[], &["takedown"], &["mute"]]) {
+    let last_flags: &[&str] = if sandbox.is_shared() { &["die"] } else { &["mute"] };
+    for (generation, flags) in (1..).zip([&["takedown"][..], &[], &["takedown"], last_flags]) {
         let words: Vec<&str> = [&*address].into_iter().chain(flags.iter().copied()).collect();
-        if flags != ["mute"] {
+        if flags != last_flags {
             let (status, log) = sandbox.deploy(&words);
             assert_eq!(status, 0, "{log}");
         } else {
             // What is not 0: the old one still serves.
             let (status, log) = sandbox.deploy(&words);
-            assert_eq!(status, 98, "{log}");
+            assert_eq!(status, if sandbox.is_shared() { 9 } else { 98 }, "{log}");
             assert_eq!(get(port).map(|answer| Some(answer.pid)), Ok(last));
             continue;
         }
         let answer = get(port).unwrap();
         assert_eq!(answer.generation, generation);
         assert!(last.is_none_or(|pid| !alive(pid)));
-        until("the supervisor of the old one has ended", || sandbox.processes().len() == 2);
+        until("the supervisor of the old one has ended", || sandbox.processes().len() == sandbox.crew());
         last = Some(answer.pid);
     }
     // An old server that takes its time is waited for.
@@ -284,6 +306,9 @@ fn promise_4_detach_returns_0_when_the_new_server_answers_and_the_old_one_is_gon
     before_exit.open();
     assert_eq!(new.wait(), 0, "{}", new.log());
     assert!(!alive(old));
+    if sandbox.is_shared() {
+        return sandbox.take_down(&address);
+    }
     // A takedown that had begun: the message says that nothing serves the address.
     let (status, log) = sandbox.deploy(&[&address, "die"]);
     assert_eq!((status, log.matches(&format!("nothing serves {address}")).count()), (9, 1), "{log}");

@@ -199,7 +199,7 @@ fn a_server_that_accepts_late_is_switched_to_then() {
 #[test]
 fn a_new_server_killed_right_after_listen_loses_nothing() {
     let scene = Scene::new(&[]);
-    for _ in 0..5 {
+    for _ in 0..10 {
         let (gate, accept) = scene.sandbox.gate("accept");
         let mut new = scene.start(&["-d"], &[&accept]);
         gate.reached();

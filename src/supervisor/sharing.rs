@@ -139,7 +139,9 @@ impl Supervisor {
                 && let Some(sharing) = live.sharing.take()
             {
                 live.proving.clear();
-                sharing.finish();
+                let own = live.machine.addresses();
+                let listeners = live.server.listeners(|a| own.iter().any(|own| own.collides(a)));
+                sharing.finish(&listeners.unwrap_or_default());
             }
         }
     }

@@ -136,22 +136,25 @@ pub fn save_memory() {
     }
 }
 
-/// Gives back what was only needed to get here: free heap, and the pages of our own code, most of
-/// which ran once. What runs again comes back from the page cache.
+/// Gives back what was only needed to get here: free heap, and the pages of code and constants,
+/// most of which were needed once. What runs again comes back from the page cache.
 pub fn shed_memory() {
     #[cfg(target_env = "gnu")]
     // SAFETY: malloc_trim only returns free memory.
     unsafe {
         libc::malloc_trim(0);
     }
-    let here = shed_memory as fn() as usize;
-    let maps = std::fs::read_to_string("/proc/self/maps").unwrap_or_default();
-    for line in maps.lines().filter(|line| line.contains(" r-xp ")) {
-        let Some((from, to)) = line.split(' ').next().and_then(|range| range.split_once('-')) else { continue };
-        let (Ok(from), Ok(to)) = (usize::from_str_radix(from, 16), usize::from_str_radix(to, 16)) else { continue };
-        if (from..to).contains(&here) {
-            // SAFETY: the range is the read-only, file-backed mapping that holds this function, as the
-            // kernel just named it: a dropped page reads the same when it is faulted in again.
+    // proc_pid_maps(5): address perms offset dev inode pathname
+    for line in std::fs::read_to_string("/proc/self/maps").unwrap_or_default().lines() {
+        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
+        let [range, permissions, offset, _, _, path] = fields[..] else { continue };
+        // Code, and the first segment of a program or library: headers and constants. What is relocated
+        // lies elsewhere.
+        let never_written = permissions == "r-xp" || permissions == "r--p" && offset.bytes().all(|b| b == b'0');
+        let range = range.split_once('-').map(|(from, to)| [from, to].map(|at| usize::from_str_radix(at, 16)));
+        if let (true, true, Some([Ok(from), Ok(to)])) = (never_written, path.starts_with('/'), range) {
+            // SAFETY: the range is a read-only mapping of a file that nothing ever wrote to, as the kernel
+            // just named it: a dropped page reads the same when it is faulted in again.
             unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
         }
     }

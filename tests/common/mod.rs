@@ -50,6 +50,14 @@ pub fn example(name: &str) -> PathBuf {
     target.join("examples").join(name)
 }
 
+/// Runs a test once in plain order and once on a shared port.
+pub fn in_both_orders(test: impl Fn(Sandbox)) {
+    for sandbox in [Sandbox::new(), Sandbox::shared()] {
+        eprintln!("shared: {}", sandbox.is_shared());
+        test(sandbox);
+    }
+}
+
 /// A directory with a run directory in it. Dropping it ends every process that was started in it.
 pub struct Sandbox {
     dir: tempfile::TempDir,
@@ -78,6 +86,15 @@ impl Sandbox {
         let mut sandbox = Sandbox::new();
         sandbox.shared = true;
         sandbox
+    }
+
+    pub fn is_shared(&self) -> bool {
+        self.shared
+    }
+
+    /// As many processes as one server takes: it, its supervisor and, on a shared port, its keeper.
+    pub fn crew(&self) -> usize {
+        if self.shared { 3 } else { 2 }
     }
 
     pub fn path(&self, name: &str) -> PathBuf {
@@ -420,6 +437,8 @@ pub struct Seen {
     pub answers: BTreeMap<i32, usize>,
     pub failures: BTreeMap<Failure, usize>,
     pub longest_gap: Duration,
+    /// Who answered last.
+    pub last: Option<Answer>,
     /// Generations in the order in which they were first seen to answer, or answered again.
     pub generations: Vec<u64>,
     /// When the first request that a generation answered was begun.
@@ -456,6 +475,7 @@ impl Load {
                             seen.generations.push(answer.generation);
                             seen.first_asked.entry(answer.generation).or_insert(asked);
                         }
+                        seen.last = Some(answer);
                         seen.longest_gap = seen.longest_gap.max(last.elapsed());
                         last = Instant::now();
                     }
@@ -483,6 +503,11 @@ impl Load {
     /// The request that runs is the last one.
     pub fn last(&self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+
+    /// Waits until this server has answered it.
+    pub fn sees_server(&self, pid: i32) {
+        until("the client sees the server", || self.seen.lock().unwrap().last.is_some_and(|answer| answer.pid == pid));
     }
 
     /// Ends the load and tells what it saw.

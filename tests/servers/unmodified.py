@@ -1,6 +1,6 @@
 """A server that knows nothing of serverswap: no handler for signals, no control channel. Arguments: addresses;
-then any of `slow=MS`: every answer takes that long; `accept=FIFO`: listens, and accepts only when somebody has
-opened the fifo and closed it again; `never`: never accepts; `die`: exits with 7 right after listen; `hold=FIFO`:
+then any of `slow=MS`: every answer takes that long; `listen=FIFO`: listens only when somebody has opened the
+fifo and closed it again; `accept=FIFO`: listens, and accepts only then; `never`: never accepts; `die`: exits with 7 right after listen; `hold=FIFO`:
 answers a request for /hold only when the fifo was opened and closed; `again=FIFO`: afterwards, each line of the
 fifo is a port to listen on too."""
 
@@ -53,6 +53,7 @@ def serve(address):
     return server((host, int(port)), Handler)
 
 
+pass_gate("listen")
 servers = [serve(word) for word in words if ":" in word]
 if "die" in words:
     os._exit(7)

@@ -1,0 +1,257 @@
+//! Whatever is killed at whatever step of a swap on a shared port: the address stays answered, and the next
+//! swap works.
+
+mod common;
+
+use common::{Gate, Load, Running, Sandbox, answered_by, kill, plain_server, until};
+use nix::libc;
+use std::io::Write;
+use std::net::TcpStream;
+use std::path::Path;
+use std::time::Duration;
+
+/// Where the swap stands still.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Step {
+    /// The new server has not bound yet.
+    Starting,
+    /// It listens, and has not accepted the probe.
+    Proving,
+    /// It gets the new connections; the old one has a busy one.
+    Draining,
+    /// The old server was told, and still listens.
+    Told,
+    /// The old server has closed its listener, and still lives.
+    Closed,
+    /// The old server is gone.
+    Steady,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Victim {
+    OldServer,
+    NewServer,
+    OldSupervisor,
+    NewSupervisor,
+    OldKeeper,
+    NewKeeper,
+}
+
+const CLIENTS: usize = 3;
+
+/// What a server holds at most when it is killed: a connection of each client, and, since the kernel closes
+/// the files of a process from the last to the first, another one in the queue of its listener.
+const HELD: usize = 2 * CLIENTS;
+
+/// How many requests of the crowd may fail.
+fn bound(step: Step, victim: Victim) -> Option<usize> {
+    use Step::*;
+    match (victim, step) {
+        // Whoever serves is dead: what it held, and whoever comes before the next one, meets nobody.
+        (Victim::OldServer, Starting | Proving) | (Victim::NewServer, Told | Closed | Steady) => None,
+        (Victim::NewServer, Draining) => Some(HELD),
+        _ => Some(0),
+    }
+}
+
+/// The serverswap of a generation, its server and its keeper.
+struct Side {
+    running: Running,
+    server: i32,
+    keeper: i32,
+}
+
+fn children(pid: i32) -> Vec<i32> {
+    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
+    list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
+}
+
+impl Side {
+    fn start(sandbox: &Sandbox, words: &[&str]) -> Side {
+        let running = sandbox.serverswap(["--drain", "60"].iter().chain(words));
+        let name = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let (mut server, mut keeper) = (None, None);
+        until("there are a server and a keeper", || {
+            let (keepers, servers): (Vec<i32>, Vec<i32>) =
+                children(running.pid()).into_iter().partition(|pid| name(*pid) == "serverswap\n");
+            (server, keeper) = (servers.first().copied(), keepers.first().copied());
+            server.is_some() && keeper.is_some()
+        });
+        Side { running, server: server.unwrap(), keeper: keeper.unwrap() }
+    }
+}
+
+struct Swap {
+    old: Side,
+    new: Side,
+    crowd: Vec<Load>,
+    gates: Vec<Gate>,
+    held: Option<TcpStream>,
+}
+
+impl Swap {
+    /// A swap that stands still at the step, under load.
+    fn halted(sandbox: &Sandbox, port: u16, step: Step) -> Swap {
+        let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/unmodified.py");
+        let (python, rust) = (python.to_str().unwrap().to_owned(), plain_server().to_str().unwrap().to_owned());
+        let address = format!("0.0.0.0:{port}");
+        let gate_at = |stage: &str| sandbox.gate(stage);
+        let (hold, at_hold) = gate_at("hold");
+        let (release, at_release) = gate_at("before-release");
+        let (exit, at_exit) = gate_at("before-exit");
+        let (listen, at_listen) = gate_at("listen");
+        let (accept, at_accept) = gate_at("accept");
+        let old_words: Vec<&str> = match step {
+            Step::Told => vec![&rust, &address, "takedown", &at_release],
+            Step::Closed => vec![&rust, &address, "takedown", &at_exit],
+            _ => vec!["python3", &python, &address, &at_hold],
+        };
+        let new_words: Vec<&str> = match step {
+            Step::Starting => vec!["python3", &python, &address, &at_listen],
+            Step::Proving => vec!["python3", &python, &address, &at_accept],
+            _ => vec!["python3", &python, &address],
+        };
+        let old = Side::start(sandbox, &old_words);
+        answered_by(port, 1);
+        old.running.says("is up");
+        let held = (step == Step::Draining).then(|| {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            hold.reached();
+            stream
+        });
+        let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::from_millis(2))).collect();
+        let new = Side::start(sandbox, &new_words);
+        match step {
+            Step::Starting => listen.reached(),
+            Step::Proving => accept.reached(),
+            Step::Draining => new.running.says("is up"),
+            Step::Told => release.reached(),
+            Step::Closed => exit.reached(),
+            Step::Steady => until("the old one is gone", || !common::alive(old.running.pid())),
+        }
+        let serves = if matches!(step, Step::Starting | Step::Proving) { old.server } else { new.server };
+        crowd.iter().for_each(|load| load.sees_server(serves));
+        Swap { old, new, crowd, gates: vec![hold, release, exit, listen, accept], held }
+    }
+}
+
+fn kill_at(step: Step, victims: &[Victim]) {
+    for &victim in victims {
+        eprintln!("{step:?}, {victim:?}");
+        let sandbox = Sandbox::shared();
+        let port = sandbox.port();
+        let swap = Swap::halted(&sandbox, port, step);
+        let pid = match victim {
+            Victim::OldServer => swap.old.server,
+            Victim::NewServer => swap.new.server,
+            Victim::OldSupervisor => swap.old.running.pid(),
+            Victim::NewSupervisor => swap.new.running.pid(),
+            Victim::OldKeeper => swap.old.keeper,
+            Victim::NewKeeper => swap.new.keeper,
+        };
+        kill(pid, libc::SIGKILL);
+        let Swap { mut old, mut new, crowd, gates, held } = swap;
+        let before_switch = matches!(step, Step::Starting | Step::Proving);
+        until("who has to act on it has done so", || match victim {
+            Victim::OldServer => old.running.ended(),
+            Victim::NewServer => new.running.ended(),
+            Victim::NewSupervisor if before_switch => !common::alive(new.server),
+            _ => !common::alive(pid),
+        });
+        // The swap goes on, or has gone back: either way somebody answers.
+        gates.iter().for_each(Gate::open);
+        drop(held);
+        let words = [plain_server().to_str().unwrap().to_owned(), format!("0.0.0.0:{port}")];
+        let (status, log) = sandbox.run(["-d"].into_iter().chain(words.iter().map(String::as_str)));
+        assert_eq!(status, 0, "{step:?}, {victim:?}: {log}");
+        let last = common::get(port).unwrap();
+        crowd.iter().for_each(|load| load.sees_server(last.pid));
+        for load in crowd {
+            let seen = load.stop();
+            let failed: usize = seen.failures.values().sum();
+            assert!(bound(step, victim).is_none_or(|most| failed <= most), "{step:?}, {victim:?}: {seen:?}");
+        }
+        until("one server is left", || sandbox.status().len() == 1 && sandbox.processes().len() == sandbox.crew());
+        assert_eq!(sandbox.pidfile(&port.to_string()), Some(last.pid));
+        sandbox.take_down(&format!(":{port}"));
+        old.running.wait();
+        new.running.wait();
+    }
+}
+
+/// New servers come and die; the old one, which has a busy connection, serves on.
+#[test]
+fn ten_times_turned_back_while_the_old_server_drains() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/unmodified.py");
+    let address = format!("0.0.0.0:{port}");
+    let (hold, at_hold) = sandbox.gate("hold");
+    let words = ["python3", python.to_str().unwrap(), &address, &at_hold];
+    let old = Side::start(&sandbox, &words);
+    answered_by(port, 1);
+    old.running.says("is up");
+    let mut held = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    held.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    hold.reached();
+    for round in 0..10 {
+        let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::ZERO)).collect();
+        crowd.iter().for_each(|load| load.sees_server(old.server));
+        let mut new = Side::start(&sandbox, &words);
+        // Right after the switch, or when all have noticed it.
+        for load in &crowd[..if round % 2 == 0 { 1 } else { CLIENTS }] {
+            load.sees_server(new.server);
+        }
+        kill(new.server, libc::SIGKILL);
+        assert_eq!(new.running.wait(), 137);
+        crowd.iter().for_each(|load| load.sees_server(old.server));
+        let after: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::ZERO)).collect();
+        after.iter().for_each(|load| load.sees_server(old.server));
+        let failed = |crowd: Vec<Load>| crowd.into_iter().flat_map(|load| load.stop().failures.into_values()).sum();
+        let (during, afterwards): (usize, usize) = (failed(crowd), failed(after));
+        assert!(during <= HELD, "round {round}: {during} failed");
+        assert_eq!(afterwards, 0, "round {round}");
+    }
+    hold.open();
+    sandbox.take_down(&address);
+}
+
+const ALL: [Victim; 6] = [
+    Victim::OldServer,
+    Victim::NewServer,
+    Victim::OldSupervisor,
+    Victim::NewSupervisor,
+    Victim::OldKeeper,
+    Victim::NewKeeper,
+];
+
+#[test]
+fn killed_while_the_new_server_starts() {
+    kill_at(Step::Starting, &ALL);
+}
+
+#[test]
+fn killed_while_the_new_server_is_proven() {
+    kill_at(Step::Proving, &ALL);
+}
+
+#[test]
+fn killed_while_the_old_server_drains() {
+    kill_at(Step::Draining, &ALL);
+}
+
+#[test]
+fn killed_when_the_old_server_was_told() {
+    kill_at(Step::Told, &ALL);
+}
+
+#[test]
+fn killed_when_the_old_server_has_closed_its_listener() {
+    kill_at(Step::Closed, &ALL);
+}
+
+#[test]
+fn killed_in_steady_state() {
+    kill_at(Step::Steady, &[Victim::NewServer, Victim::NewSupervisor, Victim::NewKeeper]);
+}
