@@ -3,7 +3,10 @@
 #   make             build the release binary
 #   make install     into PREFIX, below DESTDIR if it is given
 #   make test        all tests; make check: format and lints as well
-#   make test-servers   swaps of real servers under load; installs them (Debian, as root or by sudo)
+#   make test-servers  swaps of real servers under load; installs them (Debian,
+#                    as root or by sudo)
+#   make bench       figures; those with wrk and start_server (Debian: wrk,
+#                    libserver-starter-perl) only where these are installed
 #   make demo        a swap under load, to look at
 
 PREFIX  = /usr/local

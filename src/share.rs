@@ -307,6 +307,10 @@ impl Drain {
             if (queued || !self.handshakes.is_empty()) && Instant::now() < self.until {
                 return Drained::Arriving;
             }
+        }
+        // The list is made anew for the look that confirms: a connection that had left the queue at the
+        // first, but was not yet a file of the server's, is one by now.
+        if self.connections.is_none() || self.idle_looks == 1 {
             let inodes = server.socket_inodes();
             let connections = net::connections().unwrap_or_default();
             self.connections = Some(connections.iter().filter(|s| inodes.contains(&s.inode)).map(|s| s.ends).collect());

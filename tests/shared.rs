@@ -115,6 +115,21 @@ fn two_addresses_of_both_families() {
     }
 }
 
+/// What was bound and closed again costs the next bind nothing.
+#[test]
+fn a_server_may_bind_the_same_address_again_and_again() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let program = "import os, socket, sys
+for _ in range(200):
+    socket.socket().bind(('', int(sys.argv[1])))
+os.execvp('python3', ['python3', *sys.argv[2:]])";
+    let (number, address) = (port.to_string(), format!("0.0.0.0:{port}"));
+    deploy(&sandbox, &["python3", "-c", program, &number, &server("unmodified.py"), &address]);
+    answered_by(port, 1);
+    sandbox.take_down(&format!(":{port}"));
+}
+
 /// A Python server under a crowd.
 struct Scene {
     sandbox: Sandbox,

@@ -87,18 +87,23 @@ fn see_bind(watch: &Watch, call: &Notification, bound: &mut Vec<Bound>) -> io::R
     if !(socket.is_tcp() || socket.is_udp()) {
         return Ok(false);
     }
-    let (cookie, inode) = (socket.cookie()?, socket.inode()?);
+    let (cookie, inode, tcp) = (socket.cookie()?, socket.inode()?, socket.is_tcp());
     // A second socket of this server at the same place gets EADDRINUSE, as ever: only what the server
     // itself made sharable shares with itself.
-    let twice = !socket.shares()
-        && bound
-            .iter()
-            .any(|b| b.cookie != cookie && socket.is_tcp() && collide(b.address, address) && is_open(b.inode));
+    let alone = tcp && !socket.shares();
+    let mut twice = false;
+    bound.retain(|b| {
+        let same = alone && b.cookie != cookie && collide(b.address, address);
+        // What is closed is forgotten: a server may bind as often as it likes.
+        let open = !same || is_open(b.inode);
+        twice |= same && open;
+        open
+    });
     // What was read belongs to this call only if it still waits.
     if !twice && watch.notifier.waits(call.id) {
         socket.share()?;
     }
-    if socket.is_tcp() {
+    if tcp {
         bound.retain(|b| b.cookie != cookie);
         bound.push(Bound { cookie, inode, address });
     }

@@ -1,9 +1,11 @@
-//! `make bench`: what a supervisor costs. Prints a table; fails nothing, since a busy machine would.
+//! `make bench`: what a supervisor costs, and what a swap. Prints a table; fails nothing, since a busy machine would.
 
 #[path = "../common/mod.rs"]
 mod common;
+mod orders;
+mod throughput;
 
-use common::{Load, SERVERSWAP, Sandbox, answered_by, plain_server};
+use common::{SERVERSWAP, Sandbox, answered_by, plain_server};
 use std::fs;
 use std::io::Read;
 use std::process::{Command, Stdio};
@@ -15,7 +17,12 @@ fn main() {
     let delay = start_delay();
     row("start of the server against a direct start, median, us", delay, "2000");
     idle();
-    swaps();
+    let server = common::example("bench-server");
+    throughput::bind(&server);
+    throughput::requests(&server);
+    orders::shared(&server);
+    orders::plain();
+    orders::server_starter(&server);
 }
 
 fn row(name: &str, value: impl std::fmt::Display, bound: &str) {
@@ -98,32 +105,4 @@ fn switches(pid: i32) -> u64 {
         line.trim().parse::<u64>().ok()
     };
     threads(pid).iter().filter_map(of).sum()
-}
-
-/// Swaps in plain order under a client that asks all the time: the gap that plain order has.
-fn swaps() {
-    let sandbox = Sandbox::new();
-    let port = sandbox.port();
-    let command = [plain_server().to_str().unwrap().to_owned(), format!(":{port}"), "takedown".into()];
-    let mut running = sandbox.serverswap(&command);
-    answered_by(port, 1);
-    let load = Load::start(port, Duration::ZERO);
-    std::thread::sleep(Duration::from_secs(2));
-    let steady = load.stop();
-    let load = Load::start(port, Duration::ZERO);
-    let before = monotonic();
-    for generation in 2..=21 {
-        let next = sandbox.serverswap(&command);
-        answered_by(port, generation);
-        running.wait();
-        running = next;
-    }
-    let each = (monotonic() - before) / 20 / 1_000_000;
-    let seen = load.stop();
-    row("plain order: a swap, ms", each, "");
-    row("plain order: failed connections in 20 swaps", seen.failures.values().sum::<usize>(), "");
-    row("plain order: answers meanwhile", seen.answers.values().sum::<usize>(), "");
-    row("plain order: longest time without an answer, ms", seen.longest_gap.as_millis(), "");
-    row("  the same without a swap, ms", steady.longest_gap.as_millis(), "");
-    sandbox.run(["--takedown", &port.to_string()]);
 }

@@ -36,17 +36,18 @@ pub fn until(what: &str, mut condition: impl FnMut() -> bool) {
 /// The small Rust server of `tests/servers/plain.rs`.
 pub fn plain_server() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
-    let build = || {
-        // `cargo test --test NAME` builds no examples.
-        let target = Path::new(SERVERSWAP).parent().unwrap();
-        let profile = if target.ends_with("release") { "release" } else { "dev" };
-        let mut cargo = Command::new(env!("CARGO"));
-        cargo.args(["build", "--quiet", "--example", "plain-server"]).current_dir(env!("CARGO_MANIFEST_DIR"));
-        cargo.args(["--profile", profile, "--target-dir"]).arg(target.parent().unwrap());
-        assert!(cargo.status().unwrap().success());
-        target.join("examples/plain-server")
-    };
-    BUILT.get_or_init(build).clone()
+    BUILT.get_or_init(|| example("plain-server")).clone()
+}
+
+/// Builds an example of `Cargo.toml`: `cargo test --test NAME` builds none.
+pub fn example(name: &str) -> PathBuf {
+    let target = Path::new(SERVERSWAP).parent().unwrap();
+    let profile = if target.ends_with("release") { "release" } else { "dev" };
+    let mut cargo = Command::new(env!("CARGO"));
+    cargo.args(["build", "--quiet", "--example", name]).current_dir(env!("CARGO_MANIFEST_DIR"));
+    cargo.args(["--profile", profile, "--target-dir"]).arg(target.parent().unwrap());
+    assert!(cargo.status().unwrap().success());
+    target.join("examples").join(name)
 }
 
 /// Runs a test once in plain order and once on a shared port.
@@ -456,6 +457,8 @@ pub struct Seen {
     pub last: Option<Answer>,
     /// Generations in the order in which they were first seen to answer, or answered again.
     pub generations: Vec<u64>,
+    /// When the first request that a generation answered was begun.
+    pub first_asked: BTreeMap<u64, Instant>,
 }
 
 /// A client that asks again and again until it is stopped.
@@ -468,18 +471,25 @@ pub struct Load {
 impl Load {
     /// One request every `pause`.
     pub fn start(port: u16, pause: Duration) -> Load {
+        Load::to(SocketAddr::from(([127, 0, 0, 1], port)), pause)
+    }
+
+    /// As [`Load::start`], in the network of the calling thread.
+    pub fn to(address: SocketAddr, pause: Duration) -> Load {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
         let (stop_too, seen_too) = (stop.clone(), seen.clone());
         let thread = std::thread::spawn(move || {
             let mut last = Instant::now();
             while !stop_too.load(Ordering::Relaxed) {
-                let result = get(port);
+                let asked = Instant::now();
+                let result = get_from(address);
                 let mut seen = seen_too.lock().unwrap();
                 match result {
                     Ok(answer) => {
                         *seen.answers.entry(answer.pid).or_default() += 1;
                         if seen.generations.last() != Some(&answer.generation) {
                             seen.generations.push(answer.generation);
+                            seen.first_asked.entry(answer.generation).or_insert(asked);
                         }
                         seen.last = Some(answer);
                         seen.longest_gap = seen.longest_gap.max(last.elapsed());
@@ -501,6 +511,16 @@ impl Load {
         });
     }
 
+    /// Whether it has had an answer.
+    pub fn is_answered(&self) -> bool {
+        !self.seen.lock().unwrap().answers.is_empty()
+    }
+
+    /// The request that runs is the last one.
+    pub fn last(&self) {
+        self.stop.store(true, Ordering::Relaxed);
+    }
+
     /// Waits until this server has answered it.
     pub fn sees_server(&self, pid: i32) {
         until("the client sees the server", || self.seen.lock().unwrap().last.is_some_and(|answer| answer.pid == pid));
@@ -508,7 +528,7 @@ impl Load {
 
     /// Ends the load and tells what it saw.
     pub fn stop(mut self) -> Seen {
-        self.stop.store(true, Ordering::Relaxed);
+        self.last();
         self.thread.take().unwrap().join().unwrap();
         self.seen.lock().unwrap().clone()
     }
