@@ -162,6 +162,7 @@ fn kill_at(step: Step, victims: &[Victim]) {
         // The swap goes on, or has gone back: either way somebody answers.
         gates.iter().for_each(Gate::open);
         drop(held);
+        until("the swap is over", || new.running.ended() || new.running.log().contains("is up"));
         let words = [plain_server().to_str().unwrap().to_owned(), format!("0.0.0.0:{port}")];
         let (status, log) = sandbox.run(["-d"].into_iter().chain(words.iter().map(String::as_str)));
         assert_eq!(status, 0, "{step:?}, {victim:?}: {log}");
