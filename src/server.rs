@@ -39,7 +39,7 @@ pub struct Watch {
     /// Where they wait.
     pub notifier: Notifier,
     /// Those that wait.
-    pub ledger: Ledger,
+    pub ledger: Arc<Ledger>,
 }
 
 /// What is left of a server whose main process has ended.
@@ -122,9 +122,10 @@ impl Server {
             None => (None, None),
         };
         let watching = filter.is_some();
+        let ledger = Ledger::new().map(Arc::new).map_err(|e| failed("watch", e))?;
         let mut failure = None;
         // Before the server runs: a supervisor that is killed at any moment leaves none that nobody knows.
-        let prepare = |pid: Pid| {
+        let prepare = |pid: Pid, keeper: io::Result<Keeper>| {
             let family = Family {
                 main: pid,
                 group: (!around.on_terminal).then_some(pid),
@@ -133,15 +134,15 @@ impl Server {
             let start = procfs::stat(pid).map_or(0, |s| s.start);
             let watch = match refused {
                 Some(why) => Some(Err(why)),
-                None if watching => Some(receive_watch(&report)),
+                None if watching => Some(receive_watch(&report, ledger.clone())),
                 None => None,
             };
-            let shown = watch.as_ref().and_then(|w| w.as_ref().ok()).map(|w| (&w.notifier, &w.ledger));
+            let notifier = watch.as_ref().and_then(|w| Some(&w.as_ref().ok()?.notifier));
             let kept = Pidfd::open(pid).map_err(|e| failed("watch", e)).and_then(|pidfd| {
                 // On a terminal a job of its own is ours and the server's alone.
-                let keeper =
-                    Keeper::start(&pidfd, family.group.or(process::own_job()), shown).map_err(|e| failed("keep", e))?;
-                Ok((pidfd, keeper))
+                let group = family.group.or(process::own_job());
+                let keeper = keeper.and_then(|keeper| keeper.keep(&pidfd, group, notifier).map(|()| keeper));
+                Ok((pidfd, keeper.map_err(|e| failed("keep", e))?))
             });
             match kept {
                 Ok((pidfd, keeper)) => Some(Server { pid, start, pidfd, family, keeper: Some(keeper), watch }),
@@ -152,7 +153,8 @@ impl Server {
             }
         };
         let control = around.control.as_fd();
-        let spawned = process::spawn(&mut command, control, number, around.hup_ignored, filter, prepare);
+        let keeper = || Keeper::start(&ledger);
+        let spawned = process::spawn(&mut command, control, number, around.hup_ignored, filter, keeper, prepare);
         spawned.map_err(|e| {
             failure.unwrap_or_else(|| Error {
                 status: match e.kind() {
@@ -302,12 +304,11 @@ impl Server {
     }
 }
 
-fn receive_watch(report: &UnixStream) -> std::result::Result<Arc<Watch>, String> {
+fn receive_watch(report: &UnixStream, ledger: Arc<Ledger>) -> std::result::Result<Arc<Watch>, String> {
     let notifier = seccomp::receive_result(report).map_err(|e| match e.raw_os_error() {
         Some(nix::libc::EBUSY) => "another one watches already (serverswap inside a server?)".to_owned(),
         _ => format!("the kernel or a container profile forbids it: {}", crate::error::reason(&e)),
     })?;
-    let ledger = Ledger::new().map_err(|e| crate::error::reason(&e))?;
     Ok(Arc::new(Watch { notifier, ledger }))
 }
 

@@ -3,7 +3,8 @@
 use crate::sys::seccomp::{self, Filter, Ledger, Notifier};
 use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
-use std::io::{self, Read, Write};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use std::io::{self, IoSlice, Read, Write};
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -174,15 +175,16 @@ pub fn free_fd_number() -> Option<RawFd> {
 /// `keep_hup_ignored`: nohup(1) asked for it. `watch`: the filter that shows its `bind` and `listen`,
 /// and where to send our end of it.
 ///
-/// The server does not run before `prepare` has seen its pid; if that gives `None`, or this process dies
-/// meanwhile, it never does.
-pub fn spawn<T>(
+/// `meanwhile` runs while the server is being started. The server does not run before `prepare` has seen
+/// its pid and what came of that; if it gives `None`, or this process dies meanwhile, it never does.
+pub fn spawn<T, M>(
     command: &mut Command,
     control: BorrowedFd<'_>,
     number: Option<RawFd>,
     keep_hup_ignored: bool,
     watch: Option<(Filter, BorrowedFd<'_>)>,
-    prepare: impl FnOnce(Pid) -> Option<T>,
+    meanwhile: impl FnOnce() -> M,
+    prepare: impl FnOnce(Pid, M) -> Option<T>,
 ) -> io::Result<T> {
     let (gate, theirs) = UnixStream::pair()?;
     // Out of the way of `number`, which may be that of any fd that is closed on exec.
@@ -229,9 +231,10 @@ pub fn spawn<T>(
             let _ = theirs.shutdown(std::net::Shutdown::Both);
             spawned
         })?;
+        let made = meanwhile();
         let mut pid = [0; 4];
         let pid = (&gate).read_exact(&mut pid).ok().and_then(|()| Pid::new(i32::from_ne_bytes(pid).into()));
-        let prepared = pid.and_then(prepare);
+        let prepared = pid.and_then(|pid| prepare(pid, made));
         let _ = match prepared {
             Some(_) => (&gate).write_all(&[1]),
             None => gate.shutdown(std::net::Shutdown::Both),
@@ -268,55 +271,76 @@ pub fn own_job() -> Option<Pid> {
 /// The keeper: a tiny process that outlives this supervisor. Until it is told that the server serves,
 /// it kills the server when the supervisor dies. Afterwards it answers the calls of a watched server in
 /// the supervisor's stead.
-pub struct Keeper(OwnedFd);
+pub struct Keeper(UnixStream);
 
 impl Keeper {
-    /// Starts the keeper of a server (and of its process group, where nobody else's process is in it).
-    pub fn start(server: &Pidfd, group: Option<Pid>, watch: Option<(&Notifier, &Ledger)>) -> io::Result<Keeper> {
-        let (ours, theirs) = nix::unistd::pipe2(nix::fcntl::OFlag::O_CLOEXEC)?;
-        let (pipe, server) = (ours.as_raw_fd(), server.0.as_raw_fd());
+    /// Starts a keeper that has nobody to keep yet. The page is that of the server's calls.
+    pub fn start(ledger: &Ledger) -> io::Result<Keeper> {
+        let (ours, theirs) = UnixStream::pair()?;
         // SAFETY: the child makes async-signal-safe calls only, and never returns from `keep`.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             // SAFETY: this is the freshly forked child.
-            0 => unsafe { keep(pipe, server, group, watch.map(|(notifier, ledger)| (notifier.raw(), ledger))) },
-            _ => Ok(Keeper(theirs)),
+            0 => unsafe { keep(theirs.as_raw_fd(), ledger) },
+            _ => Ok(Keeper(ours)),
         }
+    }
+
+    /// Gives it a server (and its process group, where nobody else's process is in it). From here the
+    /// death of this process is that of the server.
+    pub fn keep(&self, server: &Pidfd, group: Option<Pid>, notifier: Option<&Notifier>) -> io::Result<()> {
+        let group = group.map_or(0, Pid::raw).to_ne_bytes();
+        let fds: Vec<RawFd> = [server.0.as_raw_fd()].into_iter().chain(notifier.map(Notifier::raw)).collect();
+        let rights = [ControlMessage::ScmRights(&fds)];
+        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&group)], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+        Ok(())
     }
 
     /// The switch is done: from here the server lives on without its supervisor.
     pub fn server_serves(&self) {
-        let _ = nix::unistd::write(&self.0, b"x");
+        let _ = (&self.0).write(b"x");
     }
 }
 
-/// The keeper's life. It holds nothing but its pipe, the pidfd and the notifier: an inherited lock would
+/// The keeper's life. It holds nothing but its socket and what comes over that: an inherited lock would
 /// make a dead supervisor look alive, an inherited pipe would keep its reader waiting.
 ///
 /// # Safety
 /// Only in a freshly forked child.
-unsafe fn keep(pipe: RawFd, server: RawFd, group: Option<Pid>, watch: Option<(RawFd, &Ledger)>) -> ! {
-    // SAFETY: every call here is async-signal-safe and takes integers or pointers to locals; the fds are
-    // moved out of the way before everything else is closed.
+unsafe fn keep(socket: RawFd, ledger: &Ledger) -> ! {
+    // SAFETY: every call here is async-signal-safe and takes integers or pointers to locals.
     unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();
         libc::sigfillset(&raw mut all);
         libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
         libc::setsid();
-        let (pipe, server) = (libc::fcntl(pipe, libc::F_DUPFD, 3), libc::fcntl(server, libc::F_DUPFD, 3));
-        let notifier = watch.map_or(-1, |(notifier, _)| libc::fcntl(notifier, libc::F_DUPFD, 3));
-        libc::dup2(pipe, 0);
-        libc::dup2(server, 1);
-        if notifier >= 0 {
-            libc::dup2(notifier, 2);
+        libc::dup2(socket, 0);
+        libc::syscall(libc::SYS_close_range, 1, u32::MAX, 0);
+        // The group, and with it the fds of the server and of the notifier.
+        let mut group = 0i32;
+        let mut control = [0u64; 8];
+        let mut part = libc::iovec { iov_base: (&raw mut group).cast(), iov_len: size_of::<i32>() };
+        let mut message: libc::msghdr = std::mem::zeroed();
+        (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+        (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control) as _);
+        let header = match libc::recvmsg(0, &raw mut message, 0) {
+            4 => libc::CMSG_FIRSTHDR(&raw const message),
+            // The supervisor has died before its server ran.
+            _ => libc::_exit(0),
+        };
+        if header.is_null() {
+            libc::_exit(0);
         }
-        libc::syscall(libc::SYS_close_range, if notifier >= 0 { 3 } else { 2 }, u32::MAX, 0);
+        let fds: *const RawFd = libc::CMSG_DATA(header).cast();
+        let server = fds.read_unaligned();
+        let watched = (*header).cmsg_len as usize >= libc::CMSG_LEN(2 * size_of::<RawFd>() as u32) as usize;
+        let notifier = if watched { fds.add(1).read_unaligned() } else { -1 };
         let mut serves = false;
         let died = loop {
             let mut polls = [
                 libc::pollfd { fd: 0, events: libc::POLLIN, revents: 0 },
                 // Only that nobody under the filter is left; calls are the supervisor's to take.
-                libc::pollfd { fd: if notifier >= 0 { 2 } else { -1 }, events: 0, revents: 0 },
+                libc::pollfd { fd: notifier, events: 0, revents: 0 },
             ];
             libc::poll(polls.as_mut_ptr(), 2, -1);
             let mut byte = 0u8;
@@ -334,14 +358,14 @@ unsafe fn keep(pipe: RawFd, server: RawFd, group: Option<Pid>, watch: Option<(Ra
             }
         };
         if died && !serves {
-            let alive = libc::syscall(libc::SYS_pidfd_send_signal, 1, 0, 0, 0) == 0;
-            if let (true, Some(group)) = (alive, group) {
-                libc::kill(-group.raw(), libc::SIGKILL);
+            let alive = libc::syscall(libc::SYS_pidfd_send_signal, server, 0, 0, 0) == 0;
+            if alive && group > 1 {
+                libc::kill(-group, libc::SIGKILL);
             }
-            libc::syscall(libc::SYS_pidfd_send_signal, 1, libc::SIGKILL, 0, 0);
+            libc::syscall(libc::SYS_pidfd_send_signal, server, libc::SIGKILL, 0, 0);
         }
-        if let (true, Some((_, ledger))) = (died, watch) {
-            seccomp::let_all_proceed(2, ledger);
+        if died && watched {
+            seccomp::let_all_proceed(notifier, ledger);
         }
         libc::_exit(0)
     }
