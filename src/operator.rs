@@ -8,7 +8,7 @@ use crate::message::Log;
 use crate::procfs::{self, Snapshot};
 use crate::protocol::{HolderWord, PEER_VERSION, PeerWord, Splitter, Word, line_of};
 use crate::registry::{Holder, RunDir, user_name};
-use crate::swap::Level;
+use crate::swap::{ADDRESSES_MAX, Level};
 use crate::sys::net;
 use crate::sys::process::Pid;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -272,10 +272,18 @@ pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Res
                 log.say(Level::Warning, Some(&address), &note);
             }
         }
-        if addresses.is_empty() {
-            // Workers, and servers that have not said yet what they want.
-            for holder in dir.servers().into_iter().filter(|h| !shown.contains(&h.pid)) {
+        // Servers whose successor has their pidfiles by now, workers, and those that have not said yet what
+        // they want.
+        for holder in dir.servers().into_iter().filter(|h| !shown.contains(&h.pid)) {
+            let holds = seen.entry(holder.pid).or_insert_with(|| Seen::of(&holder, &snapshot)).holds.clone();
+            if holds.is_empty() && addresses.is_empty() {
                 rows.push((None, row(None, &holder, &connections, &snapshot, &mut seen, people)));
+            }
+            for address in holds {
+                if addresses.is_empty() || addresses.iter().any(|wanted| wanted.collides(&address)) {
+                    let row = row(Some(&address), &holder, &connections, &snapshot, &mut seen, people);
+                    rows.push((Some(address), row));
+                }
             }
         }
     }
@@ -293,13 +301,16 @@ pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Res
 struct Seen {
     /// What its supervisor says.
     fields: BTreeMap<String, String>,
+    /// The addresses that it has, even if a successor has the pidfiles.
+    holds: Vec<Address>,
     /// Inodes of its sockets.
     sockets: BTreeSet<u32>,
 }
 
 impl Seen {
     fn of(holder: &Holder, snapshot: &Snapshot) -> Seen {
-        Seen { fields: ask_status(holder), sockets: holder.sockets(snapshot) }
+        let (fields, holds) = ask_status(holder);
+        Seen { fields, holds, sockets: holder.sockets(snapshot) }
     }
 }
 
@@ -337,8 +348,8 @@ fn row(
     ])
 }
 
-fn ask_status(holder: &Holder) -> BTreeMap<String, String> {
-    let mut fields = BTreeMap::new();
+fn ask_status(holder: &Holder) -> (BTreeMap<String, String>, Vec<Address>) {
+    let (mut fields, mut holds) = (BTreeMap::new(), Vec::new());
     let mut ask = || -> io::Result<()> {
         let mut supervisor = Supervisor::of(holder)?;
         supervisor.stream.set_read_timeout(Some(STATUS_PATIENCE))?;
@@ -347,6 +358,7 @@ fn ask_status(holder: &Holder) -> BTreeMap<String, String> {
             match word {
                 HolderWord::Field(key, value) => drop(fields.insert(key, value)),
                 HolderWord::End => break,
+                HolderWord::Holds(address) if holds.len() < ADDRESSES_MAX => holds.push(address),
                 HolderWord::Peer(_)
                 | HolderWord::Holds(_)
                 | HolderWord::Locked
@@ -364,7 +376,7 @@ fn ask_status(holder: &Holder) -> BTreeMap<String, String> {
         // What could not be asked shows in the table.
         let _ = ask();
     }
-    fields
+    (fields, holds)
 }
 
 fn for_people(seconds: u64) -> String {

@@ -256,6 +256,35 @@ fn a_new_server_that_dies_after_the_switch_gives_the_port_back() {
     sandbox.take_down(&format!(":{port}"));
 }
 
+#[test]
+fn the_status_shows_what_an_old_server_still_has_to_do() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let (gate, held) = sandbox.gate("hold");
+    let (py, address) = (server("unmodified.py"), format!("0.0.0.0:{port}"));
+    let words = ["python3", &py, &address, &held];
+    deploy(&sandbox, &words);
+    let first = answered_by(port, 1).pid.to_string();
+    let mut requests = [hold(port), hold(port)];
+    gate.reached();
+    let mut new = sandbox.serverswap(["-d", "--drain", "60"].iter().chain(&words));
+    let second = answered_by(port, 2).pid.to_string();
+    // Others ask meanwhile, and their connections close.
+    until("the old server drains with two connections", || {
+        let short = |row: Vec<String>| [0, 2, 5, 6, 8].map(|field| row[field].clone());
+        let rows: Vec<[String; 5]> = sandbox.status().into_iter().map(short).collect();
+        let row =
+            |pid: &str, state: &str, count: &str| [&format!(":{port}"), pid, state, "shared", count].map(str::to_owned);
+        rows == [row(&second, "serving", "0"), row(&first, "draining", "2")]
+    });
+    gate.open();
+    let mut answer = String::new();
+    requests.iter_mut().for_each(|request| drop(request.read_to_string(&mut answer).unwrap()));
+    assert_eq!(new.wait(), 0, "{}", new.log());
+    assert_eq!(sandbox.status().len(), 1);
+    sandbox.take_down(&format!(":{port}"));
+}
+
 /// The supervisor of the server is dead: later calls of the server work, and the next swap too.
 #[test]
 fn a_dead_supervisor_leaves_a_server_that_can_bind_and_be_replaced() {
