@@ -8,6 +8,7 @@ mod throughput;
 use common::{SERVERSWAP, Sandbox, answered_by, plain_server};
 use std::fs;
 use std::io::Read;
+use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
@@ -62,18 +63,22 @@ fn start_delay() -> u64 {
     supervised.saturating_sub(direct)
 }
 
-/// A supervisor with one server that has nothing to do.
+/// A supervisor with one server that has nothing to do, after a swap.
 fn idle() {
-    let sandbox = Sandbox::new();
+    let sandbox = Sandbox::shared();
     let port = sandbox.port();
-    let running = sandbox.serverswap([plain_server().to_str().unwrap(), &format!(":{port}")]);
+    let words = [plain_server().to_str().unwrap().to_owned(), format!(":{port}")];
+    let mut old = sandbox.serverswap(&words);
     answered_by(port, 1);
-    // Long enough for everything that follows the start to be over.
+    let running = sandbox.serverswap(&words);
+    old.wait();
+    // Long enough for everything that follows the swap to be over.
     std::thread::sleep(Duration::from_secs(2));
     let pid = running.pid();
-    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
-    let pss = rollup.lines().find_map(|l| l.strip_prefix("Pss:")).unwrap_or("0").trim().trim_end_matches(" kB");
-    row("memory of an idle supervisor, PSS, KiB", pss, "1024");
+    let is_ours = |pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == Path::new(SERVERSWAP));
+    let ours = sandbox.processes().into_iter().map(|(pid, _)| pid).filter(is_ours);
+    row("memory of an idle supervisor and its keeper, PSS, KiB", ours.map(pss).sum::<u64>(), "1024");
+    row("  of the supervisor alone", pss(pid), "");
     row("threads of an idle supervisor", threads(pid).len(), "");
     let before = switches(pid);
     let strace = Command::new("strace").args(["-f", "-qq", "-p", &pid.to_string()]).stderr(Stdio::piped()).spawn();
@@ -92,6 +97,13 @@ fn idle() {
             row("wake-ups in ten idle seconds (no strace here)", switches(pid) - before, "0");
         }
     }
+}
+
+/// KiB.
+fn pss(pid: i32) -> u64 {
+    let rollup = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
+    let line = rollup.lines().find_map(|l| l.strip_prefix("Pss:")).unwrap_or("0 kB");
+    line.trim().trim_end_matches(" kB").parse().unwrap_or(0)
 }
 
 fn threads(pid: i32) -> Vec<String> {
