@@ -279,7 +279,9 @@ fn the_status_shows_what_an_old_server_still_has_to_do() {
     });
     gate.open();
     let mut answer = String::new();
-    requests.iter_mut().for_each(|request| drop(request.read_to_string(&mut answer).unwrap()));
+    for request in &mut requests {
+        request.read_to_string(&mut answer).unwrap();
+    }
     assert_eq!(new.wait(), 0, "{}", new.log());
     assert_eq!(sandbox.status().len(), 1);
     sandbox.take_down(&format!(":{port}"));
