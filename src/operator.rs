@@ -152,6 +152,7 @@ fn ask_down(dir: &RunDir, holder: &Holder, addresses: &[Address], log: Log) -> s
                 HolderWord::Refused(why) => return Ok((false, Some(why))),
                 HolderWord::Peer(_)
                 | HolderWord::Holds(_)
+                | HolderWord::Sockets(_)
                 | HolderWord::Locked
                 | HolderWord::Reloaded
                 | HolderWord::Failed(..)
@@ -361,6 +362,7 @@ fn ask_status(holder: &Holder) -> (BTreeMap<String, String>, Vec<Address>) {
                 HolderWord::Holds(address) if holds.len() < ADDRESSES_MAX => holds.push(address),
                 HolderWord::Peer(_)
                 | HolderWord::Holds(_)
+                | HolderWord::Sockets(_)
                 | HolderWord::Locked
                 | HolderWord::Released(_)
                 | HolderWord::Refused(_)

@@ -119,6 +119,8 @@ pub enum HolderWord {
     Peer(u32),
     /// An address that the server has; all of them come before `Locked`.
     Holds(Address),
+    /// With this line come so many listeners of the server, as files; all of them come before `Locked`.
+    Sockets(usize),
     /// The server is yours to replace; nobody else's meanwhile.
     Locked,
     /// The server has let go of the address.
@@ -207,6 +209,7 @@ impl Word for HolderWord {
         match word {
             "PEER" => argument.and_then(|v| v.parse().ok()).map(HolderWord::Peer).ok_or("bad version".into()),
             "HOLDS" => address(argument).map(HolderWord::Holds),
+            "SOCKETS" => argument.and_then(|n| n.parse().ok()).map(HolderWord::Sockets).ok_or("bad number".into()),
             "LOCKED" => nothing(argument, HolderWord::Locked),
             "RELEASED" => address(argument).map(HolderWord::Released),
             "REFUSED" => Ok(HolderWord::Refused(text())),
@@ -271,6 +274,7 @@ impl fmt::Display for HolderWord {
         match self {
             HolderWord::Peer(version) => write!(f, "PEER {version}"),
             HolderWord::Holds(a) => write!(f, "HOLDS {a}"),
+            HolderWord::Sockets(count) => write!(f, "SOCKETS {count}"),
             HolderWord::Locked => f.write_str("LOCKED"),
             HolderWord::Released(a) => write!(f, "RELEASED {a}"),
             HolderWord::Refused(text) => write!(f, "REFUSED {text}"),
@@ -334,6 +338,7 @@ mod tests {
         for word in [
             HolderWord::Peer(1),
             HolderWord::Holds(a()),
+            HolderWord::Sockets(2),
             HolderWord::Locked,
             HolderWord::Released(a()),
             HolderWord::Refused("no".into()),

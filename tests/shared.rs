@@ -358,6 +358,28 @@ fn an_old_supervisor_that_dies_before_the_switch_is_no_hindrance() {
     scene.end(4);
 }
 
+/// Yama lets a supervisor reach its descendants only: the old server's listeners come from its supervisor. The
+/// main thread of this one, which is all that strace follows, may not fetch any itself.
+#[test]
+fn the_old_supervisor_hands_its_listeners_over() {
+    let scene = Scene::new(&[]);
+    let mut old = scene.start(&[], &[]);
+    answered_by(scene.port, 2);
+    old.says("is up");
+    until("the first generation is gone", || scene.sandbox.status().len() == 1);
+    let mut command = scene.sandbox.command("strace");
+    command.args(["-qq", "-o", "/dev/null", "-e", "inject=pidfd_getfd:error=EPERM", common::SERVERSWAP]);
+    command.args(scene.words(&[]));
+    let new = scene.sandbox.start(command);
+    answered_by(scene.port, 3);
+    new.says("is up (generation 3)");
+    assert!(!new.log().contains("warning"), "{}", new.log());
+    assert_eq!(old.wait(), 0, "{}", old.log());
+    scene.crowd.iter().for_each(|load| load.sees(3));
+    assert_unnoticed(scene.crowd);
+    scene.sandbox.take_down(&format!(":{}", scene.port));
+}
+
 #[test]
 fn plain_on_either_side_is_plain_order() {
     let sandbox = Sandbox::shared();

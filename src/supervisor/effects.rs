@@ -111,6 +111,7 @@ impl Supervisor {
             Effect::Grant(claimer, holds) => match self.local_claimer(claimer) {
                 Some(of) => self.locked(of, claimer.0, holds),
                 None => {
+                    self.hand_over(generation, claimer, &holds);
                     let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
                     self.tell_peer(claimer, words);
                 }
@@ -199,7 +200,10 @@ impl Supervisor {
             },
         };
         let id = threads::next_id();
-        self.olds.insert(id, Old { of, server, to, holds: Vec::new(), locked: false, asked: Vec::new() });
+        self.olds.insert(
+            id,
+            Old { of, server, to, holds: Vec::new(), sockets: Vec::new(), locked: false, asked: Vec::new() },
+        );
         id
     }
 

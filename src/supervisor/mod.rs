@@ -27,6 +27,7 @@ use nix::sys::signal::Signal;
 use outbox::Outbox;
 use peers::Conn;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -106,6 +107,8 @@ struct Old {
     server: (Pid, u64),
     to: OldTo,
     holds: Vec<Address>,
+    /// Its listeners, as its supervisor handed them over.
+    sockets: Vec<OwnedFd>,
     locked: bool,
     /// What it was asked for and has not released: its server does that, whatever becomes of its supervisor.
     asked: Vec<swap::Event>,
@@ -258,6 +261,7 @@ impl Supervisor {
             Event::Opened(id, generation, stream) => self.opened(id, generation, stream),
             Event::Connected(id, stream) => self.connected(id, stream),
             Event::Line(id, line) => self.line(id, line),
+            Event::Files(id, files) => self.handed_over(id, files),
             Event::Closed(id) => self.closed(id),
             Event::Notified(generation, datagram) => self.notified(generation, &datagram),
             Event::Ended(generation, pid) => {

@@ -9,6 +9,7 @@ use crate::sys::socket;
 use std::fmt::Display;
 use std::io::Write;
 use std::net::Shutdown;
+use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -43,6 +44,13 @@ impl Outbox {
     /// Sends several lines.
     pub fn send_all<W: Display>(&self, words: impl IntoIterator<Item = W>) {
         self.send_bytes(&words.into_iter().flat_map(|word| line_of(&word)).collect::<Vec<u8>>());
+    }
+
+    /// Sends one line together with files, both of which are dropped if the other side does not read.
+    pub fn send_files(&self, word: &impl Display, files: &[RawFd]) {
+        if !lock(&self.waiting).writer && socket::unread(&self.stream) < UNREAD_MAX {
+            let _ = socket::send_files_now(&self.stream, &line_of(word), files);
+        }
     }
 
     /// Sends one line that is dropped if the other side does not read.

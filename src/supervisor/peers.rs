@@ -172,6 +172,8 @@ impl Supervisor {
                 }
                 return;
             }
+            // The files themselves come by another way.
+            HolderWord::Sockets(_) => return,
             HolderWord::Locked => {
                 let holds = std::mem::take(&mut old.holds);
                 return self.locked(of, id, holds);

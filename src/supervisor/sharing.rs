@@ -7,12 +7,16 @@ use super::threads::{self, GenId, Id};
 use super::watching::Waiting;
 use super::{Live, OldTo, Supervisor};
 use crate::address::Address;
-use crate::server::{Server, Watch};
+use crate::protocol::HolderWord;
+use crate::server::Watch;
 use crate::share::{Drain, Drained, Sharing};
 use crate::swap::{self, ClaimerId, Level, OldId};
 use crate::sys::net;
+use crate::sys::socket::FILES_MAX;
+use crate::sys::steer::Socket;
 use nix::errno::Errno;
 use std::collections::VecDeque;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
 impl Live {
@@ -68,9 +72,20 @@ impl Supervisor {
         self.poll_soon();
     }
 
+    /// Listeners of an old server came from its supervisor.
+    pub(super) fn handed_over(&mut self, id: Id, files: Vec<OwnedFd>) {
+        if let Some(old) = self.olds.get_mut(&id)
+            && !old.locked
+            && old.sockets.len() + files.len() <= swap::ADDRESSES_MAX
+        {
+            old.sockets.extend(files);
+        }
+    }
+
     /// The lock of an old server is ours: gets hold of its listeners, so that the port can be shared.
     pub(super) fn locked(&mut self, of: GenId, id: Id, holds: Vec<Address>) {
         let Some(old) = self.olds.get_mut(&id) else { return };
+        let sockets = std::mem::take(&mut old.sockets);
         if std::mem::replace(&mut old.locked, true) {
             // It has lost its supervisor meanwhile, and here is the new one.
             if let OldTo::Local(generation) = old.to {
@@ -85,7 +100,7 @@ impl Supervisor {
             return self.feed(of, swap::Event::Locked(OldId(id), holds));
         }
         if self.live.get(&of).is_some_and(Live::is_shared) {
-            match self.share(of, id, &holds) {
+            match self.share(of, id, &holds, sockets) {
                 Ok(()) => self.feed(of, swap::Event::Shares(OldId(id))),
                 Err(why) => {
                     let text = format!("the port cannot be shared: {why} (this swap runs in plain order)");
@@ -96,7 +111,22 @@ impl Supervisor {
         self.feed(of, swap::Event::Locked(OldId(id), holds));
     }
 
-    fn share(&mut self, of: GenId, id: Id, holds: &[Address]) -> Result<(), String> {
+    /// Sends a claimer the listeners of our server. We do it because a security module may let nobody else
+    /// have them (Yama lets a supervisor reach its descendants only).
+    pub(super) fn hand_over(&self, generation: GenId, claimer: ClaimerId, holds: &[Address]) {
+        let (Some(live), Some(conn)) = (self.live.get(&generation), self.conns.get(&claimer.0)) else { return };
+        if !live.is_shared() {
+            return;
+        }
+        // Without them the claimer says that it swaps in plain order.
+        let listeners = live.server.listeners(|a| holds.iter().any(|held| held.collides(a))).unwrap_or_default();
+        for some in listeners.chunks(FILES_MAX) {
+            let files: Vec<RawFd> = some.iter().map(|socket| socket.fd().as_fd().as_raw_fd()).collect();
+            conn.out.send_files(&HolderWord::Sockets(files.len()), &files);
+        }
+    }
+
+    fn share(&mut self, of: GenId, id: Id, holds: &[Address], sockets: Vec<OwnedFd>) -> Result<(), String> {
         let old = self.olds.get(&id).ok_or("it is gone")?;
         let wanted = |a: &Address| holds.iter().any(|held| held.collides(a));
         let failed = |e: std::io::Error| format!("its listeners cannot be had: {}", crate::error::reason(&e));
@@ -105,10 +135,9 @@ impl Supervisor {
                 let live = self.live.get(generation).ok_or("it is gone")?;
                 live.server.listeners(wanted).map_err(failed)?
             }
-            OldTo::Remote(holder) => {
-                let mark = holder.socket.to_string_lossy().into_owned();
-                let server = Server::adopt(holder.pid, holder.start, mark).ok_or("it is gone")?;
-                server.listeners(wanted).map_err(failed)?
+            OldTo::Remote(_) => {
+                let fits = |s: &Socket| s.listens() && s.is_tcp() && s.address().is_ok_and(|at| wanted(&at.into()));
+                sockets.into_iter().map(Socket::new).filter(fits).collect()
             }
         };
         let live = self.live.get_mut(&of).ok_or("it is gone")?;

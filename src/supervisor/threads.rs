@@ -12,6 +12,7 @@ use nix::sys::signal::Signal;
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithRawSiginfo;
 use std::io::{self, Read};
+use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -34,6 +35,8 @@ pub enum Event {
     Connected(Id, Arc<UnixStream>),
     /// A line came, or what is none and the text that answers it.
     Line(Id, Result<String, &'static str>),
+    /// The supervisor of an old server handed over listeners.
+    Files(Id, Vec<OwnedFd>),
     /// A connection ended, or never came to be.
     Closed(Id),
     /// A datagram came to the notify socket of a generation.
@@ -90,20 +93,38 @@ pub fn signals(events: Events, signals: &[Signal]) -> io::Result<()> {
 
 /// Reads lines from a connection until it ends.
 pub fn lines(events: Events, id: Id, stream: Arc<UnixStream>) -> io::Result<()> {
-    start("lines", move || read_lines(&events, id, &stream, false))
+    start("lines", move || read_lines(&events, id, &stream, Peer::Server))
 }
 
-fn read_lines(events: &Events, id: Id, stream: &UnixStream, impatient: bool) {
+/// Who is at the other end of a connection.
+#[derive(PartialEq)]
+enum Peer {
+    /// Our server.
+    Server,
+    /// Whoever connected, and has to say something soon.
+    Anybody,
+    /// The supervisor of an old server: the only one from whom files are taken.
+    Holder,
+}
+
+fn read_lines(events: &Events, id: Id, stream: &UnixStream, peer: Peer) {
     let mut splitter = Splitter::default();
     let mut buffer = [0; 1024];
-    if impatient {
+    let mut silent = peer == Peer::Anybody;
+    if silent {
         let _ = stream.set_read_timeout(Some(FIRST_LINE));
     }
-    let mut silent = impatient;
     loop {
-        match (&*stream).read(&mut buffer) {
-            Ok(0) => break,
-            Ok(len) => {
+        let read = match peer {
+            Peer::Holder => socket::receive_files(stream, &mut buffer),
+            Peer::Server | Peer::Anybody => (&*stream).read(&mut buffer).map(|len| (len, Vec::new())),
+        };
+        match read {
+            Ok((0, _)) => break,
+            Ok((len, files)) => {
+                if !files.is_empty() && events.send(Event::Files(id, files)).is_err() {
+                    return;
+                }
                 for line in splitter.push(&buffer[..len]) {
                     if std::mem::take(&mut silent) {
                         let _ = stream.set_read_timeout(None);
@@ -152,7 +173,7 @@ fn serve(events: &Events, generation: GenId, stream: Arc<UnixStream>) {
     let events = events.clone();
     let started = start("peer", move || {
         if events.send(Event::Opened(id, generation, stream.clone())).is_ok() {
-            read_lines(&events, id, &stream, true);
+            read_lines(&events, id, &stream, Peer::Anybody);
         }
         CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
     });
@@ -169,7 +190,7 @@ pub fn connect(events: Events, id: Id, socket: PathBuf, server: Pid, dir: RunDir
         Ok(stream) => {
             let stream = Arc::new(stream);
             if events.send(Event::Connected(id, stream.clone())).is_ok() {
-                read_lines(&events, id, &stream, false);
+                read_lines(&events, id, &stream, Peer::Holder);
             }
         }
         Err(_) => {

@@ -1,8 +1,8 @@
-//! Unix sockets: who is at the other end, and writes that never wait.
+//! Unix sockets: who is at the other end, writes that never wait, and files that travel (unix(7)).
 
-use nix::sys::socket::{MsgFlags, getsockopt, send, sockopt};
-use std::io;
-use std::os::fd::AsRawFd;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, send, sendmsg, sockopt};
+use std::io::{self, IoSlice, IoSliceMut};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 
 /// Effective uid of whoever connected, as the kernel noted it then (SO_PEERCRED, unix(7)).
@@ -20,6 +20,32 @@ pub fn send_now(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
             sent => return Ok(sent?),
         }
     }
+}
+
+/// Most files in one message (SCM_MAX_FD of the kernel).
+pub const FILES_MAX: usize = 253;
+
+/// Sends bytes together with up to [`FILES_MAX`] files, if all of it goes without waiting.
+pub fn send_files_now(stream: &UnixStream, bytes: &[u8], files: &[RawFd]) -> io::Result<()> {
+    let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
+    let sent =
+        sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(bytes)], &[ControlMessage::ScmRights(files)], flags, None)?;
+    if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
+}
+
+/// Reads bytes, and the files that come with them.
+pub fn receive_files(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
+    let mut space = nix::cmsg_space!([RawFd; FILES_MAX]);
+    let mut parts = [IoSliceMut::new(buffer)];
+    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut files = Vec::new();
+    for part in message.cmsgs()? {
+        if let ControlMessageOwned::ScmRights(fds) = part {
+            // SAFETY: the kernel has just made these fds for us, and nobody else has them.
+            files.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+        }
+    }
+    Ok((message.bytes, files))
 }
 
 /// Bytes that the other end has not read yet (SIOCOUTQ, unix(7)).
