@@ -143,13 +143,7 @@ impl Snapshot {
     /// and what has left both but carries the server's mark in its environment (daemons). Another
     /// serverswap and what is below it never belongs.
     pub fn family(&self, server: &Family) -> Vec<&Stat> {
-        let own_exe = file_id("/proc/self/exe");
-        let same_file = |stat: &Stat| own_exe.is_some() && file_id(&format!("/proc/{}/exe", stat.pid)) == own_exe;
-        let same_name = |stat: &Stat| {
-            let name = fs::read(format!("/proc/{}/comm", stat.pid)).unwrap_or_default();
-            name.strip_suffix(b"\n") == Some(OWN_NAME.to_bytes())
-        };
-        let foreign = |stat: &Stat| same_file(stat) || same_name(stat);
+        let foreign = |stat: &Stat| is_serverswap(stat.pid);
         let in_group = |stat: &Stat| Some(stat.group) == server.group.map(Pid::raw);
         let belongs = |stat: &&Stat| {
             let top = |a: &&Stat| a.pid == server.main || a.pid == Pid::own();
@@ -184,6 +178,14 @@ pub struct Family {
     pub group: Option<Pid>,
     /// The value of [`MARK`].
     pub mark: String,
+}
+
+/// Whether a process runs this program, or another copy of it.
+pub fn is_serverswap(pid: Pid) -> bool {
+    let own_exe = file_id("/proc/self/exe");
+    let name = || fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+    own_exe.is_some() && file_id(&format!("/proc/{pid}/exe")) == own_exe
+        || name().strip_suffix(b"\n") == Some(OWN_NAME.to_bytes())
 }
 
 fn file_id(path: &str) -> Option<(u64, u64)> {

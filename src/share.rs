@@ -5,8 +5,9 @@
 
 use crate::address::Address;
 use crate::server::Server;
-use crate::sys::net::{self, Diag, Ends};
+use crate::sys::net::{self, Diag, Ends, TcpSocket};
 use crate::sys::steer::{Probe, Range, Socket};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -29,8 +30,8 @@ impl Place {
 enum Phase {
     /// All to the old sockets.
     Steered,
-    /// All to the old sockets, but for a probe to the first new one.
-    Probing(Option<Probe>),
+    /// All to the old sockets, but for a probe to the first new one, begun then.
+    Probing(Option<Probe>, Instant),
     /// The new server has accepted the probe.
     Proven,
     /// All to the new sockets.
@@ -45,12 +46,17 @@ struct Group {
     old: u64,
     place: Place,
     olds: Vec<Socket>,
-    /// Held until the switch only: from then on nothing but their server keeps them open, so that its death
-    /// at once gives the port back.
-    news: Vec<Socket>,
-    /// How many new ones there are.
-    joined: u32,
+    news: Vec<Newcomer>,
     phase: Phase,
+}
+
+/// A listener of the new server.
+#[derive(Debug)]
+struct Newcomer {
+    inode: u32,
+    /// Until the switch only: from then on nothing but its server keeps it open, so that the death of that
+    /// gives the port back at once.
+    socket: Option<Socket>,
 }
 
 impl Group {
@@ -59,26 +65,34 @@ impl Group {
     }
 
     fn news(&self) -> Range {
-        Range { first: self.olds.len() as u32, count: self.joined }
+        Range { first: self.olds.len() as u32, count: self.news.len() as u32 }
     }
 
     fn steer(&self) -> io::Result<()> {
         match (&self.phase, self.olds.first()) {
             (_, None) => Ok(()),
-            (Phase::Probing(Some(probe)), Some(old)) => old.steer_with_probe(self.olds(), probe, self.news().first),
-            (Phase::Steered | Phase::Probing(None) | Phase::Proven, Some(old)) => old.steer(self.olds()),
+            (Phase::Probing(Some(probe), _), Some(old)) => old.steer_with_probe(self.olds(), probe, self.news().first),
+            (Phase::Steered | Phase::Probing(None, _) | Phase::Proven, Some(old)) => old.steer(self.olds()),
             (Phase::Switched, Some(old)) => old.steer(self.news()),
         }
     }
 
     /// Every member is one that we know: an index means what we think it does.
     fn is_known(&self) -> io::Result<bool> {
-        let mut inodes = Vec::new();
-        for socket in self.olds.iter().chain(&self.news) {
+        let mut inodes: Vec<u32> = self.news.iter().map(|new| new.inode).collect();
+        for socket in &self.olds {
             inodes.push(socket.inode()?);
         }
         let members = net::listeners()?;
         Ok(members.iter().filter(|s| s.ends.local == self.place.address).all(|s| inodes.contains(&s.inode)))
+    }
+
+    /// Goes on with those new sockets that are left, if any: of a worker that died, or that were closed. The
+    /// last member took the index of each, which is a new one too.
+    fn keep(&mut self, is_left: impl Fn(u32) -> bool) -> io::Result<()> {
+        let before = self.news.len();
+        self.news.retain(|new| is_left(new.inode));
+        if self.news.is_empty() || self.news.len() == before { Ok(()) } else { self.steer() }
     }
 
     /// Lets the old sockets go, and the group be as if there had never been any. When a member leaves,
@@ -138,7 +152,7 @@ impl Sharing {
                 Some(group) => group.olds.push(socket),
                 None => {
                     let (olds, news) = (vec![socket], Vec::new());
-                    self.groups.push(Group { old, place, olds, news, joined: 0, phase: Phase::Steered });
+                    self.groups.push(Group { old, place, olds, news, phase: Phase::Steered });
                 }
             }
         }
@@ -160,9 +174,11 @@ impl Sharing {
         };
         group.steer()?;
         socket.listen(backlog)?;
-        group.joined += 1;
-        if !matches!(group.phase, Phase::Switched) {
-            group.news.push(socket);
+        let inode = socket.inode()?;
+        // Several processes may listen on one socket: it joins once.
+        if group.news.iter().all(|new| new.inode != inode) {
+            let socket = (!matches!(group.phase, Phase::Switched)).then_some(socket);
+            group.news.push(Newcomer { inode, socket });
         }
         group.steer()
     }
@@ -173,7 +189,7 @@ impl Sharing {
     pub fn is_proven(&mut self, address: &Address, prove: bool, complete: bool) -> bool {
         let mut all = true;
         for group in self.groups.iter_mut().filter(|g| address.collides(&g.place.address.into())) {
-            if group.joined == 0 {
+            if group.news.is_empty() {
                 all &= !complete;
                 continue;
             }
@@ -185,13 +201,43 @@ impl Sharing {
         all
     }
 
+    /// Whether a new socket has had the probe in its queue for long. The server may have closed it.
+    pub fn waits_for_long(&self) -> bool {
+        self.groups.iter().any(|g| matches!(g.phase, Phase::Probing(_, since) if since.elapsed() > PROBE_PATIENCE))
+    }
+
+    /// Begins anew with those new sockets that the server still holds.
+    pub fn forget_closed(&mut self, held: &BTreeSet<u32>) {
+        for group in &mut self.groups {
+            if let Phase::Probing(_, since) = &mut group.phase {
+                *since = Instant::now();
+                if group.news.iter().any(|new| !held.contains(&new.inode)) {
+                    group.phase = Phase::Steered;
+                    let _ = group.keep(|inode| held.contains(&inode));
+                }
+            }
+        }
+    }
+
+    /// After the switch: goes on with what is left of the new sockets.
+    pub fn follow(&mut self, listeners: &[TcpSocket]) {
+        for group in self.groups.iter_mut().filter(|g| matches!(g.phase, Phase::Switched)) {
+            let _ = group.keep(|inode| listeners.iter().any(|s| s.inode == inode));
+        }
+    }
+
     /// From here new connections go to the new server.
     pub fn switch(&mut self) -> io::Result<()> {
         for group in &mut self.groups {
-            if group.joined > 0 {
-                group.phase = Phase::Switched;
-                group.steer()?;
-                group.news.clear();
+            if !group.news.is_empty() {
+                group.news.iter_mut().for_each(|new| new.socket = None);
+                let listeners = net::listeners()?;
+                group.keep(|inode| listeners.iter().any(|s| s.inode == inode))?;
+                // Of a server that is about to end nothing may be left.
+                if !group.news.is_empty() {
+                    group.phase = Phase::Switched;
+                    group.steer()?;
+                }
             } else {
                 // The new server is at another place of the same port: whoever still comes here tries
                 // again, and meets the new one once this socket is closed.
@@ -230,24 +276,29 @@ fn step_probe(group: &mut Group) -> io::Result<bool> {
     match &group.phase {
         Phase::Proven | Phase::Switched => return Ok(true),
         Phase::Steered => {
-            let probe = Probe::new(group.place.address)?;
-            group.phase = Phase::Probing(Some(probe));
+            let Ok(probe) = Probe::new(group.place.address, group.place.dual) else {
+                // An address that nobody on this machine can reach, nor anybody else.
+                group.phase = Phase::Proven;
+                return Ok(true);
+            };
+            group.phase = Phase::Probing(Some(probe), Instant::now());
             group.steer()?;
-            if let Phase::Probing(Some(probe)) = &group.phase {
+            if let Phase::Probing(Some(probe), _) = &group.phase {
                 probe.connect()?;
             }
         }
-        Phase::Probing(Some(probe)) => match probe.connected() {
+        Phase::Probing(Some(probe), since) => match probe.connected() {
             Ok(false) => {}
             Ok(true) => {
-                group.phase = Phase::Probing(None);
+                group.phase = Phase::Probing(None, *since);
                 group.steer()?;
             }
             // Refused or reset: the next look begins anew.
             Err(_) => group.phase = Phase::Steered,
         },
-        Phase::Probing(None) => {
-            if group.news.first().is_some_and(|new| new.queue().is_ok_and(|len| len == 0)) {
+        Phase::Probing(None, _) => {
+            let first = group.news.first().and_then(|new| new.socket.as_ref());
+            if first.is_some_and(|new| new.queue().is_ok_and(|len| len == 0)) {
                 group.phase = Phase::Proven;
                 return Ok(true);
             }
@@ -255,6 +306,9 @@ fn step_probe(group: &mut Group) -> io::Result<bool> {
     }
     Ok(false)
 }
+
+/// How long a probe may take before somebody looks whether its socket is still the server's.
+const PROBE_PATIENCE: Duration = Duration::from_millis(250);
 
 /// How far a drain is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -270,11 +324,19 @@ pub enum Drained {
 /// Longest time for handshakes that were under way: whoever needs longer has lost packets.
 const HANDSHAKES_MAX: Duration = Duration::from_secs(3);
 
+/// Handshakes that are under way at these ports.
+fn handshakes(ports: &[u16]) -> io::Result<Vec<Ends>> {
+    let all = net::handshakes()?.into_iter().map(|s| s.ends);
+    Ok(all.filter(|ends| ports.contains(&ends.local.port())).collect())
+}
+
 /// The drain of a server that gets no new connections any more.
 pub struct Drain {
     diag: Diag,
     listeners: Vec<Socket>,
+    ports: Vec<u16>,
     handshakes: Vec<Ends>,
+    confirmed: bool,
     until: Instant,
     connections: Option<Vec<Ends>>,
     busy: usize,
@@ -284,13 +346,13 @@ pub struct Drain {
 impl Drain {
     /// Begins right after the switch: what is under way now is the old server's.
     pub fn start(listeners: Vec<Socket>) -> io::Result<Drain> {
-        let places: Vec<SocketAddr> = listeners.iter().filter_map(|s| s.address().ok()).collect();
-        let ours = |ends: &Ends| places.iter().any(|p| p.port() == ends.local.port());
-        let handshakes = net::handshakes()?.into_iter().map(|s| s.ends).filter(ours).collect();
+        let ports: Vec<u16> = listeners.iter().filter_map(|s| Some(s.address().ok()?.port())).collect();
         Ok(Drain {
             diag: Diag::open()?,
+            handshakes: handshakes(&ports)?,
             listeners,
-            handshakes,
+            ports,
+            confirmed: false,
             until: Instant::now() + HANDSHAKES_MAX,
             connections: None,
             busy: 0,
@@ -307,13 +369,20 @@ impl Drain {
             if (queued || !self.handshakes.is_empty()) && Instant::now() < self.until {
                 return Drained::Arriving;
             }
+            // One whose listener was chosen before the switch may have come to light after the first list.
+            if !std::mem::replace(&mut self.confirmed, true) {
+                self.handshakes = handshakes(&self.ports).unwrap_or_default();
+                return Drained::Arriving;
+            }
         }
         // The list is made anew for the look that confirms: a connection that had left the queue at the
         // first, but was not yet a file of the server's, is one by now.
         if self.connections.is_none() || self.idle_looks == 1 {
             let inodes = server.socket_inodes();
             let connections = net::connections().unwrap_or_default();
-            self.connections = Some(connections.iter().filter(|s| inodes.contains(&s.inode)).map(|s| s.ends).collect());
+            // Not those that the server opened itself, to a database say.
+            let taken = |s: &&TcpSocket| self.ports.contains(&s.ends.local.port()) && inodes.contains(&s.inode);
+            self.connections = Some(connections.iter().filter(taken).map(|s| s.ends).collect());
         }
         let mut busy = 0;
         if let Some(connections) = &mut self.connections {

@@ -310,7 +310,7 @@ impl Supervisor {
                 live.discover_until = None;
             }
             let Some(live) = self.live.get_mut(&generation) else { continue };
-            let sharing = look_at_shared(generation, live, &mut self.pending, self.run.probe);
+            let sharing = look_at_shared(generation, live, &sockets, &mut self.pending, self.run.probe);
             swapping |= sharing || !live.watching.is_empty() || !live.releasing.is_empty() || live.ended.is_some();
             if live.ended.is_some() {
                 self.look_for_rest(generation, &sockets);

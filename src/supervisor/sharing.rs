@@ -282,10 +282,15 @@ fn conclude(live: &Live, id: u64, result: std::io::Result<()>) {
 pub(super) fn look_at_shared(
     generation: GenId,
     live: &mut Live,
+    listeners: &[net::TcpSocket],
     pending: &mut VecDeque<(GenId, swap::Event)>,
     prove: bool,
 ) -> bool {
     if let Some(sharing) = &mut live.sharing {
+        sharing.follow(listeners);
+        if sharing.waits_for_long() {
+            sharing.forget_closed(&live.server.socket_inodes());
+        }
         let complete = !live.settled;
         for address in live.proving.extract_if(.., |a| sharing.is_proven(a, prove, complete)) {
             pending.push_back((generation, swap::Event::Accepts(address)));
@@ -306,5 +311,5 @@ pub(super) fn look_at_shared(
             Drained::Idle => pending.push_back((generation, swap::Event::Drained)),
         }
     }
-    !live.proving.is_empty() || live.drain.is_some()
+    !live.proving.is_empty() || live.drain.is_some() || live.sharing.is_some()
 }

@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use super::threads::{Event, Events, GenId, start};
-use crate::procfs::{self, MARK, Snapshot};
+use crate::procfs::{self, MARK, Snapshot, Stat};
 use crate::server::Watch;
 use crate::sys::seccomp::{Call, Notification};
 use crate::sys::steer::Socket;
@@ -127,7 +127,9 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
         && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
+/// Whether anybody holds it but supervisors, which do so for the time of a swap.
 fn is_open(inode: u32) -> bool {
     let snapshot = Snapshot::take();
-    snapshot.all().any(|stat| procfs::sockets(stat.pid).is_some_and(|held| held.contains(&inode)))
+    let holds = |stat: &Stat| procfs::sockets(stat.pid).is_some_and(|held| held.contains(&inode));
+    snapshot.all().any(|stat| holds(stat) && !procfs::is_serverswap(stat.pid))
 }

@@ -4,7 +4,7 @@
 
 use nix::libc;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// A listening (or bound) TCP socket that we hold beside its server.
@@ -226,22 +226,30 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Prepares a probe of whoever listens at `target`; nothing is sent yet.
-    pub fn new(target: SocketAddr) -> io::Result<Probe> {
-        use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, getsockname, socket};
+    /// Prepares a probe of whoever listens at `target`, `dual` if that takes v4 as well as v6; nothing is
+    /// sent yet.
+    pub fn new(target: SocketAddr, dual: bool) -> io::Result<Probe> {
         // 127.77.x.y reaches every local v4 address, and a v6 socket that takes v4 too.
-        let port = target.port();
-        let (source, ip): (IpAddr, IpAddr) = match target.ip() {
-            IpAddr::V4(ip) => {
-                (probe_source().into(), if ip.is_unspecified() { Ipv4Addr::LOCALHOST.into() } else { target.ip() })
+        let v4 = SocketAddr::from((probe_source(), 0));
+        let localhost = SocketAddr::from((Ipv4Addr::LOCALHOST, target.port()));
+        match target {
+            SocketAddr::V4(at) if at.ip().is_unspecified() => Probe::between(v4, localhost),
+            SocketAddr::V4(_) => Probe::between(v4, target),
+            SocketAddr::V6(at) if at.ip().is_unspecified() => {
+                let to = SocketAddr::from((Ipv6Addr::LOCALHOST, target.port()));
+                let probe = Probe::between(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), to);
+                // A container may have v6 sockets and no v6 address.
+                probe.or_else(|e| if dual { Probe::between(v4, localhost) } else { Err(e) })
             }
-            IpAddr::V6(ip) if ip.is_unspecified() => (Ipv6Addr::LOCALHOST.into(), Ipv6Addr::LOCALHOST.into()),
-            IpAddr::V6(ip) => (ip.into(), ip.into()),
-        };
-        let target = SocketAddr::new(ip, port);
+            SocketAddr::V6(at) => Probe::between(SocketAddrV6::new(*at.ip(), 0, 0, at.scope_id()).into(), target),
+        }
+    }
+
+    fn between(source: SocketAddr, target: SocketAddr) -> io::Result<Probe> {
+        use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, getsockname, socket};
         let family = if source.is_ipv4() { AddressFamily::Inet } else { AddressFamily::Inet6 };
         let stream = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC | SockFlag::SOCK_NONBLOCK, None)?;
-        bind(stream.as_raw_fd(), &SockaddrStorage::from(SocketAddr::new(source, 0)))?;
+        bind(stream.as_raw_fd(), &SockaddrStorage::from(source))?;
         let bound: SockaddrStorage = getsockname(stream.as_raw_fd())?;
         let source = socket_address(&bound)?;
         Ok(Probe { stream, source, target })
@@ -279,7 +287,7 @@ fn probe_source() -> Ipv4Addr {
 
 fn socket_address(address: &nix::sys::socket::SockaddrStorage) -> io::Result<SocketAddr> {
     let v4 = address.as_sockaddr_in().map(|a| SocketAddr::from((a.ip(), a.port())));
-    let v6 = address.as_sockaddr_in6().map(|a| SocketAddr::from((a.ip(), a.port())));
+    let v6 = address.as_sockaddr_in6().map(|a| SocketAddrV6::new(a.ip(), a.port(), 0, a.scope_id()).into());
     v4.or(v6).ok_or_else(|| io::Error::from_raw_os_error(libc::EAFNOSUPPORT))
 }
 
