@@ -23,6 +23,12 @@ impl Place {
     fn of(socket: &Socket) -> io::Result<Place> {
         Ok(Place { address: socket.address()?, dual: socket.is_dual() })
     }
+
+    /// Whether a socket here gets the connections to the other place when nobody is there.
+    fn covers(&self, other: &Place) -> bool {
+        let takes = self.address.is_ipv4() == other.address.is_ipv4() || self.dual && other.address.is_ipv4();
+        takes && self.address.ip().is_unspecified() && self.address.port() == other.address.port()
+    }
 }
 
 /// How far a group is.
@@ -132,46 +138,50 @@ impl Group {
 #[derive(Debug, Default)]
 pub struct Sharing {
     groups: Vec<Group>,
+    /// Where the new server listens.
+    joined: Vec<Place>,
 }
 
 impl Sharing {
-    /// Adds the sockets of an old server, under its number. The error says why they cannot be shared.
+    /// Adds the sockets of an old server, under its number. The error says why they cannot be shared;
+    /// nothing is held then.
     pub fn add_old(&mut self, old: u64, sockets: Vec<Socket>) -> Result<(), String> {
         let failed = |e: io::Error| crate::error::reason(&e);
-        if sockets.is_empty() {
-            return Err("its listeners cannot be had".into());
-        }
-        if !sockets.iter().all(Socket::shares) {
+        if sockets.is_empty() || !sockets.iter().all(Socket::shares) {
             return Err("the old server does not share its port".into());
         }
-        let mut places = Vec::new();
+        let mut groups: Vec<Group> = Vec::new();
         for socket in sockets {
             let place = Place::of(&socket).map_err(failed)?;
-            places.push(place);
-            match self.groups.iter_mut().find(|g| g.place == place) {
+            match groups.iter_mut().find(|g| g.place == place) {
                 Some(group) => group.olds.push(socket),
-                None => {
-                    let (olds, news) = (vec![socket], Vec::new());
-                    self.groups.push(Group { old, place, olds, news, phase: Phase::Steered });
-                }
+                None => groups.push(Group { old, place, olds: vec![socket], news: Vec::new(), phase: Phase::Steered }),
             }
         }
-        for group in self.groups.iter().filter(|g| places.contains(&g.place)) {
-            if !group.is_known().map_err(failed)? {
+        for group in &groups {
+            let taken = self.groups.iter().any(|g| g.place == group.place);
+            if taken || !group.is_known().map_err(failed)? {
                 return Err("a stranger listens on the same port".into());
             }
-            // A program of the server's own could not be put back.
+        }
+        for group in &groups {
             group.steer().map_err(failed)?;
         }
+        self.groups.extend(groups);
         Ok(())
     }
 
     /// listen(2) for the new server, while all connections stay where they are.
     pub fn join(&mut self, socket: Socket, backlog: i32) -> io::Result<()> {
         let place = Place::of(&socket)?;
+        self.joined.push(place);
         let Some(group) = self.groups.iter_mut().find(|g| g.place == place) else {
             return socket.listen(backlog);
         };
+        // Who came since the lock took the index that this one would have.
+        if !group.is_known()? {
+            return Err(io::ErrorKind::AddrInUse.into());
+        }
         group.steer()?;
         socket.listen(backlog)?;
         let inode = socket.inode()?;
@@ -226,8 +236,10 @@ impl Sharing {
         }
     }
 
-    /// From here new connections go to the new server.
-    pub fn switch(&mut self) -> io::Result<()> {
+    /// From here new connections go to the new server. Returns the places that it does not take over: the old
+    /// one has them to its end.
+    pub fn switch(&mut self) -> io::Result<Vec<SocketAddr>> {
+        let mut abandoned = Vec::new();
         for group in &mut self.groups {
             if !group.news.is_empty() {
                 group.news.iter_mut().for_each(|new| new.socket = None);
@@ -238,15 +250,17 @@ impl Sharing {
                     group.phase = Phase::Switched;
                     group.steer()?;
                 }
-            } else {
+            } else if self.joined.iter().any(|new| new.covers(&group.place)) {
                 // The new server is at another place of the same port: whoever still comes here tries
                 // again, and meets the new one once this socket is closed.
                 for old in &group.olds {
                     old.refuse_newcomers()?;
                 }
+            } else {
+                abandoned.push(group.place.address);
             }
         }
-        Ok(())
+        Ok(abandoned)
     }
 
     /// This old server stays: nothing is wanted of it any more.
@@ -366,7 +380,7 @@ impl Drain {
         if self.connections.is_none() {
             self.handshakes.retain(|ends| diag.find(*ends).is_ok_and(|s| s.is_some_and(|s| s.is_handshake())));
             let queued = self.listeners.iter().any(|l| l.queue().is_ok_and(|len| len > 0));
-            if (queued || !self.handshakes.is_empty()) && Instant::now() < self.until {
+            if queued || (!self.handshakes.is_empty() && Instant::now() < self.until) {
                 return Drained::Arriving;
             }
             // One whose listener was chosen before the switch may have come to light after the first list.

@@ -61,6 +61,8 @@ struct Live {
     calls: Vec<Waiting>,
     /// The ports that it is to share with an old server, until that is gone.
     sharing: Option<Sharing>,
+    /// It turned out that its ports cannot be shared.
+    unshared: bool,
     /// Shared addresses that it has not proven yet; `settled`: it wants no more sockets.
     proving: BTreeSet<Address>,
     settled: bool,
@@ -262,6 +264,7 @@ impl Supervisor {
             Event::Connected(id, stream) => self.connected(id, stream),
             Event::Line(id, line) => self.line(id, line),
             Event::Files(id, files) => self.handed_over(id, files),
+            Event::Unshared(generation, why) => self.unshared(generation, &why),
             Event::Closed(id) => self.closed(id),
             Event::Notified(generation, datagram) => self.notified(generation, &datagram),
             Event::Ended(generation, pid) => {

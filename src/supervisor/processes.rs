@@ -120,6 +120,7 @@ impl Supervisor {
                 seen: BTreeSet::new(),
                 calls: Vec::new(),
                 sharing: None,
+                unshared: false,
                 proving: BTreeSet::new(),
                 settled: false,
                 drain: None,

@@ -26,7 +26,7 @@ impl Live {
 
     /// Whether its ports can be shared with a newer server.
     pub(super) fn is_shared(&self) -> bool {
-        self.watch().is_some()
+        self.watch().is_some() && !self.unshared
     }
 
     fn take_calls(&mut self, address: &Address) -> Vec<Waiting> {
@@ -35,6 +35,14 @@ impl Live {
 }
 
 impl Supervisor {
+    pub(super) fn unshared(&mut self, generation: GenId, why: &str) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        if !std::mem::replace(&mut live.unshared, true) {
+            let text = format!("the port cannot be shared: {why} (swaps run in plain order)");
+            self.log.say(Level::Warning, live.machine.name().as_ref(), &text);
+        }
+    }
+
     pub(super) fn called(&mut self, generation: GenId, waiting: Waiting) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         // It is seen: nobody has to look for its listeners.
@@ -146,9 +154,17 @@ impl Supervisor {
 
     pub(super) fn switch(&mut self, generation: GenId) {
         let Some(sharing) = self.live.get_mut(&generation).and_then(|live| live.sharing.as_mut()) else { return };
-        if let Err(e) = sharing.switch() {
-            let text = format!("unable to steer the port: {} (the swap goes on)", crate::error::reason(&e));
-            self.log.say(Level::Warning, None, &text);
+        match sharing.switch() {
+            Ok(abandoned) => {
+                for address in abandoned {
+                    let text = format!("the new server does not listen on {address} (it is abandoned)");
+                    self.log.say(Level::Warning, Some(&address.into()), &text);
+                }
+            }
+            Err(e) => {
+                let text = format!("unable to steer the port: {} (the swap goes on)", crate::error::reason(&e));
+                self.log.say(Level::Warning, None, &text);
+            }
         }
     }
 

@@ -45,6 +45,8 @@ pub enum Event {
     Ended(GenId, Pid),
     /// A generation has bound a fixed port.
     Bound(GenId),
+    /// The ports of a generation cannot be shared after all, and why.
+    Unshared(GenId, String),
     /// A generation wants to listen.
     Called(GenId, Waiting),
     /// The supervisor of an old server that drains is gone.

@@ -8,6 +8,7 @@ use crate::procfs::{self, MARK, Snapshot, Stat};
 use crate::server::Watch;
 use crate::sys::seccomp::{Call, Notification};
 use crate::sys::steer::Socket;
+use nix::libc;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -43,19 +44,31 @@ impl Watch {
 pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String) -> io::Result<()> {
     start("watch", move || {
         let mut bound = Vec::new();
+        let unshared = |why: String| drop(events.send(Event::Unshared(generation, why)));
         while let Some(call) = watch.notifier.next() {
+            // First of all: if we die from here on, the keeper answers.
+            let noted = watch.ledger.note(call.id);
             // The filter also sees what runs under another serverswap inside this server.
             let foreign = call.process().and_then(|pid| procfs::environment(pid, MARK)).is_some_and(|m| m != mark);
             if foreign {
-                watch.notifier.proceed(call.id);
+                watch.proceed(call.id);
                 continue;
             }
-            let noted = watch.ledger.note(call.id);
             match call.call {
                 Call::Bind => {
-                    // Whatever could not be found out: the call runs as if nobody had looked.
-                    if see_bind(&watch, &call, &mut bound).unwrap_or(false) {
-                        let _ = events.send(Event::Bound(generation));
+                    match see_bind(&watch, &call, &mut bound) {
+                        Ok(true) => drop(events.send(Event::Bound(generation))),
+                        Err(e) if is_denied(&e) => {
+                            unshared(format!("its sockets cannot be had: {}", crate::error::reason(&e)));
+                        }
+                        // What could not be found out runs as if nobody had looked.
+                        Ok(false) | Err(_) => {}
+                    }
+                    watch.proceed(call.id);
+                }
+                Call::Steer => {
+                    if call.process().is_some_and(|pid| !procfs::is_serverswap(pid)) {
+                        unshared("the server steers it by a program of its own".into());
                     }
                     watch.proceed(call.id);
                 }
@@ -108,6 +121,11 @@ fn see_bind(watch: &Watch, call: &Notification, bound: &mut Vec<Bound>) -> io::R
         bound.push(Bound { cookie, inode, address });
     }
     Ok(true)
+}
+
+/// A container profile may have no pidfd_getfd(2), and a process that is not dumpable lets nobody look.
+fn is_denied(e: &io::Error) -> bool {
+    matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
 }
 
 fn see_listen(call: &Notification, backlog: i32, bound: &[Bound]) -> io::Result<Option<Waiting>> {

@@ -7,7 +7,7 @@ use nix::sys::socket::{
 };
 use std::cmp::Ordering;
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 
 /// A TCP socket.
@@ -38,6 +38,8 @@ pub struct Ends {
     pub local: SocketAddr,
     /// The other end.
     pub peer: SocketAddr,
+    /// Number of the interface that the socket is bound to (SO_BINDTODEVICE), or 0.
+    pub interface: u32,
 }
 
 /// How long ago data moved, in milliseconds (TCP_INFO).
@@ -147,6 +149,7 @@ impl Diag {
                 IpAddr::V6(ip) => question[at..at + 16].copy_from_slice(&ip.octets()),
             }
         }
+        question[60..64].copy_from_slice(&ends.interface.to_ne_bytes());
         // INET_DIAG_NOCOOKIE: whichever socket it is.
         question[64..72].fill(0xff);
         let mut sockets = Vec::new();
@@ -214,6 +217,7 @@ fn read_answers(mut data: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<boo
 }
 
 fn socket_of(message: &[u8]) -> TcpSocket {
+    let interface = u32_at(message, 40);
     let end = |port_at: usize, ip_at: usize| {
         let port = u16::from_be_bytes([message[port_at], message[port_at + 1]]);
         let bytes = &message[ip_at..ip_at + 16];
@@ -222,9 +226,13 @@ fn socket_of(message: &[u8]) -> TcpSocket {
         } else {
             IpAddr::V6(Ipv6Addr::from(u128::from_be_bytes(bytes.try_into().unwrap_or_default())))
         };
-        SocketAddr::new(ip, port)
+        match ip {
+            // Its name is complete only with the interface.
+            IpAddr::V6(ip) if ip.is_unicast_link_local() => SocketAddrV6::new(ip, port, 0, interface).into(),
+            ip => SocketAddr::new(ip, port),
+        }
     };
-    let ends = Ends { local: end(4, 8), peer: end(6, 24) };
+    let ends = Ends { local: end(4, 8), peer: end(6, 24), interface };
     TcpSocket {
         local: Address::from(ends.local),
         ends,
@@ -289,7 +297,7 @@ mod tests {
             let listener = TcpListener::bind(bind).unwrap();
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
             let (mut server, peer) = listener.accept().unwrap();
-            let ends = Ends { local: server.local_addr().unwrap(), peer };
+            let ends = Ends { local: server.local_addr().unwrap(), peer, interface: 0 };
             let diag = Diag::open().unwrap();
             let find = || diag.find(ends).unwrap();
             client.write_all(b"question").unwrap();
@@ -311,7 +319,7 @@ mod tests {
 
     #[test]
     fn an_answer_as_old_as_its_question_is_idle_once_it_was_acknowledged() {
-        let ends = Ends { local: "127.0.0.1:1".parse().unwrap(), peer: "127.0.0.1:2".parse().unwrap() };
+        let ends = Ends { local: "127.0.0.1:1".parse().unwrap(), peer: "127.0.0.1:2".parse().unwrap(), interface: 0 };
         let socket = |sent, received, acknowledged| TcpSocket {
             local: Address::from(ends.local),
             ends,

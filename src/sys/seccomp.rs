@@ -26,26 +26,34 @@ const ARCH: Option<u32> = if cfg!(target_arch = "x86_64") {
 pub struct Filter(Vec<libc::sock_filter>);
 
 impl Filter {
-    /// `listen` and those `bind` calls that can be of an IP socket or a long unix one are told to the
-    /// supervisor; everything else, netlink and most unix sockets among it, runs at full speed. `None`
-    /// on an architecture without support.
+    /// `listen`, those `bind` calls that can be of an IP socket or a long unix one, and a program that the
+    /// server puts on its port are told to the supervisor; everything else, netlink and most unix sockets
+    /// among it, runs at full speed. `None` on an architecture without support.
     pub fn new() -> Option<Filter> {
         let arch = ARCH?;
         let load = |offset: usize| stmt(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset as u32);
         let equal = |value: u32, yes: u8, no: u8| jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, yes, no);
         let (arch_at, nr_at) = (4, 0);
-        // Low half of the third argument, the length of the address.
-        let len_at = 16 + 2 * 8 + if cfg!(target_endian = "big") { 4 } else { 0 };
+        // Low half of an argument, counted from 0.
+        let argument_at = |n: usize| 16 + n * 8 + if cfg!(target_endian = "big") { 4 } else { 0 };
         Some(Filter(vec![
             load(arch_at),
-            equal(arch, 0, 8),
+            equal(arch, 0, 14),
             load(nr_at),
-            equal(libc::SYS_listen as u32, 5, 0),
-            equal(libc::SYS_bind as u32, 0, 5),
-            load(len_at),
-            equal(16, 2, 0),
-            equal(28, 1, 0),
-            jump(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 110, 0, 1),
+            equal(libc::SYS_listen as u32, 11, 0),
+            equal(libc::SYS_setsockopt as u32, 5, 0),
+            equal(libc::SYS_bind as u32, 0, 10),
+            // The length of the address.
+            load(argument_at(2)),
+            equal(16, 7, 0),
+            equal(28, 6, 0),
+            jump(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 110, 5, 6),
+            // Level and option.
+            load(argument_at(1)),
+            equal(libc::SOL_SOCKET as u32, 0, 4),
+            load(argument_at(2)),
+            equal(libc::SO_ATTACH_REUSEPORT_CBPF as u32, 1, 0),
+            equal(libc::SO_ATTACH_REUSEPORT_EBPF as u32, 0, 1),
             stmt(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_USER_NOTIF),
             stmt(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
         ]))
@@ -240,6 +248,8 @@ pub enum Call {
     Bind,
     /// listen(2) with this backlog.
     Listen(i32),
+    /// setsockopt(2): a program that steers the port.
+    Steer,
 }
 
 /// A call that waits. Dropping it without an answer leaves the caller waiting.
@@ -278,6 +288,7 @@ impl Notifier {
                 }
                 let call = match i64::from(got.data.nr) {
                     nr if nr == libc::SYS_bind => Call::Bind,
+                    nr if nr == libc::SYS_setsockopt => Call::Steer,
                     _ => Call::Listen(got.data.args[1] as i32),
                 };
                 return Some(Notification { id: got.id, call, thread: got.pid, args: got.data.args });

@@ -4,7 +4,7 @@
 
 use nix::libc;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 
 /// A listening (or bound) TCP socket that we hold beside its server.
@@ -232,6 +232,11 @@ impl Probe {
         // 127.77.x.y reaches every local v4 address, and a v6 socket that takes v4 too.
         let v4 = SocketAddr::from((probe_source(), 0));
         let localhost = SocketAddr::from((Ipv4Addr::LOCALHOST, target.port()));
+        // What a socket at a mapped address gets are v4 packets.
+        let target = match target.ip().to_canonical() {
+            IpAddr::V4(ip) => SocketAddr::from((ip, target.port())),
+            IpAddr::V6(_) => target,
+        };
         match target {
             SocketAddr::V4(at) if at.ip().is_unspecified() => Probe::between(v4, localhost),
             SocketAddr::V4(_) => Probe::between(v4, target),
