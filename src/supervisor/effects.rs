@@ -61,6 +61,7 @@ impl Supervisor {
             }
             Effect::AskStop(_, old) => self.ask(old, Event::AskedStop(ClaimerId(old.0)), PeerWord::Stop),
             Effect::Admit(address) => self.admit(generation, &address),
+            Effect::Deny(address) => self.deny(generation, &address),
             Effect::Join(address) => self.join(generation, &address),
             Effect::Settle => {
                 if let Some(live) = self.live.get_mut(&generation) {
@@ -97,13 +98,11 @@ impl Supervisor {
                 }
             }
             Effect::Signal => {
-                self.interrupt_calls(generation);
                 if let Some(live) = self.live.get(&generation) {
                     live.server.signal(self.run.stop_signal);
                 }
             }
             Effect::Kill => {
-                self.interrupt_calls(generation);
                 if let Some(live) = self.live.get(&generation) {
                     live.server.signal_all(Signal::SIGKILL);
                 }

@@ -202,13 +202,13 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn interrupt_calls(&mut self, generation: GenId) {
+    /// Ends the calls at an address: a server that was told to stop does not wait for anything, and the
+    /// signal would wait for the call.
+    pub(super) fn deny(&mut self, generation: GenId, address: &Address) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        // A call that waits holds back the signal.
-        for call in std::mem::take(&mut live.calls) {
-            if let Some(watch) = live.watch() {
-                watch.conclude(call.id, Errno::EINTR as i32);
-            }
+        let errno = if live.machine.is_leaving() { Errno::EINTR } else { Errno::EADDRINUSE };
+        for call in live.take_calls(address) {
+            conclude(live, call.id, Err(errno.into()));
         }
     }
 

@@ -60,7 +60,8 @@ pub enum Event {
     SpeakerGone(SpeakerId),
     /// The server listens on the address (asked for by [`Effect::Watch`], or found).
     Listens(Address),
-    /// The server wants to listen on the address, and waits for [`Effect::Admit`] or [`Effect::Join`].
+    /// The server wants to listen on the address, and waits for [`Effect::Admit`], [`Effect::Join`] or
+    /// [`Effect::Deny`].
     Calls(Address),
     /// The server has bound a port: it is not quiet.
     Bound,
@@ -146,6 +147,8 @@ pub enum Effect {
     Take(Warrant, Address),
     /// Let the server listen on the address as if alone.
     Admit(Address),
+    /// Let the server's call to listen on the address fail.
+    Deny(Address),
     /// Let the server listen on the shared address, all connections still going to the old one, and
     /// tell when it has proven that it accepts some.
     Join(Address),
@@ -927,6 +930,7 @@ impl Generation {
         for address in addresses {
             if let Some(Slot::Waiting(ready, olds)) = self.slots.get(&address)
                 && self.settings.order == Order::Shared
+                && !olds.is_empty()
                 && olds.iter().all(|id| self.olds[id].lock.is_some() && self.olds[id].shares)
             {
                 let (ready, olds) = (ready.clone(), olds.clone());
@@ -936,6 +940,11 @@ impl Generation {
                 self.slots.insert(address.clone(), slot);
             }
             if let Some(Slot::Waiting(ready, olds)) = self.slots.get(&address) {
+                // Where it listens beside one of them already, it has to prove itself first.
+                let unproven = |slot: &Slot| matches!(slot, Slot::Joined(_, beside) if !beside.is_disjoint(olds));
+                if self.slots.values().any(unproven) {
+                    continue;
+                }
                 let Some(warrant) = Warrant::new(ready, olds.iter().map(|id| self.olds[id].lock.as_ref())) else {
                     continue;
                 };
@@ -1011,13 +1020,19 @@ impl Generation {
     /// The server waits in `listen`: READY in the words of the kernel.
     fn calls(&mut self, address: Address, effects: &mut Vec<Effect>) {
         if let Stage::Leaving(_) | Stage::Ended = self.stage {
-            return effects.push(Effect::Admit(address));
+            let may = |slot: &Slot| matches!(slot, Slot::Going | Slot::Held | Slot::Asked { .. });
+            let has = self.slots.iter().any(|(own, slot)| may(slot) && own.collides(&address));
+            // Beside an old server, with nobody to steer, it would get connections that end with it.
+            return effects.push(if has { Effect::Admit(address) } else { Effect::Deny(address) });
         }
         (self.quiet, self.settled) = (false, false);
         self.disarm(Timer::Quiet, effects);
         let full = self.slots.len() >= ADDRESSES_MAX;
-        let own = self.slots.iter_mut().find(|(own, _)| own.collides(&address));
-        match own.map(|(_, slot)| slot) {
+        let own = match self.slots.contains_key(&address) {
+            true => self.slots.get_mut(&address),
+            false => self.slots.iter_mut().find(|(own, _)| own.collides(&address)).map(|(_, slot)| slot),
+        };
+        match own {
             None if full => effects.push(Effect::Admit(address)),
             None => {
                 self.presume_no_more();
@@ -1039,7 +1054,9 @@ impl Generation {
 
     /// Lets the server out of the `listen` calls that belong to an address; `false` if it is in none.
     fn admit(&mut self, own: &Address, how: fn(Address) -> Effect, effects: &mut Vec<Effect>) -> bool {
-        let called: Vec<Address> = self.called.extract_if(.., |a| a.collides(own)).collect();
+        let slots = &self.slots;
+        let called: Vec<Address> =
+            self.called.extract_if(.., |a| a == own || a.collides(own) && !slots.contains_key(a)).collect();
         let any = !called.is_empty();
         effects.extend(called.into_iter().map(how));
         any
@@ -1292,6 +1309,7 @@ impl Generation {
         for (speaker, _) in refused {
             effects.push(Effect::Say(speaker, SupervisorWord::Error(format!("{address}: {why}"))));
         }
+        self.admit(&address, Effect::Deny, effects);
         self.slots.remove(&address);
         self.harmed.remove(&address);
         effects.push(Effect::Unhold(address.clone()));
@@ -1300,6 +1318,7 @@ impl Generation {
 
     /// Wants nothing of the old servers any more.
     fn give_up(&mut self, effects: &mut Vec<Effect>) {
+        effects.extend(std::mem::take(&mut self.called).into_iter().map(Effect::Deny));
         let listens = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)));
         self.withdraw(|_| true, effects);
         // On a shared port it listens until it is gone, and the locks come back then.

@@ -16,6 +16,7 @@ enum Hold {
 #[derive(Debug, Clone, Default, Hash)]
 struct Watcher {
     awaited: bool,
+    shared: bool,
     /// Addresses for which READY was said and not withdrawn by the end of its speaker.
     ready: BTreeSet<Address>,
     /// READY that GO has to answer, and no more than once.
@@ -28,6 +29,17 @@ struct Watcher {
     asked: BTreeMap<Address, BTreeSet<OldId>>,
     taken: BTreeMap<Address, BTreeSet<OldId>>,
     harmed: BTreeSet<OldId>,
+    /// Old servers whose ports can be shared.
+    shares: BTreeSet<OldId>,
+    /// Where the server waits in `listen`.
+    calling: BTreeSet<Address>,
+    /// Where the server listens beside an old one and has not proven that it accepts.
+    unproven: BTreeSet<Address>,
+    switching: bool,
+    drained: BTreeSet<OldId>,
+    draining: bool,
+    /// The claimer for whom the server drains has gone away.
+    turned_back: bool,
     claimers: BTreeSet<ClaimerId>,
     holder: Option<ClaimerId>,
     armed: BTreeMap<Timer, bool>,
@@ -52,13 +64,15 @@ impl Watcher {
                 self.ready.insert(address.clone());
                 self.owed.insert((*speaker, address.clone()));
             }
-            Event::SpeakerGone(speaker) => self.owed.retain(|(s, _)| s != speaker),
-            Event::Listens(address) => {
-                // As good as READY: it shares the port by an option of its own.
+            Event::Calls(address) => {
                 self.ready.insert(address.clone());
-                self.free.insert(address.clone());
-                self.asked.remove(address);
+                self.calling.insert(address.clone());
             }
+            Event::Accepts(address) => self.unproven.retain(|a| !a.collides(address)),
+            Event::Shares(old) => drop(self.shares.insert(*old)),
+            Event::SpeakerGone(speaker) => self.owed.retain(|(s, _)| s != speaker),
+            // As good as READY: it shares the port by an option of its own.
+            Event::Listens(address) => drop(self.ready.insert(address.clone())),
             Event::Vacant(address) => {
                 let answer = self.looking.remove(address);
                 if answer {
@@ -66,8 +80,10 @@ impl Watcher {
                 }
             }
             Event::Taken(address, olds) => {
-                let answer = self.looking.remove(address) || self.asked.contains_key(address);
-                if answer {
+                let late = self.asked.get(address).is_some_and(|asked| !asked.is_empty());
+                if self.looking.remove(address) || late {
+                    self.asked.remove(address);
+                    self.free.remove(address);
                     self.taken.insert(address.clone(), olds.iter().copied().collect());
                 }
             }
@@ -85,14 +101,11 @@ impl Watcher {
                 }
             }
             Event::OldGone(old) => {
-                self.holds.remove(old);
-                self.asked.values_mut().for_each(|asked| {
-                    asked.remove(old);
-                });
+                self.forget(*old);
+                self.forget_joined();
+                self.asked.values_mut().for_each(|asked| asked.retain(|o| o != old));
             }
-            Event::OldLost(old) => {
-                self.holds.remove(old);
-            }
+            Event::OldLost(old) => self.forget(*old),
             Event::Claim(claimer) => {
                 self.claimers.insert(*claimer);
             }
@@ -100,15 +113,22 @@ impl Watcher {
                 self.claimers.insert(*claimer);
                 self.requested = true;
             }
-            Event::ClaimerGone(claimer) => {
+            Event::ClaimerGone(claimer) | Event::Succeeded(claimer) => {
+                let turned_back = matches!(event, Event::ClaimerGone(_)) && self.holder == Some(*claimer);
+                self.turned_back = turned_back && self.draining;
                 self.claimers.remove(claimer);
                 self.holder = self.holder.filter(|c| c != claimer);
             }
+            // What a drain is there for: before one of these it asks nothing of the server.
+            Event::Quiesced | Event::Drained => self.requested |= self.draining,
             Event::AskedTakedown(claimer, _) | Event::AskedStop(claimer) if self.holder == Some(*claimer) => {
                 self.requested = true;
             }
             Event::Stop { .. } => self.told = true,
+            // Nobody waits any more.
+            Event::Exited(_) => self.calling.clear(),
             Event::Timer(timer) if self.armed.get(timer) == Some(&false) => {
+                self.requested |= *timer == Timer::Drain;
                 self.armed.remove(timer);
             }
             _ => {}
@@ -119,6 +139,19 @@ impl Watcher {
         assert!(!self.ended || effects.is_empty(), "an effect after the end");
         for effect in effects {
             self.effect(event, effect);
+        }
+        assert!(!std::mem::take(&mut self.switching), "a switch, and nobody drains");
+        if std::mem::take(&mut self.turned_back) {
+            assert!(!self.draining, "it drains for nobody");
+            for (address, _) in machine.slots.iter().filter(|(_, slot)| **slot == Slot::Held) {
+                let address = address.clone();
+                assert!(effects.contains(&Effect::Hold(address)), "not registered again: {effects:?}");
+            }
+        }
+        for call in &self.calling {
+            let looking = self.looking.iter().any(|a| a.collides(call));
+            let waits = looking || self.olds_of(call).next().is_some();
+            assert!(waits && !machine.is_leaving(), "listen on {call} waits for nothing");
         }
         assert!(!machine.is_up() || self.up, "up without saying so");
         if machine.stage == Stage::Starting && self.presumed {
@@ -141,28 +174,86 @@ impl Watcher {
         assert!(self.ended || olds == self.holds.keys().copied().collect(), "{olds:?}, not {:?}", self.holds);
     }
 
+    /// Old servers that have the address, or had it when that was asked last, and are not gone for us.
+    fn olds_of<'a>(&'a self, address: &'a Address) -> impl Iterator<Item = OldId> + 'a {
+        let taken = self.taken.iter().filter(|(a, _)| self.is_part_of(address, a));
+        taken.flat_map(|(_, olds)| olds.iter().copied()).filter(|old| self.holds.contains_key(old))
+    }
+
+    /// Whether what is known of `own` counts for the address: nothing is known of it by itself.
+    fn is_part_of(&self, address: &Address, own: &Address) -> bool {
+        let known = self.looking.contains(address) || self.taken.contains_key(address) || self.free.contains(address);
+        own == address || own.collides(address) && !known
+    }
+
+    /// Whether the server may listen beside those that have the address.
+    fn is_shared(&self, address: &Address) -> bool {
+        let joins = |old: &OldId| self.shares.contains(old) && self.holds.get(old) == Some(&Hold::Granted);
+        let mut taken = self.taken.iter().filter(|(a, _)| self.is_part_of(address, a));
+        self.shared && taken.any(|(_, olds)| !olds.is_empty() && olds.iter().all(joins))
+    }
+
+    /// Whether the address is the server's alone.
+    fn is_own(&self, address: &Address) -> bool {
+        let asked = |a: &Address| self.asked.get(a).is_some_and(|asked| !asked.is_empty());
+        self.free.iter().any(|a| self.is_part_of(address, a) && !asked(a))
+    }
+
+    fn forget(&mut self, old: OldId) {
+        self.holds.remove(&old);
+        self.shares.remove(&old);
+        self.drained.remove(&old);
+    }
+
+    /// Where no old server is left to listen beside, nothing is to be proven.
+    fn forget_joined(&mut self) {
+        let unproven = std::mem::take(&mut self.unproven);
+        self.unproven = unproven.into_iter().filter(|a| self.olds_of(a).next().is_some()).collect();
+    }
+
     fn warranted(&mut self, old: OldId) {
         assert!(!self.ready.is_empty(), "{old:?} is harmed and nobody said READY");
+        let unproven = self.unproven.iter().find(|a| self.olds_of(a).any(|o| o == old));
+        assert_eq!(unproven, None, "{old:?} is harmed and the new server may not accept");
         assert_eq!(self.holds.get(&old), Some(&Hold::Granted), "{old:?} is harmed without its lock");
         self.harmed.insert(old);
     }
 
     fn effect(&mut self, event: &Event, effect: &Effect) {
         match effect {
-            // Of the shared port only; these are of the plain order.
-            Effect::Admit(_)
-            | Effect::Join(_)
-            | Effect::Settle
-            | Effect::Switch(_)
-            | Effect::AskDrain(..)
-            | Effect::Drain
-            | Effect::StopDrain
-            | Effect::CutOff => panic!("{effect:?} in plain order"),
+            Effect::Admit(address) => {
+                assert!(self.calling.remove(address), "{address} is admitted, and nobody calls");
+                assert!(self.is_own(address), "{address} is admitted beside an old server");
+            }
+            Effect::Deny(address) => assert!(self.calling.remove(address), "{address} is denied, and nobody calls"),
+            Effect::Join(address) => {
+                assert!(self.calling.remove(address), "{address} is joined, and nobody calls");
+                if !self.is_own(address) {
+                    assert!(self.is_shared(address), "{address} is joined, which cannot be shared");
+                    self.unproven.insert(address.clone());
+                }
+            }
+            Effect::Settle => assert!(!self.unproven.is_empty(), "nothing is to be proven"),
+            Effect::Switch(_) => {
+                assert!(self.shared && !std::mem::replace(&mut self.switching, true), "switched twice");
+                assert!(self.unproven.is_empty(), "switched to {:?}, not proven", self.unproven);
+            }
+            Effect::AskDrain(_, old) => {
+                self.warranted(*old);
+                assert!(self.shares.contains(old) && self.drained.insert(*old), "{old:?} drains twice");
+                self.switching = false;
+            }
+            Effect::Drain => {
+                let asked = matches!(event, Event::AskedDrain(c) if self.claimers.contains(c));
+                assert!(asked, "it drains for nobody");
+                assert!(!std::mem::replace(&mut self.draining, true), "it drains twice");
+            }
+            Effect::StopDrain => assert!(std::mem::take(&mut self.draining), "it does not drain"),
+            Effect::CutOff => assert!(self.draining && *event == Event::Timer(Timer::Drain)),
             Effect::Say(speaker, SupervisorWord::Go(address)) => {
                 let first = self.owed.remove(&(*speaker, address.clone()));
                 assert!(first, "GO {address} to {speaker:?}, who is not waiting for it");
-                let asked = self.asked.get(address).is_some_and(|asked| !asked.is_empty());
-                assert!(self.free.contains(address) && !asked, "GO {address}, which is not free");
+                assert!(self.is_own(address) || self.is_shared(address), "GO {address}, which is not free");
             }
             Effect::Say(speaker, SupervisorWord::Error(_)) => {
                 if let Event::Said(_, ServerWord::Ready(address)) = event {
@@ -176,15 +267,14 @@ impl Watcher {
                 assert!(self.ready.contains(address));
                 self.looking.insert(address.clone());
                 self.free.remove(address);
+                self.taken.remove(address);
                 self.asked.remove(address);
             }
             Effect::Lock(old) => {
                 assert_eq!(self.holds.insert(*old, Hold::Queued), None, "locked twice");
             }
             // Giving back what is not had is how a lock that came too late is answered.
-            Effect::Unlock(old) => {
-                self.holds.remove(old);
-            }
+            Effect::Unlock(old) => self.forget(*old),
             Effect::Take(_, address) => {
                 assert!(self.ready.contains(address), "{address} is taken and nobody said READY");
                 for old in self.taken[address].clone() {
@@ -204,7 +294,7 @@ impl Watcher {
             Effect::Grant(claimer, _) => {
                 assert!(self.claimers.contains(claimer) && self.holder.is_none(), "a lock for two");
                 assert!(self.up, "a lock of a server that is not up");
-                assert!(self.holds.is_empty(), "a lock in the middle of a swap");
+                assert!(self.holds.is_empty() && !self.draining, "a lock in the middle of a swap");
                 self.holder = Some(*claimer);
             }
             Effect::Refuse(claimer, why) => {
@@ -243,7 +333,16 @@ impl Watcher {
                 }
             }
             Effect::Report(_, _, text) => assert!(!text.contains('\n')),
-            Effect::Hold(_) | Effect::Unhold(_) | Effect::Watch(_) | Effect::WatchRelease(_) => {}
+            Effect::Unhold(address) => {
+                self.looking.remove(address);
+                self.taken.remove(address);
+                self.asked.remove(address);
+                self.free.remove(address);
+                self.forget_joined();
+            }
+            // Nobody is left beside it.
+            Effect::Hold(address) => drop(self.free.insert(address.clone())),
+            Effect::Watch(_) | Effect::WatchRelease(_) => {}
             Effect::Kill => self.killed = true,
         }
     }
@@ -287,12 +386,34 @@ impl Subject {
     }
 }
 
-/// A new server in the foreground, one that is waited for, one with `--ready-timeout 0`, an orphan.
+/// In both orders: a new server in the foreground, one that is waited for, one with `--ready-timeout 0`,
+/// an orphan.
 fn starts() -> Vec<Subject> {
+    [Order::Plain, Order::Shared].into_iter().flat_map(starts_in).collect()
+}
+
+/// In the middle of a swap on a shared port: a new server that listens beside the old one, the same
+/// after the switch, an old one that drains.
+fn middles() -> Vec<Subject> {
+    let [.., mut new, _, mut old] = <[Subject; 8]>::try_from(starts()).ok().unwrap();
+    for event in [Event::Calls(a(":1")), Event::Taken(a(":1"), vec![OldId(1)]), Event::Shares(OldId(1))] {
+        new.step(&event);
+    }
+    new.step(&Event::Locked(OldId(1), vec![a(":1")]));
+    let mut switched = new.clone();
+    switched.step(&Event::Accepts(a(":1")));
+    old.step(&Event::Claim(ClaimerId(1)));
+    old.step(&Event::AskedDrain(ClaimerId(1)));
+    assert!(new.machine.olds[&OldId(1)].warrant.is_none() && switched.machine.switched && old.machine.draining);
+    vec![new, switched, old]
+}
+
+fn starts_in(order: Order) -> Vec<Subject> {
+    let settings = |awaited| Settings { order, ..settings(awaited) };
     let forever = Settings { ready_timeout: Some(Duration::ZERO), ..settings(true) };
     let mut subjects = Vec::new();
     for settings in [settings(false), settings(true), forever] {
-        let mut watcher = Watcher { awaited: settings.awaited, ..Watcher::default() };
+        let mut watcher = Watcher { awaited: settings.awaited, shared: order == Order::Shared, ..Watcher::default() };
         let (machine, effects) = Generation::new(settings);
         for effect in &effects {
             watcher.effect(&Event::Timer(Timer::Ready), effect);
@@ -301,6 +422,7 @@ fn starts() -> Vec<Subject> {
     }
     let machine = Generation::serving(settings(false), [a(":1"), a("blue")]);
     let watcher = Watcher {
+        shared: order == Order::Shared,
         up: true,
         done: true,
         committed: true,
@@ -325,6 +447,10 @@ fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
         Event::Timer(Timer::Quiet),
         Event::Timer(Timer::Kill),
         Event::Timer(Timer::Partial),
+        Event::Timer(Timer::Drain),
+        Event::Bound,
+        Event::Quiesced,
+        Event::Drained,
     ];
     let all: Vec<Address> = addresses.iter().map(|t| a(t)).collect();
     for address in &all {
@@ -333,6 +459,10 @@ fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
             events.push(Event::Said(speaker, ServerWord::Ready(address())));
             events.push(Event::Said(speaker, ServerWord::Takedown(address())));
             events.push(Event::Said(speaker, ServerWord::Released(address())));
+        }
+        if let Address::Tcp(..) = address() {
+            events.push(Event::Calls(address()));
+            events.push(Event::Accepts(address()));
         }
         events.push(Event::Listens(address()));
         events.push(Event::Free(address()));
@@ -358,6 +488,9 @@ fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
         events.push(Event::OldLost(OldId(*id)));
         events.push(Event::Claim(ClaimerId(*id)));
         events.push(Event::AskedStop(ClaimerId(*id)));
+        events.push(Event::AskedDrain(ClaimerId(*id)));
+        events.push(Event::Succeeded(ClaimerId(*id)));
+        events.push(Event::Shares(OldId(*id)));
         events.push(Event::Down(ClaimerId(*id), vec![all[0].clone()]));
         events.push(Event::Down(ClaimerId(*id), all.clone()));
         events.push(Event::ClaimerGone(ClaimerId(*id)));
@@ -389,24 +522,27 @@ fn explore(subjects: Vec<Subject>, events: &[Event], depth: usize) -> usize {
 #[test]
 fn every_sequence_of_three_events_is_answered() {
     let events = vocabulary(&[":1", "127.0.0.1:1", "blue"], true);
-    let states = explore(starts(), &events, 3);
+    let states = explore(starts(), &events, 3) + explore(middles(), &events, 2);
+
     assert!(states > 10_000, "{states}");
 }
 
 #[test]
 fn every_sequence_of_five_events_about_one_address_is_answered() {
-    let states = explore(starts(), &vocabulary(&[":1"], false), 5);
+    let events = vocabulary(&[":1"], false);
+    let states = explore(starts(), &events, 5) + explore(middles(), &events, 4);
+
     assert!(states > 10_000, "{states}");
 }
 
 proptest! {
     #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
     #[test]
-    fn long_sequences_are_answered(start in 0usize..4, picks in prop::collection::vec(any::<prop::sample::Index>(), 0..60)) {
+    fn long_sequences_are_answered(start in 0usize..11, picks in prop::collection::vec(any::<prop::sample::Index>(), 0..60)) {
         let mut events = vocabulary(&[":1", "127.0.0.1:1", "blue"], true);
         // A server that has ended answers nothing, which is soon said.
         events.retain(|e| !matches!(e, Event::Exited(_) | Event::Blocked(..) | Event::Stop { .. }));
-        let mut subject = starts().remove(start);
+        let mut subject = [starts(), middles()].concat().remove(start);
         for pick in picks {
             subject.step(pick.get(&events));
         }

@@ -77,7 +77,10 @@ fn reports(effects: &[Effect]) -> Vec<&str> {
 }
 
 fn asks_for_harm(effect: &Effect) -> bool {
-    matches!(effect, Effect::Take(..) | Effect::AskTakedown(..) | Effect::AskStop(..))
+    matches!(
+        effect,
+        Effect::Take(..) | Effect::AskTakedown(..) | Effect::AskStop(..) | Effect::Switch(_) | Effect::AskDrain(..)
+    )
 }
 
 #[track_caller]
@@ -728,4 +731,82 @@ fn a_quiet_server_that_speaks_after_all_was_slow() {
     assert!(machine.may_be_cancelled());
     let effects = says(&mut machine, "FAIL it is broken");
     assert_has(&effects, &[Effect::Unlock(OLD), Effect::Kill]);
+}
+
+/// A new server that calls listen on `address` of an old one that shares it.
+fn joining(address: &str) -> Generation {
+    let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
+    assert_has(&machine.step(Event::Calls(a(address))), &[Effect::LookUp(a(address))]);
+    assert_has(&machine.step(Event::Taken(a(address), vec![OLD])), &[Effect::Lock(OLD)]);
+    machine.step(Event::Shares(OLD));
+    assert_has(&locked(&mut machine, &[address]), &[Effect::Join(a(address))]);
+    machine
+}
+
+#[test]
+fn a_swap_on_a_shared_port() {
+    let mut machine = joining(":1");
+    let effects = machine.step(Event::Accepts(a(":1")));
+    let [Effect::Commit, Effect::Switch(warrant), ..] = effects[..] else { panic!("{effects:?}") };
+    assert_has(&effects, &[Effect::Take(warrant, a(":1")), Effect::AskDrain(warrant, OLD), Effect::Up]);
+    assert_eq!(machine.step(Event::OldGone(OLD)), [Effect::Done]);
+
+    let mut old = claimed(serving(&[":1"], &[]));
+    let drain = [Effect::Drain, Effect::Arm(Timer::Drain, Duration::from_secs(10))];
+    assert_eq!(old.step(Event::AskedDrain(CLAIMER)), drain);
+    assert_eq!(old.step(Event::Quiesced), []);
+    assert_has(&old.step(Event::Drained), &[Effect::StopDrain, Effect::Signal]);
+}
+
+#[test]
+fn a_switch_is_turned_back() {
+    let mut machine = joining(":1");
+    machine.step(Event::Accepts(a(":1")));
+    let effects = machine.step(Event::Exited(9));
+    let place = |wanted: Effect| effects.iter().position(|e| *e == wanted).unwrap();
+    assert!(place(Effect::Unhold(a(":1"))) < place(Effect::Unlock(OLD)), "who goes on registers after that");
+
+    let mut old = claimed(serving(&[":1"], &[]));
+    old.step(Event::AskedDrain(CLAIMER));
+    assert_eq!(
+        old.step(Event::ClaimerGone(CLAIMER)),
+        [Effect::Disarm(Timer::Drain), Effect::StopDrain, Effect::Hold(a(":1"))]
+    );
+    assert!(old.is_free());
+}
+
+#[test]
+fn a_new_server_that_is_told_to_stop_does_not_begin_to_listen_beside_the_old_one() {
+    for called_before in [true, false] {
+        let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
+        let mut effects = Vec::new();
+        if called_before {
+            effects = machine.step(Event::Calls(a(":1")));
+            machine.step(Event::Taken(a(":1"), vec![OLD]));
+        }
+        effects.extend(stop(&mut machine));
+        if !called_before {
+            effects.extend(machine.step(Event::Calls(a(":1"))));
+        }
+        assert_has(&effects, &[Effect::Deny(a(":1")), Effect::Signal]);
+    }
+}
+
+#[test]
+fn a_listen_on_an_address_that_cannot_be_had_does_not_wait_for_ever() {
+    let mut machine = serving(&[":1"], &[]);
+    machine.step(Event::Calls(a(":2")));
+    machine.step(Event::Taken(a(":2"), vec![OLD]));
+    assert_has(&machine.step(Event::Timer(Timer::Ready)), &[Effect::Deny(a(":2")), Effect::Unlock(OLD)]);
+}
+
+#[test]
+fn an_old_server_that_is_listened_beside_is_not_taken_down_before_the_new_one_accepts() {
+    let mut machine = joining(":1");
+    says(&mut machine, "READY 127.0.0.1:1");
+    machine.step(Event::Taken(a("127.0.0.1:1"), vec![OLD, OldId(8)]));
+    // Its port cannot be shared: in plain order it would go at once, and the first one with it.
+    let effects = machine.step(Event::Locked(OldId(8), vec![a("127.0.0.1:1")]));
+    assert!(!effects.iter().any(asks_for_harm), "{effects:?}");
+    assert!(machine.step(Event::Accepts(a(":1"))).iter().any(asks_for_harm));
 }

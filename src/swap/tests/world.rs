@@ -451,6 +451,7 @@ impl World {
             match effect {
                 // Of the shared port only; these are of the plain order.
                 Effect::Admit(_)
+                | Effect::Deny(_)
                 | Effect::Join(_)
                 | Effect::Settle
                 | Effect::Switch(_)
