@@ -228,6 +228,8 @@ pub struct Settings {
 pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
 /// No READY and no bind for this long: the server wants no more addresses.
 pub const QUIET: Duration = Duration::from_secs(3);
+/// How long what is on its way to a server may take to arrive after the time for its drain.
+pub const ARRIVALS: Duration = Duration::from_secs(3);
 /// Most addresses of one server: a server that asks for more babbles.
 pub const ADDRESSES_MAX: usize = 4096;
 
@@ -322,6 +324,10 @@ pub struct Generation {
     settled: bool,
     /// New connections of our shared port go elsewhere.
     draining: bool,
+    /// Nothing is on its way to the server any more.
+    quiesced: bool,
+    /// The time for the drain is up, and something still is.
+    overdue: bool,
     done: bool,
     olds: BTreeMap<OldId, Old>,
     queue: VecDeque<(ClaimerId, Wish)>,
@@ -374,6 +380,8 @@ impl Generation {
             switched: false,
             settled: false,
             draining: false,
+            quiesced: false,
+            overdue: false,
             done: false,
             olds: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -479,7 +487,7 @@ impl Generation {
             }
             Event::AskedDrain(claimer) => {
                 if self.lock == Some(claimer) && self.stage == Stage::Up && !self.draining {
-                    self.draining = true;
+                    (self.draining, self.quiesced, self.overdue) = (true, false, false);
                     effects.push(Effect::Drain);
                     self.arm(Timer::Drain, self.settings.drain, effects);
                 }
@@ -813,6 +821,11 @@ impl Generation {
                     self.fail_address(address, status::NOT_UP, "it was not free in time".into(), effects);
                 }
             }
+            // However short the drain is to be: what is on its way to the server is not lost.
+            Timer::Drain if !self.quiesced && !self.overdue => {
+                self.overdue = true;
+                self.arm(Timer::Drain, ARRIVALS, effects);
+            }
             Timer::Drain => {
                 effects.push(Effect::CutOff);
                 self.leave(Why::Requested, false, effects);
@@ -1064,6 +1077,11 @@ impl Generation {
 
     /// Closing the listeners loses nothing now: a server that takes TAKEDOWN drains itself.
     fn quiesced(&mut self, effects: &mut Vec<Effect>) {
+        self.quiesced |= self.draining;
+        if self.draining && self.stage == Stage::Up && self.overdue {
+            effects.push(Effect::CutOff);
+            return self.leave(Why::Requested, false, effects);
+        }
         if !self.draining || self.stage != Stage::Up || self.takers.is_empty() {
             return;
         }

@@ -349,7 +349,7 @@ mod tests {
         let old = member(0);
         let new = member(old.local_addr().unwrap().port());
         let all = Range { first: 0, count: 1 };
-        let probe = Probe::new(old.local_addr().unwrap()).unwrap();
+        let probe = Probe::new(old.local_addr().unwrap(), false).unwrap();
         handle(&old).steer_with_probe(all, &probe, 1).unwrap();
         assert_eq!(who(&[&old, &new]), 0);
         probe.connect().unwrap();

@@ -249,7 +249,7 @@ impl Watcher {
                 assert!(!std::mem::replace(&mut self.draining, true), "it drains twice");
             }
             Effect::StopDrain => assert!(std::mem::take(&mut self.draining), "it does not drain"),
-            Effect::CutOff => assert!(self.draining && *event == Event::Timer(Timer::Drain)),
+            Effect::CutOff => assert!(self.draining && matches!(event, Event::Timer(Timer::Drain) | Event::Quiesced)),
             Effect::Say(speaker, SupervisorWord::Go(address)) => {
                 let first = self.owed.remove(&(*speaker, address.clone()));
                 assert!(first, "GO {address} to {speaker:?}, who is not waiting for it");
