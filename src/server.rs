@@ -275,7 +275,12 @@ impl Server {
             for (number, inode) in procfs::socket_fds(stat.pid).unwrap_or_default() {
                 let listens = sockets.iter().any(|s| s.inode == inode);
                 if listens && !found.iter().any(|(known, _)| *known == inode) {
-                    let socket = Socket::new(Pidfd::open(stat.pid)?.fd(number)?);
+                    let socket = match Pidfd::open(stat.pid).and_then(|pidfd| pidfd.fd(number)) {
+                        Ok(fd) => Socket::new(fd),
+                        // It was closed since the look, or its process has ended.
+                        Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::EBADF)) => continue,
+                        Err(e) => return Err(e),
+                    };
                     // The number may have become another file since the look.
                     if socket.inode()? == inode {
                         found.push((inode, socket));

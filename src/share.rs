@@ -7,6 +7,7 @@ use crate::address::Address;
 use crate::server::Server;
 use crate::sys::net::{self, Diag, Ends, TcpSocket};
 use crate::sys::steer::{Probe, Range, Socket};
+use nix::libc;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
@@ -99,6 +100,17 @@ impl Group {
         let before = self.news.len();
         self.news.retain(|new| is_left(new.inode));
         if self.news.is_empty() || self.news.len() == before { Ok(()) } else { self.steer() }
+    }
+
+    fn switch(&mut self, listeners: &[TcpSocket]) -> io::Result<()> {
+        self.news.iter_mut().for_each(|new| new.socket = None);
+        let _ = self.keep(|inode| listeners.iter().any(|s| s.inode == inode));
+        // Of a server that is about to end nothing may be left.
+        if self.news.is_empty() {
+            return Ok(());
+        }
+        self.phase = Phase::Switched;
+        self.steer()
     }
 
     /// Lets the old sockets go, and the group be as if there had never been any. When a member leaves,
@@ -236,31 +248,25 @@ impl Sharing {
         }
     }
 
-    /// From here new connections go to the new server. Returns the places that it does not take over: the old
-    /// one has them to its end.
-    pub fn switch(&mut self) -> io::Result<Vec<SocketAddr>> {
-        let mut abandoned = Vec::new();
+    /// From here new connections go to the new server. Returns the places that it does not take over, which
+    /// the old one has to its end, and the first failure: of one group, the others are switched all the same.
+    pub fn switch(&mut self) -> (Vec<SocketAddr>, io::Result<()>) {
+        let (mut abandoned, mut result) = (Vec::new(), Ok(()));
+        let listeners = net::listeners();
         for group in &mut self.groups {
-            if !group.news.is_empty() {
-                group.news.iter_mut().for_each(|new| new.socket = None);
-                let listeners = net::listeners()?;
-                group.keep(|inode| listeners.iter().any(|s| s.inode == inode))?;
-                // Of a server that is about to end nothing may be left.
-                if !group.news.is_empty() {
-                    group.phase = Phase::Switched;
-                    group.steer()?;
-                }
+            let done = if !group.news.is_empty() {
+                group.switch(listeners.as_deref().unwrap_or_default())
             } else if self.joined.iter().any(|new| new.covers(&group.place)) {
                 // The new server is at another place of the same port: whoever still comes here tries
                 // again, and meets the new one once this socket is closed.
-                for old in &group.olds {
-                    old.refuse_newcomers()?;
-                }
+                group.olds.iter().map(Socket::refuse_newcomers).fold(Ok(()), io::Result::and)
             } else {
                 abandoned.push(group.place.address);
-            }
+                Ok(())
+            };
+            result = result.and(done);
         }
-        Ok(abandoned)
+        (abandoned, result)
     }
 
     /// This old server stays: nothing is wanted of it any more.
@@ -290,15 +296,21 @@ fn step_probe(group: &mut Group) -> io::Result<bool> {
     match &group.phase {
         Phase::Proven | Phase::Switched => return Ok(true),
         Phase::Steered => {
-            let Ok(probe) = Probe::new(group.place.address, group.place.dual) else {
-                // An address that nobody on this machine can reach, nor anybody else.
-                group.phase = Phase::Proven;
-                return Ok(true);
+            let probe = match Probe::new(group.place.address, group.place.dual) {
+                // A family without an address: nobody can reach the place.
+                Err(e) if matches!(e.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)) => {
+                    group.phase = Phase::Proven;
+                    return Ok(true);
+                }
+                probe => probe?,
             };
             group.phase = Phase::Probing(Some(probe), Instant::now());
             group.steer()?;
             if let Phase::Probing(Some(probe), _) = &group.phase {
-                probe.connect()?;
+                if let Err(e) = probe.connect() {
+                    group.phase = Phase::Steered;
+                    return Err(e);
+                }
             }
         }
         Phase::Probing(Some(probe), since) => match probe.connected() {

@@ -218,6 +218,27 @@ fn ten_times_turned_back_while_the_old_server_drains() {
     sandbox.take_down(&address);
 }
 
+/// Supervisor and server of the new side, one after the other: the old one has the port again for good.
+#[test]
+fn a_successor_that_dies_without_its_supervisor_gives_the_port_back() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let Swap { mut old, mut new, crowd, gates, held } = Swap::halted(&sandbox, port, Step::Draining);
+    kill(new.running.pid(), libc::SIGKILL);
+    new.running.wait();
+    crowd.iter().for_each(|load| load.sees_server(new.server));
+    kill(new.server, libc::SIGKILL);
+    crowd.iter().for_each(|load| load.sees_server(old.server));
+    gates.iter().for_each(Gate::open);
+    drop(held);
+    until("it serves and does not drain", || sandbox.status().iter().any(|row| row[5] == "serving"));
+    assert!(!old.running.ended(), "{}", old.running.log());
+    let failed: usize = crowd.into_iter().flat_map(|load| load.stop().failures.into_values()).sum();
+    assert!(failed <= HELD, "{failed} failed");
+    sandbox.take_down(&format!(":{port}"));
+    assert_eq!(old.running.wait(), 0);
+}
+
 const ALL: [Victim; 6] = [
     Victim::OldServer,
     Victim::NewServer,

@@ -380,6 +380,66 @@ fn the_old_supervisor_hands_its_listeners_over() {
     scene.sandbox.take_down(&format!(":{}", scene.port));
 }
 
+/// Processes that listen on one socket are one member of the group: while the old server has a request to
+/// finish, it gets none of the new ones.
+#[test]
+fn a_socket_that_several_processes_listen_on_counts_once() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let (gate, held) = sandbox.gate("hold");
+    let (py, address) = (server("unmodified.py"), format!("0.0.0.0:{port}"));
+    let words = ["python3", &py, &address, "forks=4", &held];
+    deploy(&sandbox, &words);
+    answered_by(port, 1);
+    let mut request = hold(port);
+    gate.reached();
+    let mut new = sandbox.serverswap(["-d", "--drain", "60"].iter().chain(&words));
+    answered_by(port, 2);
+    for _ in 0..100 {
+        assert_eq!(get(port).map(|answer| answer.generation), Ok(2));
+    }
+    gate.open();
+    request.read_to_string(&mut String::new()).unwrap();
+    assert_eq!(new.wait(), 0, "{}", new.log());
+    sandbox.take_down(&address);
+}
+
+/// What the server opened itself is no connection that it has to finish.
+#[test]
+fn a_connection_to_a_database_does_not_keep_the_drain() {
+    let database = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let (py, address) = (server("unmodified.py"), format!("0.0.0.0:{port}"));
+    let words = ["python3", &py, &address, &format!("database={}", database.local_addr().unwrap().port())];
+    for generation in 1..=3 {
+        let log = deploy(&sandbox, &words);
+        assert!(!log.contains("busy"), "{log}");
+        assert_eq!(get(port).map(|answer| answer.generation), Ok(generation));
+    }
+    sandbox.take_down(&address);
+}
+
+#[test]
+fn a_server_that_listens_closes_and_listens_again() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    swaps(&sandbox, port, 3, 3, &["python3", &server("unmodified.py"), &format!("0.0.0.0:{port}"), "twice"]);
+}
+
+#[test]
+fn a_server_that_steers_its_port_itself_keeps_its_program_and_swaps_in_plain_order() {
+    let scene = Scene::new(&["reuseport", "steers"]);
+    let steers = scene.words(&["reuseport", "steers"]);
+    assert_eq!(scene.sandbox.status()[0][6], "plain");
+    assert_eq!(scene.sandbox.run(["-d", "false"]).0, 1);
+    assert_eq!(get(scene.port).unwrap().generation, 1);
+    let log = deploy(&scene.sandbox, &steers);
+    assert!(log.contains("the server steers it by a program of its own"), "{log}");
+    answered_by(scene.port, 2);
+    scene.sandbox.take_down(&format!(":{}", scene.port));
+}
+
 #[test]
 fn plain_on_either_side_is_plain_order() {
     let sandbox = Sandbox::shared();

@@ -251,6 +251,8 @@ impl Supervisor {
             seen: BTreeSet::new(),
             calls: Vec::new(),
             sharing: None,
+            steered: false,
+            succeeded: false,
             unshared: false,
             proving: BTreeSet::new(),
             settled: false,

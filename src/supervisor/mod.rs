@@ -61,6 +61,10 @@ struct Live {
     calls: Vec<Waiting>,
     /// The ports that it is to share with an old server, until that is gone.
     sharing: Option<Sharing>,
+    /// Its claimer has gone away: what that left on its sockets is taken off when they are alone again.
+    steered: bool,
+    /// The server of a claimer that has gone away serves in its place.
+    succeeded: bool,
     /// It turned out that its ports cannot be shared.
     unshared: bool,
     /// Shared addresses that it has not proven yet; `settled`: it wants no more sockets.

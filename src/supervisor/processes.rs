@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use super::peers::Role;
-use super::sharing::look_at_shared;
+use super::sharing::{left_alone, look_at_shared};
 use super::threads::{self, GenId, Id, NotifySocket};
 use super::watching;
 use super::{Conn, Ended, Live, Outbox, Sockets, Supervisor};
@@ -120,6 +120,8 @@ impl Supervisor {
                 seen: BTreeSet::new(),
                 calls: Vec::new(),
                 sharing: None,
+                steered: false,
+                succeeded: false,
                 unshared: false,
                 proving: BTreeSet::new(),
                 settled: false,
@@ -311,7 +313,8 @@ impl Supervisor {
                 live.discover_until = None;
             }
             let Some(live) = self.live.get_mut(&generation) else { continue };
-            let sharing = look_at_shared(generation, live, &sockets, &mut self.pending, self.run.probe);
+            let left = left_alone(generation, live, &sockets, &mut self.pending);
+            let sharing = left | look_at_shared(generation, live, &sockets, &mut self.pending, self.run.probe);
             swapping |= sharing || !live.watching.is_empty() || !live.releasing.is_empty() || live.ended.is_some();
             if live.ended.is_some() {
                 self.look_for_rest(generation, &sockets);

@@ -154,17 +154,14 @@ impl Supervisor {
 
     pub(super) fn switch(&mut self, generation: GenId) {
         let Some(sharing) = self.live.get_mut(&generation).and_then(|live| live.sharing.as_mut()) else { return };
-        match sharing.switch() {
-            Ok(abandoned) => {
-                for address in abandoned {
-                    let text = format!("the new server does not listen on {address} (it is abandoned)");
-                    self.log.say(Level::Warning, Some(&address.into()), &text);
-                }
-            }
-            Err(e) => {
-                let text = format!("unable to steer the port: {} (the swap goes on)", crate::error::reason(&e));
-                self.log.say(Level::Warning, None, &text);
-            }
+        let (abandoned, result) = sharing.switch();
+        for address in abandoned {
+            let text = format!("the new server does not listen on {address} (it is abandoned)");
+            self.log.say(Level::Warning, Some(&address.into()), &text);
+        }
+        if let Err(e) = result {
+            let text = format!("unable to steer the port: {} (the swap goes on)", crate::error::reason(&e));
+            self.log.say(Level::Warning, None, &text);
         }
     }
 
@@ -240,11 +237,11 @@ impl Supervisor {
 
     /// A claimer has gone away: if its server serves in our place, ours still has to go.
     pub(super) fn claimer_closed(&mut self, generation: GenId, claimer: ClaimerId) {
-        let Some(live) = self.live.get(&generation) else { return };
-        let own = live.machine.addresses();
-        let inodes = live.server.socket_inodes();
-        let other = |s: &net::TcpSocket| own.iter().any(|a| a.collides(&s.local)) && !inodes.contains(&s.inode);
-        let succeeded = net::listeners().unwrap_or_default().iter().any(other);
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        let succeeded = !is_alone(live, &net::listeners().unwrap_or_default());
+        let shared = live.is_shared();
+        (live.succeeded, live.steered) = (shared && succeeded, shared && !succeeded);
+        self.poll_soon();
         let event = if succeeded { swap::Event::Succeeded(claimer) } else { swap::Event::ClaimerGone(claimer) };
         self.feed(generation, event);
     }
@@ -285,6 +282,39 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// Whether nobody else listens at the addresses of a server.
+fn is_alone(live: &Live, listeners: &[net::TcpSocket]) -> bool {
+    let own = live.machine.addresses();
+    let inodes = live.server.socket_inodes();
+    !listeners.iter().any(|s| own.iter().any(|a| a.collides(&s.local)) && !inodes.contains(&s.inode))
+}
+
+/// A server whose claimer has gone away serves as if alone when nobody is left beside it; `true` if that
+/// is still to come.
+pub(super) fn left_alone(
+    generation: GenId,
+    live: &mut Live,
+    listeners: &[net::TcpSocket],
+    pending: &mut VecDeque<(GenId, swap::Event)>,
+) -> bool {
+    // There is a new claimer, or the server goes.
+    live.steered &= live.machine.is_free();
+    live.succeeded &= live.machine.is_up();
+    if !(live.steered || live.succeeded) || !is_alone(live, listeners) {
+        return live.steered || live.succeeded;
+    }
+    let own = live.machine.addresses();
+    for socket in live.server.listeners(|a| own.iter().any(|own| own.collides(a))).unwrap_or_default() {
+        let _ = socket.accept_newcomers();
+        let _ = socket.release();
+    }
+    if std::mem::take(&mut live.succeeded) {
+        pending.push_back((generation, swap::Event::Alone));
+    }
+    live.steered = false;
+    false
 }
 
 fn conclude(live: &Live, id: u64, result: std::io::Result<()>) {

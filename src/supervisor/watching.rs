@@ -67,7 +67,8 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String)
                     watch.proceed(call.id);
                 }
                 Call::Steer => {
-                    if call.process().is_some_and(|pid| !procfs::is_serverswap(pid)) {
+                    let tcp = call.socket().is_ok_and(|socket| Socket::new(socket).is_tcp());
+                    if tcp && call.process().is_some_and(|pid| !procfs::is_serverswap(pid)) {
                         unshared("the server steers it by a program of its own".into());
                     }
                     watch.proceed(call.id);

@@ -73,6 +73,8 @@ pub enum Event {
     AskedDrain(ClaimerId),
     /// The holder of the lock has gone away, but its server serves in our place.
     Succeeded(ClaimerId),
+    /// Whoever served in our place is gone too: new connections come here again.
+    Alone,
     /// Nothing more can be lost by closing the listeners (asked for by [`Effect::Drain`]).
     Quiesced,
     /// No connection of the server's is busy (asked for by [`Effect::Drain`]).
@@ -499,6 +501,11 @@ impl Generation {
                     self.claimer_gone(claimer, effects);
                 }
             }
+            Event::Alone => {
+                if self.draining && self.lock.is_none() {
+                    self.resume(effects);
+                }
+            }
             Event::Quiesced => self.quiesced(effects),
             Event::Drained => {
                 if self.draining && self.stage == Stage::Up {
@@ -787,6 +794,11 @@ impl Generation {
         }
         self.lock = None;
         self.asked.clear();
+        self.resume(effects);
+    }
+
+    /// Serves on: nobody wants anything of it any more.
+    fn resume(&mut self, effects: &mut Vec<Effect>) {
         if std::mem::take(&mut self.draining) && self.stage == Stage::Up {
             self.disarm(Timer::Drain, effects);
             effects.push(Effect::StopDrain);

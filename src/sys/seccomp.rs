@@ -47,7 +47,7 @@ impl Filter {
             load(argument_at(2)),
             equal(16, 7, 0),
             equal(28, 6, 0),
-            jump(libc::BPF_JMP | libc::BPF_JGT | libc::BPF_K, 110, 5, 6),
+            jump(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 110, 5, 6),
             // Level and option.
             load(argument_at(1)),
             equal(libc::SOL_SOCKET as u32, 0, 4),

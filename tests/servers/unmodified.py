@@ -1,13 +1,17 @@
 """A server that knows nothing of serverswap: no handler for signals, no control channel. Arguments: addresses;
 then any of `slow=MS`: every answer takes that long; `listen=FIFO`: listens only when somebody has opened the
-fifo and closed it again; `accept=FIFO`: listens, and accepts only then; `never`: never accepts; `reuseport`: sets the option; `die`: exits with 7 right after listen; `hold=FIFO`:
-answers a request for /hold only when the fifo was opened and closed; `again=FIFO`: afterwards, each line of the
-fifo is a port to listen on too."""
+fifo and closed it again; `accept=FIFO`: listens, and accepts only then; `never`: never accepts; `die`: exits with
+7 right after listen; `hold=FIFO`: answers a request for /hold only when the fifo was opened and closed;
+`again=FIFO`: afterwards, each line of the fifo is a port to listen on too; `reuseport`: sets the option;
+`twice`: listens, closes, and listens again; `steers`: puts a program of its own on the port; `forks=N`: so many
+processes listen on one socket and accept; `database=PORT`: keeps a connection open to a server of its own."""
 
+import ctypes
 import http.server
 import os
 import signal
 import socket
+import struct
 import sys
 import threading
 import time
@@ -58,7 +62,26 @@ def serve(address):
 
 
 pass_gate("listen")
+if "twice" in words:
+    for word in words:
+        if ":" in word:
+            serve(word).server_close()
 servers = [serve(word) for word in words if ":" in word]
+if "steers" in words:
+    # One instruction: the first socket of the group (linux/filter.h).
+    program = struct.pack("HBBI", 0x06, 0, 0, 0)
+    buffer = ctypes.create_string_buffer(program)
+    for server in servers:
+        option = struct.pack("HxxxxxxP", 1, ctypes.addressof(buffer))
+        server.socket.setsockopt(socket.SOL_SOCKET, 51, option)
+if "database" in values:
+    database = socket.create_connection(("127.0.0.1", int(values["database"])))
+    database.sendall(b"a question that nobody answers")
+for _ in range(int(values.get("forks", 1)) - 1):
+    if os.fork() == 0:
+        for server in servers:
+            server.server_activate()
+        break
 if "die" in words:
     os._exit(7)
 if "never" in words:

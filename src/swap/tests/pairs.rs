@@ -490,6 +490,7 @@ fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
         events.push(Event::AskedStop(ClaimerId(*id)));
         events.push(Event::AskedDrain(ClaimerId(*id)));
         events.push(Event::Succeeded(ClaimerId(*id)));
+        events.push(Event::Alone);
         events.push(Event::Shares(OldId(*id)));
         events.push(Event::Down(ClaimerId(*id), vec![all[0].clone()]));
         events.push(Event::Down(ClaimerId(*id), all.clone()));
