@@ -306,11 +306,11 @@ fn step_probe(group: &mut Group) -> io::Result<bool> {
             };
             group.phase = Phase::Probing(Some(probe), Instant::now());
             group.steer()?;
-            if let Phase::Probing(Some(probe), _) = &group.phase {
-                if let Err(e) = probe.connect() {
-                    group.phase = Phase::Steered;
-                    return Err(e);
-                }
+            if let Phase::Probing(Some(probe), _) = &group.phase
+                && let Err(e) = probe.connect()
+            {
+                group.phase = Phase::Steered;
+                return Err(e);
             }
         }
         Phase::Probing(Some(probe), since) => match probe.connected() {
