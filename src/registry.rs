@@ -223,11 +223,15 @@ impl RunDir {
         }
         if holders.iter().any(|holder| holder.orphan.is_some()) {
             // The supervisor that died may have left an old server that still drains: it is waited for, since
-            // nobody knows how to steer among three.
-            let beside = self.beside(address, me, &holders);
-            if !beside.is_empty() {
-                return (Found::Taken(beside), true);
+            // nobody knows how to steer among three. One without a supervisor too is replaced with it.
+            let (orphans, draining): (Vec<Holder>, Vec<Holder>) =
+                self.beside(address, me, &holders).into_iter().partition(|other| other.orphan.is_some());
+            if !draining.is_empty() {
+                return (Found::Taken(draining), true);
             }
+            // A look holds the lock that the claim takes.
+            let pids: Vec<Pid> = orphans.into_iter().map(|other| other.pid).collect();
+            holders.extend(pids.into_iter().filter_map(|pid| self.holder(pid, Claim::Yes)));
         }
         if holders.is_empty() {
             match self.port_holder(address, is_mine) {
@@ -390,7 +394,7 @@ impl RunDir {
         matches!(self.open_checked(&record_name(pid), RECORD_MAX), Err(Bad::Because("cannot be read")))
     }
 
-    /// Servers with a supervisor that listen there beside those that have the pidfiles.
+    /// Servers that listen there beside those that have the pidfiles.
     fn beside(&self, address: &Address, me: Pid, known: &[Holder]) -> Vec<Holder> {
         let listeners = net::listeners().unwrap_or_default();
         let snapshot = Snapshot::take();
@@ -399,7 +403,7 @@ impl RunDir {
             listeners.iter().any(|s| s.local.collides(address) && held.contains(&s.inode))
         };
         let mut others = self.servers();
-        others.retain(|other| other.orphan.is_none() && other.pid != me && known.iter().all(|h| h.pid != other.pid));
+        others.retain(|other| other.pid != me && known.iter().all(|h| h.pid != other.pid));
         others.retain(listens);
         others
     }

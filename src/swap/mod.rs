@@ -93,7 +93,7 @@ pub enum Event {
     Attended(OldId),
     /// The old server is ours to replace; it has these addresses.
     Locked(OldId, Vec<Address>),
-    /// The old server has let go of an address that was asked for.
+    /// The old server has let go of an address that was asked for, or cannot go on with it.
     OldReleased(OldId, Address),
     /// The old server's supervisor refuses, and why.
     OldRefused(OldId, String),
@@ -186,7 +186,8 @@ pub enum Effect {
     Kill,
     /// The claimer has the lock; these are the addresses.
     Grant(ClaimerId, Vec<Address>),
-    /// The claimer's address is free.
+    /// The address is free for the claimer; on a shared port: the server is told to go, and nobody can go
+    /// back to it.
     TellReleased(ClaimerId, Address),
     /// The claimer does not get what it asked for.
     Refuse(ClaimerId, String),
@@ -277,6 +278,8 @@ enum Wish {
 enum Why {
     /// Replaced, or taken down on request: the supervisor ends with 0.
     Requested,
+    /// The same, on a shared port: its drain is over.
+    Drained,
     /// The supervisor was told to stop: it ends with the server's status.
     Told,
     /// The new server did not make it: it ends with this status.
@@ -330,6 +333,8 @@ pub struct Generation {
     quiesced: bool,
     /// The time for the drain is up, and something still is.
     overdue: bool,
+    /// What it had when its drain was over.
+    given: Vec<Address>,
     done: bool,
     olds: BTreeMap<OldId, Old>,
     queue: VecDeque<(ClaimerId, Wish)>,
@@ -384,6 +389,7 @@ impl Generation {
             draining: false,
             quiesced: false,
             overdue: false,
+            given: Vec::new(),
             done: false,
             olds: BTreeMap::new(),
             queue: VecDeque::new(),
@@ -495,7 +501,7 @@ impl Generation {
                 }
             }
             Event::Succeeded(claimer) => {
-                if self.lock == Some(claimer) && self.draining {
+                if self.lock == Some(claimer) && (self.draining || self.is_leaving()) {
                     self.lock = None;
                 } else {
                     self.claimer_gone(claimer, effects);
@@ -509,7 +515,7 @@ impl Generation {
             Event::Quiesced => self.quiesced(effects),
             Event::Drained => {
                 if self.draining && self.stage == Stage::Up {
-                    self.leave(Why::Requested, false, effects);
+                    self.leave(Why::Drained, false, effects);
                 }
             }
             Event::Free(address) => {
@@ -536,11 +542,12 @@ impl Generation {
                 }
             }
             Event::Locked(id, holds) => self.locked(id, holds, effects),
-            Event::OldReleased(old, address) => {
-                if let Some(Slot::Releasing(_, pending)) = self.slots.get_mut(&address) {
-                    pending.remove(&old);
-                }
-            }
+            Event::OldReleased(id, address) => match (self.slots.get_mut(&address), self.olds.get(&id)) {
+                (Some(Slot::Releasing(_, pending)), _) => drop(pending.remove(&id)),
+                // The switch cannot be turned back any more.
+                (_, Some(old)) if self.switched && old.stopped => drop(self.harmed.insert(address)),
+                _ => {}
+            },
             Event::OldRefused(old, why) => self.refused(old, why, effects),
             Event::OldGone(old) => self.old_ended(old, true, effects),
             Event::OldLost(old) => self.old_ended(old, false, effects),
@@ -794,6 +801,11 @@ impl Generation {
         }
         self.lock = None;
         self.asked.clear();
+        if !self.given.is_empty() {
+            let list = self.given.iter().map(Address::to_string).collect::<Vec<_>>().join(", ");
+            let why = "the new server has ended, and the old one was already told to go";
+            effects.push(Effect::Report(Level::Error, None, format!("nothing serves {list} ({why})")));
+        }
         self.resume(effects);
     }
 
@@ -840,7 +852,7 @@ impl Generation {
             }
             Timer::Drain => {
                 effects.push(Effect::CutOff);
-                self.leave(Why::Requested, false, effects);
+                self.leave(Why::Drained, false, effects);
             }
             Timer::Quiet => self.quiet = true,
             Timer::Kill => {
@@ -863,7 +875,7 @@ impl Generation {
     fn exited(&mut self, own: u8, effects: &mut Vec<Effect>) {
         let stage = std::mem::replace(&mut self.stage, Stage::Ended);
         let status = match stage {
-            Stage::Leaving(Why::Requested) => status::DONE,
+            Stage::Leaving(Why::Requested | Why::Drained) => status::DONE,
             Stage::Leaving(Why::Failed(status)) => status,
             Stage::Leaving(Why::Told) | Stage::Starting | Stage::Up | Stage::Ended => own,
         };
@@ -1087,22 +1099,20 @@ impl Generation {
         any
     }
 
-    /// Closing the listeners loses nothing now: a server that takes TAKEDOWN drains itself.
+    /// Closing the listeners loses nothing now: a server that takes TAKEDOWN for all it has drains itself.
+    /// One that would close only some could not go on with all if the switch is turned back.
     fn quiesced(&mut self, effects: &mut Vec<Effect>) {
-        self.quiesced |= self.draining;
-        if self.draining && self.stage == Stage::Up && self.overdue {
-            effects.push(Effect::CutOff);
-            return self.leave(Why::Requested, false, effects);
-        }
-        if !self.draining || self.stage != Stage::Up || self.takers.is_empty() {
+        if !self.draining || self.stage != Stage::Up {
             return;
         }
-        if self.slots.keys().all(|own| self.is_taken(own)) {
-            self.leave(Why::Requested, false, effects);
+        self.quiesced = true;
+        if self.overdue {
+            effects.push(Effect::CutOff);
+            self.leave(Why::Drained, false, effects);
+        } else if !self.takers.is_empty() && self.slots.keys().all(|own| self.is_taken(own)) {
+            self.leave(Why::Drained, false, effects);
             // It has the time for its drain too.
             self.arm(Timer::Kill, self.settings.drain + self.settings.kill_after, effects);
-        } else {
-            tell(&mut self.takers, |_| true, effects);
         }
     }
 
@@ -1307,6 +1317,11 @@ impl Generation {
                 *slot = Slot::Asked { told: true };
                 watch_release(own, effects);
             }
+        }
+        // From here on nobody can go back to it.
+        if let (Why::Drained, Some(claimer)) = (why, self.lock) {
+            self.given = self.addresses();
+            effects.extend(self.given.iter().cloned().map(|own| Effect::TellReleased(claimer, own)));
         }
         tell(&mut self.takers, |_| true, effects);
         let untaken = self.slots.is_empty() || self.slots.keys().any(|own| !self.is_taken(own));

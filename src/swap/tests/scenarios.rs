@@ -810,3 +810,38 @@ fn an_old_server_that_is_listened_beside_is_not_taken_down_before_the_new_one_ac
     assert!(!effects.iter().any(asks_for_harm), "{effects:?}");
     assert!(machine.step(Event::Accepts(a(":1"))).iter().any(asks_for_harm));
 }
+
+#[test]
+fn a_switch_that_cannot_be_turned_back_any_more_is_reported() {
+    // The old one says when it is told to go.
+    let mut old = claimed(serving(&[":1"], &[]));
+    old.step(Event::AskedDrain(CLAIMER));
+    assert_has(&old.step(Event::Drained), &[Effect::TellReleased(CLAIMER, a(":1"))]);
+
+    // The new one dies when it knows that.
+    let mut machine = joining(":1");
+    machine.step(Event::Accepts(a(":1")));
+    machine.step(Event::OldReleased(OLD, a(":1")));
+    let mut unharmed = machine.clone();
+    assert_eq!(reports(&machine.step(Event::Exited(9))), ["nothing serves :1"]);
+    // And when nobody waits for the old one any more.
+    unharmed.step(Event::OldGone(OLD));
+    assert_eq!(reports(&unharmed.step(Event::Exited(9))), [""; 0]);
+
+    // It dies before it knows that.
+    let effects = old.step(Event::ClaimerGone(CLAIMER));
+    let why = "the new server has ended, and the old one was already told to go";
+    assert_eq!(reports(&effects), [format!("nothing serves :1 ({why})")]);
+}
+
+#[test]
+fn an_old_server_that_takes_only_some_of_its_addresses_down_is_told_when_its_drain_is_over() {
+    let mut machine = claimed(serving(&[":1", ":2"], &["TAKEDOWN :1"]));
+    machine.step(Event::AskedDrain(CLAIMER));
+    // Until then it can go on with both.
+    assert_eq!(machine.step(Event::Quiesced), []);
+    let mut turned_back = machine.clone();
+    turned_back.step(Event::ClaimerGone(CLAIMER));
+    assert!(turned_back.is_free());
+    assert_has(&machine.step(Event::Drained), &[takedown_to(0, ":1")]);
+}

@@ -12,6 +12,10 @@ use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 enum Do {
     Say(ServerWord),
     AwaitGo(Address),
+    /// Calls listen, and does nothing else until that returns. Its ports can be shared.
+    Listen(Address),
+    /// Accepts connections from here on.
+    Accept,
 }
 
 fn ready(text: &str) -> Do {
@@ -26,6 +30,10 @@ fn go(text: &str) -> Do {
     Do::AwaitGo(a(text))
 }
 
+fn listen(text: &str) -> Do {
+    Do::Listen(a(text))
+}
+
 /// A server process.
 #[derive(Debug, Clone, Default)]
 struct Process {
@@ -35,6 +43,9 @@ struct Process {
     stubborn: bool,
     gone_ahead: BTreeSet<Address>,
     listens: BTreeSet<Address>,
+    /// It waits in listen; `true`: its supervisor knows.
+    calls: BTreeMap<Address, bool>,
+    accepts: bool,
     taking_down: bool,
     signalled: bool,
     said_ready: bool,
@@ -51,6 +62,12 @@ struct Server {
     /// The supervisor that runs the machine.
     supervisor: usize,
     process: Process,
+    /// Its ports can be shared.
+    shared: bool,
+    /// Where it is to prove that it accepts.
+    proving: BTreeSet<Address>,
+    draining: bool,
+    quiesced: bool,
     committed: bool,
     timers: BTreeMap<Timer, bool>,
     watched: BTreeSet<Address>,
@@ -86,7 +103,7 @@ struct Peer {
 // The words of the protocol and the events have no hash of their own.
 impl Hash for Process {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (self.alive, self.script.len(), &self.gone_ahead, &self.listens).hash(state);
+        (self.alive, self.script.len(), &self.gone_ahead, &self.listens, &self.calls, self.accepts).hash(state);
         (self.taking_down, self.signalled, self.said_ready, self.exited).hash(state);
         self.reads.iter().for_each(|word| word.to_string().hash(state));
         "and".hash(state);
@@ -111,6 +128,10 @@ enum Action {
     Finish(usize),
     Hear(usize),
     Reap(usize),
+    Call(usize, Address),
+    Prove(usize, Address),
+    Quiesce(usize),
+    Drain(usize),
     SeeListening(usize, Address),
     SeeFree(usize, Address),
     ToOld(usize),
@@ -126,6 +147,8 @@ struct World {
     servers: Vec<Server>,
     peers: Vec<Peer>,
     pidfiles: BTreeMap<Address, usize>,
+    /// Who steers a shared address, and to whom.
+    steered: BTreeMap<Address, (usize, usize)>,
     /// What the first server served.
     served: BTreeSet<Address>,
     /// How many more accidents may happen.
@@ -139,19 +162,26 @@ struct World {
 
 impl Hash for World {
     fn hash<H: Hasher>(&self, state: &mut H) {
-        (&self.servers, &self.peers, &self.pidfiles, self.deaths, self.kills, self.stops).hash(state);
+        (&self.servers, &self.peers, &self.pidfiles, &self.steered, self.deaths, self.kills, self.stops).hash(state);
     }
 }
 
 impl World {
     fn start(&mut self, awaited: bool, script: impl IntoIterator<Item = Do>) -> usize {
-        let (machine, effects) = Generation::new(settings(awaited));
+        let script: VecDeque<Do> = script.into_iter().collect();
+        let shared = script.iter().any(|step| matches!(step, Do::Listen(_)));
+        let order = if shared { Order::Shared } else { Order::Plain };
+        let (machine, effects) = Generation::new(Settings { order, ..settings(awaited) });
         let me = self.servers.len();
-        let process = Process { alive: true, script: script.into_iter().collect(), ..Process::default() };
+        let process = Process { alive: true, script, accepts: !shared, ..Process::default() };
         self.servers.push(Server {
             machine: Some(machine),
             supervisor: me,
             process,
+            shared,
+            proving: BTreeSet::new(),
+            draining: false,
+            quiesced: false,
             committed: false,
             timers: BTreeMap::new(),
             watched: BTreeSet::new(),
@@ -199,9 +229,10 @@ impl World {
         let mut actions = Vec::new();
         for (i, server) in self.servers.iter().enumerate() {
             let process = &server.process;
-            if process.alive {
+            // A call that waits holds back everything, the signal too.
+            if process.alive && process.calls.is_empty() {
                 match process.script.front() {
-                    Some(Do::Say(_)) => actions.push(Action::Act(i)),
+                    Some(Do::Say(_) | Do::Listen(_) | Do::Accept) => actions.push(Action::Act(i)),
                     Some(Do::AwaitGo(address)) if process.gone_ahead.contains(address) => actions.push(Action::Act(i)),
                     Some(Do::AwaitGo(_)) | None => {}
                 }
@@ -219,16 +250,32 @@ impl World {
             if !process.says.is_empty() {
                 actions.push(Action::Hear(i));
             }
-            if process.exited.is_some() {
+            // On a shared port: what was said before an end is heard before it, or nobody could tell of a
+            // turn-back that comes too late.
+            let gone = |event: &Event| matches!(event, Event::ClaimerGone(_));
+            let unheard = |p: &Peer| p.old == i && p.to_old.iter().any(gone) || p.new == i && !p.to_new.is_empty();
+            let late = server.shared && self.peers.iter().any(unheard);
+            if process.exited.is_some() && !late {
                 actions.push(Action::Reap(i));
+            }
+            for (address, _) in process.calls.iter().filter(|(_, seen)| !**seen) {
+                actions.push(Action::Call(i, address.clone()));
+            }
+            for address in &server.proving {
+                if process.accepts && process.listens.contains(address) {
+                    actions.push(Action::Prove(i, address.clone()));
+                }
+            }
+            if server.draining && process.alive {
+                actions.push(if server.quiesced { Action::Drain(i) } else { Action::Quiesce(i) });
             }
             for address in &server.watched {
                 if process.listens.contains(address) {
                     actions.push(Action::SeeListening(i, address.clone()));
                 }
             }
-            for address in &server.watched_release {
-                if !process.listens.contains(address) {
+            for address in server.watched_release.iter().filter(|_| !late) {
+                if !self.servers.iter().any(|s| s.process.listens.iter().any(|l| l.collides(address))) {
                     actions.push(Action::SeeFree(i, address.clone()));
                 }
             }
@@ -266,19 +313,51 @@ impl World {
 
     fn take(&mut self, action: Action) {
         self.path.push(action.clone());
+        self.act(action);
+        self.check_receivers();
+    }
+
+    fn act(&mut self, action: Action) {
         match action {
             Action::Act(i) => {
+                let supervised = self.servers[i].machine.is_some();
                 let process = &mut self.servers[i].process;
-                if let Some(Do::Say(word)) = process.script.pop_front() {
-                    process.said_ready |= matches!(word, ServerWord::Ready(_));
-                    process.says.push_back(word);
+                match process.script.pop_front() {
+                    Some(Do::Say(word)) => {
+                        process.said_ready |= matches!(word, ServerWord::Ready(_));
+                        process.says.push_back(word);
+                    }
+                    Some(Do::Listen(address)) if supervised => {
+                        process.said_ready = true;
+                        process.calls.insert(address, false);
+                    }
+                    Some(Do::Listen(address)) => drop(process.listens.insert(address)),
+                    Some(Do::Accept) => process.accepts = true,
+                    Some(Do::AwaitGo(_)) | None => {}
                 }
             }
+            Action::Call(i, address) => {
+                self.servers[i].process.calls.insert(address.clone(), true);
+                self.feed(i, Event::Calls(address));
+            }
+            Action::Prove(i, address) => {
+                self.servers[i].proving.remove(&address);
+                self.feed(i, Event::Accepts(address));
+            }
+            Action::Quiesce(i) => {
+                self.servers[i].quiesced = true;
+                self.feed(i, Event::Quiesced);
+            }
+            Action::Drain(i) => self.feed(i, Event::Drained),
             Action::Read(i) => {
+                let shared = self.servers[i].shared;
                 let process = &mut self.servers[i].process;
                 match process.reads.pop_front().unwrap() {
                     SupervisorWord::Go(address) => {
                         process.gone_ahead.insert(address.clone());
+                        if shared {
+                            return;
+                        }
                         process.listens.insert(address.clone());
                         let twice = (0..self.servers.len())
                             .find(|j| *j != i && self.servers[*j].process.listens.iter().any(|l| l.collides(&address)));
@@ -307,6 +386,7 @@ impl World {
             }
             Action::Reap(i) => {
                 let status = self.servers[i].process.exited.take().unwrap();
+                self.steered.retain(|_, (by, _)| *by != i);
                 self.feed(i, Event::Exited(status));
             }
             Action::SeeListening(i, address) => {
@@ -318,8 +398,11 @@ impl World {
                 self.feed(i, Event::Free(address));
             }
             Action::ToOld(k) => {
-                let event = self.peers[k].to_old.pop_front().unwrap();
+                let mut event = self.peers[k].to_old.pop_front().unwrap();
                 let old = self.peers[k].old;
+                if matches!(event, Event::ClaimerGone(_)) && self.is_succeeded(k) {
+                    event = Event::Succeeded(ClaimerId(k as u64));
+                }
                 let alive = self.servers[old].machine.is_some();
                 if let Event::Claim(_) = event {
                     let answer = if alive { Event::Attended(OldId(k as u64)) } else { self.loss(k) };
@@ -334,10 +417,16 @@ impl World {
                 if matches!(event, Event::OldLost(_)) && self.peers[k].locked {
                     return self.follow(k);
                 }
-                let peer = &mut self.peers[k];
-                if let Event::Locked(..) = event {
-                    peer.locked = true;
+                if let Event::Locked(_, holds) = &event {
+                    let peer = &mut self.peers[k];
+                    let first = !std::mem::replace(&mut peer.locked, true);
                     peer.to_old.extend(peer.asked.iter().cloned());
+                    if first && self.share(k, holds) {
+                        self.feed(self.peers[k].new, Event::Shares(OldId(k as u64)));
+                    }
+                }
+                if let Event::OldGone(_) | Event::OldLost(_) = event {
+                    self.share_no_more(k);
                 }
                 self.feed(self.peers[k].new, event);
             }
@@ -362,6 +451,69 @@ impl World {
         }
     }
 
+    /// The lock is had: its server's ports are steered to it, if they can be shared.
+    fn share(&mut self, k: usize, holds: &[Address]) -> bool {
+        let (new, old) = (self.peers[k].new, self.peers[k].old);
+        let known = |j: usize| j == new || j == old;
+        let strangers = self.servers.iter().enumerate().filter(|(j, _)| !known(*j));
+        let mut others = strangers.flat_map(|(_, s)| &s.process.listens);
+        let shared = self.servers[new].shared && self.servers[old].shared && self.servers[old].process.alive;
+        if !shared || others.any(|l| holds.contains(l)) {
+            return false;
+        }
+        self.steered.extend(self.servers[old].process.listens.iter().map(|l| (l.clone(), (new, old))));
+        true
+    }
+
+    /// Whoever else listens at the places of this old server goes on without it, or it without them.
+    fn share_no_more(&mut self, k: usize) {
+        let (new, old) = (self.peers[k].new, self.peers[k].old);
+        self.steered.retain(|_, (by, to)| *by != new || (*to != old && *to != new));
+    }
+
+    /// What the old server's supervisor finds when the claimer has gone away.
+    fn is_succeeded(&self, k: usize) -> bool {
+        let (new, old) = (self.peers[k].new, self.peers[k].old);
+        let own = &self.servers[old].process.listens;
+        let others = self.servers.iter().enumerate().filter(|(j, _)| *j != old);
+        self.servers[new].supervisor != self.servers[old].supervisor
+            && others.flat_map(|(_, s)| &s.process.listens).any(|l| own.iter().any(|o| o.collides(l)))
+    }
+
+    /// Who gets new connections at a shared address: whom the program names, or anybody who listens.
+    fn receivers(&self, address: &Address) -> Vec<usize> {
+        let listens = |j: &usize| self.servers[*j].process.listens.contains(address);
+        match self.steered.get(address) {
+            Some((_, to)) if listens(to) => vec![*to],
+            _ => (0..self.servers.len()).filter(listens).collect(),
+        }
+    }
+
+    /// Promise 5: as long as somebody can serve the address, new connections go to such a one.
+    fn check_receivers(&self) {
+        if !self.servers.iter().all(|s| s.shared) {
+            return;
+        }
+        for address in &self.served {
+            if self.servers.iter().any(|s| s.abandoned.contains(address)) {
+                continue;
+            }
+            let serves = |j: &usize| {
+                let server = &self.servers[*j];
+                let able = server.process.accepts && !server.proving.contains(address);
+                server.up && !server.told && able && server.process.listens.contains(address)
+            };
+            let receivers = self.receivers(address);
+            // Stopped by a person after its switch, it keeps what comes to it until it is gone.
+            if receivers.iter().any(|j| self.servers[*j].told && self.servers[*j].ended_from_outside) {
+                continue;
+            }
+            if (0..self.servers.len()).any(|j| serves(&j)) {
+                assert!(receivers.len() == 1 && receivers.iter().all(serves), "{address} is answered by {receivers:?}");
+            }
+        }
+    }
+
     fn end_process(&mut self, i: usize, status: u8) {
         let process = &mut self.servers[i].process;
         if process.alive {
@@ -381,6 +533,10 @@ impl World {
             server.watched.clear();
             server.watched_release.clear();
             server.process.says.clear();
+            // The keeper lets every call run.
+            let calls = std::mem::take(&mut server.process.calls);
+            server.process.listens.extend(calls.into_keys());
+            (server.draining, server.proving) = (false, BTreeSet::new());
             server.ended_from_outside = true;
             if !server.committed {
                 self.end_process(j, 137);
@@ -449,16 +605,38 @@ impl World {
         let mut answers = Vec::new();
         for effect in effects {
             match effect {
-                // Of the shared port only; these are of the plain order.
-                Effect::Admit(_)
-                | Effect::Deny(_)
-                | Effect::Join(_)
-                | Effect::Settle
-                | Effect::Switch(_)
-                | Effect::AskDrain(..)
-                | Effect::Drain
-                | Effect::StopDrain
-                | Effect::CutOff => panic!("{effect:?} in plain order"),
+                Effect::Admit(address) => {
+                    let process = &mut self.servers[i].process;
+                    if process.calls.remove(&address).is_some() {
+                        process.listens.insert(address.clone());
+                        answers.push(Event::Listens(address));
+                    }
+                }
+                Effect::Deny(address) => drop(self.servers[i].process.calls.remove(&address)),
+                Effect::Join(address) => {
+                    let server = &mut self.servers[i];
+                    if server.process.calls.remove(&address).is_some() {
+                        server.process.listens.insert(address.clone());
+                    }
+                    server.proving.insert(address);
+                }
+                Effect::Settle => {}
+                Effect::Switch(_) => {
+                    assert!(self.servers[i].proving.is_empty(), "server {i} may not accept");
+                    let listens = &self.servers[i].process.listens;
+                    for (address, (by, to)) in &mut self.steered {
+                        if *by == i && listens.contains(address) {
+                            *to = i;
+                        }
+                    }
+                }
+                Effect::AskDrain(_, OldId(k)) => {
+                    assert!(self.servers[i].process.said_ready && self.peers[k as usize].granted);
+                    self.ask(k, Event::AskedDrain(ClaimerId(k)));
+                }
+                Effect::Drain => (self.servers[i].draining, self.servers[i].quiesced) = (true, false),
+                Effect::StopDrain => self.servers[i].draining = false,
+                Effect::CutOff => {}
                 Effect::Say(_, word) => {
                     if let SupervisorWord::Takedown(_) = word {
                         self.check_harm(i);
@@ -470,6 +648,7 @@ impl World {
                 Effect::LookUp(address) => answers.push(self.look_up(i, address)),
                 Effect::Lock(OldId(k)) => self.peers[k as usize].to_old.push_back(Event::Claim(ClaimerId(k))),
                 Effect::Unlock(OldId(k)) => {
+                    self.share_no_more(k as usize);
                     let peer = &mut self.peers[k as usize];
                     peer.to_new.clear();
                     if std::mem::take(&mut peer.open) {
@@ -591,9 +770,16 @@ impl World {
 
     fn look_up(&mut self, me: usize, address: Address) -> Event {
         let mut holders = self.registered(&address, me);
+        let listens = |s: &Server| s.process.listens.iter().any(|l| l.collides(&address));
+        let listening = || (0..self.servers.len()).filter(|j| *j != me && listens(&self.servers[*j]));
         if holders.is_empty() {
-            let listens = |s: &Server| s.process.listens.iter().any(|l| l.collides(&address));
-            holders = (0..self.servers.len()).filter(|j| *j != me && listens(&self.servers[*j])).collect();
+            holders = listening().collect();
+        } else if holders.iter().any(|j| self.servers[*j].machine.is_none()) {
+            // What a dead supervisor left beside its server is waited for, or is an orphan too.
+            let beside: Vec<usize> = listening().filter(|j| !holders.contains(j)).collect();
+            let supervised: BTreeSet<usize> =
+                beside.iter().copied().filter(|j| self.servers[*j].machine.is_some()).collect();
+            if supervised.is_empty() { holders.extend(beside) } else { holders = supervised }
         }
         if holders.is_empty() {
             self.pidfiles.insert(address.clone(), me);
@@ -601,11 +787,13 @@ impl World {
         }
         let mut olds = Vec::new();
         for old in holders {
-            if self.servers[old].machine.is_none() {
-                self.adopt(old, self.servers[me].supervisor);
-            }
-            let open = self.peers.iter().position(|p| p.open && p.new == me && p.old == old);
-            let k = open.unwrap_or_else(|| {
+            // That its supervisor is dead is news that may be still on its way.
+            let lost = |event: &Event| matches!(event, Event::OldLost(_));
+            let known = |p: &Peer| p.new == me && p.old == old && (p.open || p.to_new.iter().any(lost));
+            let k = self.peers.iter().position(known).unwrap_or_else(|| {
+                if self.servers[old].machine.is_none() {
+                    self.adopt(old, self.servers[me].supervisor);
+                }
                 let (to_old, to_new) = Default::default();
                 self.peers.push(Peer {
                     new: me,
@@ -742,11 +930,41 @@ fn news() -> Vec<Vec<Do>> {
     ]
 }
 
+/// The same on a shared port.
+fn sharing_olds() -> Vec<Vec<Do>> {
+    vec![
+        vec![listen(":1"), Do::Accept],
+        vec![takes(":1"), listen(":1"), Do::Accept],
+        vec![listen(":1"), listen(":2"), Do::Accept],
+        vec![takes(":1"), listen(":1"), listen(":2"), Do::Accept],
+    ]
+}
+
+/// The last one never accepts.
+fn sharing_news() -> Vec<Vec<Do>> {
+    let up = || Do::Say(ServerWord::Up);
+    vec![
+        vec![listen(":1"), Do::Accept],
+        vec![Do::Accept, listen(":1"), listen(":2")],
+        vec![takes(":1"), ready(":1"), go(":1"), listen(":1"), Do::Accept, up()],
+        vec![listen(":1"), Do::Say(ServerWord::Fail("no".into()))],
+        vec![listen(":1")],
+    ]
+}
+
 /// Runs `then` on every pair of an old and a new server, the old one settled, stubborn or not. The sum.
 fn pairs(stubborn: &[bool], then: impl Fn(World) -> usize) -> usize {
+    pairs_of(olds(), news(), stubborn, then)
+}
+
+fn sharing_pairs(stubborn: &[bool], then: impl Fn(World) -> usize) -> usize {
+    pairs_of(sharing_olds(), sharing_news(), stubborn, then)
+}
+
+fn pairs_of(olds: Vec<Vec<Do>>, news: Vec<Vec<Do>>, stubborn: &[bool], then: impl Fn(World) -> usize) -> usize {
     let mut sum = 0;
-    for old in olds() {
-        for new in news() {
+    for old in olds {
+        for new in &news {
             for stubborn in stubborn {
                 let mut world = World::with(old.clone());
                 world.servers[0].process.stubborn = *stubborn;
@@ -773,6 +991,24 @@ fn every_swap_with_clocks_that_ring_at_every_moment() {
     assert!(pairs(&[false], |world| World { hasty: true, ..world }.explore()) > 10_000);
 }
 
+#[test]
+fn every_shared_swap_with_a_death_at_every_moment() {
+    let states = sharing_pairs(&[false, true], |world| World { deaths: 1, hasty: true, ..world }.explore());
+    assert!(states > 10_000);
+}
+
+#[test]
+fn every_shared_swap_with_a_stop_at_every_moment() {
+    let states = sharing_pairs(&[false], |world| World { stops: 1, ..world }.explore());
+    assert!(states > 10_000);
+}
+
+#[test]
+fn every_shared_swap_with_a_supervisor_killed_at_every_moment() {
+    let states = sharing_pairs(&[false], |world| World { kills: 1, hasty: true, ..world }.explore());
+    assert!(states > 10_000);
+}
+
 /// At rest, everything that lives serves, and each address is served once.
 fn check_one(world: &World, address: &str) -> usize {
     let address = a(address);
@@ -788,12 +1024,15 @@ proptest! {
 
     #[test]
     fn many_at_once_end_with_exactly_one_server(
-        old in 0usize..5, rivals in 1usize..4, first in any::<bool>(), stubborn in any::<bool>(),
+        old in 0usize..9, rivals in 1usize..4, first in any::<bool>(), stubborn in any::<bool>(),
+        shared in any::<bool>(),
         picks in prop::collection::vec(any::<prop::sample::Index>(), 0..150),
     ) {
-        let mut world = if first { World::default() } else { World::with(olds().remove(old)) };
+        let all = [&olds()[..5], &sharing_olds()].concat();
+        let mut world = if first { World::default() } else { World::with(all[old].clone()) };
+        let both = if shared { vec![listen(":1"), Do::Accept, listen(":2")] } else { vec![ready(":1"), ready(":2")] };
         for rival in 0..rivals {
-            world.start(rival != 1, [ready(":1"), ready(":2")]);
+            world.start(rival != 1, both.clone());
         }
         for server in &mut world.servers {
             server.process.stubborn = stubborn;
@@ -809,13 +1048,14 @@ proptest! {
 
     #[test]
     fn whatever_is_killed_the_next_one_takes_over(
-        old in 0usize..6, rivals in prop::collection::vec(0usize..7, 1..4),
+        old in 0usize..10, rivals in prop::collection::vec(0usize..12, 1..4), shared in any::<bool>(),
         deaths in 0u8..3, kills in 0u8..4, stops in 0u8..2, hasty in any::<bool>(), stubborn in any::<bool>(),
         picks in prop::collection::vec(any::<prop::sample::Index>(), 0..120),
     ) {
-        let mut world = World::with(olds().remove(old));
+        let (olds, news) = ([olds(), sharing_olds()].concat(), [news(), sharing_news()].concat());
+        let mut world = World::with(olds[old].clone());
         for rival in rivals {
-            world.start(true, news().remove(rival));
+            world.start(true, news[rival].clone());
         }
         world.servers[0].process.stubborn = stubborn;
         world = World { deaths, kills, stops, hasty, ..world };
@@ -823,7 +1063,8 @@ proptest! {
             world.walk(&picks);
             world.settle();
             world.check_rest();
-            let last = world.start(true, [ready(":1"), ready(":2")]);
+            let both = if shared { vec![listen(":1"), Do::Accept, listen(":2")] } else { vec![ready(":1"), ready(":2")] };
+            let last = world.start(true, both);
             world.settle();
             world.check_rest();
             assert!(world.servers[last].done);
