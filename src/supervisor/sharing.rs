@@ -47,6 +47,8 @@ impl Supervisor {
         let Some(live) = self.live.get_mut(&generation) else { return };
         // It is seen: nobody has to look for its listeners.
         live.discover_until = None;
+        // And what it has so far is not all.
+        live.settled = false;
         let address = Address::from(waiting.address);
         live.calls.push(waiting);
         self.feed(generation, swap::Event::Calls(address));

@@ -1026,7 +1026,7 @@ impl Generation {
             self.slots.iter().any(|(own, slot)| matches!(slot, Slot::Proven(..) | Slot::Held) && own.collides(held))
         };
         let mut abandoned = Vec::new();
-        for old in self.olds.values().filter(|old| old.shares) {
+        for old in self.olds.values().filter(|old| old.shares && !old.stopped) {
             let holds = old.lock.iter().flat_map(|lock| lock.holds());
             abandoned.extend(holds.filter(|held| !proven(held)).cloned());
         }
@@ -1046,7 +1046,7 @@ impl Generation {
             let text = "the new server does not take this address over (it is abandoned)";
             effects.push(Effect::Report(Level::Warning, Some(address), text.into()));
         }
-        for (&id, old) in self.olds.iter_mut().filter(|(_, old)| old.shares && old.lock.is_some()) {
+        for (&id, old) in self.olds.iter_mut().filter(|(_, old)| old.shares && old.lock.is_some() && !old.stopped) {
             old.warrant = Some(warrant);
             old.step = self.settings.order.next_that_takes_time(Step::Drain);
             old.stopped = true;

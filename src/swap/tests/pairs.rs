@@ -140,7 +140,8 @@ impl Watcher {
         for effect in effects {
             self.effect(event, effect);
         }
-        assert!(!std::mem::take(&mut self.switching), "a switch, and nobody drains");
+        let switched = std::mem::take(&mut self.switching);
+        assert!(!switched || !self.drained.is_empty(), "a switch, and nobody drains");
         if std::mem::take(&mut self.turned_back) {
             assert!(!self.draining, "it drains for nobody");
             for (address, _) in machine.slots.iter().filter(|(_, slot)| **slot == Slot::Held) {
@@ -241,7 +242,7 @@ impl Watcher {
             Effect::AskDrain(_, old) => {
                 self.warranted(*old);
                 assert!(self.shares.contains(old) && self.drained.insert(*old), "{old:?} drains twice");
-                self.switching = false;
+                assert!(self.switching, "{old:?} drains before the switch");
             }
             Effect::Drain => {
                 let asked = matches!(event, Event::AskedDrain(c) if self.claimers.contains(c));

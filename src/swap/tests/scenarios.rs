@@ -845,3 +845,19 @@ fn an_old_server_that_takes_only_some_of_its_addresses_down_is_told_when_its_dra
     assert!(turned_back.is_free());
     assert_has(&machine.step(Event::Drained), &[takedown_to(0, ":1")]);
 }
+
+#[test]
+fn an_address_that_comes_after_the_switch_is_switched_too_and_nobody_is_asked_twice() {
+    let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
+    machine.step(Event::Calls(a(":1")));
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    machine.step(Event::Shares(OLD));
+    locked(&mut machine, &[":1", ":2", ":3"]);
+    says(&mut machine, "UP");
+    assert_eq!(reports(&machine.step(Event::Accepts(a(":1")))).len(), 2, "two are abandoned");
+    machine.step(Event::Calls(a(":2")));
+    assert_has(&machine.step(Event::Taken(a(":2"), vec![OLD])), &[Effect::Join(a(":2"))]);
+    let effects = machine.step(Event::Accepts(a(":2")));
+    assert!(effects.iter().any(|e| matches!(e, Effect::Switch(_))), "{effects:?}");
+    assert!(!effects.iter().any(|e| matches!(e, Effect::AskDrain(..) | Effect::Report(..))), "{effects:?}");
+}
