@@ -20,7 +20,7 @@ pub use order::{Order, Step, Warrant};
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::{ServerWord, SupervisorWord};
-use order::{Lock, Ready};
+use order::{Lock, Proof, Ready};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -133,7 +133,7 @@ pub enum Level {
     Detail,
 }
 
-/// What is to be done. Nothing here can harm an old server but the two that carry a [`Warrant`].
+/// What is to be done. Nothing here can harm an old server but those that carry a [`Warrant`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Send the server a word.
@@ -251,7 +251,7 @@ enum Slot {
     /// Shared: the server listens, and has not proven that it accepts.
     Joined(Ready, BTreeSet<OldId>),
     /// Shared: the server accepts; all that is left is the switch.
-    Proven(Ready, BTreeSet<OldId>),
+    Proven(Proof, BTreeSet<OldId>),
     /// GO was said; the server does not listen yet.
     Going,
     /// The server has the address.
@@ -478,7 +478,7 @@ impl Generation {
             Event::Accepts(address) => {
                 for (_, slot) in self.slots.iter_mut().filter(|(own, _)| own.collides(&address)) {
                     if let Slot::Joined(ready, olds) = slot {
-                        *slot = Slot::Proven(ready.clone(), std::mem::take(olds));
+                        *slot = Slot::Proven(Proof::accepts(ready), std::mem::take(olds));
                     }
                 }
             }
@@ -1003,13 +1003,14 @@ impl Generation {
         if joined || self.slots.values().any(wants) {
             return;
         }
-        let mut warrant = None;
+        let (mut proof, mut locks) = (None, Vec::new());
         for slot in self.slots.values() {
-            if let Slot::Proven(ready, olds) = slot {
-                warrant = Warrant::new(ready, olds.iter().map(|id| self.olds[id].lock.as_ref()));
+            if let Slot::Proven(own, olds) = slot {
+                proof = Some(own);
+                locks.extend(olds.iter().map(|id| self.olds[id].lock.as_ref()));
             }
         }
-        let Some(warrant) = warrant else { return };
+        let Some(warrant) = proof.and_then(|proof| Warrant::proven(proof, locks)) else { return };
         let proven = |held: &Address| {
             self.slots.iter().any(|(own, slot)| matches!(slot, Slot::Proven(..) | Slot::Held) && own.collides(held))
         };
@@ -1064,8 +1065,10 @@ impl Generation {
             }
             Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..)) => drop(self.called.insert(address)),
             Some(slot @ (Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))) => {
-                if let Slot::Invited(ready, olds) | Slot::Proven(ready, olds) = slot {
-                    *slot = Slot::Joined(ready.clone(), std::mem::take(olds));
+                match slot {
+                    Slot::Invited(ready, olds) => *slot = Slot::Joined(ready.clone(), std::mem::take(olds)),
+                    Slot::Proven(proof, olds) => *slot = Slot::Joined(proof.undone(), std::mem::take(olds)),
+                    _ => {}
                 }
                 effects.push(Effect::Join(address));
             }

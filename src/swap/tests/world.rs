@@ -660,7 +660,7 @@ impl World {
                     }
                 }
                 Effect::Take(_, address) => {
-                    let mut olds = self.peers.iter().filter(|p| p.new == i && p.locked).map(|p| p.old).collect();
+                    let olds = self.peers.iter().filter(|p| p.new == i && p.locked).map(|p| p.old).collect();
                     match self.registered(&address, i).is_subset(&olds) {
                         true => drop(self.pidfiles.insert(address, i)),
                         false => answers.push(self.look_up(i, address)),
