@@ -100,6 +100,8 @@ pub enum PeerWord {
     Takedown(Address),
     /// With the lock, after the switch of a shared port: let the server finish what it has, then stop it.
     Drain,
+    /// The switch is turned back: drain no more.
+    Stay,
     /// With the lock: stop the server, whatever addresses it has left.
     Stop,
     /// `--takedown`: one of the addresses to take down.
@@ -192,6 +194,7 @@ impl Word for PeerWord {
             "CLAIM" => nothing(argument, PeerWord::Claim),
             "TAKEDOWN" => address(argument).map(PeerWord::Takedown),
             "DRAIN" => nothing(argument, PeerWord::Drain),
+            "STAY" => nothing(argument, PeerWord::Stay),
             "STOP" => nothing(argument, PeerWord::Stop),
             "DOWN" => address(argument).map(PeerWord::Down),
             "COMMIT" => nothing(argument, PeerWord::Commit),
@@ -260,6 +263,7 @@ impl fmt::Display for PeerWord {
             PeerWord::Claim => f.write_str("CLAIM"),
             PeerWord::Takedown(a) => write!(f, "TAKEDOWN {a}"),
             PeerWord::Drain => f.write_str("DRAIN"),
+            PeerWord::Stay => f.write_str("STAY"),
             PeerWord::Stop => f.write_str("STOP"),
             PeerWord::Down(a) => write!(f, "DOWN {a}"),
             PeerWord::Commit => f.write_str("COMMIT"),
@@ -327,6 +331,7 @@ mod tests {
             PeerWord::Claim,
             PeerWord::Takedown(a()),
             PeerWord::Drain,
+            PeerWord::Stay,
             PeerWord::Stop,
             PeerWord::Down(a()),
             PeerWord::Commit,

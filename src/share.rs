@@ -269,6 +269,17 @@ impl Sharing {
         (abandoned, result)
     }
 
+    /// From here new connections go to the old servers again. What went to the new one stays there.
+    pub fn switch_back(&mut self) {
+        for group in &mut self.groups {
+            group.phase = Phase::Steered;
+            let _ = group.steer();
+            for old in &group.olds {
+                let _ = old.accept_newcomers();
+            }
+        }
+    }
+
     /// This old server stays: nothing is wanted of it any more.
     pub fn let_go(&mut self, old: u64) {
         for group in self.groups.extract_if(.., |g| g.old == old) {

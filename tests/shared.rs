@@ -257,6 +257,31 @@ fn a_new_server_that_dies_after_the_switch_gives_the_port_back() {
 }
 
 #[test]
+fn a_new_supervisor_that_is_stopped_after_the_switch_gives_the_port_back() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let (gate, held) = sandbox.gate("hold");
+    let py = server("unmodified.py");
+    let address = format!("0.0.0.0:{port}");
+    let words = ["python3", &py, &address, &held];
+    deploy(&sandbox, &words);
+    let first = answered_by(port, 1);
+    let mut request = hold(port);
+    gate.reached();
+    let mut new = sandbox.serverswap(["--drain", "60"].iter().chain(&words));
+    answered_by(port, 2);
+    new.signal(libc::SIGTERM);
+    assert_eq!(new.wait(), 143, "{}", new.log());
+    assert_eq!(get(port), Ok(first));
+    gate.open();
+    let mut answer = String::new();
+    request.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(&format!("1 {}", first.pid)), "{answer}");
+    assert_eq!(get(port), Ok(first));
+    sandbox.take_down(&format!(":{port}"));
+}
+
+#[test]
 fn the_status_shows_what_an_old_server_still_has_to_do() {
     let sandbox = Sandbox::shared();
     let port = sandbox.port();

@@ -73,6 +73,8 @@ impl Supervisor {
             Effect::AskDrain(_, old) => {
                 self.ask(old, Event::AskedDrain(ClaimerId(old.0)), PeerWord::Drain);
             }
+            Effect::SwitchBack => self.switch_back(generation),
+            Effect::AskStay(old) => self.ask(old, Event::AskedStay(ClaimerId(old.0)), PeerWord::Stay),
             Effect::Drain => self.drain(generation),
             Effect::StopDrain => {
                 if let Some(live) = self.live.get_mut(&generation) {

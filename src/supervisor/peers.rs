@@ -119,6 +119,7 @@ impl Supervisor {
             PeerWord::Claim => self.feed(generation, swap::Event::Claim(claimer)),
             PeerWord::Takedown(address) => self.feed(generation, swap::Event::AskedTakedown(claimer, address)),
             PeerWord::Drain => self.feed(generation, swap::Event::AskedDrain(claimer)),
+            PeerWord::Stay => self.feed(generation, swap::Event::AskedStay(claimer)),
             PeerWord::Stop => self.feed(generation, swap::Event::AskedStop(claimer)),
             PeerWord::Down(address) => {
                 if let Role::Peer(_, downs) = &mut conn.role

@@ -167,6 +167,12 @@ impl Supervisor {
         }
     }
 
+    pub(super) fn switch_back(&mut self, generation: GenId) {
+        if let Some(sharing) = self.live.get_mut(&generation).and_then(|live| live.sharing.as_mut()) {
+            sharing.switch_back();
+        }
+    }
+
     /// An old server stays.
     pub(super) fn share_no_more(&mut self, generation: GenId, old: Id) {
         if let Some(sharing) = self.live.get_mut(&generation).and_then(|live| live.sharing.as_mut()) {

@@ -20,7 +20,7 @@ pub use order::{Order, Step, Warrant};
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::{ServerWord, SupervisorWord};
-use order::{Lock, Ready};
+use order::{Lock, Proof, Ready};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
@@ -71,6 +71,8 @@ pub enum Event {
     Shares(OldId),
     /// The holder of the lock has switched a shared port: finish what you have, then go.
     AskedDrain(ClaimerId),
+    /// The holder of the lock has turned its switch back.
+    AskedStay(ClaimerId),
     /// The holder of the lock has gone away, but its server serves in our place.
     Succeeded(ClaimerId),
     /// Whoever served in our place is gone too: new connections come here again.
@@ -133,7 +135,7 @@ pub enum Level {
     Detail,
 }
 
-/// What is to be done. Nothing here can harm an old server but the two that carry a [`Warrant`].
+/// What is to be done. Nothing here can harm an old server but those that carry a [`Warrant`].
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Effect {
     /// Send the server a word.
@@ -160,6 +162,10 @@ pub enum Effect {
     Switch(Warrant),
     /// Let the old server finish what it has, and then stop it.
     AskDrain(Warrant, OldId),
+    /// New connections go to the old servers again.
+    SwitchBack,
+    /// The old server is to drain no more.
+    AskStay(OldId),
     /// Watch the connections of our server, which gets no new ones.
     Drain,
     /// Watch them no more.
@@ -249,7 +255,7 @@ enum Slot {
     /// Shared: the server listens, and has not proven that it accepts.
     Joined(Ready, BTreeSet<OldId>),
     /// Shared: the server accepts; all that is left is the switch.
-    Proven(Ready, BTreeSet<OldId>),
+    Proven(Proof, BTreeSet<OldId>),
     /// GO was said; the server does not listen yet.
     Going,
     /// The server has the address.
@@ -278,8 +284,6 @@ enum Wish {
 enum Why {
     /// Replaced, or taken down on request: the supervisor ends with 0.
     Requested,
-    /// The same, on a shared port: its drain is over.
-    Drained,
     /// The supervisor was told to stop: it ends with the server's status.
     Told,
     /// The new server did not make it: it ends with this status.
@@ -333,7 +337,7 @@ pub struct Generation {
     quiesced: bool,
     /// The time for the drain is up, and something still is.
     overdue: bool,
-    /// What it had when its drain was over.
+    /// What it had when it was told to go during its drain.
     given: Vec<Address>,
     done: bool,
     olds: BTreeMap<OldId, Old>,
@@ -484,7 +488,7 @@ impl Generation {
             Event::Accepts(address) => {
                 for (_, slot) in self.slots.iter_mut().filter(|(own, _)| own.collides(&address)) {
                     if let Slot::Joined(ready, olds) = slot {
-                        *slot = Slot::Proven(ready.clone(), std::mem::take(olds));
+                        *slot = Slot::Proven(Proof::accepts(ready), std::mem::take(olds));
                     }
                 }
             }
@@ -498,6 +502,11 @@ impl Generation {
                     (self.draining, self.quiesced, self.overdue) = (true, false, false);
                     effects.push(Effect::Drain);
                     self.arm(Timer::Drain, self.settings.drain, effects);
+                }
+            }
+            Event::AskedStay(claimer) => {
+                if self.lock == Some(claimer) && self.stage == Stage::Up {
+                    self.drain_no_more(effects);
                 }
             }
             Event::Succeeded(claimer) => {
@@ -515,7 +524,7 @@ impl Generation {
             Event::Quiesced => self.quiesced(effects),
             Event::Drained => {
                 if self.draining && self.stage == Stage::Up {
-                    self.leave(Why::Drained, false, effects);
+                    self.leave(Why::Requested, false, effects);
                 }
             }
             Event::Free(address) => {
@@ -811,11 +820,8 @@ impl Generation {
 
     /// Serves on: nobody wants anything of it any more.
     fn resume(&mut self, effects: &mut Vec<Effect>) {
-        if std::mem::take(&mut self.draining) && self.stage == Stage::Up {
-            self.disarm(Timer::Drain, effects);
-            effects.push(Effect::StopDrain);
-        }
         if self.stage == Stage::Up {
+            self.drain_no_more(effects);
             self.disarm(Timer::Partial, effects);
             for (address, slot) in &mut self.slots {
                 if *slot == (Slot::Asked { told: false }) {
@@ -825,6 +831,13 @@ impl Generation {
                     effects.push(Effect::Hold(address.clone()));
                 }
             }
+        }
+    }
+
+    fn drain_no_more(&mut self, effects: &mut Vec<Effect>) {
+        if std::mem::take(&mut self.draining) {
+            self.disarm(Timer::Drain, effects);
+            effects.push(Effect::StopDrain);
         }
     }
 
@@ -852,7 +865,7 @@ impl Generation {
             }
             Timer::Drain => {
                 effects.push(Effect::CutOff);
-                self.leave(Why::Drained, false, effects);
+                self.leave(Why::Requested, false, effects);
             }
             Timer::Quiet => self.quiet = true,
             Timer::Kill => {
@@ -875,7 +888,7 @@ impl Generation {
     fn exited(&mut self, own: u8, effects: &mut Vec<Effect>) {
         let stage = std::mem::replace(&mut self.stage, Stage::Ended);
         let status = match stage {
-            Stage::Leaving(Why::Requested | Why::Drained) => status::DONE,
+            Stage::Leaving(Why::Requested) => status::DONE,
             Stage::Leaving(Why::Failed(status)) => status,
             Stage::Leaving(Why::Told) | Stage::Starting | Stage::Up | Stage::Ended => own,
         };
@@ -1015,13 +1028,14 @@ impl Generation {
         if joined || self.slots.values().any(wants) {
             return;
         }
-        let mut warrant = None;
+        let (mut proof, mut locks) = (None, Vec::new());
         for slot in self.slots.values() {
-            if let Slot::Proven(ready, olds) = slot {
-                warrant = Warrant::new(ready, olds.iter().map(|id| self.olds[id].lock.as_ref()));
+            if let Slot::Proven(own, olds) = slot {
+                proof = Some(own);
+                locks.extend(olds.iter().map(|id| self.olds[id].lock.as_ref()));
             }
         }
-        let Some(warrant) = warrant else { return };
+        let Some(warrant) = proof.and_then(|proof| Warrant::proven(proof, locks)) else { return };
         let proven = |held: &Address| {
             self.slots.iter().any(|(own, slot)| matches!(slot, Slot::Proven(..) | Slot::Held) && own.collides(held))
         };
@@ -1058,18 +1072,15 @@ impl Generation {
     fn calls(&mut self, address: Address, effects: &mut Vec<Effect>) {
         if let Stage::Leaving(_) | Stage::Ended = self.stage {
             let may = |slot: &Slot| matches!(slot, Slot::Going | Slot::Held | Slot::Asked { .. });
-            let has = self.slots.iter().any(|(own, slot)| may(slot) && own.collides(&address));
+            let has = self.own(&address).is_some_and(|own| may(&self.slots[&own]));
             // Beside an old server, with nobody to steer, it would get connections that end with it.
             return effects.push(if has { Effect::Admit(address) } else { Effect::Deny(address) });
         }
         (self.quiet, self.settled) = (false, false);
         self.disarm(Timer::Quiet, effects);
         let full = self.slots.len() >= ADDRESSES_MAX;
-        let own = match self.slots.contains_key(&address) {
-            true => self.slots.get_mut(&address),
-            false => self.slots.iter_mut().find(|(own, _)| own.collides(&address)).map(|(_, slot)| slot),
-        };
-        match own {
+        let own = self.own(&address);
+        match own.and_then(|own| self.slots.get_mut(&own)) {
             None if full => effects.push(Effect::Admit(address)),
             None => {
                 self.presume_no_more();
@@ -1079,8 +1090,10 @@ impl Generation {
             }
             Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..)) => drop(self.called.insert(address)),
             Some(slot @ (Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))) => {
-                if let Slot::Invited(ready, olds) | Slot::Proven(ready, olds) = slot {
-                    *slot = Slot::Joined(ready.clone(), std::mem::take(olds));
+                match slot {
+                    Slot::Invited(ready, olds) => *slot = Slot::Joined(ready.clone(), std::mem::take(olds)),
+                    Slot::Proven(proof, olds) => *slot = Slot::Joined(proof.undone(), std::mem::take(olds)),
+                    _ => {}
                 }
                 effects.push(Effect::Join(address));
             }
@@ -1108,9 +1121,9 @@ impl Generation {
         self.quiesced = true;
         if self.overdue {
             effects.push(Effect::CutOff);
-            self.leave(Why::Drained, false, effects);
+            self.leave(Why::Requested, false, effects);
         } else if !self.takers.is_empty() && self.slots.keys().all(|own| self.is_taken(own)) {
-            self.leave(Why::Drained, false, effects);
+            self.leave(Why::Requested, false, effects);
             // It has the time for its drain too.
             self.arm(Timer::Kill, self.settings.drain + self.settings.kill_after, effects);
         }
@@ -1304,7 +1317,8 @@ impl Generation {
 
     /// Tells the server to stop, by TAKEDOWN where it took it, else by signal.
     fn leave(&mut self, why: Why, signalled: bool, effects: &mut Vec<Effect>) {
-        if std::mem::take(&mut self.draining) {
+        let drained = std::mem::take(&mut self.draining);
+        if drained {
             effects.push(Effect::StopDrain);
         }
         self.give_up(effects);
@@ -1319,7 +1333,7 @@ impl Generation {
             }
         }
         // From here on nobody can go back to it.
-        if let (Why::Drained, Some(claimer)) = (why, self.lock) {
+        if let (true, Some(claimer)) = (drained, self.lock) {
             self.given = self.addresses();
             effects.extend(self.given.iter().cloned().map(|own| Effect::TellReleased(claimer, own)));
         }
@@ -1364,6 +1378,13 @@ impl Generation {
     /// Wants nothing of the old servers any more.
     fn give_up(&mut self, effects: &mut Vec<Effect>) {
         effects.extend(std::mem::take(&mut self.called).into_iter().map(Effect::Deny));
+        // Until the takedown the switch can be turned back: what comes while this server ends is not its.
+        let drained = self.olds.iter().filter(|(_, old)| old.shares && old.stopped);
+        let drained: Vec<OldId> = drained.map(|(id, _)| *id).collect();
+        if self.switched && self.harmed.is_empty() && !drained.is_empty() {
+            effects.push(Effect::SwitchBack);
+            effects.extend(drained.into_iter().map(Effect::AskStay));
+        }
         let listens = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)));
         self.withdraw(|_| true, effects);
         // On a shared port it listens until it is gone, and the locks come back then.
@@ -1430,6 +1451,12 @@ impl Generation {
 
     fn acquiring(&self) -> bool {
         self.wants_more() || self.slots.values().any(|slot| matches!(slot, Slot::Releasing(..) | Slot::Proven(..)))
+    }
+
+    /// What we call an address that the server names: itself, or what it collides with.
+    fn own(&self, address: &Address) -> Option<Address> {
+        let mut colliding = self.slots.keys().filter(|own| own.collides(address));
+        if self.slots.contains_key(address) { Some(address.clone()) } else { colliding.next().cloned() }
     }
 
     fn active(&self) -> impl Iterator<Item = &Address> {

@@ -58,6 +58,21 @@ impl Ready {
     }
 }
 
+/// The new server accepts connections beside the old one.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Proof(Ready);
+
+impl Proof {
+    pub(super) fn accepts(ready: &Ready) -> Proof {
+        Proof(ready.clone())
+    }
+
+    /// One more socket is to be proven.
+    pub(super) fn undone(&self) -> Ready {
+        self.0.clone()
+    }
+}
+
 /// An old server's lock was granted to us.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Lock(Vec<Address>);
@@ -72,13 +87,20 @@ impl Lock {
     }
 }
 
-/// The proof that a new server is ready and that the lock of every old server is held: the effects
-/// that harm an old server carry it, and there is no other way to make one (promises 1 and 2).
+/// The proof that a new server is ready, on a shared port that it accepts, and that the lock of every old
+/// server is held: the effects that harm an old server carry it, and there is no other way to make one
+/// (promises 1 and 2).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Warrant(());
 
 impl Warrant {
+    /// In plain order.
     pub(super) fn new<'a>(_: &Ready, locks: impl IntoIterator<Item = Option<&'a Lock>>) -> Option<Warrant> {
+        locks.into_iter().all(|lock| lock.is_some()).then_some(Warrant(()))
+    }
+
+    /// On a shared port.
+    pub(super) fn proven<'a>(_: &Proof, locks: impl IntoIterator<Item = Option<&'a Lock>>) -> Option<Warrant> {
         locks.into_iter().all(|lock| lock.is_some()).then_some(Warrant(()))
     }
 }

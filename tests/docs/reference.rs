@@ -506,6 +506,11 @@ fn messages_of_the_manual_are_those_of_the_program() {
     assert_eq!((status, busy.wait()), (0, 0), "{log}{}", busy.log());
     logs += &busy.log();
     assert_eq!(stage.sandbox.run(["--takedown", &address]).0, 0);
+    // One place of two.
+    let python = format!("python3 {}/tests/servers/unmodified.py 0.0.0.0:8080", env!("CARGO_MANIFEST_DIR"));
+    assert_eq!(stage.run(&dir, &format!("serverswap -d {python} [::]:8080")).0, 0);
+    logs += &stage.run(&dir, &format!("serverswap -d {python}")).1;
+    assert_eq!(stage.sandbox.run(["--takedown", &address]).0, 0);
     // A port that a stranger has.
     let mut stranger = stage.sandbox.command("python3");
     stranger.args(["-m", "http.server", &stage.port.to_string()]);

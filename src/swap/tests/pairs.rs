@@ -249,6 +249,8 @@ impl Watcher {
                 assert!(asked, "it drains for nobody");
                 assert!(!std::mem::replace(&mut self.draining, true), "it drains twice");
             }
+            Effect::SwitchBack => assert!(!self.drained.is_empty(), "no switch to turn back"),
+            Effect::AskStay(old) => assert!(self.drained.contains(old), "{old:?} does not drain"),
             Effect::StopDrain => assert!(std::mem::take(&mut self.draining), "it does not drain"),
             Effect::CutOff => assert!(self.draining && matches!(event, Event::Timer(Timer::Drain) | Event::Quiesced)),
             Effect::Say(speaker, SupervisorWord::Go(address)) => {
@@ -490,6 +492,7 @@ fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
         events.push(Event::Claim(ClaimerId(*id)));
         events.push(Event::AskedStop(ClaimerId(*id)));
         events.push(Event::AskedDrain(ClaimerId(*id)));
+        events.push(Event::AskedStay(ClaimerId(*id)));
         events.push(Event::Succeeded(ClaimerId(*id)));
         events.push(Event::Alone);
         events.push(Event::Shares(OldId(*id)));

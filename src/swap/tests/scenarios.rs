@@ -861,3 +861,26 @@ fn an_address_that_comes_after_the_switch_is_switched_too_and_nobody_is_asked_tw
     assert!(effects.iter().any(|e| matches!(e, Effect::Switch(_))), "{effects:?}");
     assert!(!effects.iter().any(|e| matches!(e, Effect::AskDrain(..) | Effect::Report(..))), "{effects:?}");
 }
+
+#[test]
+fn stop_while_the_old_server_drains_gives_it_the_port_back_at_once() {
+    let mut machine = joining(":1");
+    machine.step(Event::Accepts(a(":1")));
+    let mut late = machine.clone();
+    let effects = stop(&mut machine);
+    let place = |wanted: Effect| effects.iter().position(|e| *e == wanted).unwrap();
+    assert!(place(Effect::SwitchBack) < place(Effect::Signal), "it closes its listener then");
+    assert_has(&effects, &[Effect::AskStay(OLD)]);
+    // The lock comes back when it is gone.
+    assert_has(&machine.step(Event::Exited(143)), &[Effect::Unlock(OLD)]);
+    // Not to one that was told to go.
+    late.step(Event::OldReleased(OLD, a(":1")));
+    assert!(!stop(&mut late).contains(&Effect::SwitchBack));
+
+    let mut old = claimed(serving(&[":1"], &[]));
+    old.step(Event::AskedDrain(CLAIMER));
+    assert_eq!(old.step(Event::AskedStay(CLAIMER)), [Effect::Disarm(Timer::Drain), Effect::StopDrain]);
+    assert_eq!(old.step(Event::Drained), []);
+    assert_eq!(old.step(Event::ClaimerGone(CLAIMER)), [Effect::Hold(a(":1"))]);
+    assert!(old.is_free());
+}

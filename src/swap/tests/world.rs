@@ -504,10 +504,6 @@ impl World {
                 server.up && !server.told && able && server.process.listens.contains(address)
             };
             let receivers = self.receivers(address);
-            // Stopped by a person after its switch, it keeps what comes to it until it is gone.
-            if receivers.iter().any(|j| self.servers[*j].told && self.servers[*j].ended_from_outside) {
-                continue;
-            }
             if (0..self.servers.len()).any(|j| serves(&j)) {
                 assert!(receivers.len() == 1 && receivers.iter().all(serves), "{address} is answered by {receivers:?}");
             }
@@ -634,6 +630,14 @@ impl World {
                     assert!(self.servers[i].process.said_ready && self.peers[k as usize].granted);
                     self.ask(k, Event::AskedDrain(ClaimerId(k)));
                 }
+                Effect::SwitchBack => {
+                    for (address, (_, to)) in self.steered.iter_mut().filter(|(_, (by, _))| *by == i) {
+                        let mut olds = self.peers.iter().filter(|p| p.new == i && p.locked).map(|p| p.old);
+                        let had = |j: &usize| self.servers[*j].process.listens.contains(address);
+                        *to = olds.find(had).unwrap_or(*to);
+                    }
+                }
+                Effect::AskStay(OldId(k)) => self.ask(k, Event::AskedStay(ClaimerId(k))),
                 Effect::Drain => (self.servers[i].draining, self.servers[i].quiesced) = (true, false),
                 Effect::StopDrain => self.servers[i].draining = false,
                 Effect::CutOff => {}
