@@ -39,7 +39,9 @@ enum Phase {
     Steered,
     /// All to the old sockets, but for a probe to the first new one, begun then.
     Probing(Option<Probe>, Instant),
-    /// The new server has accepted the probe.
+    /// The new server has accepted the probe, then.
+    Accepted(Instant),
+    /// And it has not closed its sockets since: the primary of a cluster accepts for workers that crash.
     Proven,
     /// All to the new sockets.
     Switched,
@@ -79,7 +81,9 @@ impl Group {
         match (&self.phase, self.olds.first()) {
             (_, None) => Ok(()),
             (Phase::Probing(Some(probe), _), Some(old)) => old.steer_with_probe(self.olds(), probe, self.news().first),
-            (Phase::Steered | Phase::Probing(None, _) | Phase::Proven, Some(old)) => old.steer(self.olds()),
+            (Phase::Steered | Phase::Probing(None, _) | Phase::Accepted(_) | Phase::Proven, Some(old)) => {
+                old.steer(self.olds())
+            }
             (Phase::Switched, Some(old)) => old.steer(self.news()),
         }
     }
@@ -223,20 +227,27 @@ impl Sharing {
         all
     }
 
-    /// Whether a new socket has had the probe in its queue for long. The server may have closed it.
-    pub fn waits_for_long(&self) -> bool {
-        self.groups.iter().any(|g| matches!(g.phase, Phase::Probing(_, since) if since.elapsed() > PROBE_PATIENCE))
+    /// Whether [`Sharing::check`] has something to look at.
+    pub fn is_due(&self) -> bool {
+        self.groups.iter().any(|group| match group.phase {
+            // The server may have closed the socket in whose queue the probe is.
+            Phase::Probing(_, since) => since.elapsed() > PROBE_PATIENCE,
+            Phase::Accepted(since) => since.elapsed() > STEADY,
+            Phase::Steered | Phase::Proven | Phase::Switched => false,
+        })
     }
 
-    /// Begins anew with those new sockets that the server still holds.
-    pub fn forget_closed(&mut self, held: &BTreeSet<u32>) {
+    /// Begins anew with those new sockets that the server still holds; where it holds all, and has accepted,
+    /// it is proven.
+    pub fn check(&mut self, held: &BTreeSet<u32>) {
         for group in &mut self.groups {
-            if let Phase::Probing(_, since) = &mut group.phase {
-                *since = Instant::now();
-                if group.news.iter().any(|new| !held.contains(&new.inode)) {
-                    group.phase = Phase::Steered;
-                    let _ = group.keep(|inode| held.contains(&inode));
-                }
+            let (Phase::Probing(_, since) | Phase::Accepted(since)) = &mut group.phase else { continue };
+            let since = std::mem::replace(since, Instant::now());
+            if group.news.iter().any(|new| !held.contains(&new.inode)) {
+                group.phase = Phase::Steered;
+                let _ = group.keep(|inode| held.contains(&inode));
+            } else if matches!(group.phase, Phase::Accepted(_)) {
+                group.phase = if since.elapsed() > STEADY { Phase::Proven } else { Phase::Accepted(since) };
             }
         }
     }
@@ -278,6 +289,11 @@ impl Sharing {
                 let _ = old.accept_newcomers();
             }
         }
+    }
+
+    /// Whether it is a listener of an old server that we keep open.
+    pub fn keeps(&self, inode: u32) -> bool {
+        self.groups.iter().flat_map(|g| &g.olds).any(|old| old.inode().is_ok_and(|own| own == inode))
     }
 
     /// This old server stays: nothing is wanted of it any more.
@@ -336,16 +352,19 @@ fn step_probe(group: &mut Group) -> io::Result<bool> {
         Phase::Probing(None, _) => {
             let first = group.news.first().and_then(|new| new.socket.as_ref());
             if first.is_some_and(|new| new.queue().is_ok_and(|len| len == 0)) {
-                group.phase = Phase::Proven;
-                return Ok(true);
+                group.phase = Phase::Accepted(Instant::now());
             }
         }
+        Phase::Accepted(_) => {}
     }
     Ok(false)
 }
 
 /// How long a probe may take before somebody looks whether its socket is still the server's.
 const PROBE_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How long a server that has accepted is watched: one that crashes at its start does so right away.
+const STEADY: Duration = Duration::from_millis(100);
 
 /// How far a drain is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

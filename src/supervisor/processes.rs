@@ -193,6 +193,8 @@ impl Supervisor {
     /// A server whose main process has ended is gone when nothing of it listens. What listens in its
     /// place becomes the main process, or is told to stop if the server was.
     fn look_for_rest(&mut self, generation: GenId, sockets: &[TcpSocket]) {
+        // In a reload those of the old server are open as long as we want them to be.
+        let kept: BTreeSet<u32> = sockets.iter().map(|s| s.inode).filter(|inode| self.keeps(*inode)).collect();
         let Some(live) = self.live.get_mut(&generation) else { return };
         let Some(ended) = live.ended else { return };
         let ephemeral = ephemeral_ports();
@@ -201,7 +203,7 @@ impl Supervisor {
         let counts = |s: &&TcpSocket| is_own(s) || is_fixed(&s.local, &ephemeral);
         let candidates: Vec<TcpSocket> = sockets.iter().filter(counts).cloned().collect();
         let mut wait = true;
-        let at_own: Vec<TcpSocket> = sockets.iter().filter(is_own).cloned().collect();
+        let at_own = sockets.iter().filter(|s| is_own(s) && !kept.contains(&s.inode)).cloned().collect::<Vec<_>>();
         match live.server.rest(&candidates, &at_own) {
             Rest::Holder(holder) if !live.machine.is_leaving() => {
                 if live.server.promote(holder) {
@@ -227,6 +229,10 @@ impl Supervisor {
                 self.feed(generation, swap::Event::Exited(ended.status));
             }
         }
+    }
+
+    fn keeps(&self, inode: u32) -> bool {
+        self.live.values().filter_map(|live| live.sharing.as_ref()).any(|sharing| sharing.keeps(inode))
     }
 
     fn promoted(&mut self, generation: GenId) {

@@ -342,8 +342,8 @@ pub(super) fn look_at_shared(
 ) -> bool {
     if let Some(sharing) = &mut live.sharing {
         sharing.follow(listeners);
-        if sharing.waits_for_long() {
-            sharing.forget_closed(&live.server.socket_inodes());
+        if sharing.is_due() {
+            sharing.check(&live.server.socket_inodes());
         }
         let complete = !live.settled;
         for address in live.proving.extract_if(.., |a| sharing.is_proven(a, prove, complete)) {

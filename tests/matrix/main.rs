@@ -102,12 +102,12 @@ impl Row {
             }
         });
         let options = server.options.iter().map(|word| (*word).to_owned()).chain(options.iter().cloned());
-        let words: Vec<String> = ["-d".to_owned()].into_iter().chain(options).chain(command).collect();
-        let deploy = |generation: u64| match sandbox.run(&words) {
+        let mut words: Vec<String> = ["-d".to_owned()].into_iter().chain(options).chain(command).collect();
+        let deploy = |words: &[String], generation: u64| match sandbox.run(words) {
             (0, log) if !log.contains("warning") => None,
             (status, log) => Some(format!("generation {generation}: status {status}\n{log}")),
         };
-        self.faults.extend(deploy(1));
+        self.faults.extend(deploy(&words, 1));
         if !self.faults.is_empty() {
             return;
         }
@@ -123,12 +123,20 @@ impl Row {
         };
         let crowd = Crowd::start(&addresses, habits);
         for generation in 2..=swaps + 1 {
-            if let Some(fault) = deploy(generation) {
+            if let Some(fault) = deploy(&words, generation) {
                 self.faults.push(fault);
                 break;
             }
             self.swaps += 1;
             until("all clients see the new generation", || crowd.all_saw(generation));
+        }
+        if let Some(broken) = server.broken {
+            words.truncate(words.len() - 1);
+            words.push(broken.to_owned());
+            let (status, log) = sandbox.run(["--ready-timeout", "5"].iter().map(ToString::to_string).chain(words));
+            if status == 0 || sandbox.status().iter().any(|fields| fields[1] != (swaps + 1).to_string()) {
+                self.faults.push(format!("a version that does not serve was switched to: status {status}\n{log}"));
+            }
         }
         self.seen = crowd.stop();
         for generation in 2..=self.swaps + 1 {

@@ -13,6 +13,8 @@ pub struct Server {
     pub both: bool,
     /// Every answer takes 200 ms.
     pub slow: bool,
+    /// Last words of a version that listens and never serves, in place of the last one of the command.
+    pub broken: Option<&'static str>,
 }
 
 /// Where `tests/servers/install.sh` has put what it installed.
@@ -31,7 +33,7 @@ pub fn file(name: &str) -> String {
 pub fn all() -> Vec<Server> {
     let row = |name, command: &[&str]| {
         let command = command.iter().map(|word| (*word).to_owned()).collect();
-        Server { name, options: &[], command, both: false, slow: false }
+        Server { name, options: &[], command, both: false, slow: false, broken: None }
     };
     let (node, app) = (file("unmodified.js"), installed("npm/app.js"));
     let python = installed("venv/bin/python");
@@ -39,15 +41,19 @@ pub fn all() -> Vec<Server> {
     let any = "0.0.0.0:PORT";
     let quit = |row| Server { options: &["--stop-signal", "QUIT"], ..row };
     let slow = |row| Server { slow: true, ..row };
+    let broken = |word, row| Server { broken: Some(word), ..row };
     vec![
         row("Node http", &["node", &node, any]),
         row("Node http, graceful", &["node", &node, any, "graceful"]),
-        row("Node cluster", &["node", &node, any, "workers=2"]),
+        broken("broken=2", row("Node cluster", &["node", &node, any, "workers=2"])),
         row("Node cluster, graceful", &["node", &node, any, "workers=2", "graceful"]),
         row("npm start", &["env", "PORT=PORT", "npm", "start", "--prefix", &installed("npm")]),
         row("Express", &["env", "PORT=PORT", "node", &app]),
         row("Python http.server", &[&http_server, &python, "PORT"]),
-        row("gunicorn", &[&python, "-m", "gunicorn", "--chdir", &web, "-w", "2", "-b", any, "web:wsgi"]),
+        broken(
+            "web:missing",
+            row("gunicorn", &[&python, "-m", "gunicorn", "--chdir", &web, "-w", "2", "-b", any, "web:wsgi"]),
+        ),
         row(
             "uvicorn",
             &[

@@ -1,6 +1,6 @@
 // A server that knows nothing of serverswap: no control channel and no handler for signals. Arguments: addresses;
-// then any of `slow=MS`: every answer takes that long; `workers=N`: a cluster; `graceful`: the handler for SIGTERM
-// that servers have, which finishes what is running.
+// then any of `slow=MS`: every answer takes that long; `workers=N`: a cluster; `broken=N`: one whose workers
+// exit as soon as they listen; `graceful`: the handler for SIGTERM that servers have, which finishes what is running.
 
 const cluster = require('cluster');
 const http = require('http');
@@ -8,8 +8,10 @@ const http = require('http');
 const words = process.argv.slice(2);
 const value = (key) => Number((words.find((word) => word.startsWith(`${key}=`)) || '').slice(key.length + 1));
 
-if (value('workers') > 0 && cluster.isPrimary) {
-  for (let i = 0; i < value('workers'); i += 1) cluster.fork();
+const workers = value('workers') + value('broken');
+
+if (workers > 0 && cluster.isPrimary) {
+  for (let i = 0; i < workers; i += 1) cluster.fork();
   // A worker that is disconnected closes its servers and ends when it has answered.
   if (words.includes('graceful')) process.on('SIGTERM', () => cluster.disconnect());
 } else {
@@ -23,5 +25,6 @@ if (value('workers') > 0 && cluster.isPrimary) {
     const host = address.slice(0, address.lastIndexOf(':')).replace(/[[\]]/g, '') || '0.0.0.0';
     if (words.includes('graceful') && cluster.isPrimary) process.on('SIGTERM', () => server.close());
     server.listen({ host, port: Number(address.split(':').pop()), ipv6Only: host.includes(':') });
+    if (value('broken') > 0) server.on('listening', () => process.exit(1));
   }
 }

@@ -1,6 +1,7 @@
 """A server that knows nothing of serverswap: no handler for signals, no control channel. Arguments: addresses;
 then any of `slow=MS`: every answer takes that long; `listen=FIFO`: listens only when somebody has opened the
-fifo and closed it again; `accept=FIFO`: listens, and accepts only then; `never`: never accepts; `die`: exits with
+fifo and closed it again; `accept=FIFO`: listens, and accepts only then;
+`late=MS`: accepts so much later; `never`: never accepts; `die`: exits with
 7 right after listen; `hold=FIFO`: answers a request for /hold only when the fifo was opened and closed;
 `again=FIFO`: afterwards, each line of the fifo is a port to listen on too; `reuseport`: sets the option;
 `twice`: listens, closes, and listens again; `steers`: puts a program of its own on the port; `forks=N`: so many
@@ -87,6 +88,7 @@ if "die" in words:
 if "never" in words:
     signal.pause()
 pass_gate("accept")
+time.sleep(int(values.get("late", 0)) / 1000)
 for server in servers:
     threading.Thread(target=server.serve_forever, daemon=True).start()
 while "again" in values:
