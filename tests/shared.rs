@@ -287,6 +287,7 @@ fn a_new_supervisor_that_is_stopped_after_the_switch_gives_the_port_back() {
     new.signal(libc::SIGTERM);
     assert_eq!(new.wait(), 143, "{}", new.log());
     assert_eq!(get(port), Ok(first));
+    until("the address is registered again", || sandbox.pidfile(&port.to_string()) == Some(first.pid));
     gate.open();
     let mut answer = String::new();
     request.read_to_string(&mut answer).unwrap();

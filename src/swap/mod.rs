@@ -331,6 +331,8 @@ pub struct Generation {
     /// New connections of a shared port come here.
     switched: bool,
     settled: bool,
+    /// The switch was turned back, and the addresses are those of the old servers again.
+    gave_back: bool,
     /// New connections of our shared port go elsewhere.
     draining: bool,
     /// Nothing is on its way to the server any more.
@@ -390,6 +392,7 @@ impl Generation {
             listening: BTreeSet::new(),
             switched: false,
             settled: false,
+            gave_back: false,
             draining: false,
             quiesced: false,
             overdue: false,
@@ -1072,7 +1075,7 @@ impl Generation {
     fn calls(&mut self, address: Address, effects: &mut Vec<Effect>) {
         if let Stage::Leaving(_) | Stage::Ended = self.stage {
             let may = |slot: &Slot| matches!(slot, Slot::Going | Slot::Held | Slot::Asked { .. });
-            let has = self.own(&address).is_some_and(|own| may(&self.slots[&own]));
+            let has = !self.gave_back && self.own(&address).is_some_and(|own| may(&self.slots[&own]));
             // Beside an old server, with nobody to steer, it would get connections that end with it.
             return effects.push(if has { Effect::Admit(address) } else { Effect::Deny(address) });
         }
@@ -1382,7 +1385,10 @@ impl Generation {
         let drained = self.olds.iter().filter(|(_, old)| old.shares && old.stopped);
         let drained: Vec<OldId> = drained.map(|(id, _)| *id).collect();
         if self.switched && self.harmed.is_empty() && !drained.is_empty() {
+            self.gave_back = true;
             effects.push(Effect::SwitchBack);
+            // Before the word: whoever stays registers its addresses again.
+            effects.extend(self.slots.keys().cloned().map(Effect::Unhold));
             effects.extend(drained.into_iter().map(Effect::AskStay));
         }
         let listens = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)));
