@@ -83,6 +83,8 @@ struct Server {
     lost: BTreeSet<Address>,
     doubted: BTreeSet<Address>,
     abandoned: BTreeSet<Address>,
+    /// What somebody else had when it was to be registered again: that is tried again.
+    regaining: BTreeSet<Address>,
 }
 
 /// A claim: the connection of a new server's supervisor to that of an old one.
@@ -147,8 +149,8 @@ struct World {
     servers: Vec<Server>,
     peers: Vec<Peer>,
     pidfiles: BTreeMap<Address, usize>,
-    /// Who steers a shared address, and to whom.
-    steered: BTreeMap<Address, (usize, usize)>,
+    /// Who steers a shared address, to whom, and whose it was before.
+    steered: BTreeMap<Address, (usize, usize, usize)>,
     /// What the first server served.
     served: BTreeSet<Address>,
     /// How many more accidents may happen.
@@ -195,6 +197,7 @@ impl World {
             lost: BTreeSet::new(),
             doubted: BTreeSet::new(),
             abandoned: BTreeSet::new(),
+            regaining: BTreeSet::new(),
         });
         self.carry_out(me, effects);
         me
@@ -314,6 +317,7 @@ impl World {
     fn take(&mut self, action: Action) {
         self.path.push(action.clone());
         self.act(action);
+        self.regain();
         self.check_receivers();
     }
 
@@ -386,7 +390,7 @@ impl World {
             }
             Action::Reap(i) => {
                 let status = self.servers[i].process.exited.take().unwrap();
-                self.steered.retain(|_, (by, _)| *by != i);
+                self.steered.retain(|_, (by, ..)| *by != i);
                 self.feed(i, Event::Exited(status));
             }
             Action::SeeListening(i, address) => {
@@ -461,14 +465,15 @@ impl World {
         if !shared || others.any(|l| holds.contains(l)) {
             return false;
         }
-        self.steered.extend(self.servers[old].process.listens.iter().map(|l| (l.clone(), (new, old))));
+        self.steered.extend(self.servers[old].process.listens.iter().map(|l| (l.clone(), (new, old, old))));
         true
     }
 
-    /// Whoever else listens at the places of this old server goes on without it, or it without them.
+    /// Whoever else listens at the places of this old server goes on without it, or it without them. Those of
+    /// other old servers stay as they are.
     fn share_no_more(&mut self, k: usize) {
         let (new, old) = (self.peers[k].new, self.peers[k].old);
-        self.steered.retain(|_, (by, to)| *by != new || (*to != old && *to != new));
+        self.steered.retain(|_, (by, _, of)| (*by, *of) != (new, old));
     }
 
     /// What the old server's supervisor finds when the claimer has gone away.
@@ -484,8 +489,23 @@ impl World {
     fn receivers(&self, address: &Address) -> Vec<usize> {
         let listens = |j: &usize| self.servers[*j].process.listens.contains(address);
         match self.steered.get(address) {
-            Some((_, to)) if listens(to) => vec![*to],
+            Some((_, to, _)) if listens(to) => vec![*to],
             _ => (0..self.servers.len()).filter(listens).collect(),
+        }
+    }
+
+    /// What a supervisor does until it is done: registers again what has become free.
+    fn regain(&mut self) {
+        for i in 0..self.servers.len() {
+            if self.servers[i].machine.is_none() {
+                self.servers[i].regaining.clear();
+            }
+            for address in self.servers[i].regaining.clone() {
+                if self.registered(&address, i).is_empty() {
+                    self.servers[i].regaining.remove(&address);
+                    self.pidfiles.insert(address, i);
+                }
+            }
         }
     }
 
@@ -620,7 +640,7 @@ impl World {
                 Effect::Switch(_) => {
                     assert!(self.servers[i].proving.is_empty(), "server {i} may not accept");
                     let listens = &self.servers[i].process.listens;
-                    for (address, (by, to)) in &mut self.steered {
+                    for (address, (by, to, _)) in &mut self.steered {
                         if *by == i && listens.contains(address) {
                             *to = i;
                         }
@@ -631,7 +651,7 @@ impl World {
                     self.ask(k, Event::AskedDrain(ClaimerId(k)));
                 }
                 Effect::SwitchBack => {
-                    for (address, (_, to)) in self.steered.iter_mut().filter(|(_, (by, _))| *by == i) {
+                    for (address, (_, to, _)) in self.steered.iter_mut().filter(|(_, (by, ..))| *by == i) {
                         let mut olds = self.peers.iter().filter(|p| p.new == i && p.locked).map(|p| p.old);
                         let had = |j: &usize| self.servers[*j].process.listens.contains(address);
                         *to = olds.find(had).unwrap_or(*to);
@@ -677,12 +697,10 @@ impl World {
                     assert!(self.servers[i].process.said_ready && self.peers[k as usize].granted);
                     self.ask(k, Event::AskedStop(ClaimerId(k)));
                 }
-                Effect::Hold(address) => {
-                    if self.registered(&address, i).is_empty() {
-                        self.pidfiles.insert(address, i);
-                    }
-                }
+                // At once, if nobody else has it.
+                Effect::Hold(address) => drop(self.servers[i].regaining.insert(address)),
                 Effect::Unhold(address) => {
+                    self.servers[i].regaining.remove(&address);
                     if self.pidfiles.get(&address) == Some(&i) {
                         self.pidfiles.remove(&address);
                     }
@@ -743,6 +761,7 @@ impl World {
                 }
             }
         }
+        self.regain();
         answers.into_iter().for_each(|answer| self.feed(i, answer));
     }
 
