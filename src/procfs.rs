@@ -139,10 +139,16 @@ impl Snapshot {
         own.iter().any(|s| !held.contains(&s.inode))
     }
 
+    /// Inodes of all sockets that the processes of a server hold.
+    pub fn sockets(&self, server: &Family) -> BTreeSet<u32> {
+        self.family(server).iter().filter_map(|s| self::sockets(s.pid)).flatten().collect()
+    }
+
     /// The processes of a server: its main process and the descendants of that, its process group,
     /// and what has left both but carries the server's mark in its environment (daemons). Another
     /// serverswap and what is below it never belongs.
     pub fn family(&self, server: &Family) -> Vec<&Stat> {
+        let is_serverswap = serverswaps();
         let foreign = |stat: &Stat| is_serverswap(stat.pid);
         let in_group = |stat: &Stat| Some(stat.group) == server.group.map(Pid::raw);
         let belongs = |stat: &&Stat| {
@@ -180,12 +186,14 @@ pub struct Family {
     pub mark: String,
 }
 
-/// Whether a process runs this program, or another copy of it.
-pub fn is_serverswap(pid: Pid) -> bool {
+/// Tells whether a process runs this program, or another copy of it.
+pub fn serverswaps() -> impl Fn(Pid) -> bool {
     let own_exe = file_id("/proc/self/exe");
-    let name = || fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-    own_exe.is_some() && file_id(&format!("/proc/{pid}/exe")) == own_exe
-        || name().strip_suffix(b"\n") == Some(OWN_NAME.to_bytes())
+    move |pid| {
+        let name = || fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
+        own_exe.is_some() && file_id(&format!("/proc/{pid}/exe")) == own_exe
+            || name().strip_suffix(b"\n") == Some(OWN_NAME.to_bytes())
+    }
 }
 
 fn file_id(path: &str) -> Option<(u64, u64)> {

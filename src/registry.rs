@@ -67,8 +67,7 @@ impl Holder {
     /// Inodes of the sockets that its server holds.
     pub fn sockets(&self, snapshot: &Snapshot) -> BTreeSet<u32> {
         let mark = self.socket.to_string_lossy().into_owned();
-        let family = snapshot.family(&Family { main: self.pid, group: Some(self.pid), mark });
-        family.iter().filter_map(|s| procfs::sockets(s.pid)).flatten().collect()
+        snapshot.sockets(&Family { main: self.pid, group: Some(self.pid), mark })
     }
 }
 

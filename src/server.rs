@@ -293,8 +293,7 @@ impl Server {
 
     /// Inodes of all sockets that the server holds.
     pub fn socket_inodes(&self) -> BTreeSet<u32> {
-        let snapshot = Snapshot::take();
-        snapshot.family(&self.family).iter().filter_map(|s| procfs::sockets(s.pid)).flatten().collect()
+        Snapshot::take().sockets(&self.family)
     }
 
     /// Makes another process of the server its main one (a daemon whose starter has exited).

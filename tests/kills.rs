@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Gate, Load, Running, Sandbox, answered_by, kill, plain_server, until};
+use common::{Gate, Load, Running, Sandbox, answered_by, children, kill, plain_server, until};
 use nix::libc;
 use std::io::Write;
 use std::net::TcpStream;
@@ -59,11 +59,6 @@ struct Side {
     running: Running,
     server: i32,
     keeper: i32,
-}
-
-fn children(pid: i32) -> Vec<i32> {
-    let list = std::fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-    list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
 impl Side {

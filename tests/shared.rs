@@ -239,61 +239,71 @@ fn hold(port: u16) -> TcpStream {
     stream
 }
 
+/// A swap in the middle: the new server gets the new connections, and the old one has a request to finish.
+struct Draining {
+    sandbox: Sandbox,
+    port: u16,
+    address: String,
+    gate: common::Gate,
+    request: TcpStream,
+    first: Answer,
+    second: Answer,
+    new: Running,
+}
+
+impl Draining {
+    fn new(options: &[&str], words: &[&str]) -> Draining {
+        let sandbox = Sandbox::shared();
+        let port = sandbox.port();
+        let (gate, held) = sandbox.gate("hold");
+        let (py, address) = (server("unmodified.py"), format!("0.0.0.0:{port}"));
+        let words: Vec<&str> = ["python3", &py, &address, &held].iter().chain(words).copied().collect();
+        deploy(&sandbox, &words);
+        let first = answered_by(port, 1);
+        let request = hold(port);
+        gate.reached();
+        let new = sandbox.serverswap(options.iter().chain(&["--drain", "60"]).chain(&words));
+        let second = answered_by(port, 2);
+        Draining { sandbox, port, address, gate, request, first, second, new }
+    }
+
+    /// The old server finishes the request.
+    fn finish(&mut self) {
+        self.gate.open();
+        let mut answer = String::new();
+        self.request.read_to_string(&mut answer).unwrap();
+        assert!(answer.contains(&format!("1 {}", self.first.pid)), "{answer}");
+    }
+}
+
 /// The new server dies after the switch, while the old one drains: the old one has it all again.
 #[test]
 fn a_new_server_that_dies_after_the_switch_gives_the_port_back() {
-    let sandbox = Sandbox::shared();
-    let port = sandbox.port();
-    let (gate, held) = sandbox.gate("hold");
-    let py = server("unmodified.py");
-    let address = format!("0.0.0.0:{port}");
-    let words = ["python3", &py, &address, &held];
-    deploy(&sandbox, &words);
-    let first = answered_by(port, 1);
-    let mut request = hold(port);
-    gate.reached();
-    let mut new = sandbox.serverswap(["--drain", "60"].iter().chain(&words));
-    let second = answered_by(port, 2);
-    assert!(alive(first.pid));
-    kill(second.pid, libc::SIGKILL);
-    assert_eq!(new.wait(), 137, "{}", new.log());
-    let crowd = crowd(port, 3);
-    assert_eq!(get(port), Ok(first));
-    gate.open();
-    let mut answer = String::new();
-    request.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains(&format!("1 {}", first.pid)), "{answer}");
+    let mut swap = Draining::new(&[], &[]);
+    assert!(alive(swap.first.pid));
+    kill(swap.second.pid, libc::SIGKILL);
+    assert_eq!(swap.new.wait(), 137, "{}", swap.new.log());
+    let crowd = crowd(swap.port, 3);
+    assert_eq!(get(swap.port), Ok(swap.first));
+    swap.finish();
     // And it can be replaced.
-    deploy(&sandbox, &["python3", &py, &address]);
+    deploy(&swap.sandbox, &["python3", &server("unmodified.py"), &swap.address]);
     crowd.iter().for_each(|load| load.sees(2));
     assert_unnoticed(crowd);
-    sandbox.take_down(&format!(":{port}"));
+    swap.sandbox.take_down(&swap.address);
 }
 
 #[test]
 fn a_new_supervisor_that_is_stopped_after_the_switch_gives_the_port_back() {
-    let sandbox = Sandbox::shared();
-    let port = sandbox.port();
-    let (gate, held) = sandbox.gate("hold");
-    let py = server("unmodified.py");
-    let address = format!("0.0.0.0:{port}");
-    let words = ["python3", &py, &address, &held];
-    deploy(&sandbox, &words);
-    let first = answered_by(port, 1);
-    let mut request = hold(port);
-    gate.reached();
-    let mut new = sandbox.serverswap(["--drain", "60"].iter().chain(&words));
-    answered_by(port, 2);
-    new.signal(libc::SIGTERM);
-    assert_eq!(new.wait(), 143, "{}", new.log());
-    assert_eq!(get(port), Ok(first));
-    until("the address is registered again", || sandbox.pidfile(&port.to_string()) == Some(first.pid));
-    gate.open();
-    let mut answer = String::new();
-    request.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains(&format!("1 {}", first.pid)), "{answer}");
-    assert_eq!(get(port), Ok(first));
-    sandbox.take_down(&format!(":{port}"));
+    let mut swap = Draining::new(&[], &[]);
+    swap.new.signal(libc::SIGTERM);
+    assert_eq!(swap.new.wait(), 143, "{}", swap.new.log());
+    assert_eq!(get(swap.port), Ok(swap.first));
+    let pidfile = || swap.sandbox.pidfile(&swap.port.to_string());
+    until("the address is registered again", || pidfile() == Some(swap.first.pid));
+    swap.finish();
+    assert_eq!(get(swap.port), Ok(swap.first));
+    swap.sandbox.take_down(&swap.address);
 }
 
 #[test]
@@ -424,24 +434,14 @@ fn the_old_supervisor_hands_its_listeners_over() {
 /// finish, it gets none of the new ones.
 #[test]
 fn a_socket_that_several_processes_listen_on_counts_once() {
-    let sandbox = Sandbox::shared();
-    let port = sandbox.port();
-    let (gate, held) = sandbox.gate("hold");
-    let (py, address) = (server("unmodified.py"), format!("0.0.0.0:{port}"));
-    let words = ["python3", &py, &address, "forks=4", &held];
-    deploy(&sandbox, &words);
-    answered_by(port, 1);
-    let mut request = hold(port);
-    gate.reached();
-    let mut new = sandbox.serverswap(["-d", "--drain", "60"].iter().chain(&words));
-    answered_by(port, 2);
+    let mut swap = Draining::new(&["-d"], &["forks=4"]);
     for _ in 0..100 {
-        assert_eq!(get(port).map(|answer| answer.generation), Ok(2));
+        assert_eq!(get(swap.port).map(|answer| answer.generation), Ok(2));
     }
-    gate.open();
-    request.read_to_string(&mut String::new()).unwrap();
-    assert_eq!(new.wait(), 0, "{}", new.log());
-    sandbox.take_down(&address);
+    swap.gate.open();
+    swap.request.read_to_string(&mut String::new()).unwrap();
+    assert_eq!(swap.new.wait(), 0, "{}", swap.new.log());
+    swap.sandbox.take_down(&swap.address);
 }
 
 /// What the server opened itself is no connection that it has to finish.

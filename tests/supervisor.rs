@@ -2,7 +2,9 @@
 
 mod common;
 
-use common::{DEADLINE, Load, Running, SERVERSWAP, Sandbox, alive, answered_by, get, kill, plain_server, until};
+use common::{
+    DEADLINE, Load, Running, SERVERSWAP, Sandbox, alive, answered_by, children, get, kill, plain_server, until,
+};
 use nix::fcntl::OFlag;
 use nix::libc;
 use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
@@ -609,10 +611,6 @@ fn process_1_of_a_container() {
     let mut running = scene.sandbox.start(command);
     answered_by(scene.port, 1);
     running.says("is up");
-    let children = |pid: i32| {
-        let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
-        list.split_whitespace().map(|pid| pid.parse().unwrap()).collect::<Vec<i32>>()
-    };
     let [supervisor] = children(running.pid())[..] else { panic!() };
     for generation in [2, 3, 4] {
         kill(supervisor, libc::SIGHUP);

@@ -29,6 +29,12 @@ impl Live {
         self.watch().is_some() && !self.unshared
     }
 
+    /// The listeners that it has at its addresses.
+    fn listeners(&self) -> std::io::Result<Vec<Socket>> {
+        let own = self.machine.addresses();
+        self.server.listeners(|a| own.iter().any(|own| own.collides(a)))
+    }
+
     fn take_calls(&mut self, address: &Address) -> Vec<Waiting> {
         self.calls.extract_if(.., |call| Address::from(call.address) == *address).collect()
     }
@@ -189,9 +195,7 @@ impl Supervisor {
                 && let Some(sharing) = live.sharing.take()
             {
                 live.proving.clear();
-                let own = live.machine.addresses();
-                let listeners = live.server.listeners(|a| own.iter().any(|own| own.collides(a)));
-                sharing.finish(&listeners.unwrap_or_default());
+                sharing.finish(&live.listeners().unwrap_or_default());
             }
         }
     }
@@ -219,9 +223,7 @@ impl Supervisor {
 
     pub(super) fn drain(&mut self, generation: GenId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        let own = live.machine.addresses();
-        let listeners = live.server.listeners(|a| own.iter().any(|own| own.collides(a)));
-        match listeners.and_then(Drain::start) {
+        match live.listeners().and_then(Drain::start) {
             Ok(drain) => {
                 (live.drain, live.quiesced) = (Some(drain), false);
                 self.poll_soon();
@@ -313,8 +315,7 @@ pub(super) fn left_alone(
     if !(live.steered || live.succeeded) || !is_alone(live, listeners) {
         return live.steered || live.succeeded;
     }
-    let own = live.machine.addresses();
-    for socket in live.server.listeners(|a| own.iter().any(|own| own.collides(a))).unwrap_or_default() {
+    for socket in live.listeners().unwrap_or_default() {
         let _ = socket.accept_newcomers();
         let _ = socket.release();
     }

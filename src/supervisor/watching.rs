@@ -68,7 +68,7 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String)
                 }
                 Call::Steer => {
                     let tcp = call.socket().is_ok_and(|socket| Socket::new(socket).is_tcp());
-                    if tcp && call.process().is_some_and(|pid| !procfs::is_serverswap(pid)) {
+                    if tcp && call.process().is_some_and(|pid| !procfs::serverswaps()(pid)) {
                         unshared("the server steers it by a program of its own".into());
                     }
                     watch.proceed(call.id);
@@ -150,5 +150,6 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 fn is_open(inode: u32) -> bool {
     let snapshot = Snapshot::take();
     let holds = |stat: &Stat| procfs::sockets(stat.pid).is_some_and(|held| held.contains(&inode));
-    snapshot.all().any(|stat| holds(stat) && !procfs::is_serverswap(stat.pid))
+    let is_serverswap = procfs::serverswaps();
+    snapshot.all().any(|stat| holds(stat) && !is_serverswap(stat.pid))
 }
