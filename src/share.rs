@@ -51,11 +51,14 @@ enum Phase {
 /// handles on the old ones freeze that order, whatever their server closes.
 #[derive(Debug)]
 struct Group {
-    /// The number of the old server.
-    old: u64,
+    /// The number of the old server; `None` where only the new one is: nothing is steered there, but the new
+    /// one has to prove itself all the same.
+    old: Option<u64>,
     place: Place,
     olds: Vec<Socket>,
     news: Vec<Newcomer>,
+    /// The new server has listened here, be it that it has closed its sockets since.
+    joined: bool,
     phase: Phase,
 }
 
@@ -86,6 +89,16 @@ impl Group {
             }
             (Phase::Switched, Some(old)) => old.steer(self.news()),
         }
+    }
+
+    fn new(old: Option<u64>, place: Place) -> Group {
+        Group { old, place, olds: Vec::new(), news: Vec::new(), joined: false, phase: Phase::Steered }
+    }
+
+    /// Whether nobody waits in the queue of the socket that the probe goes to.
+    fn has_accepted(&self) -> bool {
+        let first = self.news.first().and_then(|new| new.socket.as_ref());
+        first.is_some_and(|new| new.queue().is_ok_and(|len| len == 0))
     }
 
     /// Every member is one that we know: an index means what we think it does.
@@ -122,7 +135,7 @@ impl Group {
     /// many new sockets as old ones the first new index names a new one, or nobody, all the while.
     fn leave_to_new(self, listeners: &[Socket]) {
         let here = |socket: &&Socket| Place::of(socket).is_ok_and(|place| place == self.place);
-        let Some(target) = listeners.iter().find(here) else { return };
+        let (Some(target), false) = (listeners.iter().find(here), self.olds.is_empty()) else { return };
         if self.news().count < self.olds().count {
             // For a moment the index may name an old socket: whoever meets it tries again.
             for old in &self.olds {
@@ -154,8 +167,6 @@ impl Group {
 #[derive(Debug, Default)]
 pub struct Sharing {
     groups: Vec<Group>,
-    /// Where the new server listens.
-    joined: Vec<Place>,
 }
 
 impl Sharing {
@@ -171,7 +182,7 @@ impl Sharing {
             let place = Place::of(&socket).map_err(failed)?;
             match groups.iter_mut().find(|g| g.place == place) {
                 Some(group) => group.olds.push(socket),
-                None => groups.push(Group { old, place, olds: vec![socket], news: Vec::new(), phase: Phase::Steered }),
+                None => groups.push(Group { olds: vec![socket], ..Group::new(Some(old), place) }),
             }
         }
         for group in &groups {
@@ -190,12 +201,15 @@ impl Sharing {
     /// listen(2) for the new server, while all connections stay where they are.
     pub fn join(&mut self, socket: Socket, backlog: i32) -> io::Result<()> {
         let place = Place::of(&socket)?;
-        self.joined.push(place);
-        let Some(group) = self.groups.iter_mut().find(|g| g.place == place) else {
-            return socket.listen(backlog);
-        };
+        let known = self.groups.iter().position(|g| g.place == place);
+        let at = known.unwrap_or_else(|| {
+            self.groups.push(Group::new(None, place));
+            self.groups.len() - 1
+        });
+        let group = &mut self.groups[at];
+        group.joined = true;
         // Who came since the lock took the index that this one would have.
-        if !group.is_known()? {
+        if group.old.is_some() && !group.is_known()? {
             return Err(io::ErrorKind::AddrInUse.into());
         }
         group.steer()?;
@@ -209,22 +223,24 @@ impl Sharing {
         group.steer()
     }
 
-    /// Moves every probe a step on; `true` when all places of the address that both servers have are
-    /// proven. `prove`: with a probe, or take listening for it. `complete`: only if the new server
-    /// has all places that the old one has.
+    /// Moves every probe a step on; `true` when all places of the address at which the new server has
+    /// listened are proven. `prove`: with a probe, or take listening for it. `complete`: only if the new
+    /// server has all places that the old one has.
     pub fn is_proven(&mut self, address: &Address, prove: bool, complete: bool) -> bool {
-        let mut all = true;
+        let (mut all, mut any) = (true, false);
         for group in self.groups.iter_mut().filter(|g| address.collides(&g.place.address.into())) {
             if group.news.is_empty() {
-                all &= !complete;
+                // Where it has closed what it had, it is on its way out, or not done.
+                all &= !complete && !group.joined;
                 continue;
             }
             if !prove && matches!(group.phase, Phase::Steered) {
                 group.phase = Phase::Proven;
             }
+            any = true;
             all &= step_probe(group).unwrap_or(false);
         }
-        all
+        any && all
     }
 
     /// Whether [`Sharing::check`] has something to look at.
@@ -247,7 +263,12 @@ impl Sharing {
                 group.phase = Phase::Steered;
                 let _ = group.keep(|inode| held.contains(&inode));
             } else if matches!(group.phase, Phase::Accepted(_)) {
-                group.phase = if since.elapsed() > STEADY { Phase::Proven } else { Phase::Accepted(since) };
+                group.phase = match since.elapsed() > STEADY {
+                    true if group.has_accepted() => Phase::Proven,
+                    // The probe's last packet came after the look at the queue.
+                    true => Phase::Probing(None, Instant::now()),
+                    false => Phase::Accepted(since),
+                };
             }
         }
     }
@@ -264,10 +285,11 @@ impl Sharing {
     pub fn switch(&mut self) -> (Vec<SocketAddr>, io::Result<()>) {
         let (mut abandoned, mut result) = (Vec::new(), Ok(()));
         let listeners = net::listeners();
+        let taken: Vec<Place> = self.groups.iter().filter(|g| !g.news.is_empty()).map(|g| g.place).collect();
         for group in &mut self.groups {
             let done = if !group.news.is_empty() {
                 group.switch(listeners.as_deref().unwrap_or_default())
-            } else if self.joined.iter().any(|new| new.covers(&group.place)) {
+            } else if taken.iter().any(|new| new.covers(&group.place)) {
                 // The new server is at another place of the same port: whoever still comes here tries
                 // again, and meets the new one once this socket is closed.
                 group.olds.iter().map(Socket::refuse_newcomers).fold(Ok(()), io::Result::and)
@@ -298,7 +320,7 @@ impl Sharing {
 
     /// This old server stays: nothing is wanted of it any more.
     pub fn let_go(&mut self, old: u64) {
-        for group in self.groups.extract_if(.., |g| g.old == old) {
+        for group in self.groups.extract_if(.., |g| g.old == Some(old)) {
             group.leave_to_old();
         }
     }
@@ -350,8 +372,7 @@ fn step_probe(group: &mut Group) -> io::Result<bool> {
             Err(_) => group.phase = Phase::Steered,
         },
         Phase::Probing(None, _) => {
-            let first = group.news.first().and_then(|new| new.socket.as_ref());
-            if first.is_some_and(|new| new.queue().is_ok_and(|len| len == 0)) {
+            if group.has_accepted() {
                 group.phase = Phase::Accepted(Instant::now());
             }
         }

@@ -183,6 +183,36 @@ fn a_server_that_never_accepts_is_never_switched_to() {
     scene.end(2);
 }
 
+/// As gunicorn does whose application fails: it is ready, its workers crash, it closes its port, and ends a while
+/// later.
+#[test]
+fn a_server_that_closes_its_port_again_is_not_switched_to() {
+    let scene = Scene::new(&[]);
+    let mut new = scene.start(&["-d", "--ready-timeout", "2"], &["ready", "closes"]);
+    assert_eq!((new.wait(), new.log().contains("not up in time")), (124, true), "{}", new.log());
+    assert_eq!(get(scene.port).unwrap().generation, 1);
+    scene.end(2);
+}
+
+/// At another address of the same port nothing has to be steered, and yet it has to accept.
+#[test]
+fn a_server_at_another_address_has_to_prove_itself_too() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let server = server("unmodified.py");
+    let [narrow, wide] = ["127.0.0.1", "0.0.0.0"].map(|host| format!("{host}:{port}"));
+    deploy(&sandbox, &["python3", &server, &narrow]);
+    answered_by(port, 1);
+    let crowd = crowd(port, 3);
+    let (status, log) = sandbox.run(["-d", "--ready-timeout", "2", "python3", &server, &wide, "ready", "never"]);
+    assert_eq!((status, log.contains("not up in time")), (124, true), "{log}");
+    assert_eq!(get(port).unwrap().generation, 1);
+    deploy(&sandbox, &["python3", &server, &wide]);
+    crowd.iter().for_each(|load| load.sees(2));
+    sandbox.take_down(&format!(":{port}"));
+    stop(crowd);
+}
+
 #[test]
 fn a_server_that_accepts_late_is_switched_to_then() {
     let scene = Scene::new(&[]);

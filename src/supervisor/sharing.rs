@@ -206,6 +206,7 @@ impl Supervisor {
         let Some(live) = self.live.get_mut(&generation) else { return };
         live.drain = None;
         live.calls.clear();
+        live.proving.clear();
         if let Some(sharing) = live.sharing.take() {
             sharing.turn_back();
         }

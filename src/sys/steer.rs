@@ -231,20 +231,21 @@ impl Probe {
     pub fn new(target: SocketAddr, dual: bool) -> io::Result<Probe> {
         // 127.77.x.y reaches every local v4 address, and a v6 socket that takes v4 too.
         let v4 = SocketAddr::from((probe_source(), 0));
-        let localhost = SocketAddr::from((Ipv4Addr::LOCALHOST, target.port()));
+        // To itself: at 127.0.0.1 there may be a server of that address only.
+        let itself = SocketAddr::from((probe_source(), target.port()));
         // What a socket at a mapped address gets are v4 packets.
         let target = match target.ip().to_canonical() {
             IpAddr::V4(ip) => SocketAddr::from((ip, target.port())),
             IpAddr::V6(_) => target,
         };
         match target {
-            SocketAddr::V4(at) if at.ip().is_unspecified() => Probe::between(v4, localhost),
+            SocketAddr::V4(at) if at.ip().is_unspecified() => Probe::between(v4, itself),
             SocketAddr::V4(_) => Probe::between(v4, target),
             SocketAddr::V6(at) if at.ip().is_unspecified() => {
                 let to = SocketAddr::from((Ipv6Addr::LOCALHOST, target.port()));
                 let probe = Probe::between(SocketAddr::from((Ipv6Addr::LOCALHOST, 0)), to);
                 // A container may have v6 sockets and no v6 address.
-                probe.or_else(|e| if dual { Probe::between(v4, localhost) } else { Err(e) })
+                probe.or_else(|e| if dual { Probe::between(v4, itself) } else { Err(e) })
             }
             SocketAddr::V6(at) => Probe::between(SocketAddrV6::new(*at.ip(), 0, 0, at.scope_id()).into(), target),
         }

@@ -1,11 +1,11 @@
 """A server that knows nothing of serverswap: no handler for signals, no control channel. Arguments: addresses;
-then any of `slow=MS`: every answer takes that long; `listen=FIFO`: listens only when somebody has opened the
-fifo and closed it again; `accept=FIFO`: listens, and accepts only then;
-`late=MS`: accepts so much later; `never`: never accepts; `die`: exits with
-7 right after listen; `hold=FIFO`: answers a request for /hold only when the fifo was opened and closed;
-`again=FIFO`: afterwards, each line of the fifo is a port to listen on too; `reuseport`: sets the option;
-`twice`: listens, closes, and listens again; `steers`: puts a program of its own on the port; `forks=N`: so many
-processes listen on one socket and accept; `database=PORT`: keeps a connection open to a server of its own."""
+then any of `slow=MS`: every answer takes that long; `listen=FIFO`: listens only when somebody has opened the fifo
+and closed it again; `accept=FIFO`: listens, and accepts only then; `late=MS`: accepts so much later; `never`:
+never accepts; `die`: exits with 7 right after listen; `ready`: says that it is, once it listens; `closes`: closes
+what it has, and stays; `hold=FIFO`: answers a request for /hold only when the fifo was opened and closed;
+`again=FIFO`: afterwards, each line of the fifo is a port to listen on too; `reuseport`: sets the option; `twice`:
+listens, closes, and listens again; `steers`: puts a program of its own on the port; `forks=N`: so many processes
+listen on one socket and accept; `database=PORT`: keeps a connection open to a server of its own."""
 
 import ctypes
 import http.server
@@ -85,6 +85,13 @@ for _ in range(int(values.get("forks", 1)) - 1):
         break
 if "die" in words:
     os._exit(7)
+if "ready" in words:
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as manager:
+        manager.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+if "closes" in words:
+    for server in servers:
+        server.server_close()
+    signal.pause()
 if "never" in words:
     signal.pause()
 pass_gate("accept")
