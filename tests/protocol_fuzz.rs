@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Running, Sandbox, answered_by, get};
+use common::{Running, Sandbox, answered_by, get, until};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::fs;
@@ -77,6 +77,8 @@ impl Scene {
         let (gate, pipe) = sandbox.gate("pipe");
         let old = sandbox.plain(&["-qq"], &[&address, &pipe]);
         let pid = answered_by(port, 1).pid;
+        // A READY before that would be of a server that starts, which is not up until it has bound the port.
+        until("the supervisor has seen it listen", || sandbox.status().iter().any(|row| row[5] == "serving"));
         Scene { sandbox, port, address, old, pid, fifo: gate.path }
     }
 
