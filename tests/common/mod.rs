@@ -105,12 +105,19 @@ impl Sandbox {
         self.path("run")
     }
 
-    /// A port that nobody has, outside the range that the kernel gives to clients.
+    /// A port that nobody has, outside the range that the kernel gives to clients. A name in the abstract
+    /// namespace reserves it: two test programs that run side by side could else share one.
     pub fn port(&self) -> u16 {
+        use std::os::linux::net::SocketAddrExt;
+        use std::os::unix::net::{SocketAddr, UnixListener};
         static NEXT: AtomicU16 = AtomicU16::new(0);
+        static RESERVED: Mutex<Vec<UnixListener>> = Mutex::new(Vec::new());
         loop {
             let step = NEXT.fetch_add(1, Ordering::Relaxed);
             let port = 10_000 + (std::process::id() as u16).wrapping_mul(37).wrapping_add(step) % 20_000;
+            let name = SocketAddr::from_abstract_name(format!("serverswap-test-{port}")).unwrap();
+            let Ok(reserved) = UnixListener::bind_addr(&name) else { continue };
+            RESERVED.lock().unwrap().push(reserved);
             let free = ["0.0.0.0", "127.0.0.1"].iter().all(|ip| TcpListener::bind((*ip, port)).is_ok())
                 && TcpListener::bind(("::", port)).is_ok();
             if free {
@@ -134,10 +141,15 @@ impl Sandbox {
         for name in ["NOTIFY_SOCKET", "SERVERSWAP_FD", "SERVERSWAP_SOCKET", "SERVERSWAP_INODE", "WATCHDOG_USEC"] {
             command.env_remove(name);
         }
-        // SAFETY: setsid is async-signal-safe. It keeps a terminal of the developer's out of the test.
+        // SAFETY: setsid and sigaction are async-signal-safe. They keep a terminal of the developer's out of the
+        // test, and that a shell lets what it starts in the background ignore the keyboard.
         unsafe {
+            use nix::sys::signal::{SigHandler, Signal, signal};
             command.pre_exec(|| {
                 nix::unistd::setsid()?;
+                for keyboard in [Signal::SIGINT, Signal::SIGQUIT] {
+                    signal(keyboard, SigHandler::SigDfl)?;
+                }
                 Ok(())
             })
         };
