@@ -25,7 +25,7 @@ use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::mpsc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// Longest record that is read.
 const RECORD_MAX: u64 = 16 * 1024;
@@ -342,6 +342,19 @@ impl RunDir {
         if let Ok(file) = self.open_checked(&record_name(pid), RECORD_MAX) {
             let _ = file.lock();
         }
+    }
+
+    /// [`RunDir::wait_for_release`] for so long at most; whether it is free.
+    pub fn is_released_within(&self, pid: Pid, time: Duration) -> bool {
+        let Ok(file) = self.open_checked(&record_name(pid), RECORD_MAX) else { return true };
+        let until = Instant::now() + time;
+        while file.try_lock().is_err() {
+            if Instant::now() > until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        true
     }
 
     /// A second handle on the same directory.

@@ -440,6 +440,35 @@ fn an_old_supervisor_that_dies_before_the_switch_is_no_hindrance() {
 
 /// Yama lets a supervisor reach its descendants only: the old server's listeners come from its supervisor. The
 /// main thread of this one, which is all that strace follows, may not fetch any itself.
+/// Whoever looks at a record has its lock for a moment: that is no supervisor.
+#[test]
+fn an_orphan_that_is_looked_at_is_taken_over_all_the_same() {
+    use std::sync::atomic::{AtomicBool, Ordering};
+    for _ in 0..3 {
+        let mut swap = Draining::new(&[], &[]);
+        swap.new.says("is up");
+        let record = swap.sandbox.run_dir().join(format!("{}.server", swap.first.pid));
+        let record = std::fs::File::open(record).unwrap();
+        let row = swap.sandbox.status().into_iter().find(|row| row[2] == swap.first.pid.to_string()).unwrap();
+        let done = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                while !done.load(Ordering::Relaxed) {
+                    let _ = record.try_lock_shared();
+                    let _ = record.unlock();
+                }
+            });
+            kill(row[3].parse().unwrap(), libc::SIGKILL);
+            swap.new.says("lost its supervisor and is taken over");
+            done.store(true, Ordering::Relaxed);
+        });
+        swap.finish();
+        until("the old server is gone", || !common::alive(swap.first.pid));
+        swap.sandbox.take_down(&swap.address);
+        assert_eq!(swap.new.wait(), 0, "{}", swap.new.log());
+    }
+}
+
 #[test]
 fn the_old_supervisor_hands_its_listeners_over() {
     let scene = Scene::new(&[]);

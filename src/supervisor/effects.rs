@@ -203,7 +203,17 @@ impl Supervisor {
         let id = threads::next_id();
         self.olds.insert(
             id,
-            Old { of, server, to, holds: Vec::new(), sockets: Vec::new(), locked: false, asked: Vec::new() },
+            Old {
+                of,
+                server,
+                to,
+                holds: Vec::new(),
+                sockets: Vec::new(),
+                locked: false,
+                asked: Vec::new(),
+                told: false,
+                orphaned: false,
+            },
         );
         id
     }
@@ -313,6 +323,7 @@ impl Supervisor {
     fn ask(&mut self, id: OldId, local: Event, remote: PeerWord) {
         if let Some(old) = self.olds.get_mut(&id.0) {
             old.asked.push(local.clone());
+            old.told = true;
         }
         match self.olds.get(&id.0).map(|old| &old.to) {
             Some(OldTo::Local(generation)) => {

@@ -118,6 +118,10 @@ struct Old {
     locked: bool,
     /// What it was asked for and has not released: its server does that, whatever becomes of its supervisor.
     asked: Vec<swap::Event>,
+    /// It was asked for something.
+    told: bool,
+    /// Its supervisor is gone.
+    orphaned: bool,
 }
 
 enum OldTo {
@@ -278,6 +282,7 @@ impl Supervisor {
             }
             Event::Bound(generation) => self.feed(generation, swap::Event::Bound),
             Event::Called(generation, waiting) => self.called(generation, waiting),
+            Event::HungUp(id) => self.hung_up(id),
             Event::Orphaned(id) => self.orphaned(id),
             Event::Cancelled => {
                 // Once more: it is told to stop already, and is killed.

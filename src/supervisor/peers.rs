@@ -73,10 +73,12 @@ impl Supervisor {
             Some(Role::New(_)) => {}
             // A connection that never came to be has no entry.
             Some(Role::Holder) | None => {
-                if !self.follow_orphan(id)
-                    && let Some(old) = self.olds.remove(&id)
-                {
-                    self.feed(old.of, swap::Event::OldLost(OldId(id)));
+                let Some(of) = self.olds.get(&id).map(|old| old.of) else { return };
+                if self.follow_orphan(id) {
+                    self.feed(of, swap::Event::OldSilent(OldId(id)));
+                } else {
+                    self.olds.remove(&id);
+                    self.feed(of, swap::Event::OldLost(OldId(id)));
                 }
             }
         }

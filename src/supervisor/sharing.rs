@@ -265,6 +265,16 @@ impl Supervisor {
         self.dir.try_clone().and_then(|dir| threads::release(self.events.clone(), id, pid, dir)).is_ok()
     }
 
+    /// An old server has a supervisor that does not speak to us. One of which nothing was asked is looked for
+    /// again; the other does what it was asked for, and is waited for. Whoever took an orphan over is not.
+    pub(super) fn hung_up(&mut self, id: Id) {
+        if self.olds.get(&id).is_some_and(|old| !old.told || old.orphaned)
+            && let Some(old) = self.olds.remove(&id)
+        {
+            self.feed(old.of, swap::Event::OldLost(OldId(id)));
+        }
+    }
+
     pub(super) fn orphaned(&mut self, id: Id) {
         let Some(old) = self.olds.get(&id) else { return };
         let (of, pid) = (old.of, old.server.0);
@@ -274,6 +284,13 @@ impl Supervisor {
         }
         // The lock is ours: the swap goes on with its server.
         let found = self.dir.find(pid);
+        // Somebody only looks at it, or has taken it over: time will tell.
+        if found.as_ref().is_some_and(|holder| holder.orphan.is_none()) && self.follow_orphan(id) {
+            if let Some(old) = self.olds.get_mut(&id) {
+                old.orphaned = true;
+            }
+            return;
+        }
         // Taken over by somebody else, its end is theirs.
         let lives = found.is_some();
         let adopted = found.and_then(|mut holder| {

@@ -49,6 +49,8 @@ pub enum Event {
     Unshared(GenId, String),
     /// A generation wants to listen.
     Called(GenId, Waiting),
+    /// The supervisor of an old server that does not speak to us any more lives on.
+    HungUp(Id),
     /// The supervisor of an old server that drains is gone.
     Orphaned(Id),
     /// Whoever waits for `--detach` no longer wants the swap.
@@ -210,9 +212,16 @@ pub struct NotifySocket {
     pub closed: AtomicBool,
 }
 
-/// Waits until the supervisor of a server is gone for good: its lock is free.
+/// How long the end of a connection may come before that of the supervisor at its other end.
+const HANGS_UP: Duration = Duration::from_secs(2);
+
+/// Waits until the supervisor of a server is gone for good: its lock is free. Tells if it lives on and has
+/// only hung up.
 pub fn release(events: Events, id: Id, server: Pid, dir: RunDir) -> io::Result<()> {
     start("release", move || {
+        if !dir.is_released_within(server, HANGS_UP) && events.send(Event::HungUp(id)).is_err() {
+            return;
+        }
         dir.wait_for_release(server);
         let _ = events.send(Event::Orphaned(id));
     })

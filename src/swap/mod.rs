@@ -101,6 +101,9 @@ pub enum Event {
     OldRefused(OldId, String),
     /// The old server is gone.
     OldGone(OldId),
+    /// The old server's supervisor is not heard any more: it is gone, and comes again as `Locked`, or it has hung
+    /// up, and comes as `OldLost`. Until then its lock is not ours.
+    OldSilent(OldId),
     /// The old server's supervisor is gone; the server may live.
     OldLost(OldId),
     /// Somebody wants to replace this server.
@@ -561,6 +564,11 @@ impl Generation {
                 _ => {}
             },
             Event::OldRefused(old, why) => self.refused(old, why, effects),
+            Event::OldSilent(id) => {
+                if let Some(old) = self.olds.get_mut(&id).filter(|old| old.warrant.is_none()) {
+                    old.lock = None;
+                }
+            }
             Event::OldGone(old) => self.old_ended(old, true, effects),
             Event::OldLost(old) => self.old_ended(old, false, effects),
             Event::Claim(claimer) => self.enqueue(claimer, Wish::Replace),
@@ -750,7 +758,7 @@ impl Generation {
         }
         let joined = |slot: &Slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)) && slot.wants(id);
         if let (false, Some((address, _))) = (gone, self.slots.iter().find(|(_, slot)| joined(slot))) {
-            let (address, why) = (address.clone(), "somebody else took the old server over".to_owned());
+            let (address, why) = (address.clone(), "the old server is not ours to replace any more".to_owned());
             return self.fail_address(address, status::NOT_UP, why, effects);
         }
         let mut wanted = false;

@@ -10,6 +10,8 @@ use std::collections::HashSet;
 enum Hold {
     Queued,
     Granted,
+    /// Granted, and its supervisor is not heard any more: what was begun with it goes on.
+    Silent,
 }
 
 /// What can be known of a generation from its events and effects alone.
@@ -93,6 +95,14 @@ impl Watcher {
             Event::Locked(old, _) => {
                 if let Some(hold) = self.holds.get_mut(old) {
                     *hold = Hold::Granted;
+                }
+            }
+            // What it was asked for before, it does.
+            Event::OldSilent(old) => {
+                if let Some(hold) = self.holds.get_mut(old).filter(|hold| **hold == Hold::Granted)
+                    && !self.harmed.contains(old)
+                {
+                    *hold = Hold::Silent;
                 }
             }
             Event::OldReleased(old, address) => {
@@ -189,7 +199,9 @@ impl Watcher {
 
     /// Whether the server may listen beside those that have the address.
     fn is_shared(&self, address: &Address) -> bool {
-        let joins = |old: &OldId| self.shares.contains(old) && self.holds.get(old) == Some(&Hold::Granted);
+        let joins = |old: &OldId| {
+            self.shares.contains(old) && matches!(self.holds.get(old), Some(Hold::Granted | Hold::Silent))
+        };
         let mut taken = self.taken.iter().filter(|(a, _)| self.is_part_of(address, a));
         self.shared && taken.any(|(_, olds)| !olds.is_empty() && olds.iter().all(joins))
     }
@@ -487,6 +499,7 @@ fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
         events.push(Event::Locked(OldId(*id), vec![all[0].clone()]));
         events.push(Event::Locked(OldId(*id), all.clone()));
         events.push(Event::OldRefused(OldId(*id), "no".into()));
+        events.push(Event::OldSilent(OldId(*id)));
         events.push(Event::OldGone(OldId(*id)));
         events.push(Event::OldLost(OldId(*id)));
         events.push(Event::Claim(ClaimerId(*id)));

@@ -419,6 +419,7 @@ impl World {
             Action::ToNew(k) => {
                 let event = self.peers[k].to_new.pop_front().unwrap();
                 if matches!(event, Event::OldLost(_)) && self.peers[k].locked {
+                    self.feed(self.peers[k].new, Event::OldSilent(OldId(k as u64)));
                     return self.follow(k);
                 }
                 if let Event::Locked(_, holds) = &event {
