@@ -13,6 +13,7 @@
 //!   `talk=SOCKET`: writes its standard input to the socket and prints the answer
 //! - `before-ready=FIFO`, `before-listen=FIFO`, `before-release=FIFO`, `before-exit=FIFO`: wait there
 //!   until somebody has opened the fifo and closed it again
+//! - `accept=FIFO`: listens, and accepts only then; `hold=FIFO`: answers a request for /hold only then
 //! - `said=FILE`: make the file when the supervisor has taken READY in
 
 use nix::sys::signal::{SigHandler, Signal, signal};
@@ -103,7 +104,7 @@ fn main() {
     }
     match control {
         Some(control) if !flags.has("mute") => speak(&control, &addresses, &flags),
-        _ => addresses.iter().for_each(|address| std::mem::forget(serve(address))),
+        _ => addresses.iter().for_each(|address| std::mem::forget(serve(address, &flags))),
     }
     loop {
         std::thread::park();
@@ -142,7 +143,7 @@ fn speak(control: &UnixStream, addresses: &[String], flags: &Flags) {
                 }
                 let ours = addresses.iter().any(|own| own == address);
                 if ours && !listeners.contains_key(address) {
-                    listeners.insert(address.to_owned(), serve(address));
+                    listeners.insert(address.to_owned(), serve(address, flags));
                 }
             }
             ("TAKEDOWN", address) => {
@@ -177,7 +178,7 @@ impl Drop for Listening {
     }
 }
 
-fn serve(address: &str) -> Listening {
+fn serve(address: &str, flags: &Flags) -> Listening {
     if !address.contains(':') {
         return Listening(None);
     }
@@ -188,14 +189,19 @@ fn serve(address: &str) -> Listening {
     });
     let name = format!("{} {}", std::env::var("SERVERSWAP_GENERATION").unwrap_or_default(), std::process::id());
     let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
-    let accepting = listener.try_clone().expect("clone");
+    let (accepting, flags) = (listener.try_clone().expect("clone"), flags.clone());
     std::thread::spawn(move || {
+        flags.pass("accept");
         while let Ok((mut stream, _)) = accepting.accept() {
-            let answer = answer.clone();
+            let (answer, flags) = (answer.clone(), flags.clone());
             std::thread::spawn(move || {
                 let mut request = [0; 1024];
                 while let Ok(length @ 1..) = stream.read(&mut request) {
-                    let last = String::from_utf8_lossy(&request[..length]).contains("Connection: close");
+                    let text = String::from_utf8_lossy(&request[..length]).into_owned();
+                    if text.starts_with("GET /hold ") {
+                        flags.pass("hold");
+                    }
+                    let last = text.contains("Connection: close");
                     if stream.write_all(answer.as_bytes()).is_err() || last {
                         break;
                     }

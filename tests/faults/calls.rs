@@ -1,0 +1,6 @@
+//! System calls that fail.
+
+use super::Case;
+pub fn cases() -> Vec<Case> {
+    Vec::new()
+}

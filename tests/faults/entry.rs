@@ -1,0 +1,6 @@
+//! The state in which serverswap is started.
+
+use super::Case;
+pub fn cases() -> Vec<Case> {
+    Vec::new()
+}

@@ -1,0 +1,296 @@
+//! What is done to a swap, and how it is undone.
+
+use super::channels;
+use super::common::{alive, get, kill, until};
+use super::scene::{Serving, Side, Step, Swap};
+use nix::libc;
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::PathBuf;
+use std::process::Command;
+use std::time::{Duration, Instant};
+
+/// A process of a swap.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Victim {
+    OldServer,
+    NewServer,
+    OldSupervisor,
+    NewSupervisor,
+    OldKeeper,
+    NewKeeper,
+}
+
+pub const VICTIMS: [Victim; 6] = [
+    Victim::OldServer,
+    Victim::NewServer,
+    Victim::OldSupervisor,
+    Victim::NewSupervisor,
+    Victim::OldKeeper,
+    Victim::NewKeeper,
+];
+
+impl Victim {
+    fn pid(self, swap: &Swap) -> Option<i32> {
+        let pid = match self {
+            Victim::OldServer => Some(swap.old.server),
+            Victim::NewServer => Some(swap.new.server),
+            Victim::OldSupervisor => Some(swap.old.running.pid()),
+            Victim::NewSupervisor => Some(swap.new.running.pid()),
+            Victim::OldKeeper => swap.old.keeper,
+            Victim::NewKeeper => swap.new.keeper,
+        };
+        pid.filter(|pid| alive(*pid))
+    }
+
+    /// Whether it is the server that serves at this step.
+    fn serves(self, swap: &Swap) -> bool {
+        self.pid(swap).is_some() && self.pid(swap) == swap.serving()
+    }
+}
+
+/// A channel, by the two who speak.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Channel {
+    OldControl,
+    NewControl,
+    OldKeeper,
+    NewKeeper,
+    /// Between the supervisors.
+    Peers,
+}
+
+pub const CHANNELS: [Channel; 5] =
+    [Channel::OldControl, Channel::NewControl, Channel::OldKeeper, Channel::NewKeeper, Channel::Peers];
+
+impl Channel {
+    fn ends(self, swap: &Swap) -> Vec<(i32, i32)> {
+        let (old, new) = (swap.old.running.pid(), swap.new.running.pid());
+        let keeper = |side: &Side| side.keeper.map(|keeper| (side.running.pid(), keeper));
+        match self {
+            Channel::OldControl => vec![(old, swap.old.server)],
+            Channel::NewControl => vec![(new, swap.new.server)],
+            Channel::OldKeeper => keeper(&swap.old).into_iter().collect(),
+            Channel::NewKeeper => keeper(&swap.new).into_iter().collect(),
+            Channel::Peers => {
+                let rest = swap.rest.iter().map(|rest| (new, rest.running.pid()));
+                [(new, old)].into_iter().chain(rest).collect()
+            }
+        }
+    }
+}
+
+/// What happens to a supervisor that gets no more of something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Want {
+    /// EMFILE: not one file more.
+    Files,
+    /// ENOMEM: not one page more.
+    Memory,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fault {
+    Killed(Victim),
+    /// SIGSTOP for longer than every timeout, then SIGCONT.
+    Stopped(Victim),
+    Eof(Channel),
+    FullDisk,
+    /// To everybody in it: not even root may write where it has no right to.
+    ReadOnly,
+    Wants(Victim, Want),
+    /// Two more swaps, a takedown and a reload, all in one moment.
+    AtOnce,
+}
+
+impl Fault {
+    /// Options of both generations. Where everything has to run out, it does so soon.
+    pub fn options(self) -> &'static [&'static str] {
+        match self {
+            Fault::Stopped(_) => &["--ready-timeout", "5", "--drain", "2", "--kill-after", "1"],
+            // A server that is not heard any more is never up.
+            Fault::Eof(_) => &["--ready-timeout", "20", "--drain", "60"],
+            // Nor does one that cannot take a claim keep anybody waiting.
+            Fault::Wants(..) => &["--ready-timeout", "10", "--drain", "60"],
+            _ => &["--drain", "60"],
+        }
+    }
+
+    /// How long it lasts where it must outlast every timeout of [`Fault::options`].
+    const STOPPED: Duration = Duration::from_secs(7);
+
+    /// Whether it can be done at all at this step; most that cannot lack their victim.
+    pub fn fits(self, shared: bool, step: Step) -> bool {
+        let old_is_gone = step == Step::Steady;
+        match self {
+            Fault::Killed(victim) | Fault::Stopped(victim) | Fault::Wants(victim, _) => match victim {
+                Victim::OldServer | Victim::OldSupervisor => !old_is_gone,
+                Victim::OldKeeper => shared && !old_is_gone,
+                // In plain order it watches over a server that nobody was harmed for yet.
+                Victim::NewKeeper => shared || matches!(step, Step::Starting | Step::Queued | Step::Told),
+                Victim::NewServer | Victim::NewSupervisor => true,
+            },
+            Fault::Eof(Channel::OldControl) => !old_is_gone,
+            // A shared swap has no word with the old one before its server listens.
+            Fault::Eof(Channel::Peers) => !matches!(step, Step::Starting | Step::Steady),
+            Fault::Eof(Channel::OldKeeper) => shared && !old_is_gone,
+            Fault::Eof(Channel::NewKeeper) => shared,
+            // In plain order a server that hears no GO never binds: it becomes a worker that does nothing.
+            Fault::Eof(Channel::NewControl) => shared || step != Step::Starting,
+            Fault::FullDisk | Fault::ReadOnly | Fault::AtOnce => true,
+        }
+    }
+
+    /// Does it, waits until whoever has to act has done so, has the observer look, and undoes it. The error says
+    /// what the observer did not like.
+    pub fn strike(self, swap: &mut Swap) -> Result<(), String> {
+        match self {
+            Fault::Killed(victim) => {
+                let pid = victim.pid(swap).ok_or("no victim")?;
+                let serves = victim.serves(swap);
+                kill(pid, libc::SIGKILL);
+                let before = matches!(swap.step, Step::Starting | Step::Queued | Step::Proving);
+                until("who has to act on it has done so", || match victim {
+                    Victim::OldServer => swap.old.running.ended(),
+                    Victim::NewServer => swap.new.running.ended(),
+                    Victim::NewSupervisor if before => !alive(swap.new.server),
+                    _ => !alive(pid),
+                });
+                if !serves {
+                    answers(swap)?;
+                }
+                swap.go_on();
+                Ok(())
+            }
+            Fault::Stopped(victim) => {
+                let pid = victim.pid(swap).ok_or("no victim")?;
+                let serves = victim.serves(swap);
+                kill(pid, libc::SIGSTOP);
+                let since = Instant::now();
+                until("every timeout is over", || since.elapsed() > Fault::STOPPED);
+                // Whoever waited for something may have it by now, and serve.
+                // In plain order an old server that was told is gone by now.
+                let told = !swap.sandbox.is_shared() && matches!(swap.step, Step::Queued | Step::Told);
+                let seen = match get(swap.port) {
+                    Err(failure) if !serves && !told && swap.serving().is_some() => {
+                        Err(format!("nobody answers: {failure:?}"))
+                    }
+                    _ => Ok(()),
+                };
+                kill(pid, libc::SIGCONT);
+                swap.go_on();
+                seen
+            }
+            Fault::Eof(channel) => {
+                let ended: usize = channel.ends(swap).into_iter().map(|(one, other)| channels::end(one, other)).sum();
+                if ended == 0 {
+                    return Err("there is no such channel".into());
+                }
+                answers(swap)?;
+                swap.go_on();
+                Ok(())
+            }
+            Fault::FullDisk => {
+                let path = swap.sandbox.run_dir().join("filler");
+                fs::write(&path, vec![0; 1 << 20]).err().ok_or("the disk is not full")?;
+                answers(swap)?;
+                swap.go_on();
+                fs::remove_file(path).map_err(|e| e.to_string())
+            }
+            Fault::ReadOnly => {
+                let mode = |bits| fs::set_permissions(swap.sandbox.run_dir(), fs::Permissions::from_mode(bits));
+                mode(0o555).map_err(|e| e.to_string())?;
+                answers(swap)?;
+                swap.go_on();
+                let mode = |bits| fs::set_permissions(swap.sandbox.run_dir(), fs::Permissions::from_mode(bits));
+                mode(0o755).map_err(|e| e.to_string())
+            }
+            Fault::Wants(victim, want) => {
+                let pid = victim.pid(swap).ok_or("no victim")?;
+                let before = limit(pid, want, None)?;
+                answers(swap)?;
+                swap.go_on();
+                let _ = limit(pid, want, Some(before));
+                Ok(())
+            }
+            Fault::AtOnce => {
+                let address = format!("0.0.0.0:{}", swap.port);
+                let port = format!(":{}", swap.port);
+                let mut all = vec![
+                    swap.sandbox.plain(&["-d"], &[&address]),
+                    swap.sandbox.serverswap(["--takedown", &port]),
+                    swap.sandbox.serverswap(["--reload", &port]),
+                    swap.sandbox.plain(&["-d"], &[&address]),
+                ];
+                swap.go_on();
+                for one in &mut all {
+                    one.wait();
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// How many requests of the crowd may fail on a shared port; `None`: whoever served is dead, and until the
+    /// next one is up everybody meets nobody.
+    pub fn bound(self, step: Step, clients: usize) -> Option<usize> {
+        let serving = step.serving(true);
+        match self {
+            // What a server holds when it dies: a connection of each client, and, since the kernel closes the
+            // files of a process from the last to the first, another one in the queue of its listener. Then the
+            // old one serves.
+            Fault::Killed(Victim::NewServer) if step == Step::Draining => Some(2 * clients),
+            Fault::Killed(Victim::OldServer) if serving == Serving::Old => None,
+            Fault::Killed(Victim::NewServer) if serving == Serving::New => None,
+            // What it holds when its time to drain is over is cut.
+            Fault::Stopped(Victim::OldServer) if step == Step::Queued => Some(2 * clients),
+            // Whoever is told to go by --takedown goes.
+            Fault::AtOnce => None,
+            _ => Some(0),
+        }
+    }
+}
+
+/// Whoever serves while the swap stands still still does.
+fn answers(swap: &Swap) -> Result<(), String> {
+    let Some(serving) = swap.serving() else { return Ok(()) };
+    match get(swap.port) {
+        Ok(answer) if answer.pid == serving => Ok(()),
+        other => Err(format!("server {serving} does not answer: {other:?}")),
+    }
+}
+
+/// A file system of its own for the run directory, small enough to be filled. In the mount namespace of this
+/// program: nothing is left of it.
+pub fn mount(options: &[&str], at: &PathBuf) -> Result<(), String> {
+    let output = Command::new("mount").args(options).arg(at).output().map_err(|e| e.to_string())?;
+    let text = String::from_utf8_lossy(&output.stderr).into_owned();
+    if output.status.success() { Ok(()) } else { Err(text) }
+}
+
+/// Sets a limit of another process to what it uses now, or back; the one that it had (prlimit(2)).
+fn limit(pid: i32, want: Want, to: Option<u64>) -> Result<u64, String> {
+    let used = |want| match want {
+        Want::Files => {
+            let open = fs::read_dir(format!("/proc/{pid}/fd")).map_err(|e| e.to_string())?;
+            let open = open.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u64>().ok());
+            Ok::<u64, String>(open.max().unwrap_or(0) + 1)
+        }
+        Want::Memory => {
+            let statm = fs::read_to_string(format!("/proc/{pid}/statm")).map_err(|e| e.to_string())?;
+            Ok(statm.split(' ').next().and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096)
+        }
+    };
+    let resource = match want {
+        Want::Files => libc::RLIMIT_NOFILE,
+        Want::Memory => libc::RLIMIT_AS,
+    };
+    let mut before = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both structures are valid through the calls.
+    let failed = unsafe {
+        let read = libc::prlimit64(pid, resource, std::ptr::null(), &raw mut before);
+        let new = libc::rlimit64 { rlim_cur: to.map_or_else(|| used(want), Ok)?, rlim_max: before.rlim_max };
+        read != 0 || libc::prlimit64(pid, resource, &raw const new, std::ptr::null_mut()) != 0
+    };
+    if failed { Err(std::io::Error::last_os_error().to_string()) } else { Ok(before.rlim_cur) }
+}

@@ -1,0 +1,283 @@
+//! A swap that stands still at one of its steps, and what an outside observer says of it afterwards.
+
+use super::common::{self, Gate, Load, Running, Sandbox, Seen, alive, children, get, until};
+use std::io::Write;
+use std::net::{TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::time::{Duration, Instant};
+
+/// Where a swap can stand still, in both orders if not said otherwise.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Step {
+    /// The new server has not said READY, nor bound.
+    Starting,
+    /// The new server waits: another swap of the old one is under way.
+    Queued,
+    /// Shared: it listens, and has not accepted the probe.
+    Proving,
+    /// Shared: it gets the new connections; the old one has a busy one.
+    Draining,
+    /// The old server was told to go, and still listens.
+    Told,
+    /// Plain: the old server has let go of the port, and the new one has not bound it.
+    Released,
+    /// The old server has closed its listener, and still lives; the new one serves.
+    Closed,
+    /// The old server is gone.
+    Steady,
+}
+
+/// All steps of an order.
+pub fn steps(shared: bool) -> &'static [Step] {
+    use Step::*;
+    match shared {
+        true => &[Starting, Queued, Proving, Draining, Told, Closed, Steady],
+        false => &[Starting, Queued, Told, Released, Closed, Steady],
+    }
+}
+
+/// Who serves while the swap stands still.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Serving {
+    Old,
+    New,
+    Nobody,
+}
+
+impl Step {
+    pub fn serving(self, shared: bool) -> Serving {
+        match self {
+            Step::Starting | Step::Queued | Step::Proving => Serving::Old,
+            Step::Told if !shared => Serving::Old,
+            Step::Released => Serving::Nobody,
+            Step::Draining | Step::Told | Step::Closed | Step::Steady => Serving::New,
+        }
+    }
+}
+
+/// The serverswap of a generation, its server and its keeper, if it has one.
+pub struct Side {
+    pub running: Running,
+    pub server: i32,
+    pub keeper: Option<i32>,
+}
+
+impl Side {
+    fn start(sandbox: &Sandbox, options: &[&str], words: &[&str]) -> Side {
+        let running = sandbox.plain(options, words);
+        let name = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        let (mut server, mut keeper) = (None, None);
+        until("there is a server, and on a shared port a keeper", || {
+            let (keepers, servers): (Vec<i32>, Vec<i32>) =
+                children(running.pid()).into_iter().partition(|pid| name(*pid) == "serverswap\n");
+            (server, keeper) = (servers.first().copied(), keepers.first().copied());
+            server.is_some() && (keeper.is_some() || !sandbox.is_shared())
+        });
+        Side { running, server: server.unwrap(), keeper }
+    }
+}
+
+pub const CLIENTS: usize = 3;
+
+/// A swap that stands still at a step, under load.
+pub struct Swap {
+    pub sandbox: Sandbox,
+    pub port: u16,
+    pub step: Step,
+    pub old: Side,
+    pub new: Side,
+    /// Who holds the lock that the new one is queued for.
+    pub rest: Option<Side>,
+    pub crowd: Vec<Load>,
+    gates: Vec<Gate>,
+    held: Option<TcpStream>,
+}
+
+impl Swap {
+    /// `options` are those of both generations.
+    pub fn halted(sandbox: Sandbox, step: Step, options: &[&str]) -> Swap {
+        let shared = sandbox.is_shared();
+        let port = sandbox.port();
+        let address = format!("0.0.0.0:{port}");
+        let mut gates = Vec::new();
+        let mut gate = |stage: &str| {
+            let (gate, argument) = sandbox.gate(stage);
+            gates.push(gate);
+            argument
+        };
+        // A server that takes TAKEDOWN can be told, and wait with its release and its end.
+        let (mut first, mut second) = (vec![address.clone()], vec![address.clone()]);
+        match step {
+            Step::Starting => second.push(gate("before-ready")),
+            Step::Proving => second.push(gate("accept")),
+            Step::Draining => first.push(gate("hold")),
+            Step::Queued | Step::Told => first.extend(["takedown".into(), gate("before-release")]),
+            Step::Released => {
+                first.extend(["takedown".into(), gate("before-exit")]);
+                second.push(gate("before-listen"));
+            }
+            Step::Closed => first.extend(["takedown".into(), gate("before-exit")]),
+            Step::Steady => {}
+        }
+        if shared {
+            // They know nothing of serverswap where nothing is asked of them.
+            for words in [&mut first, &mut second] {
+                if !words.contains(&"takedown".to_owned()) {
+                    words.push("mute".into());
+                }
+            }
+        }
+        let start = |words: &[String]| {
+            let words: Vec<&str> = words.iter().map(String::as_str).collect();
+            Side::start(&sandbox, options, &words)
+        };
+        let oldest = start(&first);
+        common::answered_by(port, 1);
+        oldest.running.says("is up");
+        let held = (step == Step::Draining).then(|| {
+            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+            stream.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            gates[0].reached();
+            stream
+        });
+        let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::from_millis(2))).collect();
+        crowd.iter().for_each(|load| load.sees_server(oldest.server));
+        let middle = (step == Step::Queued).then(|| {
+            let middle = start(std::slice::from_ref(&address));
+            gates[0].reached();
+            middle
+        });
+        let mut new = start(&second);
+        match step {
+            Step::Queued => {
+                let others: Vec<&Side> = [&oldest].into_iter().chain(&middle).collect();
+                until("the third one waits", || waits_for_lock(&new, &others));
+            }
+            Step::Draining => new.running.says("is up"),
+            Step::Steady => until("the old one is gone", || !alive(oldest.running.pid())),
+            _ => gates.iter().for_each(Gate::reached),
+        }
+        assert!(!new.running.ended(), "{}", new.running.log());
+        // On a shared port the one in the middle serves, and holds the lock of the first.
+        let (old, rest) = match middle {
+            Some(middle) if shared => (middle, Some(oldest)),
+            middle => (oldest, middle),
+        };
+        let swap = Swap { sandbox, port, step, old, new, rest, crowd, gates, held };
+        if let Some(serving) = swap.serving() {
+            swap.crowd.iter().for_each(|load| load.sees_server(serving));
+        }
+        swap
+    }
+
+    /// The server that serves while the swap stands still.
+    pub fn serving(&self) -> Option<i32> {
+        match self.step.serving(self.sandbox.is_shared()) {
+            Serving::Old => Some(self.old.server),
+            Serving::New => Some(self.new.server),
+            Serving::Nobody => None,
+        }
+    }
+
+    /// Lets the swap go on to its end, whatever that is.
+    pub fn go_on(&mut self) {
+        self.gates.iter().for_each(Gate::open);
+        self.held = None;
+        let new = &mut self.new.running;
+        until("the swap is over", || new.ended() || new.log().contains("is up"));
+    }
+
+    /// What the observer says after a last swap that has to work, and a takedown that has to leave nothing.
+    /// The error tells what is wrong.
+    pub fn judged(mut self) -> Result<Verdict, String> {
+        let address = format!("0.0.0.0:{}", self.port);
+        let (status, log) = self.sandbox.deploy(&[&address]);
+        if status != 0 {
+            return Err(format!("the next swap: status {status}\n{log}"));
+        }
+        let last = get(self.port).map_err(|failure| format!("after the next swap: {failure:?}"))?;
+        self.crowd.iter().for_each(|load| load.sees_server(last.pid));
+        let crew = self.sandbox.crew();
+        until("one server is left", || self.sandbox.status().len() == 1 && self.sandbox.processes().len() == crew);
+        if self.sandbox.pidfile(&self.port.to_string()) != Some(last.pid) {
+            return Err(format!("the pidfile names {:?}", self.sandbox.pidfile(&self.port.to_string())));
+        }
+        let files = self.sandbox.files();
+        if files.len() != 4 {
+            return Err(format!("left in the run directory: {files:?}"));
+        }
+        let mut verdict = Verdict::default();
+        for seen in self.crowd.drain(..).map(Load::stop) {
+            verdict.add(seen);
+        }
+        if self.sandbox.is_shared() && !is_unsteered(self.port) {
+            return Err("a program is left on the port".into());
+        }
+        self.sandbox.take_down(&format!(":{}", self.port));
+        until("the port is free", || TcpListener::bind(("0.0.0.0", self.port)).is_ok());
+        for side in [Some(self.old), Some(self.new), self.rest].into_iter().flatten() {
+            let Side { mut running, .. } = side;
+            running.wait();
+        }
+        Ok(verdict)
+    }
+}
+
+/// What the clients saw.
+#[derive(Default)]
+pub struct Verdict {
+    pub failures: std::collections::BTreeMap<common::Failure, usize>,
+    pub longest_gap: Duration,
+}
+
+impl Verdict {
+    fn add(&mut self, seen: Seen) {
+        seen.failures.into_iter().for_each(|(failure, count)| *self.failures.entry(failure).or_default() += count);
+        self.longest_gap = self.longest_gap.max(seen.longest_gap);
+    }
+
+    pub fn failed(&self) -> usize {
+        self.failures.values().sum()
+    }
+}
+
+/// Whether a claim is under way: the new supervisor has a connection to that of another server.
+fn waits_for_lock(new: &Side, others: &[&Side]) -> bool {
+    others.iter().any(|other| !super::channels::between(new.running.pid(), other.running.pid()).is_empty())
+}
+
+/// A steady server runs as if alone: the kernel spreads connections over all who listen, also over us.
+pub fn is_unsteered(port: u16) -> bool {
+    use nix::sys::socket::sockopt::ReusePort;
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket};
+    let ours = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&ours, ReusePort, &true).unwrap();
+    bind(ours.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port)).unwrap();
+    listen(&ours, Backlog::new(128).unwrap()).unwrap();
+    let listener = TcpListener::from(ours);
+    listener.set_nonblocking(true).unwrap();
+    let deadline = Instant::now() + Duration::from_secs(5);
+    while Instant::now() < deadline {
+        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        drop(stream);
+        if listener.accept().is_ok() {
+            return true;
+        }
+    }
+    false
+}
+
+/// The file descriptor of another process, as ours (pidfd_getfd(2), Linux 5.6).
+pub fn copy_fd(pid: i32, fd: i32) -> std::io::Result<OwnedFd> {
+    use nix::libc::{SYS_pidfd_getfd, SYS_pidfd_open, syscall};
+    // SAFETY: plain system calls; what they return is owned at once.
+    unsafe {
+        let pidfd = syscall(SYS_pidfd_open, pid, 0);
+        if pidfd < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        let pidfd = OwnedFd::from_raw_fd(pidfd as i32);
+        let copy = syscall(SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0);
+        if copy < 0 { Err(std::io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(copy as i32)) }
+    }
+}
