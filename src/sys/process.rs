@@ -365,7 +365,7 @@ unsafe fn keep(socket: RawFd, ledger: &Ledger) -> ! {
             libc::syscall(libc::SYS_pidfd_send_signal, server, libc::SIGKILL, 0, 0);
         }
         if died && watched {
-            seccomp::let_all_proceed(notifier, ledger);
+            seccomp::answer_all(notifier, ledger, !serves);
         }
         libc::_exit(0)
     }

@@ -204,19 +204,21 @@ impl Drop for Ledger {
     }
 }
 
-/// What the keeper does once the supervisor is dead: every call runs as if nobody had looked, until
-/// nobody under the filter is left. Async-signal-safe.
-pub fn let_all_proceed(notifier: RawFd, ledger: &Ledger) {
-    let proceed = |id: u64| {
-        let flags = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
-        let mut answer = libc::seccomp_notif_resp { id, val: 0, error: 0, flags };
+/// What the keeper does once the supervisor is dead, until nobody under the filter is left: every call runs as
+/// if nobody had looked, or, of a server that was killed, fails: a `listen` that runs while its process dies
+/// would take connections with it. Async-signal-safe.
+pub fn answer_all(notifier: RawFd, ledger: &Ledger, killed: bool) {
+    let answer = |id: u64| {
+        let (error, flags) =
+            if killed { (-libc::EINTR, 0) } else { (0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32) };
+        let mut answer = libc::seccomp_notif_resp { id, val: 0, error, flags };
         // SAFETY: the request goes with this struct.
         unsafe { libc::ioctl(notifier, libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
     };
     for entry in ledger.entries() {
         match entry.swap(0, Ordering::AcqRel) {
             0 => {}
-            id => proceed(id),
+            id => answer(id),
         }
     }
     loop {
@@ -228,7 +230,7 @@ pub fn let_all_proceed(notifier: RawFd, ledger: &Ledger) {
             unsafe {
                 let mut got: libc::seccomp_notif = zeroed();
                 if libc::ioctl(notifier, libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut got) == 0 {
-                    proceed(got.id);
+                    answer(got.id);
                 }
             }
         } else if poll.revents != 0 {

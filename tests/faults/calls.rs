@@ -1,6 +1,131 @@
-//! System calls that fail.
+//! System calls that fail in a supervisor while it swaps: strace(1) makes the first, the second, ... or every one of a
+//! kind return an error.
 
 use super::Case;
+use super::common::{Load, Running, SERVERSWAP, Sandbox, answered_by, get, plain_server, until};
+use super::scene::{CLIENTS, Verdict, is_unsteered};
+use std::time::Duration;
+
+/// What can fail for want of files, memory, disk or rights.
+const CALLS: [(&str, &str); 24] = [
+    ("openat", "EMFILE"),
+    ("openat", "ENOMEM"),
+    ("socket", "EMFILE"),
+    ("socketpair", "EMFILE"),
+    ("pipe2", "EMFILE"),
+    ("accept4", "EMFILE"),
+    ("accept4", "ENOMEM"),
+    ("pidfd_open", "EMFILE"),
+    ("pidfd_open", "ENOMEM"),
+    ("pidfd_getfd", "EMFILE"),
+    ("fcntl", "EMFILE"),
+    ("clone", "ENOMEM"),
+    ("clone3", "EAGAIN"),
+    ("mmap", "ENOMEM"),
+    ("connect", "EAGAIN"),
+    ("bind", "ENOMEM"),
+    ("listen", "ENOMEM"),
+    ("setsockopt", "ENOMEM"),
+    ("sendmsg", "ENOBUFS"),
+    ("sendto", "ENOBUFS"),
+    ("recvmsg", "ENOMEM"),
+    ("renameat", "ENOSPC"),
+    ("write", "ENOSPC"),
+    ("unlinkat", "EROFS"),
+];
+
+/// Which of them fail: the nth, or all from the nth on.
+const WHEN: [&str; 6] = ["1", "2", "3", "5", "1+", "3+"];
+
+/// Whose calls.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Who {
+    Old,
+    New,
+}
+
 pub fn cases() -> Vec<Case> {
-    Vec::new()
+    let mut cases = Vec::new();
+    for shared in [true, false] {
+        let order = if shared { "shared" } else { "plain" };
+        for who in [Who::New, Who::Old] {
+            for (call, error) in CALLS {
+                for when in WHEN {
+                    let name = format!("{order}, {who:?} supervisor, {call} {error} {when}");
+                    cases.push(Case::new(name, move || fail(shared, who, call, error, when)));
+                }
+            }
+        }
+    }
+    cases
+}
+
+fn fail(shared: bool, who: Who, call: &str, error: &str, when: &str) -> Result<Verdict, String> {
+    let sandbox = if shared { Sandbox::shared() } else { Sandbox::new() };
+    let port = sandbox.port();
+    let address = format!("0.0.0.0:{port}");
+    let inject = format!("inject={call}:error={error}:when={when}");
+    // Servers are let go when they are started: what fails there is their affair.
+    let options = ["-f", "-qq", "-b", "execve", "-o", "/dev/null", "-e", &inject];
+    let plain: &[&str] = if shared { &[] } else { &["--plain"] };
+    let old = sandbox.plain(&["--ready-timeout", "10"], &[&address]);
+    let first = answered_by(port, 1);
+    old.says("is up");
+    let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::from_millis(2))).collect();
+    crowd.iter().for_each(|load| load.sees_server(first.pid));
+    let tracer = (who == Who::Old).then(|| {
+        let mut command = sandbox.command("strace");
+        command.args(options).args(["-p", &old.pid().to_string()]);
+        let tracer = sandbox.start(command);
+        until("every thread is traced", || all_traced(old.pid()));
+        tracer
+    });
+    let mut new: Running = match who {
+        Who::Old => sandbox.plain(&["-d", "--ready-timeout", "10"], &[&address]),
+        Who::New => {
+            let mut command = sandbox.command("strace");
+            command.args(options).arg(SERVERSWAP).args(["-d", "--ready-timeout", "10"]).args(plain);
+            command.arg(plain_server()).arg(&address);
+            sandbox.start(command)
+        }
+    };
+    let status = new.wait();
+    // Whatever became of it: somebody answers, and it is the old server if the swap has failed.
+    until("somebody answers", || get(port).is_ok());
+    let answer = get(port).map_err(|failure| format!("status {status}: {failure:?}"))?;
+    if status == 0 && answer.pid == first.pid {
+        return Err(format!("status 0, and the old server answers\n{}", new.log()));
+    }
+    if let Some(mut tracer) = tracer {
+        // A supervisor that lives on must be its own again.
+        tracer.signal(nix::libc::SIGTERM);
+        tracer.wait();
+    }
+    let (last, log) = sandbox.deploy(&[&address]);
+    if last != 0 {
+        return Err(format!("status {status}, then the next swap: status {last}\n{log}"));
+    }
+    let last = get(port).map_err(|failure| format!("after the next swap: {failure:?}"))?;
+    crowd.iter().for_each(|load| load.sees_server(last.pid));
+    let crew = sandbox.crew();
+    until("one server is left", || sandbox.status().len() == 1 && sandbox.processes().len() == crew);
+    let verdict = Verdict::of(crowd);
+    if shared && !is_unsteered(port) {
+        return Err("a program is left on the port".into());
+    }
+    sandbox.take_down(&format!(":{port}"));
+    if shared && verdict.failed() > 0 {
+        return Err(format!("status {status}, {:?}\n{}", verdict.failures, sandbox.said()));
+    }
+    Ok(verdict)
+}
+
+/// Whether a tracer has all threads of a process.
+fn all_traced(pid: i32) -> bool {
+    let mut threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let is_traced = |entry: std::fs::DirEntry| {
+        let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
+        !status.contains("TracerPid:\t0\n")
+    };
+    threads.all(is_traced)
 }

@@ -242,8 +242,9 @@ impl Fault {
             Fault::Killed(Victim::NewServer) if step == Step::Draining => Some(2 * clients),
             Fault::Killed(Victim::OldServer) if serving == Serving::Old => None,
             Fault::Killed(Victim::NewServer) if serving == Serving::New => None,
-            // What it holds when its time to drain is over is cut.
-            Fault::Stopped(Victim::OldServer) if step == Step::Queued => Some(2 * clients),
+            // A server that stands still answers nobody.
+            Fault::Stopped(Victim::OldServer) if serving == Serving::Old => None,
+            Fault::Stopped(Victim::NewServer) if serving == Serving::New => None,
             // Whoever is told to go by --takedown goes.
             Fault::AtOnce => None,
             _ => Some(0),

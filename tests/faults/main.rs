@@ -135,7 +135,9 @@ fn strike(shared: bool, step: Step, fault: Fault) -> Result<Verdict, String> {
     let verdict = swap.judged()?;
     // A swap in plain order refuses connections by itself: close to zero, not zero.
     match fault.bound(step, CLIENTS) {
-        Some(most) if shared && verdict.failed() > most => Err(format!("{:?}, and {most} may fail", verdict.failures)),
+        Some(most) if shared && verdict.failed() > most => {
+            Err(format!("{:?}, and {most} may fail\n{}", verdict.failures, verdict.said))
+        }
         _ => Ok(verdict),
     }
 }

@@ -1,6 +1,6 @@
 //! A swap that stands still at one of its steps, and what an outside observer says of it afterwards.
 
-use super::common::{self, Gate, Load, Running, Sandbox, Seen, alive, children, get, until};
+use super::common::{self, Gate, Load, Running, Sandbox, alive, children, get, until};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
@@ -189,7 +189,7 @@ impl Swap {
 
     /// What the observer says after a last swap that has to work, and a takedown that has to leave nothing.
     /// The error tells what is wrong.
-    pub fn judged(mut self) -> Result<Verdict, String> {
+    pub fn judged(self) -> Result<Verdict, String> {
         let address = format!("0.0.0.0:{}", self.port);
         let (status, log) = self.sandbox.deploy(&[&address]);
         if status != 0 {
@@ -200,16 +200,15 @@ impl Swap {
         let crew = self.sandbox.crew();
         until("one server is left", || self.sandbox.status().len() == 1 && self.sandbox.processes().len() == crew);
         if self.sandbox.pidfile(&self.port.to_string()) != Some(last.pid) {
-            return Err(format!("the pidfile names {:?}", self.sandbox.pidfile(&self.port.to_string())));
+            let named = self.sandbox.pidfile(&self.port.to_string());
+            return Err(format!("{last:?} answers, and the pidfile names {named:?}"));
         }
         let files = self.sandbox.files();
         if files.len() != 4 {
             return Err(format!("left in the run directory: {files:?}"));
         }
-        let mut verdict = Verdict::default();
-        for seen in self.crowd.drain(..).map(Load::stop) {
-            verdict.add(seen);
-        }
+        let mut verdict = Verdict::of(self.crowd);
+        verdict.said = self.sandbox.said();
         if self.sandbox.is_shared() && !is_unsteered(self.port) {
             return Err("a program is left on the port".into());
         }
@@ -228,12 +227,19 @@ impl Swap {
 pub struct Verdict {
     pub failures: std::collections::BTreeMap<common::Failure, usize>,
     pub longest_gap: Duration,
+    /// What all commands and servers said.
+    pub said: String,
 }
 
 impl Verdict {
-    fn add(&mut self, seen: Seen) {
-        seen.failures.into_iter().for_each(|(failure, count)| *self.failures.entry(failure).or_default() += count);
-        self.longest_gap = self.longest_gap.max(seen.longest_gap);
+    /// Ends the crowd and asks it.
+    pub fn of(crowd: Vec<Load>) -> Verdict {
+        let mut verdict = Verdict::default();
+        for seen in crowd.into_iter().map(Load::stop) {
+            seen.failures.into_iter().for_each(|(f, count)| *verdict.failures.entry(f).or_default() += count);
+            verdict.longest_gap = verdict.longest_gap.max(seen.longest_gap);
+        }
+        verdict
     }
 
     pub fn failed(&self) -> usize {
