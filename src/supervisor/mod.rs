@@ -24,7 +24,6 @@ use crate::share::{Drain, Sharing};
 use crate::swap::{self, Level, SpeakerId};
 use crate::sys::process::{self, Pid};
 use nix::sys::signal::Signal;
-use outbox::Outbox;
 use peers::Conn;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;

@@ -11,10 +11,14 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Most that waits for a reader; one that lets more pile up has stopped reading.
 const WAITING_MAX: usize = 256 * 1024;
+/// Most that waits for all of them: many that do not read cost no more than a few.
+const WAITING_MAX_IN_ALL: usize = 4 * 1024 * 1024;
+static WAITING_IN_ALL: AtomicUsize = AtomicUsize::new(0);
 /// Unread bytes beyond which a line that may be lost is.
 const UNREAD_MAX: usize = 4096;
 
@@ -22,6 +26,13 @@ const UNREAD_MAX: usize = 4096;
 struct Waiting {
     bytes: Vec<u8>,
     writer: bool,
+}
+
+impl Drop for Waiting {
+    /// What is never written waits no more.
+    fn drop(&mut self) {
+        WAITING_IN_ALL.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
 }
 
 /// The sending side of a connection.
@@ -44,6 +55,13 @@ impl Outbox {
     /// Sends several lines.
     pub fn send_all<W: Display>(&self, words: impl IntoIterator<Item = W>) {
         self.send_bytes(&words.into_iter().flat_map(|word| line_of(&word)).collect::<Vec<u8>>());
+    }
+
+    /// Sends several lines, or none of them while the other side has not read what it was sent before.
+    pub fn send_all_if_read<W: Display>(&self, words: impl IntoIterator<Item = W>) {
+        if !lock(&self.waiting).writer {
+            self.send_all(words);
+        }
     }
 
     /// Sends one line together with files, both of which are dropped if the other side does not read.
@@ -78,6 +96,10 @@ impl Outbox {
         if rest.is_empty() || waiting.bytes.len() + rest.len() > WAITING_MAX {
             return;
         }
+        if WAITING_IN_ALL.fetch_add(rest.len(), Ordering::Relaxed) + rest.len() > WAITING_MAX_IN_ALL {
+            WAITING_IN_ALL.fetch_sub(rest.len(), Ordering::Relaxed);
+            return;
+        }
         waiting.bytes.extend_from_slice(rest);
         if !waiting.writer {
             let (stream, shared) = (self.stream.clone(), self.waiting.clone());
@@ -93,7 +115,12 @@ fn write_out(mut stream: &UnixStream, shared: &Mutex<Waiting>) {
             waiting.writer = !waiting.bytes.is_empty();
             std::mem::take(&mut waiting.bytes)
         };
-        if bytes.is_empty() || stream.write_all(&bytes).is_err() {
+        if bytes.is_empty() {
+            return;
+        }
+        let written = stream.write_all(&bytes);
+        WAITING_IN_ALL.fetch_sub(bytes.len(), Ordering::Relaxed);
+        if written.is_err() {
             return;
         }
     }

@@ -7,11 +7,11 @@ use super::peers::Role;
 use super::sharing::{left_alone, look_at_shared};
 use super::threads::{self, GenId, Id, NotifySocket};
 use super::watching;
-use super::{Conn, Ended, Live, Outbox, Sockets, Supervisor};
+use super::{Conn, Ended, Live, Sockets, Supervisor};
 use crate::address::Address;
 use crate::error::{Error, Result, status};
 use crate::protocol::ServerWord;
-use crate::registry::{Record, Registration};
+use crate::registry::{Entry, Registration};
 use crate::server::{Rest, Server, Surroundings};
 use crate::swap::{self, Level, Order, Settings, SpeakerId};
 use crate::sys::net::{self, TcpSocket};
@@ -70,8 +70,8 @@ impl Supervisor {
             }
         })?;
         let mark = socket.to_string_lossy().into_owned();
-        let record = Record { pid: server.pid, generation: number, socket: &names[0], command: &command };
-        let registration = self.dir.register(&record).map_err(|why| {
+        let entry = Entry { pid: server.pid, generation: number, socket: &names[0], command: &command };
+        let registration = self.dir.register(&entry).map_err(|why| {
             server.signal_all(Signal::SIGKILL);
             for path in [&socket, &notify] {
                 let _ = std::fs::remove_file(path);
@@ -97,7 +97,7 @@ impl Supervisor {
         let (machine, effects) = swap::Generation::new(settings);
         let (listener, control, ours) = (Arc::new(listener), threads::next_id(), Arc::new(ours));
         let notify = Arc::new(NotifySocket { socket: datagrams, closed: AtomicBool::new(false) });
-        self.conns.insert(control, Conn { out: Outbox::new(ours.clone()), role: Role::Server(id) });
+        self.conns.insert(control, Conn::ours(ours.clone(), Role::Server(id)));
         let started = threads::lines(self.events.clone(), control, ours)
             .and_then(|()| threads::accept(self.events.clone(), id, listener.clone()))
             .and_then(|()| threads::notifications(self.events.clone(), id, notify.clone()))
@@ -272,9 +272,9 @@ impl Supervisor {
         let live = self.live.get_mut(&generation)?;
         let sockets = live.sockets.as_ref()?;
         let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
-        let record =
-            Record { pid: live.server.pid, generation: live.number, socket: &sockets.names[0], command: &command };
-        match self.dir.register(&record) {
+        let entry =
+            Entry { pid: live.server.pid, generation: live.number, socket: &sockets.names[0], command: &command };
+        match self.dir.register(&entry) {
             Ok(new) => live.registration.replace(new),
             Err(why) => {
                 self.log.say(Level::Warning, None, &format!("unable to write its record: {why}"));
