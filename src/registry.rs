@@ -205,7 +205,7 @@ impl RunDir {
             match self.holder(pid, Claim::Yes) {
                 Some(holder) if holder.orphan.is_none() || has(pid, &own) => holders.push(holder),
                 None if self.is_unreadable(pid) => {
-                    return (Found::Blocked(format!("unable to read the record of pid {pid}")), true);
+                    return (Found::Blocked(format!("unable to read the record of server {pid}")), true);
                 }
                 Some(_) => {
                     let note = format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}");
@@ -381,9 +381,13 @@ impl RunDir {
         })
     }
 
-    /// Whether nothing can be told of a server at the moment (no fd, no memory): it may live.
+    /// Whether nothing can be told of a server that may live: there is no fd or no memory at the moment, or
+    /// its record is of another version, or was spoilt, and somebody holds the lock of it.
     fn is_unreadable(&self, pid: Pid) -> bool {
-        matches!(self.open_checked(&record_name(pid), RECORD_MAX), Err(Bad::Because("cannot be read")))
+        match self.open_checked(&record_name(pid), RECORD_MAX) {
+            Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
+            Err(why) => why == Bad::Because("cannot be read"),
+        }
     }
 
     /// Servers that listen there beside those that have the pidfiles.
@@ -755,6 +759,27 @@ mod tests {
         std::fs::write(dir.path().join("a-name.pid"), format!("{other}\n")).unwrap();
         let (found, notes) = claim(&dir, Pid::new(1).unwrap());
         assert!(matches!(found, Found::Vacant) && notes.len() == 1);
+    }
+
+    #[test]
+    fn a_record_of_a_later_version_is_left_alone_while_its_supervisor_lives() {
+        let (_temp, dir) = run_dir();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::of(&child);
+        let record = dir.path().join(record_name(pid));
+        std::fs::write(&record, format!("serverswap 2\npid {pid}\n")).unwrap();
+        let lock = File::open(&record).unwrap();
+        lock.lock().unwrap();
+        std::fs::write(dir.path().join("a-name.pid"), format!("{pid}\n")).unwrap();
+        let Found::Blocked(why) = claim(&dir, Pid::own()).0 else { panic!() };
+        assert_eq!(why, format!("unable to read the record of server {pid}"));
+        dir.clean_up();
+        assert!(record.exists() && dir.path().join("a-name.pid").exists());
+        drop(lock);
+        assert!(matches!(claim(&dir, Pid::own()).0, Found::Vacant));
+        assert!(!record.exists());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

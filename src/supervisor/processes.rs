@@ -33,6 +33,8 @@ const POLL_SWAP: Duration = Duration::from_millis(20);
 const POLL_DISCOVER: Duration = Duration::from_millis(500);
 /// How long a socket that nobody seems to hold may take to close.
 const UNCLEAR_FOR: Duration = Duration::from_secs(2);
+/// For how long what is left of a server is killed again and again.
+const KILLED_FOR: Duration = Duration::from_secs(10);
 /// How long the listeners of a server that says nothing are looked for.
 const DISCOVER_FOR: Duration = Duration::from_secs(60);
 
@@ -327,12 +329,10 @@ impl Supervisor {
             }
         }
         swapping |= self.regain(now);
-        self.leftovers.retain(|(rest, until)| {
-            if *until <= now {
-                rest.signal_rest(Signal::SIGKILL);
-                return false;
-            }
-            rest.has_rest()
+        // Who forks while it is looked for is not seen at once.
+        self.leftovers.retain(|(rest, until)| match *until <= now {
+            true => rest.signal_rest(Signal::SIGKILL) && *until + KILLED_FOR > now,
+            false => rest.has_rest(),
         });
         swapping |= !self.leftovers.is_empty();
         let since = now.saturating_duration_since(self.poll_since);

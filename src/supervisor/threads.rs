@@ -220,7 +220,7 @@ fn serve(events: &Events, generation: GenId, stream: Arc<UnixStream>) {
 /// until the lock of the server's record is free: its supervisor is about to end, or somebody else
 /// takes the orphan over.
 pub fn connect(events: Events, id: Id, socket: PathBuf, server: Pid, dir: RunDir) -> io::Result<()> {
-    start("connect", move || match UnixStream::connect(&socket) {
+    start("connect", move || match socket::connect_to_own(&socket) {
         Ok(stream) => {
             let stream = Arc::new(stream);
             if events.send(Event::Connected(id, stream.clone())).is_ok() {
