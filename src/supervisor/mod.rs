@@ -263,8 +263,8 @@ impl Supervisor {
         match event {
             Event::Signal(Signal::SIGCHLD, _) => self.reap(),
             Event::Signal(signal, from_terminal) => self.signalled(signal, from_terminal),
-            Event::Opened(id, generation, stream) => self.opened(id, generation, stream),
-            Event::Connected(id, stream) => self.connected(id, stream),
+            Event::Opened(id, generation, link) => self.opened(id, generation, link),
+            Event::Connected(id, link) => self.connected(id, link),
             Event::Line(id, line) => self.line(id, line),
             Event::Files(id, files) => self.handed_over(id, files),
             Event::Unshared(generation, why) => self.unshared(generation, &why),

@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::threads;
+use super::threads::{self, Link};
 use crate::protocol::line_of;
 use crate::sys::socket;
 use std::fmt::Display;
@@ -37,14 +37,14 @@ impl Drop for Waiting {
 
 /// The sending side of a connection.
 pub struct Outbox {
-    stream: Arc<UnixStream>,
+    link: Arc<Link>,
     waiting: Arc<Mutex<Waiting>>,
 }
 
 impl Outbox {
     /// For a connection whose reading side belongs to a thread.
-    pub fn new(stream: Arc<UnixStream>) -> Outbox {
-        Outbox { stream, waiting: Arc::default() }
+    pub fn new(link: Arc<Link>) -> Outbox {
+        Outbox { link, waiting: Arc::default() }
     }
 
     /// Sends one line.
@@ -66,28 +66,29 @@ impl Outbox {
 
     /// Sends one line together with files, both of which are dropped if the other side does not read.
     pub fn send_files(&self, word: &impl Display, files: &[RawFd]) {
-        if !lock(&self.waiting).writer && socket::unread(&self.stream) < UNREAD_MAX {
-            let _ = socket::send_files_now(&self.stream, &line_of(word), files);
+        if !lock(&self.waiting).writer && socket::unread(&self.link.stream) < UNREAD_MAX {
+            let _ = socket::send_files_now(&self.link.stream, &line_of(word), files);
         }
     }
 
     /// Sends one line that is dropped if the other side does not read.
     pub fn send_if_read(&self, word: &impl Display) {
-        if !lock(&self.waiting).writer && socket::unread(&self.stream) < UNREAD_MAX {
-            let _ = socket::send_now(&self.stream, &line_of(word));
+        if !lock(&self.waiting).writer && socket::unread(&self.link.stream) < UNREAD_MAX {
+            let _ = socket::send_now(&self.link.stream, &line_of(word));
         }
     }
 
     /// Ends the connection, for the thread that reads it too.
     pub fn close(&self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+        self.link.done.store(true, Ordering::Relaxed);
+        let _ = self.link.stream.shutdown(Shutdown::Both);
     }
 
     fn send_bytes(&self, bytes: &[u8]) {
         let mut waiting = lock(&self.waiting);
         let mut rest = bytes;
         if !waiting.writer {
-            match socket::send_now(&self.stream, bytes) {
+            match socket::send_now(&self.link.stream, bytes) {
                 Ok(sent) => rest = &bytes[sent..],
                 // The reader tells that the connection has ended.
                 Err(_) => return,
@@ -102,8 +103,8 @@ impl Outbox {
         }
         waiting.bytes.extend_from_slice(rest);
         if !waiting.writer {
-            let (stream, shared) = (self.stream.clone(), self.waiting.clone());
-            waiting.writer = threads::start("write", move || write_out(&stream, &shared)).is_ok();
+            let (link, shared) = (self.link.clone(), self.waiting.clone());
+            waiting.writer = threads::start("write", move || write_out(&link.stream, &shared)).is_ok();
         }
     }
 }

@@ -4,12 +4,11 @@
 #![forbid(unsafe_code)]
 
 use super::outbox::Outbox;
-use super::threads::{self, GenId, Id};
+use super::threads::{self, GenId, Id, Link};
 use super::{OldTo, Supervisor};
 use crate::address::Address;
 use crate::protocol::{HolderWord, PEER_VERSION, PeerWord, ServerWord, SupervisorWord, Word};
 use crate::swap::{self, ClaimerId, Level, OldId, SpeakerId};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 /// A connection.
@@ -23,14 +22,14 @@ pub(super) struct Conn {
 }
 
 impl Conn {
-    pub(super) fn new(stream: Arc<UnixStream>, role: Role) -> Conn {
-        Conn { out: Outbox::new(stream), role, counts: false, spare: false }
+    pub(super) fn new(link: Arc<Link>, role: Role) -> Conn {
+        Conn { out: Outbox::new(link), role, counts: false, spare: false }
     }
 
     /// The end of the control fd of a server, or of a connection that we made: not one of those whose number
     /// is limited.
-    pub(super) fn ours(stream: Arc<UnixStream>, role: Role) -> Conn {
-        Conn { counts: true, ..Conn::new(stream, role) }
+    pub(super) fn ours(link: Arc<Link>, role: Role) -> Conn {
+        Conn { counts: true, ..Conn::new(link, role) }
     }
 }
 
@@ -57,8 +56,8 @@ impl Role {
 }
 
 impl Supervisor {
-    pub(super) fn opened(&mut self, id: Id, generation: GenId, stream: Arc<UnixStream>) {
-        let mut conn = Conn::new(stream, Role::New(generation));
+    pub(super) fn opened(&mut self, id: Id, generation: GenId, link: Arc<Link>) {
+        let mut conn = Conn::new(link, Role::New(generation));
         if !self.live.contains_key(&generation) {
             return conn.out.close();
         }
@@ -78,8 +77,8 @@ impl Supervisor {
         self.conns.insert(id, conn);
     }
 
-    pub(super) fn connected(&mut self, id: Id, stream: Arc<UnixStream>) {
-        let conn = Conn::ours(stream, Role::Holder);
+    pub(super) fn connected(&mut self, id: Id, link: Arc<Link>) {
+        let conn = Conn::ours(link, Role::Holder);
         if self.olds.contains_key(&id) {
             conn.out.send_all([PeerWord::Peer(PEER_VERSION), PeerWord::Claim]);
             self.conns.insert(id, conn);

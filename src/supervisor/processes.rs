@@ -5,7 +5,7 @@
 
 use super::peers::Role;
 use super::sharing::{left_alone, look_at_shared};
-use super::threads::{self, GenId, Id, NotifySocket};
+use super::threads::{self, GenId, Id, Link, NotifySocket};
 use super::watching;
 use super::{Conn, Ended, Live, Sockets, Supervisor};
 use crate::address::Address;
@@ -97,7 +97,7 @@ impl Supervisor {
             kill_after: self.run.kill_after,
         };
         let (machine, effects) = swap::Generation::new(settings);
-        let (listener, control, ours) = (Arc::new(listener), threads::next_id(), Arc::new(ours));
+        let (listener, control, ours) = (Arc::new(listener), threads::next_id(), Link::new(ours));
         let notify = Arc::new(NotifySocket { socket: datagrams, closed: AtomicBool::new(false) });
         self.conns.insert(control, Conn::ours(ours.clone(), Role::Server(id)));
         let started = threads::lines(self.events.clone(), control, ours)

@@ -26,14 +26,29 @@ pub type GenId = u32;
 /// Number of a connection, a claim or a lock: one series for all of them.
 pub type Id = u64;
 
+/// A connection that the main thread writes to and a thread reads from.
+pub struct Link {
+    /// The connection.
+    pub stream: UnixStream,
+    /// The main thread has done with it: nothing that was written to it is read any more.
+    pub done: AtomicBool,
+}
+
+impl Link {
+    /// A connection that was just made.
+    pub fn new(stream: UnixStream) -> Arc<Link> {
+        Arc::new(Link { stream, done: AtomicBool::new(false) })
+    }
+}
+
 /// What the threads tell the main one.
 pub enum Event {
     /// A signal came; `true`: from the terminal, so the server has had it too.
     Signal(Signal, bool),
     /// Somebody connected to the control socket of a generation.
-    Opened(Id, GenId, Arc<UnixStream>),
+    Opened(Id, GenId, Arc<Link>),
     /// The connection to an old server's supervisor stands.
-    Connected(Id, Arc<UnixStream>),
+    Connected(Id, Arc<Link>),
     /// A line came, or what is none and the text that answers it.
     Line(Id, Result<String, &'static str>),
     /// The supervisor of an old server handed over listeners.
@@ -124,8 +139,8 @@ pub fn signals(events: Events, signals: &[Signal]) -> io::Result<()> {
 }
 
 /// Reads lines from a connection until it ends.
-pub fn lines(events: Events, id: Id, stream: Arc<UnixStream>) -> io::Result<()> {
-    start("lines", move || read_lines(&events, id, &stream, Peer::Server))
+pub fn lines(events: Events, id: Id, link: Arc<Link>) -> io::Result<()> {
+    start("lines", move || read_lines(&events, id, &link, Peer::Server))
 }
 
 /// Who is at the other end of a connection.
@@ -139,7 +154,8 @@ enum Peer {
     Holder,
 }
 
-fn read_lines(events: &Events, id: Id, stream: &UnixStream, peer: Peer) {
+fn read_lines(events: &Events, id: Id, link: &Link, peer: Peer) {
+    let stream = &link.stream;
     let mut splitter = Splitter::default();
     let mut buffer = [0; 1024];
     // A byte now and then is no line.
@@ -153,13 +169,16 @@ fn read_lines(events: &Events, id: Id, stream: &UnixStream, peer: Peer) {
         }
         let read = match peer {
             Peer::Holder => socket::receive_files(stream, &mut buffer),
-            Peer::Server | Peer::Anybody => (&*stream).read(&mut buffer).map(|len| (len, Vec::new())),
+            Peer::Server | Peer::Anybody => { stream }.read(&mut buffer).map(|len| (len, Vec::new())),
         };
         match read {
             Ok((0, _)) => break,
             Ok((len, files)) => {
                 if !files.is_empty() && events.send(Event::Files(id, files)).is_err() {
                     return;
+                }
+                if link.done.load(Ordering::Relaxed) {
+                    break;
                 }
                 for line in splitter.push(&buffer[..len]) {
                     if silent_until.take().is_some() {
@@ -189,7 +208,7 @@ pub fn accept(events: Events, generation: GenId, listener: Arc<UnixListener>) ->
                         let _ = socket::send_now(&stream, b"ERROR this control socket is not yours\n");
                     } else {
                         CONNECTIONS.take();
-                        serve(&events, generation, Arc::new(stream));
+                        serve(&events, generation, Link::new(stream));
                     }
                 }
                 // The main thread has shut the socket down: the generation has ended.
@@ -202,12 +221,12 @@ pub fn accept(events: Events, generation: GenId, listener: Arc<UnixListener>) ->
     })
 }
 
-fn serve(events: &Events, generation: GenId, stream: Arc<UnixStream>) {
+fn serve(events: &Events, generation: GenId, link: Arc<Link>) {
     let id = next_id();
     let events = events.clone();
     let started = start("peer", move || {
-        if events.send(Event::Opened(id, generation, stream.clone())).is_ok() {
-            read_lines(&events, id, &stream, Peer::Anybody);
+        if events.send(Event::Opened(id, generation, link.clone())).is_ok() {
+            read_lines(&events, id, &link, Peer::Anybody);
         }
         CONNECTIONS.free();
     });
@@ -222,9 +241,9 @@ fn serve(events: &Events, generation: GenId, stream: Arc<UnixStream>) {
 pub fn connect(events: Events, id: Id, socket: PathBuf, server: Pid, dir: RunDir) -> io::Result<()> {
     start("connect", move || match socket::connect_to_own(&socket) {
         Ok(stream) => {
-            let stream = Arc::new(stream);
-            if events.send(Event::Connected(id, stream.clone())).is_ok() {
-                read_lines(&events, id, &stream, Peer::Holder);
+            let link = Link::new(stream);
+            if events.send(Event::Connected(id, link.clone())).is_ok() {
+                read_lines(&events, id, &link, Peer::Holder);
             }
         }
         Err(_) => {

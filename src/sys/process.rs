@@ -44,6 +44,18 @@ impl Pidfd {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
+    /// Signals the process group that this process leads or led, at one moment: nobody forks out of it (Linux
+    /// 6.9; an error before that).
+    pub fn signal_group(&self, signal: Signal) -> io::Result<()> {
+        // PIDFD_SIGNAL_PROCESS_GROUP of linux/pidfd.h, which libc does not have yet.
+        const PROCESS_GROUP: u32 = 1 << 2;
+        let (fd, signal) = (self.0.as_raw_fd(), signal as libc::c_int);
+        let info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: integers and a null pointer, which means "no siginfo of our own".
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, info, PROCESS_GROUP) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
     /// Waits until the process has ended (a zombie counts as ended).
     pub fn wait(&self) {
         let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
