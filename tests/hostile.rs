@@ -372,6 +372,11 @@ fn a_file_that_is_something_else(sandbox: Sandbox, name: impl Fn(&Running, i32, 
             assert_eq!(status, 0, "{what}: {log}");
             assert_eq!(get(port).unwrap().generation, 2, "{what}");
             assert_eq!(old.wait(), 0, "{what}");
+            if path.is_dir() {
+                // It cannot be replaced, and is not ours to remove.
+                clear(&path);
+                assert_eq!(sandbox.deploy(&[&address]).0, 0, "{what}");
+            }
         } else {
             assert!(status == 124 || status == 125, "{what}: {status} {log}");
             assert_eq!(get(port).map(|answer| answer.pid), Ok(pid), "{what}: {log}");
@@ -395,8 +400,7 @@ fn a_file_that_is_something_else(sandbox: Sandbox, name: impl Fn(&Running, i32, 
 
 #[test]
 fn a_pidfile_of_a_serving_server_that_is_something_else() {
-    let swapped = ["a fifo", "a symlink", "a hard link", "a socket", "a huge file", "garbage", "nothing"];
-    a_file_that_is_something_else(Sandbox::shared(), |_, _, port| format!("{port}.pid"), &swapped);
+    a_file_that_is_something_else(Sandbox::shared(), |_, _, port| format!("{port}.pid"), &PLANTS);
 }
 
 /// Its lock is still held, but by a file that has lost its name.
@@ -510,10 +514,10 @@ fn a_server_that_says_ready_for_the_port_of_another_and_never_binds_it() {
     second.says("is up");
     let mut stream = UnixStream::connect(sandbox.run_dir().join(format!("{}-1.sock", second.pid()))).unwrap();
     stream.write_all(format!("READY {address}\n").as_bytes()).unwrap();
+    stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
     let mut lines = BufReader::new(stream).lines().map_while(Result::ok);
     assert_eq!(lines.next().unwrap(), format!("GO {address}"));
-    let answer = lines.next().unwrap();
-    assert!(answer.starts_with("ERROR "), "{answer}");
+    second.says(&format!("{address}: the server did not listen on it in time (the server goes on without it)"));
     assert_eq!(get(port).map(|answer| answer.pid), Ok(pid));
     assert!(!old.ended() && !second.ended());
     let (status, log) = sandbox.deploy(&[&address]);
@@ -609,6 +613,7 @@ fn the_control_fd_of_another_server_is_taken_over() {
         gate.reached();
         let started = sandbox.status().iter().find(|row| row[5] == "starting").unwrap()[2].parse().unwrap();
         let thief = steal(started, control_fd(started));
+        thief.set_read_timeout(Some(common::DEADLINE)).unwrap();
         { &thief }.write_all(b"RELEASED :1\nPEER 1\nCLAIM\nnonsense\n").unwrap();
         if sandbox.is_shared() {
             { &thief }.write_all(format!("READY {address}\n").as_bytes()).unwrap();
@@ -644,6 +649,7 @@ fn a_server_that_speaks_for_another_costs_it_no_more_than_its_time() {
     old.says("is up");
     let socket = sandbox.run_dir().join(format!("{}-1.sock", old.pid()));
     let liar = UnixStream::connect(&socket).unwrap();
+    liar.set_read_timeout(Some(common::DEADLINE)).unwrap();
     // It takes what it will never do, gives back what it does not have, and gives up for it.
     let said = format!("TAKEDOWN {address}\nRELEASED :1\nFAIL\nUP\nREADY {address}\n");
     { &liar }.write_all(said.as_bytes()).unwrap();
@@ -744,16 +750,19 @@ s.bind("{0}")
 s.listen()
 while True:
     c = s.accept()[0]
-    c.sendall(b"PEER 1\nHOLDS {address}\nLOCKED\nRELEASED {address}\nGONE\nFIELD command lies\nEND\n")
+    try:
+        said = c.sendall(b"PEER 1\nHOLDS {address}\nLOCKED\nRELEASED {address}\nGONE\nFIELD command lies\nEND\n") or c.recv(1000)
+    except OSError:
+        continue
     with open("{0}.heard", "ab") as heard:
-        heard.write(b"!" + c.recv(1000))
+        heard.write(said)
 "#,
         theirs.display()
     );
     let mut command = commons.nobody(Path::new("python3"), &sandbox.path("nobody/run"), &["-c", &liar]);
     let mut liar = command.spawn().unwrap();
     until("it listens", || UnixStream::connect(&theirs).is_ok());
-    let heard = || fs::read_to_string(format!("{}.heard", theirs.display())).unwrap_or_default().replace('!', "");
+    let heard = || fs::read_to_string(format!("{}.heard", theirs.display())).unwrap_or_default();
     let socket = sandbox.run_dir().join(format!("{}-1.sock", old.pid()));
     let away = sandbox.path("away");
     fs::rename(&socket, &away).unwrap();
