@@ -749,9 +749,14 @@ impl Generation {
             return;
         }
         let joined = |slot: &Slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)) && slot.wants(id);
-        if let (false, Some((address, _))) = (gone, self.slots.iter().find(|(_, slot)| joined(slot))) {
-            let (address, why) = (address.clone(), "somebody else took the old server over".to_owned());
-            return self.fail_address(address, status::NOT_UP, why, effects);
+        let lost = self.slots.iter().filter(|(_, slot)| !gone && joined(slot));
+        let lost: Vec<Address> = lost.map(|(address, _)| address.clone()).collect();
+        for address in lost {
+            let why = "somebody else took the old server over".to_owned();
+            self.fail_address(address, status::NOT_UP, why, effects);
+            if let Stage::Leaving(_) = self.stage {
+                return;
+            }
         }
         let mut wanted = false;
         for (address, slot) in &mut self.slots {
