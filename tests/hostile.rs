@@ -137,6 +137,15 @@ fn pour(stream: &UnixStream, text: &str, times: usize) {
     stream.set_nonblocking(false).unwrap();
 }
 
+/// Bytes that the other side has not read yet.
+fn unread(stream: &UnixStream) -> i32 {
+    let mut bytes = 0;
+    // SAFETY: the call writes one int to the pointer, which is valid.
+    let result = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &raw mut bytes) };
+    assert_eq!(result, 0);
+    bytes
+}
+
 /// Whether the supervisor has let go of a connection.
 fn is_closed(stream: &UnixStream) -> bool {
     stream.set_nonblocking(true).unwrap();
@@ -237,10 +246,11 @@ fn peers_that_ask_and_do_not_read_cost_little_memory_and_hold_up_nobody() {
         .map(|_| {
             let mut stream = scene.connect();
             stream.write_all(b"PEER 1\n").unwrap();
-            pour(&stream, "STATUS\n", 100);
+            pour(&stream, "STATUS\n", 30);
             stream
         })
         .collect();
+    until("all that they asked is taken in", || askers.iter().all(|stream| unread(stream) == 0));
     scene.bounded(scene.most);
     assert!(scene.resident() < before + 8 * 1024, "{before} KiB before, {} KiB after", scene.resident());
     scene.end();
