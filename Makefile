@@ -5,6 +5,7 @@
 #   make test        all tests; make check: format and lints as well
 #   make test-servers  swaps of real servers under load; installs them (Debian,
 #                    as root or by sudo)
+#   make fuzz        FUZZ_SECONDS of fuzzing (120), with cargo-fuzz
 #   make bench       figures; those with wrk and start_server (Debian: wrk,
 #                    libserver-starter-perl) only where these are installed
 #   make demo        a swap under load, to look at
@@ -20,6 +21,8 @@ ZSHDIR      = $(PREFIX)/share/zsh/site-functions
 FISHDIR     = $(PREFIX)/share/fish/vendor_completions.d
 UNITDIR     = $(PREFIX)/lib/systemd/system
 TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
+
+FUZZ_SECONDS = 120
 
 CARGO   = cargo
 NODE    = node
@@ -78,6 +81,16 @@ test-servers:
 	tests/servers/install.sh '$(TARGET)/servers'
 	$(CARGO) test --locked --test matrix
 
+# What it finds is below target/fuzz; what breaks, below tests/fuzz/artifacts. An input that is worth keeping
+# goes to tests/fuzz/corpus, where "make test" replays it.
+fuzz:
+	@$(need_cargo)
+	tests/fuzz/run.sh run '$(TARGET)/fuzz' '$(FUZZ_SECONDS)'
+
+fuzz-build:
+	@$(need_cargo)
+	tests/fuzz/run.sh build '$(TARGET)/fuzz'
+
 bench:
 	@$(need_cargo)
 	$(CARGO) bench --locked --bench figures
@@ -121,4 +134,4 @@ clean:
 	@$(need_cargo)
 	$(CARGO) clean
 
-.PHONY: all test check test-servers bench demo install uninstall clean
+.PHONY: all test check test-servers fuzz fuzz-build bench demo install uninstall clean

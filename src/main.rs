@@ -7,11 +7,15 @@ mod address;
 mod cli;
 mod detach;
 mod error;
+#[cfg(test)]
+#[path = "../tests/fuzz/targets.rs"]
+mod fuzz;
 mod message;
 mod notify;
 mod operator;
 mod procfs;
 mod protocol;
+mod record;
 mod registry;
 mod server;
 mod share;

@@ -9,8 +9,8 @@ use crate::procfs::{self, Snapshot};
 use crate::protocol::{HolderWord, PEER_VERSION, PeerWord, Splitter, Word, line_of};
 use crate::registry::{Holder, RunDir, user_name};
 use crate::swap::{ADDRESSES_MAX, Level};
-use crate::sys::net;
 use crate::sys::process::Pid;
+use crate::sys::{net, socket};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
@@ -19,6 +19,8 @@ use std::time::Duration;
 
 /// How long a supervisor may take to say what it is doing.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
+/// How many fields of a later version there may be.
+const FIELDS_MAX: usize = 64;
 /// How often, and after how long, a server is looked at again whose supervisor seems to end.
 const LOOKS: u32 = 100;
 const LOOKS_EVERY: Duration = Duration::from_millis(20);
@@ -32,7 +34,7 @@ struct Supervisor {
 
 impl Supervisor {
     fn of(holder: &Holder) -> io::Result<Supervisor> {
-        let stream = UnixStream::connect(&holder.socket)?;
+        let stream = socket::connect_to_own(&holder.socket)?;
         let supervisor = Supervisor { stream, splitter: Splitter::default(), words: VecDeque::new() };
         supervisor.say(&PeerWord::Peer(PEER_VERSION))?;
         Ok(supervisor)
@@ -357,10 +359,11 @@ fn ask_status(holder: &Holder) -> (BTreeMap<String, String>, Vec<Address>) {
         supervisor.say(&PeerWord::Status)?;
         while let Some(word) = supervisor.hear()? {
             match word {
-                HolderWord::Field(key, value) => drop(fields.insert(key, value)),
+                HolderWord::Field(key, value) if fields.len() < FIELDS_MAX => drop(fields.insert(key, value)),
                 HolderWord::End => break,
                 HolderWord::Holds(address) if holds.len() < ADDRESSES_MAX => holds.push(address),
                 HolderWord::Peer(_)
+                | HolderWord::Field(..)
                 | HolderWord::Holds(_)
                 | HolderWord::Sockets(_)
                 | HolderWord::Locked

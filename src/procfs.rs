@@ -74,6 +74,14 @@ pub fn environment(pid: Pid, name: &str) -> Option<String> {
     })
 }
 
+/// Whether this user runs a process: its real uid, since whoever starts a set-user-ID program chooses its
+/// environment.
+fn is_of_this_user(pid: Pid) -> bool {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
+    uid == Some(nix::unistd::geteuid().as_raw())
+}
+
 /// Inodes of the sockets that a process holds; `None` if it may not be asked.
 pub fn sockets(pid: Pid) -> Option<BTreeSet<u32>> {
     Some(socket_fds(pid)?.into_iter().map(|(_, inode)| inode).collect())
@@ -159,8 +167,9 @@ impl Snapshot {
             let marked = match self.0.get(&above) {
                 Some(top) if top.pid == server.main => true,
                 Some(_) => below.iter().any(|a| in_group(a)) || has_mark(),
-                // Not 0: its parent ended while we looked, and it has another one by now.
-                None => below.iter().any(|a| in_group(a)) || (above != 0 && has_mark()),
+                // Not 0: its parent ended while we looked, and it has another one by now. Anybody can write a
+                // mark: that of a process of another user counts only below us.
+                None => below.iter().any(|a| in_group(a)) || (above != 0 && has_mark() && is_of_this_user(stat.pid)),
             };
             // Asked last: it costs more than all the rest, and most processes are nobody's.
             marked && !below.iter().any(|a| foreign(a))
@@ -211,6 +220,30 @@ mod tests {
         assert_eq!((stat.pid.raw(), stat.parent, stat.group, stat.start), (12, 1, 7, 4242));
         for torn in ["", "12", "12 (a", "12 (a) S", "x (a) S 1", "0 (a) S 1 7 7"] {
             assert_eq!(parse_stat(torn), None);
+        }
+    }
+
+    /// The parent of a process may have ended while we looked, and so may that of another user's process.
+    #[test]
+    fn a_mark_in_the_environment_of_another_user_makes_nothing_ours() {
+        use std::os::unix::process::CommandExt;
+        let mark = "/run/serverswap/1-1.sock";
+        let family = Family { main: Pid::new(4_194_304).unwrap(), group: None, mark: mark.into() };
+        let root = nix::unistd::geteuid().is_root();
+        for uid in [None, root.then_some(65534)] {
+            let mut command = std::process::Command::new("sleep");
+            command.arg("60").env(MARK, mark).current_dir("/");
+            if let Some(uid) = uid {
+                command.uid(uid);
+            }
+            let mut child = command.spawn().unwrap();
+            let pid = Pid::of(&child);
+            let mut torn = Snapshot::take();
+            torn.0.retain(|other, _| *other == pid.raw());
+            let belongs = torn.family(&family).iter().any(|stat| stat.pid == pid);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!(belongs, uid.is_none());
         }
     }
 

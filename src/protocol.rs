@@ -12,8 +12,10 @@ use std::fmt;
 /// Longest line in bytes, LF included.
 pub const LINE_MAX: usize = 1024;
 
-/// Version of the peer protocol. A peer of another version is talked to all the same: unknown words
-/// are answered with ERROR and change nothing.
+/// Version of the peer protocol. A peer of another version is talked to all the same, and the later one
+/// speaks as the earlier one does: words keep their meanings and arguments, what follows the version is
+/// ignored, and unknown words are answered with ERROR by a supervisor, ignored by who asked it, and change
+/// nothing. What every version says is kept in `tests/peers`.
 pub const PEER_VERSION: u32 = 1;
 
 /// Cuts a byte stream into lines, in constant memory whatever arrives.
@@ -161,6 +163,12 @@ fn address(argument: Option<&str>) -> Result<Address, String> {
     Address::parse(text).map_err(|why| format!("bad address: {why}"))
 }
 
+/// The version; a later one may have more to say of itself behind it.
+fn version(argument: Option<&str>) -> Result<u32, String> {
+    let number = argument.and_then(|text| split(text).0.parse().ok());
+    number.ok_or("bad version".into())
+}
+
 fn nothing<T>(argument: Option<&str>, word: T) -> Result<T, String> {
     match argument {
         None => Ok(word),
@@ -190,7 +198,7 @@ impl Word for PeerWord {
     fn parse(line: &str) -> Result<PeerWord, String> {
         let (word, argument) = split(line);
         match word {
-            "PEER" => argument.and_then(|v| v.parse().ok()).map(PeerWord::Peer).ok_or("bad version".into()),
+            "PEER" => version(argument).map(PeerWord::Peer),
             "CLAIM" => nothing(argument, PeerWord::Claim),
             "TAKEDOWN" => address(argument).map(PeerWord::Takedown),
             "DRAIN" => nothing(argument, PeerWord::Drain),
@@ -210,7 +218,7 @@ impl Word for HolderWord {
         let (word, argument) = split(line);
         let text = || argument.unwrap_or("").to_owned();
         match word {
-            "PEER" => argument.and_then(|v| v.parse().ok()).map(HolderWord::Peer).ok_or("bad version".into()),
+            "PEER" => version(argument).map(HolderWord::Peer),
             "HOLDS" => address(argument).map(HolderWord::Holds),
             "SOCKETS" => argument.and_then(|n| n.parse().ok()).map(HolderWord::Sockets).ok_or("bad number".into()),
             "LOCKED" => nothing(argument, HolderWord::Locked),

@@ -13,6 +13,7 @@
 use crate::address::Address;
 use crate::error::{Error, Result, reason};
 use crate::procfs::{self, Family, MARK, Snapshot};
+use crate::record::{Record, one_line, parse_number, parse_pid};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
 use nix::errno::Errno;
@@ -36,7 +37,6 @@ const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// How often, and after how long, a socket that nobody seems to hold is looked at again.
 const UNCLEAR_LOOKS: u32 = 50;
 const UNCLEAR_LOOKS_EVERY: Duration = Duration::from_millis(20);
-const RECORD_VERSION: &str = "serverswap 1";
 
 /// The run directory of this user.
 pub struct RunDir {
@@ -90,8 +90,8 @@ pub struct Registration {
     pid: Pid,
 }
 
-/// What a record says.
-pub struct Record<'a> {
+/// What is to be registered of a server.
+pub struct Entry<'a> {
     /// Main process of the server.
     pub pid: Pid,
     /// Its generation.
@@ -205,7 +205,7 @@ impl RunDir {
             match self.holder(pid, Claim::Yes) {
                 Some(holder) if holder.orphan.is_none() || has(pid, &own) => holders.push(holder),
                 None if self.is_unreadable(pid) => {
-                    return (Found::Blocked(format!("unable to read the record of pid {pid}")), true);
+                    return (Found::Blocked(format!("unable to read the record of server {pid}")), true);
                 }
                 Some(_) => {
                     let note = format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}");
@@ -289,19 +289,18 @@ impl RunDir {
     }
 
     /// Writes and locks the record of a server.
-    pub fn register(&self, record: &Record<'_>) -> std::result::Result<Registration, String> {
-        let start = procfs::stat(record.pid).map_or(0, |s| s.start);
-        let command = one_line(record.command);
-        let text = format!(
-            "{RECORD_VERSION}\npid {}\nstart {start}\nboot {}\nsupervisor {}\ngeneration {}\nsocket {}\ncommand {command}\n",
-            record.pid,
-            procfs::boot_id(),
-            Pid::own(),
-            record.generation,
-            record.socket,
-        );
-        let file = self.write_by_rename(&record_name(record.pid), text.as_bytes(), 0o600)?;
-        Ok(Registration { _lock: file, pid: record.pid })
+    pub fn register(&self, entry: &Entry<'_>) -> std::result::Result<Registration, String> {
+        let record = Record {
+            pid: entry.pid,
+            start: procfs::stat(entry.pid).map_or(0, |s| s.start),
+            boot: &procfs::boot_id(),
+            supervisor: Pid::own(),
+            generation: entry.generation,
+            socket: entry.socket,
+            command: entry.command,
+        };
+        let file = self.write_by_rename(&record_name(entry.pid), record.to_string().as_bytes(), 0o600)?;
+        Ok(Registration { _lock: file, pid: entry.pid })
     }
 
     /// Removes a record that is ours, with the sockets of its server.
@@ -367,13 +366,7 @@ impl RunDir {
         let mut file = self.open_checked(&record_name(pid), RECORD_MAX).ok()?;
         let mut text = String::new();
         file.read_to_string(&mut text).ok()?;
-        let field = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
-        let number = |key: &str| field(key)?.parse::<u64>().ok();
-        if text.lines().next() != Some(RECORD_VERSION) || number("pid") != Some(pid.raw() as u64) {
-            return None;
-        }
-        let socket = field("socket").filter(|name| !name.contains('/') && !name.is_empty())?;
-        let start = number("start")?;
+        let record = Record::parse(&text).filter(|record| record.pid == pid)?;
         // Who only looks must not look like a supervisor to others who look.
         let locked = match claim {
             Claim::Yes => file.try_lock(),
@@ -383,8 +376,8 @@ impl RunDir {
             Err(TryLockError::WouldBlock) => None,
             Err(TryLockError::Error(_)) => return None,
             Ok(()) => {
-                let lives = procfs::stat(pid).is_some_and(|s| s.start == start && !s.zombie);
-                if !lives || field("boot") != Some(procfs::boot_id().as_str()) {
+                let lives = procfs::stat(pid).is_some_and(|s| s.start == record.start && !s.zombie);
+                if !lives || record.boot != procfs::boot_id() {
                     return None;
                 }
                 Some(Registration { _lock: file, pid })
@@ -392,18 +385,22 @@ impl RunDir {
         };
         Some(Holder {
             pid,
-            start,
-            generation: number("generation")?,
-            supervisor: Pid::new(number("supervisor")?.try_into().ok()?)?,
-            socket: self.path.join(socket),
-            command: field("command").unwrap_or("").to_owned(),
+            start: record.start,
+            generation: record.generation,
+            supervisor: record.supervisor,
+            socket: self.path.join(record.socket),
+            command: record.command.to_owned(),
             orphan,
         })
     }
 
-    /// Whether nothing can be told of a server at the moment (no fd, no memory): it may live.
+    /// Whether nothing can be told of a server that may live: there is no fd or no memory at the moment, or
+    /// its record is of another version, or was spoilt, and somebody holds the lock of it.
     fn is_unreadable(&self, pid: Pid) -> bool {
-        matches!(self.open_checked(&record_name(pid), RECORD_MAX), Err(Bad::Because("cannot be read")))
+        match self.open_checked(&record_name(pid), RECORD_MAX) {
+            Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
+            Err(why) => why == Bad::Because("cannot be read"),
+        }
     }
 
     /// Servers that listen there beside those that have the pidfiles.
@@ -622,24 +619,6 @@ enum Bad {
     Because(&'static str),
 }
 
-fn parse_pid(text: &str) -> Option<Pid> {
-    parse_number(text.strip_suffix('\n')?)
-}
-
-fn parse_number(text: &str) -> Option<Pid> {
-    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
-    Pid::new(text.parse().ok().filter(|_| digits)?)
-}
-
-/// A command line as it stands in a record.
-fn one_line(command: &str) -> String {
-    let mut line: String = command.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    while line.len() > 4096 {
-        line.pop();
-    }
-    line
-}
-
 fn pidfile(address: &Address) -> String {
     format!("{}.pid", address.stem())
 }
@@ -730,7 +709,7 @@ mod tests {
         let (_temp, dir) = run_dir();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::of(&child);
-        let record = Record { pid, generation: 7, socket: "1-1.sock", command: "sleep\n60" };
+        let record = Entry { pid, generation: 7, socket: "1-1.sock", command: "sleep\n60" };
         let registration = dir.register(&record).unwrap();
         assert!(matches!(claim(&dir, pid).0, Found::Vacant));
         let Found::Taken(holders) = claim(&dir, Pid::own()).0 else { panic!() };
@@ -752,7 +731,7 @@ mod tests {
         let (_temp, dir) = run_dir();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (pid, me) = (Pid::of(&child), Pid::own());
-        let third = dir.register(&Record { pid, generation: 1, socket: "1-1.sock", command: "sleep 60" }).unwrap();
+        let third = dir.register(&Entry { pid, generation: 1, socket: "1-1.sock", command: "sleep 60" }).unwrap();
         assert!(matches!(claim(&dir, pid).0, Found::Vacant));
         assert_eq!(dir.take(&address(), me, &[]), Ok(false));
         assert_eq!(dir.take(&address(), me, &[pid]), Ok(true));
@@ -793,6 +772,27 @@ mod tests {
         std::fs::write(dir.path().join("a-name.pid"), format!("{other}\n")).unwrap();
         let (found, notes) = claim(&dir, Pid::new(1).unwrap());
         assert!(matches!(found, Found::Vacant) && notes.len() == 1);
+    }
+
+    #[test]
+    fn a_record_of_a_later_version_is_left_alone_while_its_supervisor_lives() {
+        let (_temp, dir) = run_dir();
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = Pid::of(&child);
+        let record = dir.path().join(record_name(pid));
+        std::fs::write(&record, format!("serverswap 2\npid {pid}\n")).unwrap();
+        let lock = File::open(&record).unwrap();
+        lock.lock().unwrap();
+        std::fs::write(dir.path().join("a-name.pid"), format!("{pid}\n")).unwrap();
+        let Found::Blocked(why) = claim(&dir, Pid::own()).0 else { panic!() };
+        assert_eq!(why, format!("unable to read the record of server {pid}"));
+        dir.clean_up();
+        assert!(record.exists() && dir.path().join("a-name.pid").exists());
+        drop(lock);
+        assert!(matches!(claim(&dir, Pid::own()).0, Found::Vacant));
+        assert!(!record.exists());
+        child.kill().unwrap();
+        child.wait().unwrap();
     }
 
     #[test]

@@ -207,6 +207,10 @@ impl Server {
     pub fn signal_rest(&self, signal: Signal) -> bool {
         let snapshot = Snapshot::take();
         let mut any = false;
+        if signal == Signal::SIGKILL && self.family.group == Some(self.pid) {
+            // Who forks faster than we look is killed all the same if it has stayed in the group.
+            let _ = self.pidfd.signal_group(signal);
+        }
         for stat in snapshot.family(&self.family) {
             // The pid may have been reused since the look: the start time of the opened one decides.
             if stat.pid != self.pid

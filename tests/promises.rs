@@ -2,15 +2,15 @@
 
 mod common;
 
-use common::{Gate, Load, Running, Sandbox, alive, answered_by, get, in_both_orders, kill, plain_server, until};
+use common::{
+    Commons, Gate, Load, Running, Sandbox, alive, answered_by, get, in_both_orders, kill, plain_server, until,
+};
 use nix::libc;
 use std::fs;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::UnixStream;
-use std::os::unix::process::CommandExt;
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
+use std::process::{Child, Stdio};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread::JoinHandle;
@@ -506,46 +506,6 @@ fn a_supervisor_that_is_killed_while_it_starts_a_server_leaves_none() {
     until("nobody is left", || sandbox.processes().is_empty());
     assert_eq!(sandbox.run(["true"]).0, 0);
     sandbox.assert_clean();
-}
-
-/// A place that every user can reach, with copies of the programs.
-struct Commons {
-    sandbox: Sandbox,
-    serverswap: PathBuf,
-    server: PathBuf,
-}
-
-impl Commons {
-    const NOBODY: u32 = 65534;
-
-    fn new() -> Commons {
-        let sandbox = Sandbox::new();
-        fs::set_permissions(sandbox.path(""), fs::Permissions::from_mode(0o755)).unwrap();
-        let (serverswap, server) = (sandbox.path("serverswap"), sandbox.path("plain-server"));
-        fs::copy(common::SERVERSWAP, &serverswap).unwrap();
-        fs::copy(plain_server(), &server).unwrap();
-        let own = sandbox.path("nobody");
-        fs::create_dir(&own).unwrap();
-        chown(&own, Some(Commons::NOBODY), Some(Commons::NOBODY)).unwrap();
-        Commons { sandbox, serverswap, server }
-    }
-
-    /// A command of another user, in a run directory.
-    fn nobody(&self, program: &Path, run_dir: &Path, words: &[&str]) -> Command {
-        let mut command = self.sandbox.command(program);
-        command.uid(Commons::NOBODY).gid(Commons::NOBODY).env("SERVERSWAP_RUN_DIR", run_dir).args(words);
-        command
-    }
-
-    fn refused(&self, run_dir: &Path, words: &[&str], status: i32, why: &str) {
-        let mut running = self.sandbox.start(self.nobody(&self.serverswap, run_dir, words));
-        assert_eq!(running.wait(), status, "{words:?}: {}", running.log());
-        assert!(running.log().contains(why), "{words:?}: {}", running.log());
-    }
-
-    fn mode(path: &Path) -> u32 {
-        fs::symlink_metadata(path).unwrap().mode() & 0o7777
-    }
 }
 
 #[test]

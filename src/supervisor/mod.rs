@@ -24,7 +24,6 @@ use crate::share::{Drain, Sharing};
 use crate::swap::{self, Level, SpeakerId};
 use crate::sys::process::{self, Pid};
 use nix::sys::signal::Signal;
-use outbox::Outbox;
 use peers::Conn;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -268,8 +267,8 @@ impl Supervisor {
         match event {
             Event::Signal(Signal::SIGCHLD, _) => self.reap(),
             Event::Signal(signal, from_terminal) => self.signalled(signal, from_terminal),
-            Event::Opened(id, generation, stream) => self.opened(id, generation, stream),
-            Event::Connected(id, stream) => self.connected(id, stream),
+            Event::Opened(id, generation, link) => self.opened(id, generation, link),
+            Event::Connected(id, link) => self.connected(id, link),
             Event::Line(id, line) => self.line(id, line),
             Event::Files(id, files) => self.handed_over(id, files),
             Event::Unshared(generation, why) => self.unshared(generation, &why),

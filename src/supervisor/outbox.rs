@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::threads;
+use super::threads::{self, Link};
 use crate::protocol::line_of;
 use crate::sys::socket;
 use std::fmt::Display;
@@ -11,10 +11,14 @@ use std::io::Write;
 use std::net::Shutdown;
 use std::os::fd::RawFd;
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Most that waits for a reader; one that lets more pile up has stopped reading.
 const WAITING_MAX: usize = 256 * 1024;
+/// Most that waits for all of them: many that do not read cost no more than a few.
+const WAITING_MAX_IN_ALL: usize = 4 * 1024 * 1024;
+static WAITING_IN_ALL: AtomicUsize = AtomicUsize::new(0);
 /// Unread bytes beyond which a line that may be lost is.
 const UNREAD_MAX: usize = 4096;
 
@@ -24,16 +28,23 @@ struct Waiting {
     writer: bool,
 }
 
+impl Drop for Waiting {
+    /// What is never written waits no more.
+    fn drop(&mut self) {
+        WAITING_IN_ALL.fetch_sub(self.bytes.len(), Ordering::Relaxed);
+    }
+}
+
 /// The sending side of a connection.
 pub struct Outbox {
-    stream: Arc<UnixStream>,
+    link: Arc<Link>,
     waiting: Arc<Mutex<Waiting>>,
 }
 
 impl Outbox {
     /// For a connection whose reading side belongs to a thread.
-    pub fn new(stream: Arc<UnixStream>) -> Outbox {
-        Outbox { stream, waiting: Arc::default() }
+    pub fn new(link: Arc<Link>) -> Outbox {
+        Outbox { link, waiting: Arc::default() }
     }
 
     /// Sends one line.
@@ -46,30 +57,38 @@ impl Outbox {
         self.send_bytes(&words.into_iter().flat_map(|word| line_of(&word)).collect::<Vec<u8>>());
     }
 
+    /// Sends several lines, or none of them while the other side has not read what it was sent before.
+    pub fn send_all_if_read<W: Display>(&self, words: impl IntoIterator<Item = W>) {
+        if !lock(&self.waiting).writer {
+            self.send_all(words);
+        }
+    }
+
     /// Sends one line together with files, both of which are dropped if the other side does not read.
     pub fn send_files(&self, word: &impl Display, files: &[RawFd]) {
-        if !lock(&self.waiting).writer && socket::unread(&self.stream) < UNREAD_MAX {
-            let _ = socket::send_files_now(&self.stream, &line_of(word), files);
+        if !lock(&self.waiting).writer && socket::unread(&self.link.stream) < UNREAD_MAX {
+            let _ = socket::send_files_now(&self.link.stream, &line_of(word), files);
         }
     }
 
     /// Sends one line that is dropped if the other side does not read.
     pub fn send_if_read(&self, word: &impl Display) {
-        if !lock(&self.waiting).writer && socket::unread(&self.stream) < UNREAD_MAX {
-            let _ = socket::send_now(&self.stream, &line_of(word));
+        if !lock(&self.waiting).writer && socket::unread(&self.link.stream) < UNREAD_MAX {
+            let _ = socket::send_now(&self.link.stream, &line_of(word));
         }
     }
 
     /// Ends the connection, for the thread that reads it too.
     pub fn close(&self) {
-        let _ = self.stream.shutdown(Shutdown::Both);
+        self.link.done.store(true, Ordering::Relaxed);
+        let _ = self.link.stream.shutdown(Shutdown::Both);
     }
 
     fn send_bytes(&self, bytes: &[u8]) {
         let mut waiting = lock(&self.waiting);
         let mut rest = bytes;
         if !waiting.writer {
-            match socket::send_now(&self.stream, bytes) {
+            match socket::send_now(&self.link.stream, bytes) {
                 Ok(sent) => rest = &bytes[sent..],
                 // The reader tells that the connection has ended.
                 Err(_) => return,
@@ -78,10 +97,14 @@ impl Outbox {
         if rest.is_empty() || waiting.bytes.len() + rest.len() > WAITING_MAX {
             return;
         }
+        if WAITING_IN_ALL.fetch_add(rest.len(), Ordering::Relaxed) + rest.len() > WAITING_MAX_IN_ALL {
+            WAITING_IN_ALL.fetch_sub(rest.len(), Ordering::Relaxed);
+            return;
+        }
         waiting.bytes.extend_from_slice(rest);
         if !waiting.writer {
-            let (stream, shared) = (self.stream.clone(), self.waiting.clone());
-            waiting.writer = threads::start("write", move || write_out(&stream, &shared)).is_ok();
+            let (link, shared) = (self.link.clone(), self.waiting.clone());
+            waiting.writer = threads::start("write", move || write_out(&link.stream, &shared)).is_ok();
         }
     }
 }
@@ -93,7 +116,12 @@ fn write_out(mut stream: &UnixStream, shared: &Mutex<Waiting>) {
             waiting.writer = !waiting.bytes.is_empty();
             std::mem::take(&mut waiting.bytes)
         };
-        if bytes.is_empty() || stream.write_all(&bytes).is_err() {
+        if bytes.is_empty() {
+            return;
+        }
+        let written = stream.write_all(&bytes);
+        WAITING_IN_ALL.fetch_sub(bytes.len(), Ordering::Relaxed);
+        if written.is_err() {
             return;
         }
     }

@@ -4,18 +4,33 @@
 #![forbid(unsafe_code)]
 
 use super::outbox::Outbox;
-use super::threads::{GenId, Id};
+use super::threads::{self, GenId, Id, Link};
 use super::{OldTo, Supervisor};
 use crate::address::Address;
 use crate::protocol::{HolderWord, PEER_VERSION, PeerWord, ServerWord, SupervisorWord, Word};
 use crate::swap::{self, ClaimerId, Level, OldId, SpeakerId};
-use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 
 /// A connection.
 pub(super) struct Conn {
     pub out: Outbox,
     pub role: Role,
+    /// It said something that counts, and is not sent away to make room for another.
+    pub counts: bool,
+    /// It is one too many, unless it is another serverswap.
+    pub spare: bool,
+}
+
+impl Conn {
+    pub(super) fn new(link: Arc<Link>, role: Role) -> Conn {
+        Conn { out: Outbox::new(link), role, counts: false, spare: false }
+    }
+
+    /// The end of the control fd of a server, or of a connection that we made: not one of those whose number
+    /// is limited.
+    pub(super) fn ours(link: Arc<Link>, role: Role) -> Conn {
+        Conn { counts: true, ..Conn::new(link, role) }
+    }
 }
 
 /// Who is at the other end.
@@ -41,27 +56,46 @@ impl Role {
 }
 
 impl Supervisor {
-    pub(super) fn opened(&mut self, id: Id, generation: GenId, stream: Arc<UnixStream>) {
-        let out = Outbox::new(stream);
-        if self.live.contains_key(&generation) {
-            self.conns.insert(id, Conn { out, role: Role::New(generation) });
-        } else {
-            out.close();
+    pub(super) fn opened(&mut self, id: Id, generation: GenId, link: Arc<Link>) {
+        let mut conn = Conn::new(link, Role::New(generation));
+        if !self.live.contains_key(&generation) {
+            return conn.out.close();
         }
+        let controls = self.live.values().filter(|live| !live.is_orphan()).count();
+        let is_limited = |conn: &Conn| conn.role.generation().is_some();
+        let taken = self.conns.values().filter(|conn| is_limited(conn)).count().saturating_sub(controls);
+        let most = threads::connections_max();
+        if taken >= most {
+            // The oldest of those that have said nothing that counts has had the most time to.
+            let idle = self.conns.iter().find(|(_, conn)| is_limited(conn) && !conn.counts).map(|(&id, _)| id);
+            match idle.and_then(|id| self.conns.remove(&id)) {
+                Some(idle) => one_too_many(&idle),
+                None if taken >= most + threads::CONNECTIONS_SPARE => return one_too_many(&conn),
+                None => conn.spare = true,
+            }
+        }
+        self.conns.insert(id, conn);
     }
 
-    pub(super) fn connected(&mut self, id: Id, stream: Arc<UnixStream>) {
-        let out = Outbox::new(stream);
+    pub(super) fn connected(&mut self, id: Id, link: Arc<Link>) {
+        let conn = Conn::ours(link, Role::Holder);
         if self.olds.contains_key(&id) {
-            out.send_all([PeerWord::Peer(PEER_VERSION), PeerWord::Claim]);
-            self.conns.insert(id, Conn { out, role: Role::Holder });
+            conn.out.send_all([PeerWord::Peer(PEER_VERSION), PeerWord::Claim]);
+            self.conns.insert(id, conn);
         } else {
-            out.close();
+            conn.out.close();
         }
     }
 
     pub(super) fn closed(&mut self, id: Id) {
-        match self.conns.remove(&id).map(|conn| conn.role) {
+        let conn = self.conns.remove(&id);
+        if let Some(conn) = &conn {
+            // Who has said its last word reads no more, or has it in the kernel: nobody may wait for it to
+            // read.
+            conn.out.close();
+        }
+        self.reload_waiters.retain(|waiter| *waiter != id);
+        match conn.map(|conn| conn.role) {
             Some(Role::Server(generation)) => {
                 let control = self.live.get(&generation).and_then(|l| l.sockets.as_ref()).map(|s| s.control);
                 // The end of the control fd says nothing: what counts is whether the process lives.
@@ -89,13 +123,24 @@ impl Supervisor {
         if let Role::New(generation) = conn.role {
             let peer = line.as_ref().is_ok_and(|line| line.starts_with("PEER "));
             conn.role = if peer { Role::Peer(generation, Vec::new()) } else { Role::Server(generation) };
+            if conn.spare && !peer {
+                one_too_many(conn);
+                self.conns.remove(&id);
+                return;
+            }
         }
         let error = line.as_ref().is_ok_and(|line| line.starts_with("ERROR"));
         match conn.role {
             Role::New(_) => {}
             Role::Server(generation) => match parse::<ServerWord>(line) {
-                Ok(ServerWord::Up) => self.said_up(generation, SpeakerId(id)),
-                Ok(word) => self.feed(generation, swap::Event::Said(SpeakerId(id), word)),
+                Ok(word) => {
+                    // It is answered, or told later. The others are done when they are said.
+                    conn.counts |= matches!(word, ServerWord::Ready(_) | ServerWord::Takedown(_));
+                    match word {
+                        ServerWord::Up => self.said_up(generation, SpeakerId(id)),
+                        word => self.feed(generation, swap::Event::Said(SpeakerId(id), word)),
+                    }
+                }
                 // An ERROR is no question: to answer it with another could go on for ever.
                 Err(_) if error => {}
                 Err(why) => conn.out.send_if_read(&SupervisorWord::Error(why)),
@@ -116,6 +161,7 @@ impl Supervisor {
     fn peer_said(&mut self, id: Id, generation: GenId, word: PeerWord) {
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let claimer = ClaimerId(id);
+        conn.counts |= matches!(word, PeerWord::Claim | PeerWord::Commit | PeerWord::Reload);
         match word {
             PeerWord::Peer(_) => conn.out.send(&HolderWord::Peer(PEER_VERSION)),
             PeerWord::Claim => self.feed(generation, swap::Event::Claim(claimer)),
@@ -141,7 +187,9 @@ impl Supervisor {
             }
             PeerWord::Reload => {
                 self.reload_wanted = true;
-                self.reload_waiters.push(id);
+                if !self.reload_waiters.contains(&id) {
+                    self.reload_waiters.push(id);
+                }
             }
             PeerWord::Status => self.tell_status(id, generation),
         }
@@ -160,7 +208,7 @@ impl Supervisor {
             field("command", command),
         ];
         let holds = live.machine.addresses().into_iter().map(HolderWord::Holds);
-        conn.out.send_all(fields.into_iter().chain(holds).chain([HolderWord::End]));
+        conn.out.send_all_if_read(fields.into_iter().chain(holds).chain([HolderWord::End]));
     }
 
     fn holder_said(&mut self, id: Id, word: HolderWord) {
@@ -200,6 +248,12 @@ impl Supervisor {
         };
         self.feed(of, event);
     }
+}
+
+/// Sends a connection away.
+fn one_too_many(conn: &Conn) {
+    conn.out.send_if_read(&SupervisorWord::Error("too many connections".into()));
+    conn.out.close();
 }
 
 fn parse<W: Word>(line: Result<String, &'static str>) -> Result<W, String> {

@@ -5,13 +5,13 @@
 
 use super::peers::Role;
 use super::sharing::{left_alone, look_at_shared};
-use super::threads::{self, GenId, Id, NotifySocket};
+use super::threads::{self, GenId, Id, Link, NotifySocket};
 use super::watching;
-use super::{Conn, Ended, Live, Outbox, Sockets, Supervisor};
+use super::{Conn, Ended, Live, Sockets, Supervisor};
 use crate::address::Address;
 use crate::error::{Error, Result, status};
 use crate::protocol::ServerWord;
-use crate::registry::{Record, Registration};
+use crate::registry::{Entry, Registration};
 use crate::server::{Rest, Server, Surroundings};
 use crate::swap::{self, Level, Order, Settings, SpeakerId};
 use crate::sys::net::{self, TcpSocket};
@@ -33,6 +33,8 @@ const POLL_SWAP: Duration = Duration::from_millis(20);
 const POLL_DISCOVER: Duration = Duration::from_millis(500);
 /// How long a socket that nobody seems to hold may take to close.
 const UNCLEAR_FOR: Duration = Duration::from_secs(2);
+/// For how long what is left of a server is killed again and again.
+const KILLED_FOR: Duration = Duration::from_secs(10);
 /// How long the listeners of a server that says nothing are looked for.
 const DISCOVER_FOR: Duration = Duration::from_secs(60);
 
@@ -70,8 +72,8 @@ impl Supervisor {
             }
         })?;
         let mark = socket.to_string_lossy().into_owned();
-        let record = Record { pid: server.pid, generation: number, socket: &names[0], command: &command };
-        let registration = self.dir.register(&record).map_err(|why| {
+        let entry = Entry { pid: server.pid, generation: number, socket: &names[0], command: &command };
+        let registration = self.dir.register(&entry).map_err(|why| {
             server.signal_all(Signal::SIGKILL);
             for path in [&socket, &notify] {
                 let _ = std::fs::remove_file(path);
@@ -95,9 +97,9 @@ impl Supervisor {
             kill_after: self.run.kill_after,
         };
         let (machine, effects) = swap::Generation::new(settings);
-        let (listener, control, ours) = (Arc::new(listener), threads::next_id(), Arc::new(ours));
+        let (listener, control, ours) = (Arc::new(listener), threads::next_id(), Link::new(ours));
         let notify = Arc::new(NotifySocket { socket: datagrams, closed: AtomicBool::new(false) });
-        self.conns.insert(control, Conn { out: Outbox::new(ours.clone()), role: Role::Server(id) });
+        self.conns.insert(control, Conn::ours(ours.clone(), Role::Server(id)));
         let started = threads::lines(self.events.clone(), control, ours)
             .and_then(|()| threads::accept(self.events.clone(), id, listener.clone()))
             .and_then(|()| threads::notifications(self.events.clone(), id, notify.clone()))
@@ -272,9 +274,9 @@ impl Supervisor {
         let live = self.live.get_mut(&generation)?;
         let sockets = live.sockets.as_ref()?;
         let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
-        let record =
-            Record { pid: live.server.pid, generation: live.number, socket: &sockets.names[0], command: &command };
-        match self.dir.register(&record) {
+        let entry =
+            Entry { pid: live.server.pid, generation: live.number, socket: &sockets.names[0], command: &command };
+        match self.dir.register(&entry) {
             Ok(new) => live.registration.replace(new),
             Err(why) => {
                 self.log.say(Level::Warning, None, &format!("unable to write its record: {why}"));
@@ -327,12 +329,10 @@ impl Supervisor {
             }
         }
         swapping |= self.regain(now);
-        self.leftovers.retain(|(rest, until)| {
-            if *until <= now {
-                rest.signal_rest(Signal::SIGKILL);
-                return false;
-            }
-            rest.has_rest()
+        // Who forks while it is looked for is not seen at once.
+        self.leftovers.retain(|(rest, until)| match *until <= now {
+            true => rest.signal_rest(Signal::SIGKILL) && *until + KILLED_FOR > now,
+            false => rest.has_rest(),
         });
         swapping |= !self.leftovers.is_empty();
         let since = now.saturating_duration_since(self.poll_since);

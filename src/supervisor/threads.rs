@@ -6,7 +6,7 @@
 use super::watching::Waiting;
 use crate::protocol::Splitter;
 use crate::registry::RunDir;
-use crate::sys::process::{Pid, Pidfd};
+use crate::sys::process::{self, Pid, Pidfd};
 use crate::sys::socket;
 use nix::sys::signal::Signal;
 use signal_hook::iterator::SignalsInfo;
@@ -16,23 +16,39 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::SyncSender;
-use std::time::Duration;
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// Number of a generation within this supervisor.
 pub type GenId = u32;
 /// Number of a connection, a claim or a lock: one series for all of them.
 pub type Id = u64;
 
+/// A connection that the main thread writes to and a thread reads from.
+pub struct Link {
+    /// The connection.
+    pub stream: UnixStream,
+    /// The main thread has done with it: nothing that was written to it is read any more.
+    pub done: AtomicBool,
+}
+
+impl Link {
+    /// A connection that was just made.
+    pub fn new(stream: UnixStream) -> Arc<Link> {
+        Arc::new(Link { stream, done: AtomicBool::new(false) })
+    }
+}
+
 /// What the threads tell the main one.
 pub enum Event {
     /// A signal came; `true`: from the terminal, so the server has had it too.
     Signal(Signal, bool),
     /// Somebody connected to the control socket of a generation.
-    Opened(Id, GenId, Arc<UnixStream>),
+    Opened(Id, GenId, Arc<Link>),
     /// The connection to an old server's supervisor stands.
-    Connected(Id, Arc<UnixStream>),
+    Connected(Id, Arc<Link>),
     /// A line came, or what is none and the text that answers it.
     Line(Id, Result<String, &'static str>),
     /// The supervisor of an old server handed over listeners.
@@ -62,13 +78,42 @@ pub type Events = SyncSender<Event>;
 
 /// How many events may wait.
 pub const BACKLOG: usize = 64;
-/// How long a new connection may stay silent.
+/// How long a new connection may take to its first line.
 const FIRST_LINE: Duration = Duration::from_secs(10);
-/// How many connections to its control sockets a supervisor takes.
+/// How many connections to its control sockets a supervisor takes, if it may have twice as many open files.
 const CONNECTIONS_MAX: usize = 1024;
+/// As many more may stand until it is known who they are: another serverswap is heard even if servers have
+/// all connections.
+pub const CONNECTIONS_SPARE: usize = 32;
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
-static CONNECTIONS: AtomicUsize = AtomicUsize::new(0);
+static CONNECTIONS: Slots = Slots { taken: Mutex::new(0), freed: Condvar::new() };
+
+/// How many connections to its control sockets this supervisor takes: swaps need open files too.
+pub fn connections_max() -> usize {
+    CONNECTIONS_MAX.min(process::open_files_max() / 2)
+}
+
+/// Counts the threads that read from whoever connected.
+struct Slots {
+    taken: Mutex<usize>,
+    freed: Condvar,
+}
+
+impl Slots {
+    /// Waits until there is room. The main thread makes some, and who waits to be accepted waits in the kernel.
+    fn take(&self) {
+        let most = connections_max() + CONNECTIONS_SPARE;
+        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = self.freed.wait_while(taken, |taken| *taken >= most);
+        *taken.unwrap_or_else(PoisonError::into_inner) += 1;
+    }
+
+    fn free(&self) {
+        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        self.freed.notify_one();
+    }
+}
 
 /// A number that nothing else in this process has.
 pub fn next_id() -> Id {
@@ -96,8 +141,8 @@ pub fn signals(events: Events, signals: &[Signal]) -> io::Result<()> {
 }
 
 /// Reads lines from a connection until it ends.
-pub fn lines(events: Events, id: Id, stream: Arc<UnixStream>) -> io::Result<()> {
-    start("lines", move || read_lines(&events, id, &stream, Peer::Server))
+pub fn lines(events: Events, id: Id, link: Arc<Link>) -> io::Result<()> {
+    start("lines", move || read_lines(&events, id, &link, Peer::Server))
 }
 
 /// Who is at the other end of a connection.
@@ -111,17 +156,22 @@ enum Peer {
     Holder,
 }
 
-fn read_lines(events: &Events, id: Id, stream: &UnixStream, peer: Peer) {
+fn read_lines(events: &Events, id: Id, link: &Link, peer: Peer) {
+    let stream = &link.stream;
     let mut splitter = Splitter::default();
     let mut buffer = [0; 1024];
-    let mut silent = peer == Peer::Anybody;
-    if silent {
-        let _ = stream.set_read_timeout(Some(FIRST_LINE));
-    }
+    // A byte now and then is no line.
+    let mut silent_until = (peer == Peer::Anybody).then(|| Instant::now() + FIRST_LINE);
     loop {
+        if let Some(until) = silent_until {
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || stream.set_read_timeout(Some(left)).is_err() {
+                break;
+            }
+        }
         let read = match peer {
             Peer::Holder => socket::receive_files(stream, &mut buffer),
-            Peer::Server | Peer::Anybody => (&*stream).read(&mut buffer).map(|len| (len, Vec::new())),
+            Peer::Server | Peer::Anybody => { stream }.read(&mut buffer).map(|len| (len, Vec::new())),
         };
         match read {
             Ok((0, _)) => break,
@@ -129,8 +179,11 @@ fn read_lines(events: &Events, id: Id, stream: &UnixStream, peer: Peer) {
                 if !files.is_empty() && events.send(Event::Files(id, files)).is_err() {
                     return;
                 }
+                if link.done.load(Ordering::Relaxed) {
+                    break;
+                }
                 for line in splitter.push(&buffer[..len]) {
-                    if std::mem::take(&mut silent) {
+                    if silent_until.take().is_some() {
                         let _ = stream.set_read_timeout(None);
                     }
                     if events.send(Event::Line(id, line)).is_err() {
@@ -155,11 +208,9 @@ pub fn accept(events: Events, generation: GenId, listener: Arc<UnixListener>) ->
                     let trusted = socket::peer_uid(&stream).is_ok_and(|uid| uid == own || uid == 0);
                     if !trusted {
                         let _ = socket::send_now(&stream, b"ERROR this control socket is not yours\n");
-                    } else if CONNECTIONS.fetch_add(1, Ordering::Relaxed) >= CONNECTIONS_MAX {
-                        CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
-                        let _ = socket::send_now(&stream, b"ERROR too many connections\n");
                     } else {
-                        serve(&events, generation, Arc::new(stream));
+                        CONNECTIONS.take();
+                        serve(&events, generation, Link::new(stream));
                     }
                 }
                 // The main thread has shut the socket down: the generation has ended.
@@ -172,17 +223,17 @@ pub fn accept(events: Events, generation: GenId, listener: Arc<UnixListener>) ->
     })
 }
 
-fn serve(events: &Events, generation: GenId, stream: Arc<UnixStream>) {
+fn serve(events: &Events, generation: GenId, link: Arc<Link>) {
     let id = next_id();
     let events = events.clone();
     let started = start("peer", move || {
-        if events.send(Event::Opened(id, generation, stream.clone())).is_ok() {
-            read_lines(&events, id, &stream, Peer::Anybody);
+        if events.send(Event::Opened(id, generation, link.clone())).is_ok() {
+            read_lines(&events, id, &link, Peer::Anybody);
         }
-        CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
+        CONNECTIONS.free();
     });
     if started.is_err() {
-        CONNECTIONS.fetch_sub(1, Ordering::Relaxed);
+        CONNECTIONS.free();
     }
 }
 
@@ -190,11 +241,11 @@ fn serve(events: &Events, generation: GenId, stream: Arc<UnixStream>) {
 /// until the lock of the server's record is free: its supervisor is about to end, or somebody else
 /// takes the orphan over.
 pub fn connect(events: Events, id: Id, socket: PathBuf, server: Pid, dir: RunDir) -> io::Result<()> {
-    start("connect", move || match UnixStream::connect(&socket) {
+    start("connect", move || match socket::connect_to_own(&socket) {
         Ok(stream) => {
-            let stream = Arc::new(stream);
-            if events.send(Event::Connected(id, stream.clone())).is_ok() {
-                read_lines(&events, id, &stream, Peer::Holder);
+            let link = Link::new(stream);
+            if events.send(Event::Connected(id, link.clone())).is_ok() {
+                read_lines(&events, id, &link, Peer::Holder);
             }
         }
         Err(_) => {

@@ -757,9 +757,14 @@ impl Generation {
             return;
         }
         let joined = |slot: &Slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)) && slot.wants(id);
-        if let (false, Some((address, _))) = (gone, self.slots.iter().find(|(_, slot)| joined(slot))) {
-            let (address, why) = (address.clone(), "the old server is not ours to replace any more".to_owned());
-            return self.fail_address(address, status::NOT_UP, why, effects);
+        let lost = self.slots.iter().filter(|(_, slot)| !gone && joined(slot));
+        let lost: Vec<Address> = lost.map(|(address, _)| address.clone()).collect();
+        for address in lost {
+            let why = "the old server is not ours to replace any more".to_owned();
+            self.fail_address(address, status::NOT_UP, why, effects);
+            if let Stage::Leaving(_) = self.stage {
+                return;
+            }
         }
         let mut wanted = false;
         for (address, slot) in &mut self.slots {
@@ -861,12 +866,18 @@ impl Generation {
             Timer::Ready if self.stage == Stage::Starting => {
                 self.fail(status::NOT_UP, self.name(), "the new server was not up in time".into(), effects);
             }
-            // One that is up waited for another, which perhaps waits for it.
+            // One that is up waited for another, which perhaps waits for it; or it has the lock of another, and
+            // does not bind what it wanted that for.
             Timer::Ready => {
-                let late: Vec<Address> =
-                    self.slots.iter().filter(|(_, s)| matches!(s, Slot::Waiting(..))).map(|(a, _)| a.clone()).collect();
-                for address in late {
-                    self.fail_address(address, status::NOT_UP, "it was not free in time".into(), effects);
+                let why = |slot: &Slot| match slot {
+                    Slot::Waiting(..) => Some("it was not free in time"),
+                    Slot::Invited(..) => Some("the server did not listen on it in time"),
+                    _ => None,
+                };
+                let late: Vec<(Address, &str)> =
+                    self.slots.iter().filter_map(|(address, slot)| Some((address.clone(), why(slot)?))).collect();
+                for (address, why) in late {
+                    self.fail_address(address, status::NOT_UP, why.into(), effects);
                 }
             }
             // However short the drain is to be: what is on its way to the server is not lost.
@@ -1268,7 +1279,8 @@ impl Generation {
     /// quiet clock runs while nothing else can happen.
     fn clocks(&mut self, effects: &mut Vec<Effect>) {
         let waits = self.slots.values().any(|slot| matches!(slot, Slot::Waiting(..) | Slot::Releasing(..)));
-        if self.stage == Stage::Up && !waits {
+        let invited = self.slots.values().any(|slot| matches!(slot, Slot::Invited(..)));
+        if self.stage == Stage::Up && !waits && !invited {
             self.disarm(Timer::Ready, effects);
         }
         if self.armed.contains(&Timer::Ready) {

@@ -2,6 +2,7 @@
 //! with types. It decides nothing and prints nothing.
 
 pub mod net;
+pub mod pid;
 pub mod process;
 pub mod seccomp;
 pub mod socket;

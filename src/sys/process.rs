@@ -1,5 +1,6 @@
 //! Processes: spawning a server, pidfds, and the keeper that ends a new server with its supervisor.
 
+pub use crate::sys::pid::Pid;
 use crate::sys::seccomp::{self, Filter, Ledger, Notifier};
 use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
@@ -10,38 +11,12 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
-/// A process id that can be signalled: never 0, 1's group or negative, so that `kill(-1)` cannot be
-/// written.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Pid(i32);
-
-impl Pid {
-    /// `None` for what is no pid of a process of its own.
-    pub fn new(raw: i64) -> Option<Pid> {
-        i32::try_from(raw).ok().filter(|&pid| pid > 0).map(Pid)
-    }
-
-    /// Of this process.
-    pub fn own() -> Pid {
-        Pid(nix::unistd::getpid().as_raw())
-    }
-
-    /// Of a child that was just spawned.
-    #[cfg(test)]
-    pub fn of(child: &std::process::Child) -> Pid {
-        Pid(child.id() as i32)
-    }
-
-    /// For calls that take a number.
-    pub fn raw(self) -> i32 {
-        self.0
-    }
-}
-
-impl std::fmt::Display for Pid {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        self.0.fmt(f)
-    }
+/// How many open files this process may have (RLIMIT_NOFILE, getrlimit(2)).
+pub fn open_files_max() -> usize {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the call writes one rlimit to the pointer, which is valid.
+    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
+    if result == 0 { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 0 }
 }
 
 /// A process, whatever becomes of its pid (pidfd_open(2), Linux 5.3).
@@ -66,6 +41,18 @@ impl Pidfd {
         // SAFETY: integers and a null pointer, which means "no siginfo of our own".
         let result =
             unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<libc::siginfo_t>(), 0) };
+        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Signals the process group that this process leads or led, at one moment: nobody forks out of it (Linux
+    /// 6.9; an error before that).
+    pub fn signal_group(&self, signal: Signal) -> io::Result<()> {
+        // PIDFD_SIGNAL_PROCESS_GROUP of linux/pidfd.h, which libc does not have yet.
+        const PROCESS_GROUP: u32 = 1 << 2;
+        let (fd, signal) = (self.0.as_raw_fd(), signal as libc::c_int);
+        let info = std::ptr::null::<libc::siginfo_t>();
+        // SAFETY: integers and a null pointer, which means "no siginfo of our own".
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, info, PROCESS_GROUP) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 

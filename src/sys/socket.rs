@@ -4,10 +4,20 @@ use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, getsockopt
 use std::io::{self, IoSlice, IoSliceMut};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
+use std::path::Path;
 
-/// Effective uid of whoever connected, as the kernel noted it then (SO_PEERCRED, unix(7)).
+/// Effective uid of whoever connected, or listens, as the kernel noted it then (SO_PEERCRED, unix(7)).
 pub fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
     Ok(getsockopt(stream, sockopt::PeerCredentials)?.uid())
+}
+
+/// Connects to a socket of this user's, whatever a link at this path leads to.
+pub fn connect_to_own(path: &Path) -> io::Result<UnixStream> {
+    let stream = UnixStream::connect(path)?;
+    match peer_uid(&stream)? == nix::unistd::geteuid().as_raw() {
+        true => Ok(stream),
+        false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user")),
+    }
 }
 
 /// Sends what can be sent without waiting and without SIGPIPE, and gives how many bytes that were.

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -329,6 +330,46 @@ impl Sandbox {
         let (status, log) = self.run(["--takedown", address]);
         assert_eq!(status, 0, "{log}");
         self.assert_clean();
+    }
+}
+
+/// A place that every user can reach, with copies of the programs.
+pub struct Commons {
+    pub sandbox: Sandbox,
+    pub serverswap: PathBuf,
+    pub server: PathBuf,
+}
+
+impl Commons {
+    pub const NOBODY: u32 = 65534;
+
+    pub fn new() -> Commons {
+        let sandbox = Sandbox::new();
+        fs::set_permissions(sandbox.path(""), fs::Permissions::from_mode(0o755)).unwrap();
+        let (serverswap, server) = (sandbox.path("serverswap"), sandbox.path("plain-server"));
+        fs::copy(SERVERSWAP, &serverswap).unwrap();
+        fs::copy(plain_server(), &server).unwrap();
+        let own = sandbox.path("nobody");
+        fs::create_dir(&own).unwrap();
+        chown(&own, Some(Commons::NOBODY), Some(Commons::NOBODY)).unwrap();
+        Commons { sandbox, serverswap, server }
+    }
+
+    /// A command of another user, in a run directory.
+    pub fn nobody(&self, program: &Path, run_dir: &Path, words: &[&str]) -> Command {
+        let mut command = self.sandbox.command(program);
+        command.uid(Commons::NOBODY).gid(Commons::NOBODY).env("SERVERSWAP_RUN_DIR", run_dir).args(words);
+        command
+    }
+
+    pub fn refused(&self, run_dir: &Path, words: &[&str], status: i32, why: &str) {
+        let mut running = self.sandbox.start(self.nobody(&self.serverswap, run_dir, words));
+        assert_eq!(running.wait(), status, "{words:?}: {}", running.log());
+        assert!(running.log().contains(why), "{words:?}: {}", running.log());
+    }
+
+    pub fn mode(path: &Path) -> u32 {
+        fs::symlink_metadata(path).unwrap().mode() & 0o7777
     }
 }
 

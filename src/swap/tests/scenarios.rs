@@ -884,3 +884,45 @@ fn stop_while_the_old_server_drains_gives_it_the_port_back_at_once() {
     assert_eq!(old.step(Event::ClaimerGone(CLAIMER)), [Effect::Hold(a(":1"))]);
     assert!(old.is_free());
 }
+
+/// A server that is up, alone at no address, with a shared port.
+fn up_and_shared() -> Generation {
+    let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(false) }).0;
+    says(&mut machine, "READY :9");
+    machine.step(Event::Vacant(a(":9")));
+    machine.step(Event::Listens(a(":9")));
+    assert!(machine.is_free());
+    machine
+}
+
+#[test]
+fn a_server_that_has_the_lock_of_another_and_does_not_bind_gives_it_back() {
+    let mut machine = up_and_shared();
+    says(&mut machine, "READY :1");
+    let effects = machine.step(Event::Taken(a(":1"), vec![OLD]));
+    assert_has(&effects, &[Effect::Lock(OLD), Effect::Arm(Timer::Ready, READY_TIMEOUT)]);
+    machine.step(Event::Attended(OLD));
+    machine.step(Event::Shares(OLD));
+    let effects = locked(&mut machine, &[":1"]);
+    assert_has(&effects, &[go_to(0, ":1")]);
+    assert!(!effects.contains(&Effect::Disarm(Timer::Ready)), "{effects:?}");
+    let effects = machine.step(Event::Timer(Timer::Ready));
+    assert_has(&effects, &[Effect::Unlock(OLD), Effect::Unhold(a(":1"))]);
+    assert!(machine.is_free() && machine.addresses() == [a(":9")]);
+}
+
+#[test]
+fn an_old_server_that_is_lost_is_forgotten_at_all_its_addresses() {
+    let mut machine = up_and_shared();
+    // Beside the old server at one address, and with a second one to wait for at the other.
+    says(&mut machine, "READY :1");
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    machine.step(Event::Shares(OLD));
+    locked(&mut machine, &[":1", ":2"]);
+    assert_has(&machine.step(Event::Calls(a(":1"))), &[Effect::Join(a(":1"))]);
+    says(&mut machine, "READY :2");
+    machine.step(Event::Taken(a(":2"), vec![OLD, OldId(8)]));
+    let effects = machine.step(Event::OldLost(OLD));
+    assert_has(&effects, &[Effect::Unhold(a(":1")), Effect::LookUp(a(":2"))]);
+    machine.step(Event::Locked(OldId(8), vec![a(":2")]));
+}

@@ -1,0 +1,85 @@
+//! What the files of the run directory say: the pid in a pidfile, the record of a server. Pure; it
+//! believes nothing, and whoever asks has to.
+
+#![forbid(unsafe_code)]
+
+use crate::sys::pid::Pid;
+use std::fmt;
+
+/// First line of a record. A later version with another one is left alone: see [`Record::parse`].
+pub const VERSION: &str = "serverswap 1";
+/// Longest command line in a record.
+const COMMAND_MAX: usize = 4096;
+/// Every server is its predecessor's number plus one: there is always one more.
+const GENERATION_MAX: u64 = u64::MAX / 2;
+
+/// The record of a server: a line for its version, then a key and a value in each line.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Record<'a> {
+    /// Main process of the server.
+    pub pid: Pid,
+    /// Start time of that.
+    pub start: u64,
+    /// The boot that the start time counts from.
+    pub boot: &'a str,
+    /// Its supervisor.
+    pub supervisor: Pid,
+    /// Its generation.
+    pub generation: u64,
+    /// Name of its control socket in the run directory.
+    pub socket: &'a str,
+    /// Command line for people.
+    pub command: &'a str,
+}
+
+impl Record<'_> {
+    /// Reads a record. Keys that are not known, of a later version, are left alone.
+    pub fn parse(text: &str) -> Option<Record<'_>> {
+        let field = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
+        if text.lines().next() != Some(VERSION) {
+            return None;
+        }
+        Some(Record {
+            pid: parse_number(field("pid")?)?,
+            start: field("start")?.parse().ok()?,
+            boot: field("boot").filter(|id| !id.contains(char::is_control))?,
+            supervisor: parse_number(field("supervisor")?)?,
+            generation: field("generation")?.parse().ok().filter(|&number| number <= GENERATION_MAX)?,
+            // A name in the run directory, and nothing else.
+            socket: field("socket").filter(|name| !name.is_empty() && !name.contains(is_no_name))?,
+            command: field("command").unwrap_or(""),
+        })
+    }
+}
+
+impl fmt::Display for Record<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Record { pid, start, boot, supervisor, generation, socket, command } = self;
+        writeln!(f, "{VERSION}\npid {pid}\nstart {start}\nboot {boot}\nsupervisor {supervisor}")?;
+        writeln!(f, "generation {generation}\nsocket {socket}\ncommand {}", one_line(command))
+    }
+}
+
+fn is_no_name(c: char) -> bool {
+    c == '/' || c.is_control()
+}
+
+/// The pid in a pidfile.
+pub fn parse_pid(text: &str) -> Option<Pid> {
+    parse_number(text.strip_suffix('\n')?)
+}
+
+/// A pid in digits and nothing else.
+pub fn parse_number(text: &str) -> Option<Pid> {
+    let digits = !text.is_empty() && text.bytes().all(|b| b.is_ascii_digit());
+    Pid::new(text.parse().ok().filter(|_| digits)?)
+}
+
+/// A command line as it stands in a record.
+pub fn one_line(command: &str) -> String {
+    let mut line: String = command.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
+    while line.len() > COMMAND_MAX {
+        line.pop();
+    }
+    line
+}
