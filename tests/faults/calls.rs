@@ -2,7 +2,7 @@
 //! kind return an error.
 
 use super::Case;
-use super::common::{Load, Running, SERVERSWAP, Sandbox, answered_by, get, plain_server, until};
+use super::common::{Load, Running, SERVERSWAP, Sandbox, answered_by, get, kill, plain_server, until};
 use super::scene::{CLIENTS, Verdict, is_unsteered};
 use std::time::Duration;
 
@@ -35,7 +35,7 @@ const CALLS: [(&str, &str); 24] = [
 ];
 
 /// Which of them fail: the nth, or all from the nth on.
-const WHEN: [&str; 6] = ["1", "2", "3", "5", "1+", "3+"];
+const WHEN: [&str; 4] = ["1+", "1", "2", "4"];
 
 /// Whose calls.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -50,7 +50,8 @@ pub fn cases() -> Vec<Case> {
         let order = if shared { "shared" } else { "plain" };
         for who in [Who::New, Who::Old] {
             for (call, error) in CALLS {
-                for when in WHEN {
+                // In plain order, which does less, all of them.
+                for when in &WHEN[..if shared { WHEN.len() } else { 1 }] {
                     let name = format!("{order}, {who:?} supervisor, {call} {error} {when}");
                     cases.push(Case::new(name, move || fail(shared, who, call, error, when)));
                 }
@@ -65,21 +66,20 @@ fn fail(shared: bool, who: Who, call: &str, error: &str, when: &str) -> Result<V
     let port = sandbox.port();
     let address = format!("0.0.0.0:{port}");
     let inject = format!("inject={call}:error={error}:when={when}");
-    // Servers are let go when they are started: what fails there is their affair.
-    let options = ["-f", "-qq", "-b", "execve", "-o", "/dev/null", "-e", &inject];
+    // Servers are let go when they are started: what fails there is their affair. The tracer is nobody's parent.
+    let options = ["-DDD", "-I2", "-f", "-qq", "-b", "execve", "-o", "/dev/null", "-e", &inject];
     let plain: &[&str] = if shared { &[] } else { &["--plain"] };
     let old = sandbox.plain(&["--ready-timeout", "10"], &[&address]);
     let first = answered_by(port, 1);
     old.says("is up");
     let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::from_millis(2))).collect();
     crowd.iter().for_each(|load| load.sees_server(first.pid));
-    let tracer = (who == Who::Old).then(|| {
+    if who == Who::Old {
         let mut command = sandbox.command("strace");
-        command.args(options).args(["-p", &old.pid().to_string()]);
-        let tracer = sandbox.start(command);
+        command.args(&options[1..]).args(["-p", &old.pid().to_string()]);
+        sandbox.start(command);
         until("every thread is traced", || all_traced(old.pid()));
-        tracer
-    });
+    }
     let mut new: Running = match who {
         Who::Old => sandbox.plain(&["-d", "--ready-timeout", "10"], &[&address]),
         Who::New => {
@@ -96,11 +96,9 @@ fn fail(shared: bool, who: Who, call: &str, error: &str, when: &str) -> Result<V
     if status == 0 && answer.pid == first.pid {
         return Err(format!("status 0, and the old server answers\n{}", new.log()));
     }
-    if let Some(mut tracer) = tracer {
-        // A supervisor that lives on must be its own again.
-        tracer.signal(nix::libc::SIGTERM);
-        tracer.wait();
-    }
+    // Who lives on is on his own again.
+    let tracers = || sandbox.processes().into_iter().filter(|(_, command)| command.starts_with("strace "));
+    until("nobody is traced", || tracers().map(|(pid, _)| kill(pid, nix::libc::SIGTERM)).count() == 0);
     let (last, log) = sandbox.deploy(&[&address]);
     if last != 0 {
         return Err(format!("status {status}, then the next swap: status {last}\n{log}"));
@@ -114,7 +112,9 @@ fn fail(shared: bool, who: Who, call: &str, error: &str, when: &str) -> Result<V
         return Err("a program is left on the port".into());
     }
     sandbox.take_down(&format!(":{port}"));
-    if shared && verdict.failed() > 0 {
+    // What it has no file or memory for it does in plain order, and says so.
+    let fallen_back = sandbox.said().contains("cannot be shared");
+    if shared && verdict.failed() > 0 && !fallen_back {
         return Err(format!("status {status}, {:?}\n{}", verdict.failures, sandbox.said()));
     }
     Ok(verdict)
