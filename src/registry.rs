@@ -399,7 +399,7 @@ impl RunDir {
         let snapshot = Snapshot::take();
         let listens = |other: &Holder| {
             let held = other.sockets(&snapshot);
-            listeners.iter().any(|s| s.local.collides(address) && held.contains(&s.inode))
+            listeners.at(address).any(|s| held.contains(&s.inode))
         };
         let mut others = self.servers();
         others.retain(|other| other.pid != me && known.iter().all(|h| h.pid != other.pid));
@@ -414,14 +414,10 @@ impl RunDir {
         address: &Address,
         is_mine: &dyn Fn(Pid) -> bool,
     ) -> std::result::Result<Option<Holder>, (String, bool)> {
-        if let Address::Name(_) = address {
-            return Ok(None);
-        }
-        let sockets: Vec<TcpSocket> = net::listeners()
+        let Address::Tcp(_, port) = *address else { return Ok(None) };
+        let sockets: Vec<TcpSocket> = net::listeners_at(port)
             .map_err(|e| (format!("unable to ask the kernel who listens: {e}"), true))?
-            .into_iter()
-            .filter(|s| s.local.collides(address))
-            .collect();
+            .at_any([address]);
         if sockets.is_empty() {
             return Ok(None);
         }
@@ -667,7 +663,7 @@ fn has(pid: Pid, address: &Address) -> bool {
         .filter_map(|stat| procfs::sockets(stat.pid))
         .flatten()
         .collect();
-    let own: Vec<&TcpSocket> = listeners.iter().filter(|s| held.contains(&s.inode)).collect();
+    let own: Vec<&TcpSocket> = listeners.all().iter().filter(|s| held.contains(&s.inode)).collect();
     own.is_empty() || own.iter().any(|s| s.local.collides(address))
 }
 
