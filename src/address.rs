@@ -66,6 +66,13 @@ impl Address {
         [(self.clone(), self.clone())].into_iter().chain(more)
     }
 
+    /// Addresses for [`Address::among`].
+    pub fn all(of: &[Address]) -> BTreeMap<Address, ()> {
+        let mut all = BTreeMap::new();
+        all.extend(of.iter().map(|address| (address.clone(), ())));
+        all
+    }
+
     /// Those of some addresses that collide with this one.
     pub fn among<'a, V>(&self, all: &'a BTreeMap<Address, V>) -> impl Iterator<Item = (&'a Address, &'a V)> {
         let near = self.neighbours().flat_map(|(first, last)| all.range(first..=last));

@@ -663,7 +663,7 @@ fn has(pid: Pid, address: &Address) -> bool {
         .filter_map(|stat| procfs::sockets(stat.pid))
         .flatten()
         .collect();
-    let own: Vec<&TcpSocket> = listeners.all().iter().filter(|s| held.contains(&s.inode)).collect();
+    let own: Vec<&TcpSocket> = listeners.all().filter(|s| held.contains(&s.inode)).collect();
     own.is_empty() || own.iter().any(|s| s.local.collides(address))
 }
 

@@ -268,8 +268,8 @@ impl Server {
 
     /// The listeners that the server has on these addresses, as handles of our own.
     pub fn listeners(&self, wanted: &[Address]) -> io::Result<Vec<Socket>> {
-        let mut left: BTreeSet<u32> = net::listeners()?.at_any(wanted).iter().map(|s| s.inode).collect();
-        let mut found = Vec::new();
+        let (mut left, mut found) = (BTreeSet::new(), Vec::new());
+        left.extend(net::listeners()?.at_any(wanted).iter().map(|s| s.inode));
         let snapshot = Snapshot::take();
         for stat in snapshot.family(&self.family) {
             for (number, inode) in procfs::socket_fds(stat.pid).unwrap_or_default() {

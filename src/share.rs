@@ -14,7 +14,7 @@ use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
 /// What makes sockets one group: equal address and port, and whether a v6 one takes v4 too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Place {
     address: SocketAddr,
     dual: bool,
@@ -120,9 +120,9 @@ impl Group {
         if self.news.is_empty() || self.news.len() == before { Ok(()) } else { self.steer() }
     }
 
-    fn switch(&mut self, listeners: &BTreeSet<u32>) -> io::Result<()> {
+    fn switch(&mut self, listeners: &Listeners) -> io::Result<()> {
         self.news.iter_mut().for_each(|new| new.socket = None);
-        let _ = self.keep(|inode| listeners.contains(&inode));
+        self.follow(listeners);
         // Of a server that is about to end nothing may be left.
         if self.news.is_empty() {
             return Ok(());
@@ -134,8 +134,7 @@ impl Group {
     /// Lets the old sockets go, and the group be as if there had never been any. When a member leaves,
     /// the last one takes its index, and an index past the end falls back to the whole group: with as
     /// many new sockets as old ones the first new index names a new one, or nobody, all the while.
-    fn leave_to_new(self, listeners: &BTreeMap<Place, &Socket>) {
-        let (Some(target), false) = (listeners.get(&self.place), self.olds.is_empty()) else { return };
+    fn leave_to_new(self, target: &Socket) {
         if self.news().count < self.olds().count {
             // For a moment the index may name an old socket: whoever meets it tries again.
             for old in &self.olds {
@@ -145,6 +144,12 @@ impl Group {
         let _ = target.steer(Range { first: self.news().first, count: 1 });
         drop(self.olds);
         let _ = target.release();
+    }
+
+    /// Goes on with those new sockets that listen.
+    fn follow(&mut self, listeners: &Listeners) {
+        let here = self.place.address.into();
+        let _ = self.keep(|inode| listeners.at(&here).any(|s| s.inode == inode));
     }
 
     /// Lets the new sockets go: the old server serves alone.
@@ -183,6 +188,16 @@ impl Sharing {
         self.groups.entry(port).or_default()
     }
 
+    /// The group of a place; if there is none yet, one with such an old server.
+    fn at(&mut self, place: Place, old: Option<u64>) -> &mut Group {
+        let groups = self.at_port(place.address.port());
+        let at = groups.iter().position(|g| g.place == place).unwrap_or_else(|| {
+            groups.push(Group::new(old, place));
+            groups.len() - 1
+        });
+        &mut groups[at]
+    }
+
     /// Adds the sockets of an old server, under its number. The error says why they cannot be shared;
     /// nothing is held then.
     pub fn add_old(&mut self, old: u64, sockets: Vec<Socket>) -> Result<(), String> {
@@ -190,23 +205,23 @@ impl Sharing {
         if sockets.is_empty() || !sockets.iter().all(Socket::shares) {
             return Err("the old server does not share its port".into());
         }
-        let mut groups: BTreeMap<Place, Group> = BTreeMap::new();
+        let mut added = Sharing::default();
         for socket in sockets {
             let place = Place::of(&socket).map_err(failed)?;
-            groups.entry(place).or_insert_with(|| Group::new(Some(old), place)).olds.push(socket);
+            added.at(place, Some(old)).olds.push(socket);
         }
         let listeners = net::listeners().map_err(failed)?;
-        for group in groups.values() {
+        for group in added.groups() {
             let taken = self.at_port(group.place.address.port()).iter().any(|g| g.place == group.place);
             if taken || !group.is_known(&listeners).map_err(failed)? {
                 return Err("a stranger listens on the same port".into());
             }
         }
-        for group in groups.values() {
+        for group in added.groups() {
             group.steer().map_err(failed)?;
         }
-        for group in groups.into_values() {
-            self.at_port(group.place.address.port()).push(group);
+        for (port, groups) in added.groups {
+            self.at_port(port).extend(groups);
         }
         Ok(())
     }
@@ -214,12 +229,7 @@ impl Sharing {
     /// listen(2) for the new server, while all connections stay where they are.
     pub fn join(&mut self, socket: Socket, backlog: i32) -> io::Result<()> {
         let place = Place::of(&socket)?;
-        let groups = self.at_port(place.address.port());
-        let at = groups.iter().position(|g| g.place == place).unwrap_or_else(|| {
-            groups.push(Group::new(None, place));
-            groups.len() - 1
-        });
-        let group = &mut groups[at];
+        let group = self.at(place, None);
         group.joined = true;
         // Who came since the lock took the index that this one would have.
         if group.old.is_some() && !group.is_known(&net::listeners_at(place.address.port())?)? {
@@ -289,17 +299,14 @@ impl Sharing {
 
     /// After the switch: goes on with what is left of the new sockets.
     pub fn follow(&mut self, listeners: &Listeners) {
-        for group in self.groups_mut().filter(|g| matches!(g.phase, Phase::Switched)) {
-            let here = group.place.address.into();
-            let _ = group.keep(|inode| listeners.at(&here).any(|s| s.inode == inode));
-        }
+        self.groups_mut().filter(|g| matches!(g.phase, Phase::Switched)).for_each(|group| group.follow(listeners));
     }
 
     /// From here new connections go to the new server. Returns the places that it does not take over, which
     /// the old one has to its end, and the first failure: of one group, the others are switched all the same.
     pub fn switch(&mut self) -> (Vec<SocketAddr>, io::Result<()>) {
         let (mut abandoned, mut result) = (Vec::new(), Ok(()));
-        let listeners = net::listeners().unwrap_or_default().inodes();
+        let listeners = net::listeners().unwrap_or_default();
         let taken: Vec<Place> = self.groups().filter(|g| !g.news.is_empty()).map(|g| g.place).collect();
         for group in self.groups_mut() {
             let done = if !group.news.is_empty() {
@@ -341,10 +348,11 @@ impl Sharing {
     }
 
     /// The old server is gone, and these are the listeners of the new one.
-    pub fn finish(self, listeners: &[Socket]) {
-        let by_place = listeners.iter().rev().filter_map(|socket| Some((Place::of(socket).ok()?, socket))).collect();
-        for group in self.groups.into_values().flatten() {
-            group.leave_to_new(&by_place);
+    pub fn finish(mut self, listeners: &[Socket]) {
+        for target in listeners {
+            let Ok(place) = Place::of(target) else { continue };
+            let here = |group: &mut Group| group.place == place && !group.olds.is_empty();
+            self.at_port(place.address.port()).extract_if(.., here).for_each(|group| group.leave_to_new(target));
         }
     }
 

@@ -203,7 +203,7 @@ impl Supervisor {
         let Some(ended) = live.ended else { return };
         let ephemeral = ephemeral_ports();
         let mut at_own = sockets.at_any(&live.machine.claims());
-        let fixed = sockets.all().iter().filter(|s| is_fixed(&s.local, &ephemeral));
+        let fixed = sockets.all().filter(|s| is_fixed(&s.local, &ephemeral));
         let candidates: Vec<TcpSocket> = fixed.chain(&at_own).cloned().collect();
         let mut wait = true;
         at_own.retain(|s| !kept.contains(&s.inode));
@@ -348,7 +348,7 @@ impl Supervisor {
     fn discover(&mut self, generation: GenId, sockets: &Listeners) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         let ephemeral = ephemeral_ports();
-        let fixed: Vec<TcpSocket> = sockets.all().iter().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
+        let fixed: Vec<TcpSocket> = sockets.all().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
         let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
         if !inodes.is_subset(&live.seen) {
             let found = live.server.holds(&fixed).into_iter();

@@ -15,7 +15,7 @@ use crate::sys::net::{self, Listeners};
 use crate::sys::socket::FILES_MAX;
 use crate::sys::steer::Socket;
 use nix::errno::Errno;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 
@@ -143,7 +143,7 @@ impl Supervisor {
 
     fn share(&mut self, of: GenId, id: Id, holds: &[Address], sockets: Vec<OwnedFd>) -> Result<(), String> {
         let old = self.olds.get(&id).ok_or("it is gone")?;
-        let held: BTreeMap<Address, ()> = holds.iter().map(|held| (held.clone(), ())).collect();
+        let held = Address::all(holds);
         let wanted = |a: &Address| a.among(&held).next().is_some();
         let failed = |e: std::io::Error| format!("its listeners cannot be had: {}", crate::error::reason(&e));
         let sockets = match &old.to {

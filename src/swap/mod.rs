@@ -581,7 +581,7 @@ impl Generation {
                 }
             }
             Event::Down(claimer, addresses) => {
-                let named: BTreeMap<Address, ()> = addresses.iter().map(|a| (a.clone(), ())).collect();
+                let named = Address::all(&addresses);
                 let all = self.slots.keys().all(|own| own.among(&named).next().is_some());
                 if self.stage == Stage::Starting && self.olds.is_empty() && !self.slots.is_empty() && all {
                     self.queue.retain(|(c, _)| *c != claimer);
@@ -727,7 +727,7 @@ impl Generation {
 
     fn locked(&mut self, id: OldId, holds: Vec<Address>, effects: &mut Vec<Effect>) {
         let Some(old) = self.olds.get_mut(&id) else { return effects.push(Effect::Unlock(id)) };
-        let held: BTreeMap<Address, ()> = holds.iter().map(|held| (held.clone(), ())).collect();
+        let held = Address::all(&holds);
         for (own, slot) in &mut self.slots {
             // It has let go of the address since the look, or never got it.
             if let Slot::Waiting(ready, olds) = slot
@@ -1227,7 +1227,7 @@ impl Generation {
     }
 
     fn down(&mut self, claimer: ClaimerId, wanted: Vec<Address>, effects: &mut Vec<Effect>) {
-        let all: BTreeMap<Address, ()> = wanted.iter().map(|w| (w.clone(), ())).collect();
+        let all = Address::all(&wanted);
         let (named, others): (Vec<Address>, Vec<Address>) =
             self.active().cloned().partition(|own| own.among(&all).next().is_some());
         if named.is_empty() {

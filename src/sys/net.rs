@@ -6,7 +6,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, socket,
 };
 use std::cmp::Ordering;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -86,32 +86,27 @@ impl TcpSocket {
 
 /// Sockets that listen, by their ports.
 #[derive(Debug, Default)]
-pub struct Listeners(Vec<TcpSocket>);
+pub struct Listeners(BTreeMap<u16, Vec<TcpSocket>>);
 
 impl Listeners {
     /// Those that collide with an address.
     pub fn at(&self, address: &Address) -> impl Iterator<Item = &TcpSocket> {
         let port = if let Address::Tcp(_, port) = address { *port } else { 0 };
-        let first = self.0.partition_point(|s| s.ends.local.port() < port);
-        self.0[first..].iter().take_while(move |s| s.ends.local.port() == port).filter(|s| s.local.collides(address))
+        self.0.get(&port).into_iter().flatten().filter(|s| s.local.collides(address))
     }
 
     /// Those that collide with any of some addresses.
     pub fn at_any<'a>(&self, addresses: impl IntoIterator<Item = &'a Address>) -> Vec<TcpSocket> {
-        let mut found: Vec<&TcpSocket> = addresses.into_iter().flat_map(|address| self.at(address)).collect();
-        found.sort_unstable_by_key(|s| s.inode);
-        found.dedup_by_key(|s| s.inode);
-        found.into_iter().cloned().collect()
+        let (mut found, mut known) = (Vec::new(), BTreeSet::new());
+        for address in addresses {
+            found.extend(self.at(address).filter(|s| known.insert(s.inode)).cloned());
+        }
+        found
     }
 
     /// All of them.
-    pub fn all(&self) -> &[TcpSocket] {
-        &self.0
-    }
-
-    /// Inodes of all of them.
-    pub fn inodes(&self) -> BTreeSet<u32> {
-        self.0.iter().map(|s| s.inode).collect()
+    pub fn all(&self) -> impl Iterator<Item = &TcpSocket> {
+        self.0.values().flatten()
     }
 }
 
@@ -122,9 +117,11 @@ pub fn listeners() -> io::Result<Listeners> {
 
 /// Sockets that listen on a port, which costs far less than all of them where there are a thousand.
 pub fn listeners_at(port: u16) -> io::Result<Listeners> {
-    let mut all = Diag::open()?.dump(1 << TCP_LISTEN, port)?;
-    all.sort_by_key(|s| s.ends.local.port());
-    Ok(Listeners(all))
+    let mut by_port = BTreeMap::<u16, Vec<TcpSocket>>::new();
+    for socket in Diag::open()?.dump(1 << TCP_LISTEN, port)? {
+        by_port.entry(socket.ends.local.port()).or_default().push(socket);
+    }
+    Ok(Listeners(by_port))
 }
 
 /// Connections that a server has: established, or closed by the client only.
@@ -316,7 +313,7 @@ mod tests {
         for bind in ["127.0.0.1:0", "0.0.0.0:0", "[::]:0", "[::1]:0"] {
             let listener = TcpListener::bind(bind).unwrap();
             let own = Address::parse(&listener.local_addr().unwrap().to_string()).unwrap();
-            let seen = || listeners().unwrap().all().iter().filter(|s| s.local == own).count();
+            let seen = || listeners().unwrap().all().filter(|s| s.local == own).count();
             assert_eq!(seen(), 1, "{own}");
             drop(listener);
             assert_eq!(seen(), 0, "{own}");
