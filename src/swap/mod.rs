@@ -979,9 +979,19 @@ impl Generation {
     /// Switches every address whose server is ready and whose old servers are all locked, and says
     /// GO for every one that was released.
     fn acquire(&mut self, effects: &mut Vec<Effect>) {
-        let waits = |slot: &Slot| matches!(slot, Slot::Waiting(..) | Slot::Releasing(..));
+        let may = |slot: &Slot| match slot {
+            Slot::Waiting(_, olds) => olds.iter().all(|id| self.olds[id].lock.is_some()),
+            Slot::Releasing(_, pending) => pending.is_empty(),
+            Slot::Looking(_)
+            | Slot::Invited(..)
+            | Slot::Joined(..)
+            | Slot::Proven(..)
+            | Slot::Going
+            | Slot::Held
+            | Slot::Asked { .. } => false,
+        };
         let addresses: Vec<Address> =
-            self.slots.iter().filter(|(_, slot)| waits(slot)).map(|(own, _)| own.clone()).collect();
+            self.slots.iter().filter(|(_, slot)| may(slot)).map(|(own, _)| own.clone()).collect();
         for address in addresses {
             if let Some(Slot::Waiting(ready, olds)) = self.slots.get(&address)
                 && self.settings.order == Order::Shared
@@ -1137,6 +1147,9 @@ impl Generation {
     /// Stops the old servers that were asked for all they have, and those with addresses that the new
     /// one does not want, once it is plain that it does not.
     fn stop_olds(&mut self, effects: &mut Vec<Effect>) {
+        if !self.olds.values().any(|old| old.warrant.is_some() && !old.stopped) {
+            return;
+        }
         let content = (self.said_up || self.quiet) && !self.wants_more();
         let mut uncovered: BTreeMap<OldId, Vec<Address>> = self.uncovered().collect();
         for (&id, old) in &mut self.olds {
