@@ -317,10 +317,9 @@ impl RunDir {
     /// what it wants: one more than the server with the same command, or than the only one that runs
     /// the same program.
     pub fn next_generation(&self, command: &str) -> u64 {
-        self.clean_up();
+        let servers = self.clean_up();
         let command = one_line(command);
         let program = |command: &str| command.split(' ').next().map(str::to_owned);
-        let servers = self.servers();
         let same = servers.iter().filter(|h| h.command == command).map(|h| h.generation).max();
         let alike = match &servers[..] {
             [only] if program(&only.command) == program(&command) => Some(only.generation),
@@ -546,19 +545,23 @@ impl RunDir {
         listing.into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
     }
 
-    /// Removes what dead supervisors and dead servers left behind.
-    pub fn clean_up(&self) {
-        if let Ok(_guard) = self.lock() {
-            self.sweep();
+    /// Removes what dead supervisors and dead servers left behind, and gives the servers that live.
+    pub fn clean_up(&self) -> Vec<Holder> {
+        match self.lock() {
+            Ok(_guard) => self.sweep(),
+            Err(_) => self.servers(),
         }
     }
 
     /// With the lock held.
-    fn sweep(&self) {
+    fn sweep(&self) -> Vec<Holder> {
+        let mut servers = Vec::new();
         for name in self.names() {
             if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
-                if self.holder(pid, Claim::No).is_none() && !self.is_unreadable(pid) {
-                    self.unlink(&name);
+                match self.holder(pid, Claim::No) {
+                    Some(holder) => servers.push(holder),
+                    None if !self.is_unreadable(pid) => self.unlink(&name),
+                    None => {}
                 }
             } else if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify"))
                 && let Some(supervisor) = stem.split('-').next().and_then(parse_number)
@@ -571,6 +574,7 @@ impl RunDir {
                 self.unlink(&name);
             }
         }
+        servers
     }
 
     fn lock(&self) -> std::result::Result<File, String> {

@@ -2,6 +2,7 @@
 
 use super::common::{Sandbox, get, plain_server, until};
 use super::{Figures, PATIENCE, pss, settled, succeed, takedown, timed};
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::Instant;
 
@@ -27,21 +28,18 @@ pub fn run(count: usize) -> Figures {
         });
     };
     figures.time("start of all", timed(all).1);
-    answered_by(&ports, 1);
+    answer(&sandbox, &ports, |_| 1);
     figures.memory("memory of all supervisors and keepers", pss(settled(&sandbox, 2 * count)));
     for _ in 0..3 {
-        let (rows, took) = timed(|| sandbox.status());
-        assert!(rows.len() == count && rows.iter().all(|row| row[5] == "serving"), "{rows:?}");
-        figures.time("--status", took);
+        figures.time("--status", timed(|| sandbox.status()).1);
     }
     for &port in &ports[..SAMPLE] {
         figures.time("swap of one", succeed(&sandbox, &words(port)));
     }
-    answered_by(&ports[..SAMPLE], 2);
-    answered_by(&ports[SAMPLE..], 1);
+    let swaps = |port: u16| u64::from(ports[..SAMPLE].contains(&port));
+    answer(&sandbox, &ports, |port| 1 + swaps(port));
     figures.time("swap of all", timed(all).1);
-    answered_by(&ports[..SAMPLE], 3);
-    answered_by(&ports[SAMPLE..], 2);
+    answer(&sandbox, &ports, |port| 2 + swaps(port));
     let down = takedown(ports.iter().map(|port| format!("127.0.0.1:{port}")));
     figures.time("--takedown of all", succeed(&sandbox, &down));
     let started = Instant::now();
@@ -57,9 +55,14 @@ fn words(port: u16) -> Vec<String> {
     vec!["-d".into(), plain_server().to_str().unwrap().into(), format!("127.0.0.1:{port}"), "mute".into()]
 }
 
-fn answered_by(ports: &[u16], generation: u64) {
+/// What `--status` says of a server is who answers.
+fn answer(sandbox: &Sandbox, ports: &[u16], generation: impl Fn(u16) -> u64) {
+    let rows: BTreeMap<String, Vec<String>> = sandbox.status().into_iter().map(|row| (row[0].clone(), row)).collect();
+    assert_eq!(rows.len(), ports.len());
     for &port in ports {
+        let row = &rows[&format!("127.0.0.1:{port}")];
+        assert!(row[1] == generation(port).to_string() && row[5] == "serving", "{row:?}");
         let answer = get(port);
-        assert!(answer.is_ok_and(|answer| answer.generation == generation), "{port}: {answer:?}, not {generation}");
+        assert!(answer.is_ok_and(|answer| answer.pid.to_string() == row[2]), "{answer:?}, not {row:?}");
     }
 }
