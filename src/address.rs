@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use std::collections::BTreeMap;
 use std::fmt;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
@@ -49,6 +50,33 @@ impl Address {
             (Address::Tcp(a, p), Address::Tcp(b, q)) => p == q && (a.is_none() || b.is_none() || a == b),
             _ => self == other,
         }
+    }
+
+    /// Bounds of those addresses, in their order, among which are all that collide with this one: a server may
+    /// have a thousand, and nobody looks at each of them for each of them.
+    pub fn neighbours(&self) -> impl Iterator<Item = (Address, Address)> {
+        let more = match self {
+            Address::Tcp(Some(_), port) => Some((Address::Tcp(None, *port), Address::Tcp(None, *port))),
+            Address::Tcp(None, _) => Some((
+                Address::Tcp(Some(Ipv4Addr::UNSPECIFIED.into()), 0),
+                Address::Tcp(Some(Ipv6Addr::from(u128::MAX).into()), u16::MAX),
+            )),
+            Address::Name(_) => None,
+        };
+        [(self.clone(), self.clone())].into_iter().chain(more)
+    }
+
+    /// Addresses for [`Address::among`].
+    pub fn all(of: &[Address]) -> BTreeMap<Address, ()> {
+        let mut all = BTreeMap::new();
+        all.extend(of.iter().map(|address| (address.clone(), ())));
+        all
+    }
+
+    /// Those of some addresses that collide with this one.
+    pub fn among<'a, V>(&self, all: &'a BTreeMap<Address, V>) -> impl Iterator<Item = (&'a Address, &'a V)> {
+        let near = self.neighbours().flat_map(|(first, last)| all.range(first..=last));
+        near.filter(|(other, _)| self.collides(other))
     }
 
     /// The unambiguous, readable name of this address in the run directory, without suffix:

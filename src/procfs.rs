@@ -135,16 +135,20 @@ impl Snapshot {
     /// forked since, or is ending thread by thread and no longer shows what it holds: look again.
     pub fn misses_holder_of(&self, sockets: &[TcpSocket]) -> bool {
         let euid = nix::unistd::geteuid();
-        let own: Vec<&TcpSocket> = sockets.iter().filter(|s| euid.is_root() || s.uid == euid.as_raw()).collect();
-        if own.is_empty() {
-            return false;
-        }
+        let own = sockets.iter().filter(|s| euid.is_root() || s.uid == euid.as_raw());
+        let mut left: BTreeSet<u32> = own.map(|s| s.inode).collect();
         // A supervisor holds sockets of servers for a while: that is no holder. Neither is a process that is
         // ending: it has lost its memory, and so the mark of its server, before its files.
         let is_ending = |stat: &Stat| fs::read_link(format!("/proc/{}/exe", stat.pid)).is_err();
-        let others = self.all().filter(|stat| stat.pid != Pid::own() && !is_ending(stat));
-        let held: BTreeSet<u32> = others.filter_map(|stat| self::sockets(stat.pid)).flatten().collect();
-        own.iter().any(|s| !held.contains(&s.inode))
+        // The youngest first: as a rule a new server has them, and nobody looks at the files of all the others.
+        let mut others = self.0.values().rev().filter(|stat| stat.pid != Pid::own());
+        while let (false, Some(stat)) = (left.is_empty(), others.next()) {
+            let held = self::sockets(stat.pid).unwrap_or_default();
+            if !left.is_disjoint(&held) && !is_ending(stat) {
+                left.retain(|inode| !held.contains(inode));
+            }
+        }
+        !left.is_empty()
     }
 
     /// Inodes of all sockets that the processes of a server hold.

@@ -316,10 +316,9 @@ impl RunDir {
     /// what it wants: one more than the server with the same command, or than the only one that runs
     /// the same program.
     pub fn next_generation(&self, command: &str) -> u64 {
-        self.clean_up();
+        let servers = self.clean_up();
         let command = one_line(command);
         let program = |command: &str| command.split(' ').next().map(str::to_owned);
-        let servers = self.servers();
         let same = servers.iter().filter(|h| h.command == command).map(|h| h.generation).max();
         let alike = match &servers[..] {
             [only] if program(&only.command) == program(&command) => Some(only.generation),
@@ -409,7 +408,7 @@ impl RunDir {
         let snapshot = Snapshot::take();
         let listens = |other: &Holder| {
             let held = other.sockets(&snapshot);
-            listeners.iter().any(|s| s.local.collides(address) && held.contains(&s.inode))
+            listeners.at(address).any(|s| held.contains(&s.inode))
         };
         let mut others = self.servers();
         others.retain(|other| other.pid != me && known.iter().all(|h| h.pid != other.pid));
@@ -424,14 +423,10 @@ impl RunDir {
         address: &Address,
         is_mine: &dyn Fn(Pid) -> bool,
     ) -> std::result::Result<Option<Holder>, (String, bool)> {
-        if let Address::Name(_) = address {
-            return Ok(None);
-        }
-        let sockets: Vec<TcpSocket> = net::listeners()
+        let Address::Tcp(_, port) = *address else { return Ok(None) };
+        let sockets: Vec<TcpSocket> = net::listeners_at(port)
             .map_err(|e| (format!("unable to ask the kernel who listens: {e}"), true))?
-            .into_iter()
-            .filter(|s| s.local.collides(address))
-            .collect();
+            .at_any([address]);
         if sockets.is_empty() {
             return Ok(None);
         }
@@ -560,19 +555,23 @@ impl RunDir {
         listing.into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
     }
 
-    /// Removes what dead supervisors and dead servers left behind.
-    pub fn clean_up(&self) {
-        if let Ok(_guard) = self.lock() {
-            self.sweep();
+    /// Removes what dead supervisors and dead servers left behind, and gives the servers that live.
+    pub fn clean_up(&self) -> Vec<Holder> {
+        match self.lock() {
+            Ok(_guard) => self.sweep(),
+            Err(_) => self.servers(),
         }
     }
 
     /// With the lock held.
-    fn sweep(&self) {
+    fn sweep(&self) -> Vec<Holder> {
+        let mut servers = Vec::new();
         for name in self.names() {
             if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
-                if self.holder(pid, Claim::No).is_none() && !self.is_unreadable(pid) {
-                    self.unlink(&name);
+                match self.holder(pid, Claim::No) {
+                    Some(holder) => servers.push(holder),
+                    None if !self.is_unreadable(pid) => self.unlink(&name),
+                    None => {}
                 }
             } else if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify"))
                 && let Some(supervisor) = stem.split('-').next().and_then(parse_number)
@@ -585,6 +584,7 @@ impl RunDir {
                 self.unlink(&name);
             }
         }
+        servers
     }
 
     fn lock(&self) -> std::result::Result<File, String> {
@@ -659,7 +659,7 @@ fn has(pid: Pid, address: &Address) -> bool {
         .filter_map(|stat| procfs::sockets(stat.pid))
         .flatten()
         .collect();
-    let own: Vec<&TcpSocket> = listeners.iter().filter(|s| held.contains(&s.inode)).collect();
+    let own: Vec<&TcpSocket> = listeners.all().filter(|s| held.contains(&s.inode)).collect();
     own.is_empty() || own.iter().any(|s| s.local.collides(address))
 }
 

@@ -271,14 +271,13 @@ impl Server {
     }
 
     /// The listeners that the server has on these addresses, as handles of our own.
-    pub fn listeners(&self, wanted: impl Fn(&Address) -> bool) -> io::Result<Vec<Socket>> {
-        let sockets: Vec<TcpSocket> = net::listeners()?.into_iter().filter(|s| wanted(&s.local)).collect();
-        let mut found: Vec<(u32, Socket)> = Vec::new();
+    pub fn listeners(&self, wanted: &[Address]) -> io::Result<Vec<Socket>> {
+        let (mut left, mut found) = (BTreeSet::new(), Vec::new());
+        left.extend(net::listeners()?.at_any(wanted).iter().map(|s| s.inode));
         let snapshot = Snapshot::take();
         for stat in snapshot.family(&self.family) {
             for (number, inode) in procfs::socket_fds(stat.pid).unwrap_or_default() {
-                let listens = sockets.iter().any(|s| s.inode == inode);
-                if listens && !found.iter().any(|(known, _)| *known == inode) {
+                if left.contains(&inode) {
                     let socket = match Pidfd::open(stat.pid).and_then(|pidfd| pidfd.fd(number)) {
                         Ok(fd) => Socket::new(fd),
                         // It was closed since the look, or its process has ended.
@@ -287,12 +286,13 @@ impl Server {
                     };
                     // The number may have become another file since the look.
                     if socket.inode()? == inode {
-                        found.push((inode, socket));
+                        left.remove(&inode);
+                        found.push(socket);
                     }
                 }
             }
         }
-        Ok(found.into_iter().map(|(_, socket)| socket).collect())
+        Ok(found)
     }
 
     /// Inodes of all sockets that the server holds.

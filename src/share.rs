@@ -5,10 +5,10 @@
 
 use crate::address::Address;
 use crate::server::Server;
-use crate::sys::net::{self, Diag, Ends, TcpSocket};
+use crate::sys::net::{self, Diag, Ends, Listeners, TcpSocket};
 use crate::sys::steer::{Probe, Range, Socket};
 use nix::libc;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
@@ -102,13 +102,14 @@ impl Group {
     }
 
     /// Every member is one that we know: an index means what we think it does.
-    fn is_known(&self) -> io::Result<bool> {
+    fn is_known(&self, listeners: &Listeners) -> io::Result<bool> {
         let mut inodes: Vec<u32> = self.news.iter().map(|new| new.inode).collect();
         for socket in &self.olds {
             inodes.push(socket.inode()?);
         }
-        let members = net::listeners()?;
-        Ok(members.iter().filter(|s| s.ends.local == self.place.address).all(|s| inodes.contains(&s.inode)))
+        let here = Address::from(self.place.address);
+        let mut members = listeners.at(&here).filter(|s| s.ends.local == self.place.address);
+        Ok(members.all(|s| inodes.contains(&s.inode)))
     }
 
     /// Goes on with those new sockets that are left, if any: of a worker that died, or that were closed. The
@@ -119,9 +120,9 @@ impl Group {
         if self.news.is_empty() || self.news.len() == before { Ok(()) } else { self.steer() }
     }
 
-    fn switch(&mut self, listeners: &[TcpSocket]) -> io::Result<()> {
+    fn switch(&mut self, listeners: &Listeners) -> io::Result<()> {
         self.news.iter_mut().for_each(|new| new.socket = None);
-        let _ = self.keep(|inode| listeners.iter().any(|s| s.inode == inode));
+        self.follow(listeners);
         // Of a server that is about to end nothing may be left.
         if self.news.is_empty() {
             return Ok(());
@@ -133,9 +134,7 @@ impl Group {
     /// Lets the old sockets go, and the group be as if there had never been any. When a member leaves,
     /// the last one takes its index, and an index past the end falls back to the whole group: with as
     /// many new sockets as old ones the first new index names a new one, or nobody, all the while.
-    fn leave_to_new(self, listeners: &[Socket]) {
-        let here = |socket: &&Socket| Place::of(socket).is_ok_and(|place| place == self.place);
-        let (Some(target), false) = (listeners.iter().find(here), self.olds.is_empty()) else { return };
+    fn leave_to_new(self, target: &Socket) {
         if self.news().count < self.olds().count {
             // For a moment the index may name an old socket: whoever meets it tries again.
             for old in &self.olds {
@@ -145,6 +144,12 @@ impl Group {
         let _ = target.steer(Range { first: self.news().first, count: 1 });
         drop(self.olds);
         let _ = target.release();
+    }
+
+    /// Goes on with those new sockets that listen.
+    fn follow(&mut self, listeners: &Listeners) {
+        let here = self.place.address.into();
+        let _ = self.keep(|inode| listeners.at(&here).any(|s| s.inode == inode));
     }
 
     /// Lets the new sockets go: the old server serves alone.
@@ -166,10 +171,33 @@ impl Group {
 /// A swap on shared ports, as the new side sees it.
 #[derive(Debug, Default)]
 pub struct Sharing {
-    groups: Vec<Group>,
+    /// By their ports.
+    groups: BTreeMap<u16, Vec<Group>>,
 }
 
 impl Sharing {
+    fn groups(&self) -> impl Iterator<Item = &Group> {
+        self.groups.values().flatten()
+    }
+
+    fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
+        self.groups.values_mut().flatten()
+    }
+
+    fn at_port(&mut self, port: u16) -> &mut Vec<Group> {
+        self.groups.entry(port).or_default()
+    }
+
+    /// The group of a place; if there is none yet, one with such an old server.
+    fn at(&mut self, place: Place, old: Option<u64>) -> &mut Group {
+        let groups = self.at_port(place.address.port());
+        let at = groups.iter().position(|g| g.place == place).unwrap_or_else(|| {
+            groups.push(Group::new(old, place));
+            groups.len() - 1
+        });
+        &mut groups[at]
+    }
+
     /// Adds the sockets of an old server, under its number. The error says why they cannot be shared;
     /// nothing is held then.
     pub fn add_old(&mut self, old: u64, sockets: Vec<Socket>) -> Result<(), String> {
@@ -177,39 +205,34 @@ impl Sharing {
         if sockets.is_empty() || !sockets.iter().all(Socket::shares) {
             return Err("the old server does not share its port".into());
         }
-        let mut groups: Vec<Group> = Vec::new();
+        let mut added = Sharing::default();
         for socket in sockets {
             let place = Place::of(&socket).map_err(failed)?;
-            match groups.iter_mut().find(|g| g.place == place) {
-                Some(group) => group.olds.push(socket),
-                None => groups.push(Group { olds: vec![socket], ..Group::new(Some(old), place) }),
-            }
+            added.at(place, Some(old)).olds.push(socket);
         }
-        for group in &groups {
-            let taken = self.groups.iter().any(|g| g.place == group.place);
-            if taken || !group.is_known().map_err(failed)? {
+        let listeners = net::listeners().map_err(failed)?;
+        for group in added.groups() {
+            let taken = self.at_port(group.place.address.port()).iter().any(|g| g.place == group.place);
+            if taken || !group.is_known(&listeners).map_err(failed)? {
                 return Err("a stranger listens on the same port".into());
             }
         }
-        for group in &groups {
+        for group in added.groups() {
             group.steer().map_err(failed)?;
         }
-        self.groups.extend(groups);
+        for (port, groups) in added.groups {
+            self.at_port(port).extend(groups);
+        }
         Ok(())
     }
 
     /// listen(2) for the new server, while all connections stay where they are.
     pub fn join(&mut self, socket: Socket, backlog: i32) -> io::Result<()> {
         let place = Place::of(&socket)?;
-        let known = self.groups.iter().position(|g| g.place == place);
-        let at = known.unwrap_or_else(|| {
-            self.groups.push(Group::new(None, place));
-            self.groups.len() - 1
-        });
-        let group = &mut self.groups[at];
+        let group = self.at(place, None);
         group.joined = true;
         // Who came since the lock took the index that this one would have.
-        if group.old.is_some() && !group.is_known()? {
+        if group.old.is_some() && !group.is_known(&net::listeners_at(place.address.port())?)? {
             return Err(io::ErrorKind::AddrInUse.into());
         }
         group.steer()?;
@@ -228,7 +251,8 @@ impl Sharing {
     /// server has all places that the old one has.
     pub fn is_proven(&mut self, address: &Address, prove: bool, complete: bool) -> bool {
         let (mut all, mut any) = (true, false);
-        for group in self.groups.iter_mut().filter(|g| address.collides(&g.place.address.into())) {
+        let Address::Tcp(_, port) = *address else { return false };
+        for group in self.at_port(port).iter_mut().filter(|g| address.collides(&g.place.address.into())) {
             if group.news.is_empty() {
                 // Where it has closed what it had, it is on its way out, or not done.
                 all &= !complete && !group.joined;
@@ -245,7 +269,7 @@ impl Sharing {
 
     /// Whether [`Sharing::check`] has something to look at.
     pub fn is_due(&self) -> bool {
-        self.groups.iter().any(|group| match group.phase {
+        self.groups().any(|group| match group.phase {
             // The server may have closed the socket in whose queue the probe is.
             Phase::Probing(_, since) => since.elapsed() > PROBE_PATIENCE,
             Phase::Accepted(since) => since.elapsed() > STEADY,
@@ -256,7 +280,7 @@ impl Sharing {
     /// Begins anew with those new sockets that the server still holds; where it holds all, and has accepted,
     /// it is proven.
     pub fn check(&mut self, held: &BTreeSet<u32>) {
-        for group in &mut self.groups {
+        for group in self.groups_mut() {
             let (Phase::Probing(_, since) | Phase::Accepted(since)) = &mut group.phase else { continue };
             let since = std::mem::replace(since, Instant::now());
             if group.news.iter().any(|new| !held.contains(&new.inode)) {
@@ -274,21 +298,19 @@ impl Sharing {
     }
 
     /// After the switch: goes on with what is left of the new sockets.
-    pub fn follow(&mut self, listeners: &[TcpSocket]) {
-        for group in self.groups.iter_mut().filter(|g| matches!(g.phase, Phase::Switched)) {
-            let _ = group.keep(|inode| listeners.iter().any(|s| s.inode == inode));
-        }
+    pub fn follow(&mut self, listeners: &Listeners) {
+        self.groups_mut().filter(|g| matches!(g.phase, Phase::Switched)).for_each(|group| group.follow(listeners));
     }
 
     /// From here new connections go to the new server. Returns the places that it does not take over, which
     /// the old one has to its end, and the first failure: of one group, the others are switched all the same.
     pub fn switch(&mut self) -> (Vec<SocketAddr>, io::Result<()>) {
         let (mut abandoned, mut result) = (Vec::new(), Ok(()));
-        let listeners = net::listeners();
-        let taken: Vec<Place> = self.groups.iter().filter(|g| !g.news.is_empty()).map(|g| g.place).collect();
-        for group in &mut self.groups {
+        let listeners = net::listeners().unwrap_or_default();
+        let taken: Vec<Place> = self.groups().filter(|g| !g.news.is_empty()).map(|g| g.place).collect();
+        for group in self.groups_mut() {
             let done = if !group.news.is_empty() {
-                group.switch(listeners.as_deref().unwrap_or_default())
+                group.switch(&listeners)
             } else if taken.iter().any(|new| new.covers(&group.place)) {
                 // The new server is at another place of the same port: whoever still comes here tries
                 // again, and meets the new one once this socket is closed.
@@ -304,7 +326,7 @@ impl Sharing {
 
     /// From here new connections go to the old servers again. What went to the new one stays there.
     pub fn switch_back(&mut self) {
-        for group in &mut self.groups {
+        for group in self.groups_mut() {
             group.phase = Phase::Steered;
             let _ = group.steer();
             for old in &group.olds {
@@ -313,30 +335,30 @@ impl Sharing {
         }
     }
 
-    /// Whether it is a listener of an old server that we keep open.
-    pub fn keeps(&self, inode: u32) -> bool {
-        self.groups.iter().flat_map(|g| &g.olds).any(|old| old.inode().is_ok_and(|own| own == inode))
+    /// Inodes of the listeners of old servers that we keep open.
+    pub fn kept(&self) -> impl Iterator<Item = u32> {
+        self.groups().flat_map(|g| &g.olds).filter_map(|old| old.inode().ok())
     }
 
     /// This old server stays: nothing is wanted of it any more.
     pub fn let_go(&mut self, old: u64) {
-        for group in self.groups.extract_if(.., |g| g.old == Some(old)) {
-            group.leave_to_old();
+        for groups in self.groups.values_mut() {
+            groups.extract_if(.., |g| g.old == Some(old)).for_each(Group::leave_to_old);
         }
     }
 
     /// The old server is gone, and these are the listeners of the new one.
-    pub fn finish(self, listeners: &[Socket]) {
-        for group in self.groups {
-            group.leave_to_new(listeners);
+    pub fn finish(mut self, listeners: &[Socket]) {
+        for target in listeners {
+            let Ok(place) = Place::of(target) else { continue };
+            let here = |group: &mut Group| group.place == place && !group.olds.is_empty();
+            self.at_port(place.address.port()).extract_if(.., here).for_each(|group| group.leave_to_new(target));
         }
     }
 
     /// The new server is gone, or gives up.
     pub fn turn_back(self) {
-        for group in self.groups {
-            group.leave_to_old();
-        }
+        self.groups.into_values().flatten().for_each(Group::leave_to_old);
     }
 }
 
@@ -402,7 +424,7 @@ pub enum Drained {
 const HANDSHAKES_MAX: Duration = Duration::from_secs(3);
 
 /// Handshakes that are under way at these ports.
-fn handshakes(ports: &[u16]) -> io::Result<Vec<Ends>> {
+fn handshakes(ports: &BTreeSet<u16>) -> io::Result<Vec<Ends>> {
     let all = net::handshakes()?.into_iter().map(|s| s.ends);
     Ok(all.filter(|ends| ports.contains(&ends.local.port())).collect())
 }
@@ -411,7 +433,7 @@ fn handshakes(ports: &[u16]) -> io::Result<Vec<Ends>> {
 pub struct Drain {
     diag: Diag,
     listeners: Vec<Socket>,
-    ports: Vec<u16>,
+    ports: BTreeSet<u16>,
     handshakes: Vec<Ends>,
     confirmed: bool,
     until: Instant,
@@ -423,7 +445,7 @@ pub struct Drain {
 impl Drain {
     /// Begins right after the switch: what is under way now is the old server's.
     pub fn start(listeners: Vec<Socket>) -> io::Result<Drain> {
-        let ports: Vec<u16> = listeners.iter().filter_map(|s| Some(s.address().ok()?.port())).collect();
+        let ports: BTreeSet<u16> = listeners.iter().filter_map(|s| Some(s.address().ok()?.port())).collect();
         Ok(Drain {
             diag: Diag::open()?,
             handshakes: handshakes(&ports)?,

@@ -10,7 +10,7 @@ use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
 use crate::registry::{Found, Holder, Registration};
 use crate::server::Server;
 use crate::swap::{self, ClaimerId, Effect, Event, Level, OldId, Order, Settings};
-use crate::sys::net::{self, TcpSocket};
+use crate::sys::net;
 use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
 use std::collections::{BTreeMap, BTreeSet};
@@ -226,10 +226,7 @@ impl Supervisor {
         let held: BTreeSet<Address> =
             pidfiles.filter(|a| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid)).collect();
         // Its successor may have taken its pidfiles already.
-        let listeners = net::listeners().unwrap_or_default();
-        let meant: Vec<TcpSocket> =
-            listeners.into_iter().filter(|s| wanted.iter().any(|a| a.collides(&s.local))).collect();
-        let mut addresses = server.holds(&meant);
+        let mut addresses = server.holds(&net::listeners().unwrap_or_default().at_any(wanted));
         addresses.retain(|a| !held.iter().any(|held| held.collides(a)));
         addresses.extend(held.iter().cloned());
         let id = self.next_generation;

@@ -14,7 +14,8 @@ use crate::protocol::ServerWord;
 use crate::registry::{Entry, Registration};
 use crate::server::{Rest, Server, Surroundings};
 use crate::swap::{self, Level, Order, Settings, SpeakerId};
-use crate::sys::net::{self, TcpSocket};
+use crate::share::Sharing;
+use crate::sys::net::{self, Listeners, TcpSocket};
 use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
@@ -28,6 +29,8 @@ use std::time::{Duration, Instant};
 
 /// How often the kernel is asked at first while something is waited for that it does not tell.
 const POLL_FIRST: Duration = Duration::from_millis(1);
+/// And not before so many times as long as the last look took: with a thousand addresses it takes its time.
+const POLL_REST: u32 = 3;
 /// And at last: in a swap (or one hundredth of how long it has lasted already), and while a first server looks for its port.
 const POLL_SWAP: Duration = Duration::from_millis(20);
 const POLL_DISCOVER: Duration = Duration::from_millis(500);
@@ -194,18 +197,18 @@ impl Supervisor {
 
     /// A server whose main process has ended is gone when nothing of it listens. What listens in its
     /// place becomes the main process, or is told to stop if the server was.
-    fn look_for_rest(&mut self, generation: GenId, sockets: &[TcpSocket]) {
+    fn look_for_rest(&mut self, generation: GenId, sockets: &Listeners) {
         // In a reload those of the old server are open as long as we want them to be.
-        let kept: BTreeSet<u32> = sockets.iter().map(|s| s.inode).filter(|inode| self.keeps(*inode)).collect();
+        let kept: BTreeSet<u32> =
+            self.live.values().filter_map(|live| live.sharing.as_ref()).flat_map(Sharing::kept).collect();
         let Some(live) = self.live.get_mut(&generation) else { return };
         let Some(ended) = live.ended else { return };
         let ephemeral = ephemeral_ports();
-        let own = live.machine.claims();
-        let is_own = |s: &&TcpSocket| own.iter().any(|a| a.collides(&s.local));
-        let counts = |s: &&TcpSocket| is_own(s) || is_fixed(&s.local, &ephemeral);
-        let candidates: Vec<TcpSocket> = sockets.iter().filter(counts).cloned().collect();
+        let mut at_own = sockets.at_any(&live.machine.claims());
+        let fixed = sockets.all().filter(|s| is_fixed(&s.local, &ephemeral));
+        let candidates: Vec<TcpSocket> = fixed.chain(&at_own).cloned().collect();
         let mut wait = true;
-        let at_own = sockets.iter().filter(|s| is_own(s) && !kept.contains(&s.inode)).cloned().collect::<Vec<_>>();
+        at_own.retain(|s| !kept.contains(&s.inode));
         match live.server.rest(&candidates, &at_own) {
             Rest::Holder(holder) if !live.machine.is_leaving() => {
                 if live.server.promote(holder) {
@@ -231,10 +234,6 @@ impl Supervisor {
                 self.feed(generation, swap::Event::Exited(ended.status));
             }
         }
-    }
-
-    fn keeps(&self, inode: u32) -> bool {
-        self.live.values().filter_map(|live| live.sharing.as_ref()).any(|sharing| sharing.keeps(inode))
     }
 
     fn promoted(&mut self, generation: GenId) {
@@ -289,7 +288,12 @@ impl Supervisor {
     pub(super) fn poll_soon(&mut self) {
         self.poll_every = POLL_FIRST;
         self.poll_since = Instant::now();
-        self.poll_at = Some(Instant::now() + POLL_FIRST);
+        let soon = Instant::now() + self.poll_pause();
+        self.poll_at = Some(self.poll_at.map_or(soon, |at| at.min(soon)));
+    }
+
+    fn poll_pause(&self) -> Duration {
+        self.poll_every.max(self.poll_took * POLL_REST)
     }
 
     /// Looks at who listens, for all that waits for that.
@@ -304,14 +308,12 @@ impl Supervisor {
         let generations: Vec<GenId> = self.live.keys().copied().collect();
         for generation in generations {
             let Some(live) = self.live.get_mut(&generation) else { continue };
-            let candidates: Vec<TcpSocket> =
-                sockets.iter().filter(|s| live.watching.iter().any(|a| a.collides(&s.local))).cloned().collect();
-            for own in &live.server.holds(&candidates) {
+            for own in &live.server.holds(&sockets.at_any(&live.watching)) {
                 for address in live.watching.extract_if(.., |a| a.collides(own)) {
                     self.pending.push_back((generation, swap::Event::Listens(address)));
                 }
             }
-            for address in live.releasing.extract_if(.., |a| !sockets.iter().any(|s| s.local.collides(a))) {
+            for address in live.releasing.extract_if(.., |a| sockets.at(a).next().is_none()) {
                 self.pending.push_back((generation, swap::Event::Free(address)));
             }
             if live.discover_until.is_some_and(|until| until > now) {
@@ -338,14 +340,15 @@ impl Supervisor {
         let since = now.saturating_duration_since(self.poll_since);
         let slowest = if swapping { POLL_SWAP.max(since / 100) } else { POLL_DISCOVER };
         self.poll_every = (self.poll_every * 3 / 2).min(slowest);
-        self.poll_at = (swapping || discovering).then(|| now + self.poll_every);
+        self.poll_took = now.elapsed();
+        self.poll_at = (swapping || discovering).then(|| Instant::now() + self.poll_pause());
     }
 
     /// Finds the listeners of a server that says nothing of them.
-    fn discover(&mut self, generation: GenId, sockets: &[TcpSocket]) {
+    fn discover(&mut self, generation: GenId, sockets: &Listeners) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         let ephemeral = ephemeral_ports();
-        let fixed: Vec<TcpSocket> = sockets.iter().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
+        let fixed: Vec<TcpSocket> = sockets.all().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
         let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
         if !inodes.is_subset(&live.seen) {
             let found = live.server.holds(&fixed).into_iter();

@@ -11,7 +11,7 @@ use crate::protocol::HolderWord;
 use crate::server::Watch;
 use crate::share::{Drain, Drained, Sharing};
 use crate::swap::{self, ClaimerId, Level, OldId};
-use crate::sys::net;
+use crate::sys::net::{self, Listeners};
 use crate::sys::socket::FILES_MAX;
 use crate::sys::steer::Socket;
 use nix::errno::Errno;
@@ -31,8 +31,7 @@ impl Live {
 
     /// The listeners that it has at its addresses.
     fn listeners(&self) -> std::io::Result<Vec<Socket>> {
-        let own = self.machine.addresses();
-        self.server.listeners(|a| own.iter().any(|own| own.collides(a)))
+        self.server.listeners(&self.machine.addresses())
     }
 
     fn take_calls(&mut self, address: &Address) -> Vec<Waiting> {
@@ -135,7 +134,7 @@ impl Supervisor {
             return;
         }
         // Without them the claimer says that it swaps in plain order.
-        let listeners = live.server.listeners(|a| holds.iter().any(|held| held.collides(a))).unwrap_or_default();
+        let listeners = live.server.listeners(holds).unwrap_or_default();
         for some in listeners.chunks(FILES_MAX) {
             let files: Vec<RawFd> = some.iter().map(|socket| socket.fd().as_fd().as_raw_fd()).collect();
             conn.out.send_files(&HolderWord::Sockets(files.len()), &files);
@@ -144,12 +143,13 @@ impl Supervisor {
 
     fn share(&mut self, of: GenId, id: Id, holds: &[Address], sockets: Vec<OwnedFd>) -> Result<(), String> {
         let old = self.olds.get(&id).ok_or("it is gone")?;
-        let wanted = |a: &Address| holds.iter().any(|held| held.collides(a));
+        let held = Address::all(holds);
+        let wanted = |a: &Address| a.among(&held).next().is_some();
         let failed = |e: std::io::Error| format!("its listeners cannot be had: {}", crate::error::reason(&e));
         let sockets = match &old.to {
             OldTo::Local(generation) => {
                 let live = self.live.get(generation).ok_or("it is gone")?;
-                live.server.listeners(wanted).map_err(failed)?
+                live.server.listeners(holds).map_err(failed)?
             }
             OldTo::Remote(_) => {
                 let fits = |s: &Socket| s.listens() && s.is_tcp() && s.address().is_ok_and(|at| wanted(&at.into()));
@@ -313,10 +313,9 @@ impl Supervisor {
 }
 
 /// Whether nobody else listens at the addresses of a server.
-fn is_alone(live: &Live, listeners: &[net::TcpSocket]) -> bool {
-    let own = live.machine.addresses();
+fn is_alone(live: &Live, listeners: &Listeners) -> bool {
     let inodes = live.server.socket_inodes();
-    !listeners.iter().any(|s| own.iter().any(|a| a.collides(&s.local)) && !inodes.contains(&s.inode))
+    listeners.at_any(&live.machine.addresses()).iter().all(|s| inodes.contains(&s.inode))
 }
 
 /// A server whose claimer has gone away serves as if alone when nobody is left beside it; `true` if that
@@ -324,7 +323,7 @@ fn is_alone(live: &Live, listeners: &[net::TcpSocket]) -> bool {
 pub(super) fn left_alone(
     generation: GenId,
     live: &mut Live,
-    listeners: &[net::TcpSocket],
+    listeners: &Listeners,
     pending: &mut VecDeque<(GenId, swap::Event)>,
 ) -> bool {
     // There is a new claimer, or the server goes.
@@ -355,7 +354,7 @@ fn conclude(live: &Live, id: u64, result: std::io::Result<()>) {
 pub(super) fn look_at_shared(
     generation: GenId,
     live: &mut Live,
-    listeners: &[net::TcpSocket],
+    listeners: &Listeners,
     pending: &mut VecDeque<(GenId, swap::Event)>,
     prove: bool,
 ) -> bool {

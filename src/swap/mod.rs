@@ -492,8 +492,10 @@ impl Generation {
                 self.disarm(Timer::Quiet, effects);
             }
             Event::Accepts(address) => {
-                for (_, slot) in self.slots.iter_mut().filter(|(own, _)| own.collides(&address)) {
-                    if let Slot::Joined(ready, olds) = slot {
+                for own in self.colliding(&address) {
+                    if let Some(slot) = self.slots.get_mut(&own)
+                        && let Slot::Joined(ready, olds) = slot
+                    {
                         *slot = Slot::Proven(Proof::accepts(ready), std::mem::take(olds));
                     }
                 }
@@ -587,7 +589,8 @@ impl Generation {
                 }
             }
             Event::Down(claimer, addresses) => {
-                let all = self.slots.keys().all(|own| addresses.iter().any(|a| a.collides(own)));
+                let named = Address::all(&addresses);
+                let all = self.slots.keys().all(|own| own.among(&named).next().is_some());
                 if self.stage == Stage::Starting && self.olds.is_empty() && !self.slots.is_empty() && all {
                     self.queue.retain(|(c, _)| *c != claimer);
                     self.lock = Some(claimer);
@@ -674,15 +677,11 @@ impl Generation {
     /// RELEASED by one speaker: counts when all that took TAKEDOWN for the address said it or ended.
     fn let_go(&mut self, speaker: SpeakerId, address: &Address, effects: &mut Vec<Effect>) {
         self.takers.remove(&(address.clone(), speaker));
-        if self.takers.keys().any(|(a, _)| a.collides(address)) {
+        if self.is_taken(address) {
             return;
         }
-        let released: Vec<Address> = self
-            .slots
-            .iter()
-            .filter(|(own, slot)| own.collides(address) && matches!(slot, Slot::Asked { told: true }))
-            .map(|(own, _)| own.clone())
-            .collect();
+        let told = address.among(&self.slots).filter(|(_, slot)| matches!(slot, Slot::Asked { told: true }));
+        let released: Vec<Address> = told.map(|(own, _)| own.clone()).collect();
         for own in released {
             self.release(&own, effects);
         }
@@ -691,7 +690,7 @@ impl Generation {
     fn release(&mut self, own: &Address, effects: &mut Vec<Effect>) {
         self.slots.remove(own);
         let slots = &self.slots;
-        self.takers.retain(|(a, _), _| !a.collides(own) || slots.keys().any(|left| left.collides(a)));
+        self.takers.retain(|(a, _), _| !a.collides(own) || a.among(slots).next().is_some());
         // Whoever has the lock has registered it, as a rule, and waits.
         if self.stage == Stage::Up || self.lock.is_none() {
             effects.push(Effect::Unhold(own.clone()));
@@ -700,11 +699,11 @@ impl Generation {
 
     fn listens(&mut self, address: Address, effects: &mut Vec<Effect>) {
         let mut known = false;
-        for (own, slot) in self.slots.iter_mut().filter(|(own, _)| own.collides(&address)) {
+        for own in self.colliding(&address) {
             known = true;
-            match slot {
-                Slot::Going => *slot = Slot::Held,
-                Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..) => drop(self.listening.insert(own.clone())),
+            match self.slots.get_mut(&own) {
+                Some(slot @ Slot::Going) => *slot = Slot::Held,
+                Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..)) => drop(self.listening.insert(own)),
                 _ => {}
             }
         }
@@ -736,11 +735,12 @@ impl Generation {
 
     fn locked(&mut self, id: OldId, holds: Vec<Address>, effects: &mut Vec<Effect>) {
         let Some(old) = self.olds.get_mut(&id) else { return effects.push(Effect::Unlock(id)) };
+        let held = Address::all(&holds);
         for (own, slot) in &mut self.slots {
             // It has let go of the address since the look, or never got it.
             if let Slot::Waiting(ready, olds) = slot
                 && olds.contains(&id)
-                && !holds.iter().any(|held| held.collides(own))
+                && own.among(&held).next().is_none()
             {
                 *slot = Slot::Looking(ready.clone());
                 effects.push(Effect::LookUp(own.clone()));
@@ -942,7 +942,7 @@ impl Generation {
     /// What nothing serves any more because the swap did not get to its end.
     fn report_harmed(&self, effects: &mut Vec<Effect>) {
         // An old server that has other addresses and does not take TAKEDOWN was not told yet.
-        let untold: BTreeSet<OldId> = self.uncovered().map(|(id, _)| id).filter(|id| !self.olds[id].stopped).collect();
+        let untold: BTreeSet<OldId> = self.uncovered().map(|(id, _)| id).collect();
         let (doubtful, sure): (Vec<&Address>, Vec<&Address>) =
             self.harmed.iter().partition(|address| match self.slots.get(address) {
                 Some(Slot::Releasing(_, pending)) => pending.iter().any(|id| untold.contains(id)),
@@ -998,7 +998,19 @@ impl Generation {
     /// Switches every address whose server is ready and whose old servers are all locked, and says
     /// GO for every one that was released.
     fn acquire(&mut self, effects: &mut Vec<Effect>) {
-        let addresses: Vec<Address> = self.slots.keys().cloned().collect();
+        let may = |slot: &Slot| match slot {
+            Slot::Waiting(_, olds) => olds.iter().all(|id| self.olds[id].lock.is_some()),
+            Slot::Releasing(_, pending) => pending.is_empty(),
+            Slot::Looking(_)
+            | Slot::Invited(..)
+            | Slot::Joined(..)
+            | Slot::Proven(..)
+            | Slot::Going
+            | Slot::Held
+            | Slot::Asked { .. } => false,
+        };
+        let addresses: Vec<Address> =
+            self.slots.iter().filter(|(_, slot)| may(slot)).map(|(own, _)| own.clone()).collect();
         for address in addresses {
             if let Some(Slot::Waiting(ready, olds)) = self.slots.get(&address)
                 && self.settings.order == Order::Shared
@@ -1059,7 +1071,7 @@ impl Generation {
         }
         let Some(warrant) = proof.and_then(|proof| Warrant::proven(proof, locks)) else { return };
         let proven = |held: &Address| {
-            self.slots.iter().any(|(own, slot)| matches!(slot, Slot::Proven(..) | Slot::Held) && own.collides(held))
+            held.among(&self.slots).any(|(_, slot)| matches!(slot, Slot::Proven(..) | Slot::Held))
         };
         let mut abandoned = Vec::new();
         for old in self.olds.values().filter(|old| old.shares && !old.stopped) {
@@ -1154,6 +1166,9 @@ impl Generation {
     /// Stops the old servers that were asked for all they have, and those with addresses that the new
     /// one does not want, once it is plain that it does not.
     fn stop_olds(&mut self, effects: &mut Vec<Effect>) {
+        if !self.olds.values().any(|old| old.warrant.is_some() && !old.stopped) {
+            return;
+        }
         let content = (self.said_up || self.quiet) && !self.wants_more();
         let mut uncovered: BTreeMap<OldId, Vec<Address>> = self.uncovered().collect();
         for (&id, old) in &mut self.olds {
@@ -1179,7 +1194,7 @@ impl Generation {
         if self.stage == Stage::Starting {
             let worker = self.slots.is_empty() && (self.said_up || (self.quiet && !self.settings.awaited));
             let serves = self.slots.values().any(|slot| *slot == Slot::Held);
-            if self.acquiring() || !(worker || serves) || self.uncovered().any(|(id, _)| !self.olds[&id].stopped) {
+            if self.acquiring() || !(worker || serves) || self.uncovered().next().is_some() {
                 return;
             }
             self.stage = Stage::Up;
@@ -1220,34 +1235,33 @@ impl Generation {
         if self.stage != Stage::Up || self.lock.is_none() {
             return;
         }
-        for (own, slot) in &mut self.slots {
-            if *slot == Slot::Held && self.asked.iter().any(|a| a.collides(own)) {
-                *slot = Slot::Asked { told: false };
-            }
+        let held = |asked: &Address| -> Vec<Address> {
+            asked.among(&self.slots).filter(|(_, slot)| **slot == Slot::Held).map(|(own, _)| own.clone()).collect()
+        };
+        for own in self.asked.iter().flat_map(held).collect::<Vec<_>>() {
+            self.slots.insert(own, Slot::Asked { told: false });
         }
         let asked = self.slots.values().any(|slot| matches!(slot, Slot::Asked { told: false }));
         if asked && self.slots.values().all(|slot| slot.is_wish() || matches!(slot, Slot::Asked { .. })) {
             self.leave(Why::Requested, false, effects);
         } else if asked {
-            let mut told = false;
-            for (own, slot) in &mut self.slots {
-                let taken = self.takers.keys().any(|(a, _)| a.collides(own));
-                if *slot == (Slot::Asked { told: false }) && taken {
-                    *slot = Slot::Asked { told: true };
-                    told = true;
-                    tell(&mut self.takers, |a| a.collides(own), effects);
-                    watch_release(own, effects);
-                }
+            let untold = self.slots.iter().filter(|(_, slot)| **slot == (Slot::Asked { told: false }));
+            let taken: Vec<Address> = untold.map(|(own, _)| own.clone()).filter(|own| self.is_taken(own)).collect();
+            for own in &taken {
+                self.slots.insert(own.clone(), Slot::Asked { told: true });
+                tell(&mut self.takers, |a| a.collides(own), effects);
+                watch_release(own, effects);
             }
-            if told {
+            if !taken.is_empty() {
                 self.arm(Timer::Partial, self.settings.kill_after, effects);
             }
         }
     }
 
     fn down(&mut self, claimer: ClaimerId, wanted: Vec<Address>, effects: &mut Vec<Effect>) {
+        let all = Address::all(&wanted);
         let (named, others): (Vec<Address>, Vec<Address>) =
-            self.active().cloned().partition(|own| wanted.iter().any(|w| w.collides(own)));
+            self.active().cloned().partition(|own| own.among(&all).next().is_some());
         if named.is_empty() {
             effects.push(Effect::Refuse(claimer, "the server has let go of it".into()));
         } else if others.is_empty() {
@@ -1267,7 +1281,7 @@ impl Generation {
         let Some(claimer) = self.lock else { return };
         let slots = &self.slots;
         self.asked.retain(|asked| {
-            let held = slots.iter().any(|(own, slot)| !slot.is_wish() && own.collides(asked));
+            let held = asked.among(slots).any(|(_, slot)| !slot.is_wish());
             if !held {
                 effects.push(Effect::TellReleased(claimer, asked.clone()));
             }
@@ -1300,7 +1314,7 @@ impl Generation {
         let worker = self.stage == Stage::Starting && self.slots.is_empty() && !self.settings.awaited;
         let joined = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)))
             && !self.slots.values().any(|slot| matches!(slot, Slot::Looking(_) | Slot::Waiting(..)));
-        let waits = joined || !self.wants_more() && self.uncovered().any(|(id, _)| !self.olds[&id].stopped);
+        let waits = joined || !self.wants_more() && self.uncovered().next().is_some();
         if !(worker || waits) {
             self.disarm(Timer::Quiet, effects);
         } else if !self.quiet && !self.armed.contains(&Timer::Quiet) {
@@ -1460,11 +1474,13 @@ impl Generation {
 
     /// Whether the server was told to take it down and has not done so.
     fn is_told(&self, address: &Address) -> bool {
-        self.slots.iter().any(|(own, slot)| own.collides(address) && *slot == (Slot::Asked { told: true }))
+        address.among(&self.slots).any(|(_, slot)| *slot == (Slot::Asked { told: true }))
     }
 
     fn is_taken(&self, own: &Address) -> bool {
-        self.takers.keys().any(|(a, _)| a.collides(own))
+        let (first, last) = (SpeakerId(0), SpeakerId(u64::MAX));
+        let mut near = own.neighbours().flat_map(|(from, to)| self.takers.range((from, first)..=(to, last)));
+        near.any(|((address, _), _)| address.collides(own))
     }
 
     /// READY was said and not yet followed by what the server itself has to do, or a lookup runs.
@@ -1481,20 +1497,24 @@ impl Generation {
 
     /// What we call an address that the server names: itself, or what it collides with.
     fn own(&self, address: &Address) -> Option<Address> {
-        let mut colliding = self.slots.keys().filter(|own| own.collides(address));
-        if self.slots.contains_key(address) { Some(address.clone()) } else { colliding.next().cloned() }
+        address.among(&self.slots).next().map(|(own, _)| own.clone())
+    }
+
+    /// All that we have of what the server names.
+    fn colliding(&self, address: &Address) -> Vec<Address> {
+        address.among(&self.slots).map(|(own, _)| own.clone()).collect()
     }
 
     fn active(&self) -> impl Iterator<Item = &Address> {
         self.slots.iter().filter(|(_, slot)| !slot.is_wish()).map(|(a, _)| a)
     }
 
-    /// Locked old servers that were not asked for all they have.
+    /// Locked old servers that were not asked for all they have, and are not told to stop.
     fn uncovered(&self) -> impl Iterator<Item = (OldId, Vec<Address>)> + '_ {
-        self.olds.iter().filter_map(|(id, old)| {
+        self.olds.iter().filter(|(_, old)| !old.stopped).filter_map(|(id, old)| {
             let holds = old.lock.as_ref()?.holds();
-            let left: Vec<Address> =
-                holds.iter().filter(|held| !self.active().any(|own| own.collides(held))).cloned().collect();
+            let active = |held: &Address| held.among(&self.slots).any(|(_, slot)| !slot.is_wish());
+            let left: Vec<Address> = holds.iter().filter(|held| !active(held)).cloned().collect();
             (!left.is_empty()).then_some((*id, left))
         })
     }

@@ -6,6 +6,7 @@ use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, socket,
 };
 use std::cmp::Ordering;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
@@ -83,19 +84,54 @@ impl TcpSocket {
     }
 }
 
+/// Sockets that listen, by their ports.
+#[derive(Debug, Default)]
+pub struct Listeners(BTreeMap<u16, Vec<TcpSocket>>);
+
+impl Listeners {
+    /// Those that collide with an address.
+    pub fn at(&self, address: &Address) -> impl Iterator<Item = &TcpSocket> {
+        let port = if let Address::Tcp(_, port) = address { *port } else { 0 };
+        self.0.get(&port).into_iter().flatten().filter(|s| s.local.collides(address))
+    }
+
+    /// Those that collide with any of some addresses.
+    pub fn at_any<'a>(&self, addresses: impl IntoIterator<Item = &'a Address>) -> Vec<TcpSocket> {
+        let (mut found, mut known) = (Vec::new(), BTreeSet::new());
+        for address in addresses {
+            found.extend(self.at(address).filter(|s| known.insert(s.inode)).cloned());
+        }
+        found
+    }
+
+    /// All of them.
+    pub fn all(&self) -> impl Iterator<Item = &TcpSocket> {
+        self.0.values().flatten()
+    }
+}
+
 /// Sockets that listen.
-pub fn listeners() -> io::Result<Vec<TcpSocket>> {
-    Diag::open()?.dump(1 << TCP_LISTEN)
+pub fn listeners() -> io::Result<Listeners> {
+    listeners_at(0)
+}
+
+/// Sockets that listen on a port, which costs far less than all of them where there are a thousand.
+pub fn listeners_at(port: u16) -> io::Result<Listeners> {
+    let mut by_port = BTreeMap::<u16, Vec<TcpSocket>>::new();
+    for socket in Diag::open()?.dump(1 << TCP_LISTEN, port)? {
+        by_port.entry(socket.ends.local.port()).or_default().push(socket);
+    }
+    Ok(Listeners(by_port))
 }
 
 /// Connections that a server has: established, or closed by the client only.
 pub fn connections() -> io::Result<Vec<TcpSocket>> {
-    Diag::open()?.dump(1 << TCP_ESTABLISHED | 1 << TCP_CLOSE_WAIT)
+    Diag::open()?.dump(1 << TCP_ESTABLISHED | 1 << TCP_CLOSE_WAIT, 0)
 }
 
 /// Handshakes that are under way. A dump costs milliseconds: for once, not for polling.
 pub fn handshakes() -> io::Result<Vec<TcpSocket>> {
-    Diag::open()?.dump(1 << TCP_SYN_RECV)
+    Diag::open()?.dump(1 << TCP_SYN_RECV, 0)
 }
 
 /// Milliseconds from a question to the acknowledgement of its answer: more than a tick of the slowest clock
@@ -128,11 +164,13 @@ impl Diag {
         Ok(Diag(fd))
     }
 
-    /// All sockets in some states (bits of 1 << state).
-    fn dump(&self, states: u32) -> io::Result<Vec<TcpSocket>> {
+    /// All sockets in some states (bits of 1 << state), on a port of this side if it is not 0.
+    fn dump(&self, states: u32, port: u16) -> io::Result<Vec<TcpSocket>> {
         let mut sockets = Vec::new();
         for family in [nix::libc::AF_INET, nix::libc::AF_INET6] {
-            self.ask(&request(family, nix::libc::NLM_F_DUMP, states), &mut sockets)?;
+            let mut question = request(family, nix::libc::NLM_F_DUMP, states);
+            question[24..26].copy_from_slice(&port.to_be_bytes());
+            self.ask(&question, &mut sockets)?;
         }
         Ok(sockets)
     }
@@ -275,7 +313,7 @@ mod tests {
         for bind in ["127.0.0.1:0", "0.0.0.0:0", "[::]:0", "[::1]:0"] {
             let listener = TcpListener::bind(bind).unwrap();
             let own = Address::parse(&listener.local_addr().unwrap().to_string()).unwrap();
-            let seen = || listeners().unwrap().into_iter().filter(|s| s.local == own).count();
+            let seen = || listeners().unwrap().all().filter(|s| s.local == own).count();
             assert_eq!(seen(), 1, "{own}");
             drop(listener);
             assert_eq!(seen(), 0, "{own}");
