@@ -5,8 +5,10 @@
 
 use crate::sys::net::TcpSocket;
 use crate::sys::process::Pid;
+use nix::libc;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io;
 use std::os::unix::fs::MetadataExt;
 
 /// One line of `/proc/PID/stat`.
@@ -26,7 +28,22 @@ pub struct Stat {
 
 /// The stat of a process.
 pub fn stat(pid: Pid) -> Option<Stat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    find(pid).ok()?
+}
+
+/// As [`stat`], but a process that is gone is told from one that cannot be looked at, for want of fds, say.
+pub fn find(pid: Pid) -> io::Result<Option<Stat>> {
+    match fs::read_to_string(format!("/proc/{pid}/stat")) {
+        Ok(text) => Ok(parse_stat(&text)),
+        // ESRCH: it went after it was opened.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// Whether a process has ended for certain.
+pub fn has_ended(pid: Pid) -> bool {
+    find(pid).is_ok_and(|stat| stat.is_none_or(|s| s.zombie))
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {

@@ -166,13 +166,13 @@ impl RunDir {
 
     /// The server with this main process, if it lives.
     pub fn find(&self, pid: Pid) -> Option<Holder> {
-        self.holder(pid, Claim::Yes)
+        self.holder(pid, Claim::Yes).ok()
     }
 
     /// Every living server, whether it has an address or not.
     pub fn servers(&self) -> Vec<Holder> {
         let pids = self.names().into_iter().filter_map(|n| parse_number(n.strip_suffix(".server")?));
-        pids.filter_map(|pid| self.holder(pid, Claim::No)).collect()
+        pids.filter_map(|pid| self.holder(pid, Claim::No).ok()).collect()
     }
 
     /// Who has the address; if nobody has, it becomes `me`'s in the same moment. `is_mine` tells
@@ -203,17 +203,17 @@ impl RunDir {
                 continue;
             }
             match self.holder(pid, Claim::Yes) {
-                Some(holder) if holder.orphan.is_none() || has(pid, &own) => holders.push(holder),
-                None if self.is_unreadable(pid) => {
+                Ok(holder) if holder.orphan.is_none() || has(pid, &own) => holders.push(holder),
+                Err(Missing::Unclear) => {
                     return (Found::Blocked(format!("unable to read the record of server {pid}")), true);
                 }
-                Some(_) => {
+                Ok(_) => {
                     let note = format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}");
                     if !notes.contains(&note) {
                         notes.push(note);
                     }
                 }
-                None => {
+                Err(Missing::Gone) => {
                     notes.push(format!("the pidfile of {own} is stale (it is removed)"));
                     self.unlink(&pidfile(&own));
                     self.sweep();
@@ -230,7 +230,7 @@ impl RunDir {
             }
             // A look holds the lock that the claim takes.
             let pids: Vec<Pid> = orphans.into_iter().map(|other| other.pid).collect();
-            holders.extend(pids.into_iter().filter_map(|pid| self.holder(pid, Claim::Yes)));
+            holders.extend(pids.into_iter().filter_map(|pid| self.holder(pid, Claim::Yes).ok()));
         }
         if holders.is_empty() {
             match self.port_holder(address, is_mine) {
@@ -261,7 +261,7 @@ impl RunDir {
         let _guard = self.lock()?;
         let others = self.colliding(address, &mut Vec::new());
         let others = others.iter().map(|(_, pid)| *pid).filter(|pid| *pid != me && !olds.contains(pid));
-        if others.into_iter().any(|pid| self.holder(pid, Claim::No).is_some()) {
+        if others.into_iter().any(|pid| !matches!(self.holder(pid, Claim::No), Err(Missing::Gone))) {
             return Ok(false);
         }
         self.write_pid(address, me).map(|()| true)
@@ -279,7 +279,7 @@ impl RunDir {
     /// The server that a pidfile names, if it is one and lives.
     pub fn serving(&self, address: &Address, notes: &mut Notes) -> Option<Holder> {
         match self.read_pid(&pidfile(address)) {
-            Ok(pid) => self.holder(pid, Claim::No),
+            Ok(pid) => self.holder(pid, Claim::No).ok(),
             Err(Bad::Absent) => None,
             Err(Bad::Because(why)) => {
                 notes.push(format!("the pidfile of {address} {why} (it is ignored)"));
@@ -361,11 +361,21 @@ impl RunDir {
     }
 
     /// The record of `pid` if that server lives, locked if its supervisor does not.
-    fn holder(&self, pid: Pid, claim: Claim) -> Option<Holder> {
-        let mut file = self.open_checked(&record_name(pid), RECORD_MAX).ok()?;
+    fn holder(&self, pid: Pid, claim: Claim) -> std::result::Result<Holder, Missing> {
+        let mut file = self.open_checked(&record_name(pid), RECORD_MAX).map_err(|why| match why {
+            Bad::Because("cannot be read") => Missing::Unclear,
+            _ => Missing::Gone,
+        })?;
         let mut text = String::new();
-        file.read_to_string(&mut text).ok()?;
-        let record = Record::parse(&text).filter(|record| record.pid == pid)?;
+        match file.read_to_string(&mut text) {
+            Err(e) if e.kind() != std::io::ErrorKind::InvalidData => return Err(Missing::Unclear),
+            Ok(_) | Err(_) => {}
+        }
+        let Some(record) = Record::parse(&text).filter(|record| record.pid == pid) else {
+            // Of another version, or spoilt: it counts as long as somebody has its lock.
+            let held = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+            return Err(if held { Missing::Unclear } else { Missing::Gone });
+        };
         // Who only looks must not look like a supervisor to others who look.
         let locked = match claim {
             Claim::Yes => file.try_lock(),
@@ -373,16 +383,20 @@ impl RunDir {
         };
         let orphan = match locked {
             Err(TryLockError::WouldBlock) => None,
-            Err(TryLockError::Error(_)) => return None,
+            Err(TryLockError::Error(_)) => return Err(Missing::Unclear),
             Ok(()) => {
-                let lives = procfs::stat(pid).is_some_and(|s| s.start == record.start && !s.zombie);
-                if !lives || record.boot != procfs::boot_id() {
-                    return None;
+                let stat = procfs::find(pid).map_err(|_| Missing::Unclear)?;
+                let boot = procfs::boot_id();
+                if boot.is_empty() {
+                    return Err(Missing::Unclear);
+                }
+                if record.boot != boot || !stat.is_some_and(|s| s.start == record.start && !s.zombie) {
+                    return Err(Missing::Gone);
                 }
                 Some(Registration { _lock: file, pid })
             }
         };
-        Some(Holder {
+        Ok(Holder {
             pid,
             start: record.start,
             generation: record.generation,
@@ -391,15 +405,6 @@ impl RunDir {
             command: record.command.to_owned(),
             orphan,
         })
-    }
-
-    /// Whether nothing can be told of a server that may live: there is no fd or no memory at the moment, or
-    /// its record is of another version, or was spoilt, and somebody holds the lock of it.
-    fn is_unreadable(&self, pid: Pid) -> bool {
-        match self.open_checked(&record_name(pid), RECORD_MAX) {
-            Ok(file) => matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock)),
-            Err(why) => why == Bad::Because("cannot be read"),
-        }
     }
 
     /// Servers that listen there beside those that have the pidfiles.
@@ -441,7 +446,7 @@ impl RunDir {
                 return Ok(None);
             }
             for ancestor in snapshot.ancestry(stat.pid.raw()) {
-                if let Some(holder) = self.holder(ancestor.pid, Claim::Yes) {
+                if let Ok(holder) = self.holder(ancestor.pid, Claim::Yes) {
                     return Ok(Some(holder));
                 }
             }
@@ -569,17 +574,17 @@ impl RunDir {
         for name in self.names() {
             if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
                 match self.holder(pid, Claim::No) {
-                    Some(holder) => servers.push(holder),
-                    None if !self.is_unreadable(pid) => self.unlink(&name),
-                    None => {}
+                    Ok(holder) => servers.push(holder),
+                    Err(Missing::Gone) => self.unlink(&name),
+                    Err(Missing::Unclear) => {}
                 }
             } else if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify"))
                 && let Some(supervisor) = stem.split('-').next().and_then(parse_number)
-                && procfs::stat(supervisor).is_none_or(|s| s.zombie)
+                && procfs::has_ended(supervisor)
             {
                 self.unlink(&name);
             } else if let Some(writer) = name.strip_prefix(".new.").and_then(parse_number)
-                && procfs::stat(writer).is_none_or(|s| s.zombie)
+                && procfs::has_ended(writer)
             {
                 self.unlink(&name);
             }
@@ -610,6 +615,15 @@ impl RunDir {
             Err(_) => Err(unable(&"somebody holds its lock and does not let go")),
         }
     }
+}
+
+/// Why there is no holder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Missing {
+    /// No such server lives.
+    Gone,
+    /// It may live: there is no fd or no memory to look, or its record is of another version.
+    Unclear,
 }
 
 /// Why a file is not what it should be: a clause.

@@ -435,3 +435,33 @@ fn a_claimer_that_does_nothing_is_waited_for_until_it_is_gone() {
     assert_eq!(scene.old.wait(), 0);
     scene.sandbox.take_down(&scene.address);
 }
+
+/// Whoever has no fd left cannot tell who lives: that is no reason to take them for dead.
+#[test]
+fn a_serverswap_without_fds_removes_nothing_of_others() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let address = format!(":{port}");
+    assert_eq!(sandbox.deploy(&[&address]).0, 0);
+    // Of an orphan too.
+    let other = sandbox.port();
+    let mut orphaned = sandbox.plain(&[], &[&format!(":{other}"), "mute"]);
+    orphaned.says("is up");
+    orphaned.signal(nix::libc::SIGKILL);
+    orphaned.wait();
+    let before = sandbox.files();
+    for limit in 3..40 {
+        let mut command = sandbox.command("prlimit");
+        command.arg(format!("--nofile={limit}")).args([common::SERVERSWAP, "true"]);
+        sandbox.start(command).wait();
+        let left = sandbox.files();
+        let lost: Vec<&String> = before.iter().filter(|name| !left.contains(name)).collect();
+        // The sockets of a dead supervisor may go.
+        let dead = format!("{}-", orphaned.pid());
+        assert!(lost.iter().all(|name| name.starts_with(&dead)), "with {limit} fds: {lost:?}");
+    }
+    assert_eq!(sandbox.run(["--takedown", &address]).0, 0);
+    assert_eq!(sandbox.deploy(&[&format!(":{other}"), "takedown"]).0, 0);
+    assert_eq!(sandbox.run(["--takedown", &format!(":{other}")]).0, 0);
+    sandbox.assert_clean();
+}
