@@ -5,6 +5,8 @@
 #   make test        all tests; make check: format and lints as well
 #   make test-servers  swaps of real servers under load; installs them (Debian,
 #                    as root or by sudo)
+#   make faults      the part of it that breaks everything at every step of a swap,
+#                    and prints a table
 #   make fuzz        FUZZ_SECONDS of fuzzing (120), with cargo-fuzz
 #   make bench       figures; those with wrk and start_server (Debian: wrk,
 #                    libserver-starter-perl) only where these are installed
@@ -43,6 +45,8 @@ need_node    = { $(NODE) -e 'process.exit(parseInt(process.versions.node) >= 18 
                  { echo "make: serverswap needs node 18 or later (Debian: nodejs)" >&2; exit 1; }; }
 need_npm     = $(call need,npm,npm for its tests (Debian: npm))
 need_python  = $(call need,python3,python3 for its tests (Debian: python3))
+need_strace  = $(call need,strace,strace for its tests (Debian: strace))
+need_ss      = $(call need,ss,ss for its tests (Debian: iproute2))
 need_mandoc  = $(call need,mandoc,mandoc to check the manuals (Debian: mandoc))
 need_shcheck = $(call need,shellcheck,shellcheck to check its scripts (Debian: shellcheck))
 need_fmt     = { $(CARGO) fmt --version >/dev/null 2>&1 || \
@@ -59,6 +63,8 @@ test: all
 	@$(need_node)
 	@$(need_npm)
 	@$(need_python)
+	@$(need_strace)
+	@$(need_ss)
 	$(CARGO) test --locked
 	$(NODE) --test $(NODE_TESTS)
 	tests/install.sh
@@ -74,6 +80,13 @@ check:
 	mandoc -T lint -W warning man/serverswap.1 man/serverswap.7
 	shellcheck $(SCRIPTS)
 	$(MAKE) test
+
+# Part of "make test"; ONLY='words' that the line of a fault must hold.
+faults:
+	@$(need_cargo)
+	@$(need_strace)
+	@$(need_ss)
+	$(CARGO) test --locked --test faults -- $(ONLY)
 
 # Below target: a Python environment, npm packages, what has to be compiled.
 test-servers:
@@ -134,4 +147,4 @@ clean:
 	@$(need_cargo)
 	$(CARGO) clean
 
-.PHONY: all test check test-servers fuzz fuzz-build bench demo install uninstall clean
+.PHONY: all test check faults test-servers fuzz fuzz-build bench demo install uninstall clean

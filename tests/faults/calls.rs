@@ -3,8 +3,7 @@
 
 use super::Case;
 use super::common::{Load, Running, SERVERSWAP, Sandbox, answered_by, get, kill, plain_server, until};
-use super::scene::{CLIENTS, Verdict, is_unsteered};
-use std::time::Duration;
+use super::scene::{CLIENTS, PAUSE, Verdict, is_unsteered};
 
 /// What can fail for want of files, memory, disk or rights.
 const CALLS: [(&str, &str); 24] = [
@@ -72,7 +71,7 @@ fn fail(shared: bool, who: Who, call: &str, error: &str, when: &str) -> Result<V
     let old = sandbox.plain(&["--ready-timeout", "10"], &[&address]);
     let first = answered_by(port, 1);
     old.says("is up");
-    let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::from_millis(2))).collect();
+    let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, PAUSE)).collect();
     crowd.iter().for_each(|load| load.sees_server(first.pid));
     if who == Who::Old {
         let mut command = sandbox.command("strace");

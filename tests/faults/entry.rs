@@ -3,9 +3,8 @@
 
 use super::Case;
 use super::common::{Load, MARK, Running, SERVERSWAP, Sandbox, alive, answered_by, plain_server, until};
-use super::scene::{CLIENTS, Verdict};
+use super::scene::{CLIENTS, PAUSE, Verdict};
 use std::path::Path;
-use std::time::Duration;
 
 /// What is odd, and the program that makes it so and then runs its arguments.
 const ODDITIES: [(&str, &str); 6] = [
@@ -57,7 +56,7 @@ fn words(sandbox: &Sandbox, port: u16) -> Vec<String> {
 fn swaps(sandbox: &Sandbox, port: u16, start: impl Fn(&Sandbox) -> Running) -> Result<Verdict, String> {
     let mut started = vec![start(sandbox)];
     let mut last = answered_by(port, 1).pid;
-    let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::from_millis(2))).collect();
+    let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, PAUSE)).collect();
     for generation in 2..=4 {
         started.push(start(sandbox));
         let answer = answered_by(port, generation);

@@ -78,6 +78,9 @@ impl Side {
 }
 
 pub const CLIENTS: usize = 3;
+/// Between the requests of a client: often enough to meet whatever is open for long, and not so often that all the
+/// machine does is answer.
+pub const PAUSE: Duration = Duration::from_millis(10);
 
 /// A swap that stands still at a step, under load.
 pub struct Swap {
@@ -140,7 +143,7 @@ impl Swap {
             gates[0].reached();
             stream
         });
-        let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::from_millis(2))).collect();
+        let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, PAUSE)).collect();
         crowd.iter().for_each(|load| load.sees_server(oldest.server));
         let middle = (step == Step::Queued).then(|| {
             let middle = start(std::slice::from_ref(&address));
