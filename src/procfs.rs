@@ -7,6 +7,7 @@ use crate::sys::net::TcpSocket;
 use crate::sys::process::Pid;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::io::Read;
 use std::os::unix::fs::MetadataExt;
 
 /// One line of `/proc/PID/stat`.
@@ -26,7 +27,10 @@ pub struct Stat {
 
 /// The stat of a process.
 pub fn stat(pid: Pid) -> Option<Stat> {
-    parse_stat(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)
+    // One read, which has the whole line: a snapshot does this for every process of the machine.
+    let mut buffer = [0; 2048];
+    let len = fs::File::open(format!("/proc/{pid}/stat")).ok()?.read(&mut buffer).ok()?;
+    parse_stat(&String::from_utf8_lossy(&buffer[..len]))
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {
@@ -132,8 +136,9 @@ impl Snapshot {
         // A supervisor holds sockets of servers for a while: that is no holder. Neither is a process that is
         // ending: it has lost its memory, and so the mark of its server, before its files.
         let is_ending = |stat: &Stat| fs::read_link(format!("/proc/{}/exe", stat.pid)).is_err();
+        let own = Pid::own();
         // The youngest first: as a rule a new server has them, and nobody looks at the files of all the others.
-        let mut others = self.0.values().rev().filter(|stat| stat.pid != Pid::own());
+        let mut others = self.0.values().rev().filter(|stat| stat.pid != own);
         while let (false, Some(stat)) = (left.is_empty(), others.next()) {
             let held = self::sockets(stat.pid).unwrap_or_default();
             if !left.is_disjoint(&held) && !is_ending(stat) {
@@ -152,11 +157,11 @@ impl Snapshot {
     /// and what has left both but carries the server's mark in its environment (daemons). Another
     /// serverswap and what is below it never belongs.
     pub fn family(&self, server: &Family) -> Vec<&Stat> {
-        let is_serverswap = serverswaps();
+        let (is_serverswap, own) = (serverswaps(), Pid::own());
         let foreign = |stat: &Stat| is_serverswap(stat.pid);
         let in_group = |stat: &Stat| Some(stat.group) == server.group.map(Pid::raw);
         let belongs = |stat: &&Stat| {
-            let top = |a: &&Stat| a.pid == server.main || a.pid == Pid::own();
+            let top = |a: &&Stat| a.pid == server.main || a.pid == own;
             let below: Vec<&Stat> = self.ancestry(stat.pid.raw()).take_while(|a| !top(a)).collect();
             let above = below.last().map_or(stat.pid.raw(), |highest| highest.parent);
             let has_mark = || environment(stat.pid, MARK).as_deref() == Some(server.mark.as_str());
