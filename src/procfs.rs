@@ -224,6 +224,20 @@ mod tests {
     }
 
     #[test]
+    fn a_process_whose_name_is_not_utf8_is_seen() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join(std::ffi::OsStr::from_bytes(b"a\xffb"));
+        fs::copy("/bin/sleep", &program).unwrap();
+        let mut child = std::process::Command::new(&program).arg("60").spawn().unwrap();
+        let pid = Pid::of(&child);
+        let seen = (stat(pid).is_some(), Snapshot::take().all().any(|s| s.pid == pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(seen, (true, true));
+    }
+
+    #[test]
     fn this_process_is_found_with_its_ancestors() {
         let snapshot = Snapshot::take();
         let own = snapshot.ancestry(Pid::own().raw()).next().unwrap();

@@ -1051,9 +1051,8 @@ impl Generation {
             }
         }
         let Some(warrant) = proof.and_then(|proof| Warrant::proven(proof, locks)) else { return };
-        let proven = |held: &Address| {
-            held.among(&self.slots).any(|(_, slot)| matches!(slot, Slot::Proven(..) | Slot::Held))
-        };
+        let proven =
+            |held: &Address| held.among(&self.slots).any(|(_, slot)| matches!(slot, Slot::Proven(..) | Slot::Held));
         let mut abandoned = Vec::new();
         for old in self.olds.values().filter(|old| old.shares && !old.stopped) {
             let holds = old.lock.iter().flat_map(|lock| lock.holds());

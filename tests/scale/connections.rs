@@ -48,7 +48,8 @@ pub fn run(count: usize) -> Figures {
             figures.memory("memory of the old supervisor while it drains", memory);
         }
         // All of them were open until its end.
-        let closed = idle.into_iter().filter_map(|mut stream| stream.read(&mut [0; 16]).ok()).filter(|len| *len == 0).count();
+        let closed =
+            idle.into_iter().filter_map(|mut stream| stream.read(&mut [0; 16]).ok()).filter(|len| *len == 0).count();
         assert_eq!(closed, count, "idle connections that ended otherwise");
         for load in crowd {
             load.sees(generation);

@@ -122,10 +122,8 @@ fn show(scene: &Scene, sizes: &[usize], red: &mut Vec<String>) {
     for (at, figure) in all[0].0.iter().enumerate() {
         let row: Vec<&Figure> = all.iter().map(|figures| &figures.0[at]).collect();
         let (first, last) = (row[0], row[row.len() - 1]);
-        let (times, grew) = (
-            sizes[sizes.len() - 1] as f64 / sizes[0] as f64,
-            last.value / first.value.max(figure.floor()),
-        );
+        let (times, grew) =
+            (sizes[sizes.len() - 1] as f64 / sizes[0] as f64, last.value / first.value.max(figure.floor()));
         let faster = grew > times * TOLERANCE;
         let values: String = row.iter().map(|figure| format!("{:>13}", figure.shown())).collect();
         println!("  {:<42}{values}   x {grew:.1}{}", figure.name, if faster { "  NOT ok" } else { "" });
