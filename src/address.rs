@@ -213,7 +213,33 @@ mod tests {
         }
     }
 
+    fn any_address() -> impl Strategy<Value = Address> {
+        let ip = prop_oneof![
+            Just(None),
+            Just(Some("0.0.0.1")),
+            Just(Some("127.0.0.1")),
+            Just(Some("255.255.255.255")),
+            Just(Some("::1")),
+            Just(Some("ffff:ffff:ffff:ffff:ffff:ffff:ffff:ffff"))
+        ];
+        let ip = ip.prop_map(|ip: Option<&str>| ip.map(|ip| ip.parse().unwrap()));
+        let port = prop_oneof![Just(1u16), Just(80), Just(65535)];
+        prop_oneof![
+            (ip, port).prop_map(|(ip, port)| Address::Tcp(ip, port)),
+            "[a-c]".prop_map(|name| Address::parse(&name).unwrap())
+        ]
+    }
+
     proptest! {
+        #[test]
+        fn all_that_collide_are_found_among_others(own in any_address(), others in prop::collection::vec(any_address(), 0..20)) {
+            let all = Address::all(&others);
+            let expected: Vec<&Address> = all.keys().filter(|other| own.collides(other)).collect();
+            let mut found: Vec<&Address> = own.among(&all).map(|(other, ())| other).collect();
+            found.sort();
+            prop_assert_eq!(found, expected);
+        }
+
         #[test]
         fn a_stem_names_one_address(text in "[^\\s\\p{C}]{1,60}") {
             if let Ok(address) = Address::parse(&text) {

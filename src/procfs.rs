@@ -8,7 +8,7 @@ use crate::sys::process::Pid;
 use nix::libc;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::io;
+use std::io::{self, Read};
 use std::os::unix::fs::MetadataExt;
 
 /// One line of `/proc/PID/stat`.
@@ -33,8 +33,11 @@ pub fn stat(pid: Pid) -> Option<Stat> {
 
 /// As [`stat`], but a process that is gone is told from one that cannot be looked at, for want of fds, say.
 pub fn find(pid: Pid) -> io::Result<Option<Stat>> {
-    match fs::read_to_string(format!("/proc/{pid}/stat")) {
-        Ok(text) => Ok(parse_stat(&text)),
+    // One read, which has the whole line: a snapshot does this for every process of the machine.
+    let mut buffer = [0; 2048];
+    let read = fs::File::open(format!("/proc/{pid}/stat")).and_then(|mut file| file.read(&mut buffer));
+    match read {
+        Ok(len) => Ok(parse_stat(&String::from_utf8_lossy(&buffer[..len]))),
         // ESRCH: it went after it was opened.
         Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
         Err(e) => Err(e),
@@ -157,8 +160,9 @@ impl Snapshot {
         // A supervisor holds sockets of servers for a while: that is no holder. Neither is a process that is
         // ending: it has lost its memory, and so the mark of its server, before its files.
         let is_ending = |stat: &Stat| fs::read_link(format!("/proc/{}/exe", stat.pid)).is_err();
+        let own = Pid::own();
         // The youngest first: as a rule a new server has them, and nobody looks at the files of all the others.
-        let mut others = self.0.values().rev().filter(|stat| stat.pid != Pid::own());
+        let mut others = self.0.values().rev().filter(|stat| stat.pid != own);
         while let (false, Some(stat)) = (left.is_empty(), others.next()) {
             let held = self::sockets(stat.pid).unwrap_or_default();
             if !left.is_disjoint(&held) && !is_ending(stat) {
@@ -177,11 +181,11 @@ impl Snapshot {
     /// and what has left both but carries the server's mark in its environment (daemons). Another
     /// serverswap and what is below it never belongs.
     pub fn family(&self, server: &Family) -> Vec<&Stat> {
-        let is_serverswap = serverswaps();
+        let (is_serverswap, own) = (serverswaps(), Pid::own());
         let foreign = |stat: &Stat| is_serverswap(stat.pid);
         let in_group = |stat: &Stat| Some(stat.group) == server.group.map(Pid::raw);
         let belongs = |stat: &&Stat| {
-            let top = |a: &&Stat| a.pid == server.main || a.pid == Pid::own();
+            let top = |a: &&Stat| a.pid == server.main || a.pid == own;
             let below: Vec<&Stat> = self.ancestry(stat.pid.raw()).take_while(|a| !top(a)).collect();
             let above = below.last().map_or(stat.pid.raw(), |highest| highest.parent);
             let has_mark = || environment(stat.pid, MARK).as_deref() == Some(server.mark.as_str());
@@ -266,6 +270,20 @@ mod tests {
             child.wait().unwrap();
             assert_eq!(belongs, uid.is_none());
         }
+    }
+
+    #[test]
+    fn a_process_whose_name_is_not_utf8_is_seen() {
+        use std::os::unix::ffi::OsStrExt;
+        let dir = tempfile::tempdir().unwrap();
+        let program = dir.path().join(std::ffi::OsStr::from_bytes(b"a\xffb"));
+        fs::copy("/bin/sleep", &program).unwrap();
+        let mut child = std::process::Command::new(&program).arg("60").spawn().unwrap();
+        let pid = Pid::of(&child);
+        let seen = (stat(pid).is_some(), Snapshot::take().all().any(|s| s.pid == pid));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        assert_eq!(seen, (true, true));
     }
 
     #[test]

@@ -198,7 +198,11 @@ impl RunDir {
             Err(why) => return (Found::Blocked(why), true),
         };
         let mut holders: Vec<Holder> = Vec::new();
-        for (own, pid) in self.colliding(address, notes) {
+        let colliding = match self.colliding(address, notes) {
+            Ok(colliding) => colliding,
+            Err(why) => return (Found::Blocked(why), true),
+        };
+        for (own, pid) in colliding {
             if pid == me || holders.iter().any(|h| h.pid == pid) {
                 continue;
             }
@@ -259,7 +263,7 @@ impl RunDir {
     /// is `me`'s now.
     pub fn take(&self, address: &Address, me: Pid, olds: &[Pid]) -> std::result::Result<bool, String> {
         let _guard = self.lock()?;
-        let others = self.colliding(address, &mut Vec::new());
+        let others = self.colliding(address, &mut Vec::new())?;
         let others = others.iter().map(|(_, pid)| *pid).filter(|pid| *pid != me && !olds.contains(pid));
         if others.into_iter().any(|pid| !matches!(self.holder(pid, Claim::No), Err(Missing::Gone))) {
             return Ok(false);
@@ -281,7 +285,8 @@ impl RunDir {
         match self.read_pid(&pidfile(address)) {
             Ok(pid) => self.holder(pid, Claim::No).ok(),
             Err(Bad::Absent) => None,
-            Err(Bad::Because(why)) => {
+            Err(bad) => {
+                let why = if let Bad::Because(why) = bad { why } else { "cannot be read" };
                 notes.push(format!("the pidfile of {address} {why} (it is ignored)"));
                 None
             }
@@ -363,8 +368,8 @@ impl RunDir {
     /// The record of `pid` if that server lives, locked if its supervisor does not.
     fn holder(&self, pid: Pid, claim: Claim) -> std::result::Result<Holder, Missing> {
         let mut file = self.open_checked(&record_name(pid), RECORD_MAX).map_err(|why| match why {
-            Bad::Because("cannot be read") => Missing::Unclear,
-            _ => Missing::Gone,
+            Bad::Unreadable | Bad::Because("cannot be read") => Missing::Unclear,
+            Bad::Absent | Bad::Because(_) => Missing::Gone,
         })?;
         let mut text = String::new();
         match file.read_to_string(&mut text) {
@@ -478,7 +483,7 @@ impl RunDir {
     }
 
     /// Pidfiles of addresses that cannot coexist with this one, with the pid in them.
-    fn colliding(&self, address: &Address, notes: &mut Notes) -> Vec<(Address, Pid)> {
+    fn colliding(&self, address: &Address, notes: &mut Notes) -> std::result::Result<Vec<(Address, Pid)>, String> {
         let candidates: BTreeSet<Address> = match address {
             Address::Tcp(None, _) => self.addresses().into_iter().filter(|a| a.collides(address)).collect(),
             Address::Tcp(Some(_), port) => [address.clone(), Address::Tcp(None, *port)].into(),
@@ -489,13 +494,15 @@ impl RunDir {
             match self.read_pid(&pidfile(&own)) {
                 Ok(pid) => pids.push((own, pid)),
                 Err(Bad::Absent) => {}
+                // It may be that of a living server.
+                Err(Bad::Unreadable) => return Err(format!("unable to read the pidfile of {own}")),
                 Err(Bad::Because(why)) => {
                     notes.push(format!("the pidfile of {own} {why} (it is removed)"));
                     self.unlink(&pidfile(&own));
                 }
             }
         }
-        pids
+        Ok(pids)
     }
 
     fn read_pid(&self, name: &str) -> std::result::Result<Pid, Bad> {
@@ -514,9 +521,10 @@ impl RunDir {
             Ok(fd) => fd,
             Err(Errno::ENOENT) => return Err(Bad::Absent),
             Err(Errno::ELOOP) => return Err(Bad::Because("is a symlink")),
+            Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => return Err(Bad::Unreadable),
             Err(_) => return Err(Bad::Because("cannot be read")),
         };
-        let stat = fstat(&fd).map_err(|_| Bad::Because("cannot be read"))?;
+        let stat = fstat(&fd).map_err(|_| Bad::Unreadable)?;
         match () {
             () if stat.st_mode & nix::libc::S_IFMT != nix::libc::S_IFREG => Err(Bad::Because("is no regular file")),
             () if stat.st_uid != geteuid().as_raw() => Err(Bad::Because("belongs to another user")),
@@ -630,6 +638,8 @@ enum Missing {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Bad {
     Absent,
+    /// No fd, no memory: it says nothing about the file.
+    Unreadable,
     Because(&'static str),
 }
 

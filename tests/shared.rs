@@ -615,6 +615,62 @@ fn a_thousand_reloads_leave_nothing_behind() {
     assert_eq!(supervisor.wait(), 0);
 }
 
+/// `serverswap -d` with a server of these addresses that takes as many files as it may, after `ulimit LIMIT`.
+fn limited(sandbox: &Sandbox, limit: &str, addresses: &[String]) -> (i32, String) {
+    let mut command = sandbox.command("sh");
+    command.args(["-c", &format!("ulimit {limit}; exec \"$@\""), "sh", common::SERVERSWAP, "-d"]);
+    command.args(["--ready-timeout", "5", "node"]);
+    let mut running = sandbox.start({
+        command.arg(server("unmodified.js")).args(addresses);
+        command
+    });
+    (running.wait(), running.log())
+}
+
+/// In a swap a supervisor holds the listeners of both servers.
+#[test]
+fn a_server_with_more_addresses_than_half_its_limit_of_files_is_swapped() {
+    let sandbox = Sandbox::shared();
+    let addresses: Vec<String> = (0..60).map(|_| format!("127.0.0.1:{}", sandbox.port())).collect();
+    for generation in 1..=3 {
+        let (status, log) = limited(&sandbox, "-Sn 100", &addresses);
+        assert!(status == 0 && !log.contains("warning"), "{log}");
+        until("it has all its addresses", || sandbox.status().len() == 60);
+        for address in &addresses {
+            let answer = get_from(address.parse().unwrap());
+            assert!(answer.is_ok_and(|answer| answer.generation == generation), "{answer:?}");
+        }
+    }
+    // The server is none the wiser.
+    let mut command = sandbox.command("sh");
+    command.args(["-c", "ulimit -Sn 100; exec \"$@\"", "sh", common::SERVERSWAP, "sh", "-c", "ulimit -Sn"]);
+    let mut running = sandbox.start(command);
+    assert_eq!(running.wait(), 0);
+    assert!(running.log().lines().any(|line| line == "100"), "{}", running.log());
+    let down: Vec<String> = ["--takedown".to_owned()].into_iter().chain(addresses).collect();
+    assert_eq!(sandbox.run(down).0, 0);
+    sandbox.assert_clean();
+}
+
+/// They were taken for garbage.
+#[test]
+fn pidfiles_that_cannot_be_read_for_want_of_files_are_not_removed() {
+    let sandbox = Sandbox::shared();
+    let addresses: Vec<String> = (0..60).map(|_| format!("127.0.0.1:{}", sandbox.port())).collect();
+    assert_eq!(limited(&sandbox, "-Sn 100", &addresses).0, 0);
+    until("it has all its addresses", || sandbox.status().len() == 60);
+    for files in [78, 90, 100, 110, 120] {
+        let (status, log) = limited(&sandbox, &format!("-n {files}"), &addresses);
+        assert!(status != 0 && !log.contains("is removed"), "{files} files: {log}");
+        let rows = sandbox.status();
+        assert!(rows.len() == 60 && rows.iter().all(|row| row[1] == "1" && row[5] == "serving"), "{rows:?}\n{log}");
+        assert_eq!(sandbox.files().iter().filter(|name| name.ends_with(".pid")).count(), 60, "{log}");
+    }
+    let down: Vec<String> = ["--takedown".to_owned()].into_iter().chain(addresses).collect();
+    assert_eq!(sandbox.run(down).0, 0);
+    sandbox.assert_clean();
+}
+
 #[test]
 fn without_privileges() {
     if !nix::unistd::geteuid().is_root() {

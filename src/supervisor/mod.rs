@@ -170,6 +170,7 @@ impl Supervisor {
         let hup_ignored = process::is_ignored(Signal::SIGHUP);
         process::clean_signals();
         process::save_memory();
+        process::raise_files();
         let (events, inbox) = sync_channel(threads::BACKLOG);
         let failed = |what: &str, e: std::io::Error| Error::unable(what, e, "nothing was started");
         let mut signals =

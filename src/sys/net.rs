@@ -321,6 +321,21 @@ mod tests {
     }
 
     #[test]
+    fn the_listeners_of_a_port_are_those_of_all_that_are_there() {
+        let first = TcpListener::bind("127.0.0.1:0").unwrap();
+        let port = first.local_addr().unwrap().port();
+        let second = TcpListener::bind(("127.0.0.2", port)).unwrap();
+        let own = |listener: &TcpListener| Address::from(listener.local_addr().unwrap());
+        for seen in [listeners().unwrap(), listeners_at(port).unwrap()] {
+            assert_eq!(seen.at(&own(&first)).count(), 1);
+            assert_eq!(seen.at(&own(&second)).count(), 1);
+            assert_eq!(seen.at(&Address::Tcp(None, port)).count(), 2);
+            assert_eq!(seen.at_any([&own(&first), &Address::Tcp(None, port)]).len(), 2);
+        }
+        assert!(listeners_at(port).unwrap().all().all(|s| s.ends.local.port() == port));
+    }
+
+    #[test]
     fn a_connection_is_counted_at_its_server() {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let own = Address::parse(&listener.local_addr().unwrap().to_string()).unwrap();

@@ -10,6 +10,7 @@ use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
+use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many open files this process may have (RLIMIT_NOFILE, getrlimit(2)).
 pub fn open_files_max() -> usize {
@@ -114,6 +115,38 @@ pub fn clean_signals() {
     let _ = unsafe { nix::sys::signal::signal(Signal::SIGCHLD, SigHandler::SigDfl) };
 }
 
+/// The limit of open files that servers are started with; `u64::MAX`: ours.
+static FILES: AtomicU64 = AtomicU64::new(u64::MAX);
+
+/// Raises the limit of open files as far as it goes, for this process and not for its servers: in a swap a
+/// supervisor holds the listeners of two of them, each of which may be near the limit.
+pub fn raise_files() {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls get a pointer to a struct of ours.
+    let raised = unsafe {
+        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
+            let most = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const most) == 0
+        }
+    };
+    if raised {
+        FILES.store(limit.rlim_cur, Ordering::Relaxed);
+    }
+}
+
+/// The child's side of [`raise_files`].
+fn lower_files() {
+    let files = FILES.load(Ordering::Relaxed);
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: async-signal-safe calls with a pointer to a struct of ours.
+    unsafe {
+        if files != u64::MAX && libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
+            limit.rlim_cur = files.min(limit.rlim_max);
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
+        }
+    }
+}
+
 /// Keeps the memory of a process with many small threads small: one malloc arena for all (glibc).
 /// Call it before the first thread starts.
 pub fn save_memory() {
@@ -192,6 +225,7 @@ pub fn spawn<T, M>(
             // SAFETY: signal(2) is async-signal-safe; the default action runs no code of ours.
             unsafe { libc::signal(signal as libc::c_int, libc::SIG_DFL) };
         }
+        lower_files();
         if let Some(number) = number {
             // SAFETY: dup2 and fcntl are async-signal-safe and take integers. The copy is meant to be
             // inherited: it is the server's end of the control channel.
@@ -222,10 +256,10 @@ pub fn spawn<T, M>(
         let mut pid = [0; 4];
         let pid = (&gate).read_exact(&mut pid).ok().and_then(|()| Pid::new(i32::from_ne_bytes(pid).into()));
         let prepared = pid.and_then(|pid| prepare(pid, made));
-        let _ = match prepared {
-            Some(_) => (&gate).write_all(&[1]),
-            None => gate.shutdown(std::net::Shutdown::Both),
-        };
+        // Without the byte the child would wait for ever: it gives up when the gate is shut.
+        if prepared.is_none() || (&gate).write_all(&[1]).is_err() {
+            let _ = gate.shutdown(std::net::Shutdown::Both);
+        }
         spawner.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
         prepared.ok_or_else(|| io::ErrorKind::Interrupted.into())
     })
