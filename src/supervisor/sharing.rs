@@ -268,10 +268,13 @@ impl Supervisor {
     /// An old server has a supervisor that does not speak to us. One of which nothing was asked is looked for
     /// again; the other does what it was asked for, and is waited for. Whoever took an orphan over is not.
     pub(super) fn hung_up(&mut self, id: Id) {
-        if self.olds.get(&id).is_some_and(|old| !old.told || old.orphaned)
-            && let Some(old) = self.olds.remove(&id)
-        {
-            self.feed(old.of, swap::Event::OldLost(OldId(id)));
+        let Some(old) = self.olds.get(&id) else { return };
+        let (of, pid) = (old.of, old.server.0);
+        let waited_for = old.told && !old.orphaned;
+        let waits = |dir| threads::release_for_sure(self.events.clone(), id, pid, dir);
+        if !(waited_for && self.dir.try_clone().and_then(waits).is_ok()) {
+            self.olds.remove(&id);
+            self.feed(of, swap::Event::OldLost(OldId(id)));
         }
     }
 

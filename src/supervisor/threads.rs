@@ -270,9 +270,14 @@ const HANGS_UP: Duration = Duration::from_secs(2);
 /// only hung up.
 pub fn release(events: Events, id: Id, server: Pid, dir: RunDir) -> io::Result<()> {
     start("release", move || {
-        if !dir.is_released_within(server, HANGS_UP) && events.send(Event::HungUp(id)).is_err() {
-            return;
-        }
+        let released = dir.is_released_within(server, HANGS_UP);
+        let _ = events.send(if released { Event::Orphaned(id) } else { Event::HungUp(id) });
+    })
+}
+
+/// As [`release`], however long it takes.
+pub fn release_for_sure(events: Events, id: Id, server: Pid, dir: RunDir) -> io::Result<()> {
+    start("release", move || {
         dir.wait_for_release(server);
         let _ = events.send(Event::Orphaned(id));
     })

@@ -568,7 +568,7 @@ impl Generation {
             Event::OldRefused(old, why) => self.refused(old, why, effects),
             Event::OldSilent(id) => {
                 if let Some(old) = self.olds.get_mut(&id).filter(|old| old.warrant.is_none()) {
-                    old.lock = None;
+                    (old.lock, old.attended) = (None, false);
                 }
             }
             Event::OldGone(old) => self.old_ended(old, true, effects),

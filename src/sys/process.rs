@@ -273,14 +273,17 @@ fn wait_at_gate(supervisors: RawFd, own: RawFd) -> io::Result<()> {
         libc::close(supervisors);
         let pid = libc::getpid().to_ne_bytes();
         let mut byte = 0u8;
-        let written = libc::write(own, pid.as_ptr().cast(), pid.len());
+        if libc::write(own, pid.as_ptr().cast(), pid.len()) != 4 {
+            // Nobody would answer what was not said.
+            return Err(io::Error::last_os_error());
+        }
         let read = loop {
             let read = libc::read(own, (&raw mut byte).cast(), 1);
             if read >= 0 || *libc::__errno_location() != libc::EINTR {
                 break read;
             }
         };
-        if written == 4 && read == 1 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ECANCELED)) }
+        if read == 1 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ECANCELED)) }
     }
 }
 
