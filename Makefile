@@ -5,8 +5,8 @@
 #   make test        all tests; make check: format and lints as well
 #   make test-servers  swaps of real servers under load; installs them (Debian,
 #                    as root or by sudo)
-#   make faults      the part of it that breaks everything at every step of a swap,
-#                    and prints a table
+#   make faults      breaks everything at every step of a swap, and prints a table:
+#                    more than "make test" does
 #   make fuzz        FUZZ_SECONDS of fuzzing (120), with cargo-fuzz
 #   make bench       figures; those with wrk and start_server (Debian: wrk,
 #                    libserver-starter-perl) only where these are installed
@@ -81,12 +81,12 @@ check:
 	shellcheck $(SCRIPTS)
 	$(MAKE) test
 
-# Part of "make test"; ONLY='words' that the line of a fault must hold.
+# Most of it is part of "make test"; ONLY='words' that the line of a fault must hold.
 faults:
 	@$(need_cargo)
 	@$(need_strace)
 	@$(need_ss)
-	$(CARGO) test --locked --test faults -- $(ONLY)
+	$(CARGO) test --locked --test faults -- --all $(ONLY)
 
 # Below target: a Python environment, npm packages, what has to be compiled.
 test-servers:

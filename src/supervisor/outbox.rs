@@ -90,8 +90,11 @@ impl Outbox {
         if !waiting.writer {
             match socket::send_now(&self.link.stream, bytes) {
                 Ok(sent) => rest = &bytes[sent..],
-                // The reader tells that the connection has ended.
-                Err(_) => return,
+                // A word is lost, and with it all that was to follow: the reader tells that the connection has ended.
+                Err(_) => {
+                    let _ = self.link.stream.shutdown(Shutdown::Both);
+                    return;
+                }
             }
         }
         if rest.is_empty() || waiting.bytes.len() + rest.len() > WAITING_MAX {

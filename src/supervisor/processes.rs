@@ -302,6 +302,14 @@ impl Supervisor {
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else {
             self.poll_at = Some(now + POLL_SWAP);
+            // But whoever waits for the end of a server whose main process is gone does not wait for that.
+            let late = |live: &Live| live.ended.filter(|ended| ended.at.elapsed() > UNCLEAR_FOR);
+            let gone: Vec<(GenId, u8)> =
+                self.live.iter().filter_map(|(id, live)| Some((*id, late(live)?.status))).collect();
+            for (generation, status) in gone {
+                self.server_is_gone(generation);
+                self.feed(generation, swap::Event::Exited(status));
+            }
             return;
         };
         let (mut swapping, mut discovering) = (false, false);

@@ -1,6 +1,7 @@
 //! `make faults`, and part of `make test`: every fault at every step of a swap, in both orders. After each an outside
 //! observer looks who answers, how long nobody did, what failed, and what is left of processes, files, sockets and
-//! programs. Prints a table; any line that is not ok makes it fail. Arguments: words that a line must hold to be run.
+//! programs. Prints a table; any line that is not ok makes it fail. Arguments: words that a line must hold to be run;
+//! `--all`: also the system calls that fail once.
 
 #[path = "../common/mod.rs"]
 mod common;
@@ -56,7 +57,7 @@ fn main() {
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
     let mut cases = halted(may_mount);
     cases.extend(entry::cases());
-    cases.extend(calls::cases());
+    cases.extend(calls::cases(std::env::args().any(|word| word == "--all")));
     cases.retain(|case| words.iter().all(|word| case.name.contains(word.as_str())));
     if !may_mount {
         println!("not run: a full run directory (needs root)");
