@@ -257,10 +257,12 @@ fn waits_for_lock(new: &Side, others: &[&Side]) -> bool {
 
 /// A steady server runs as if alone: the kernel spreads connections over all who listen, also over us.
 pub fn is_unsteered(port: u16) -> bool {
-    use nix::sys::socket::sockopt::ReusePort;
+    use nix::sys::socket::sockopt::{ReuseAddr, ReusePort};
     use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket};
     let ours = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
     setsockopt(&ours, ReusePort, &true).unwrap();
+    // Whoever binds the port afterwards is not kept out by what is left of our connections.
+    setsockopt(&ours, ReuseAddr, &true).unwrap();
     bind(ours.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port)).unwrap();
     listen(&ours, Backlog::new(128).unwrap()).unwrap();
     let listener = TcpListener::from(ours);
