@@ -203,7 +203,16 @@ impl Supervisor {
         let id = threads::next_id();
         self.olds.insert(
             id,
-            Old { of, server, to, holds: Vec::new(), sockets: Vec::new(), locked: false, asked: Vec::new() },
+            Old {
+                of,
+                server,
+                to,
+                holds: Vec::new(),
+                sockets: Vec::new(),
+                promised: 0,
+                locked: false,
+                asked: Vec::new(),
+            },
         );
         id
     }
