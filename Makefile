@@ -7,6 +7,8 @@
 #                    as root or by sudo)
 #   make bench       figures; those with wrk and start_server (Debian: wrk,
 #                    libserver-starter-perl) only where these are installed
+#   make scale       a thousand addresses, five hundred servers, ten thousand
+#                    connections: does it work, and what does it cost
 #   make demo        a swap under load, to look at
 
 PREFIX  = /usr/local
@@ -82,6 +84,11 @@ bench:
 	@$(need_cargo)
 	$(CARGO) bench --locked --bench figures
 
+scale:
+	@$(need_cargo)
+	@$(need_node)
+	$(CARGO) bench --locked --bench scale
+
 demo: all
 	@$(need_node)
 	@SERVERSWAP='$(BIN)' tests/demo.sh
@@ -121,4 +128,4 @@ clean:
 	@$(need_cargo)
 	$(CARGO) clean
 
-.PHONY: all test check test-servers bench demo install uninstall clean
+.PHONY: all test check test-servers bench scale demo install uninstall clean

@@ -66,7 +66,7 @@ fn find(dir: &RunDir, address: &Address, log: Log) -> Result<Holder> {
     let mut holder = dir.serving(address, &mut notes);
     if holder.is_none() {
         // `:8080` is also how a person calls the only server there is on port 8080.
-        let same: Vec<Address> = dir.addresses().into_iter().filter(|a| a != address && a.collides(address)).collect();
+        let same: Vec<Address> = dir.colliding_with(address).into_iter().filter(|a| a != address).collect();
         if let [only] = &same[..] {
             holder = dir.serving(only, &mut notes);
         }
