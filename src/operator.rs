@@ -81,7 +81,9 @@ fn find(dir: &RunDir, address: &Address, log: Log) -> Result<Holder> {
 fn by_server(dir: &RunDir, addresses: &[Address], log: Log) -> Result<Vec<(Holder, Vec<Address>)>> {
     let mut servers: Vec<(Holder, Vec<Address>)> = Vec::new();
     for address in addresses {
-        let holder = find(dir, address, log)?;
+        // Its pidfile may be on its way back to it, from a successor that was killed, or was removed by somebody.
+        let has = |other: &Holder| ask_status(other).1.iter().any(|a| a.collides(address));
+        let holder = find(dir, address, log).or_else(|e| dir.servers().into_iter().find(has).ok_or(e))?;
         match servers.iter_mut().find(|(known, _)| known.pid == holder.pid) {
             Some((_, list)) => list.push(address.clone()),
             None => servers.push((holder, vec![address.clone()])),
