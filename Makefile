@@ -7,6 +7,8 @@
 #                    as root or by sudo)
 #   make bench       figures; those with wrk and start_server (Debian: wrk,
 #                    libserver-starter-perl) only where these are installed
+#   make soak        random servers, random faults, constant load, for SOAK
+#                    seconds (600): SOAK=120 SEED=7 repeats the choices of a run
 #   make scale       a thousand addresses, five hundred servers, ten thousand
 #                    connections: does it work, and what does it cost
 #   make demo        a swap under load, to look at
@@ -22,6 +24,8 @@ ZSHDIR      = $(PREFIX)/share/zsh/site-functions
 FISHDIR     = $(PREFIX)/share/fish/vendor_completions.d
 UNITDIR     = $(PREFIX)/lib/systemd/system
 TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
+
+SOAK    = 600
 
 CARGO   = cargo
 NODE    = node
@@ -84,6 +88,12 @@ bench:
 	@$(need_cargo)
 	$(CARGO) bench --locked --bench figures
 
+# Its servers are those of test-servers.
+soak:
+	@$(need_cargo)
+	tests/servers/install.sh '$(TARGET)/servers'
+	SOAK='$(SOAK)' $(CARGO) test --release --locked --test soak
+
 scale:
 	@$(need_cargo)
 	@$(need_node)
@@ -128,4 +138,4 @@ clean:
 	@$(need_cargo)
 	$(CARGO) clean
 
-.PHONY: all test check test-servers bench scale demo install uninstall clean
+.PHONY: all test check test-servers bench soak scale demo install uninstall clean
