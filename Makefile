@@ -10,6 +10,10 @@
 #   make fuzz        FUZZ_SECONDS of fuzzing (120), with cargo-fuzz
 #   make bench       figures; those with wrk and start_server (Debian: wrk,
 #                    libserver-starter-perl) only where these are installed
+#   make soak        random servers, random faults, constant load, for SOAK
+#                    seconds (600): SOAK=120 SEED=7 repeats the choices of a run
+#   make scale       a thousand addresses, five hundred servers, ten thousand
+#                    connections: does it work, and what does it cost
 #   make demo        a swap under load, to look at
 
 PREFIX  = /usr/local
@@ -25,6 +29,7 @@ UNITDIR     = $(PREFIX)/lib/systemd/system
 TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 
 FUZZ_SECONDS = 120
+SOAK    = 600
 
 CARGO   = cargo
 NODE    = node
@@ -108,6 +113,17 @@ bench:
 	@$(need_cargo)
 	$(CARGO) bench --locked --bench figures
 
+# Its servers are those of test-servers.
+soak:
+	@$(need_cargo)
+	tests/servers/install.sh '$(TARGET)/servers'
+	SOAK='$(SOAK)' $(CARGO) test --release --locked --test soak
+
+scale:
+	@$(need_cargo)
+	@$(need_node)
+	$(CARGO) bench --locked --bench scale
+
 demo: all
 	@$(need_node)
 	@SERVERSWAP='$(BIN)' tests/demo.sh
@@ -147,4 +163,4 @@ clean:
 	@$(need_cargo)
 	$(CARGO) clean
 
-.PHONY: all test check faults test-servers fuzz fuzz-build bench demo install uninstall clean
+.PHONY: all test check faults test-servers fuzz fuzz-build bench soak scale demo install uninstall clean

@@ -68,7 +68,7 @@ fn find(dir: &RunDir, address: &Address, log: Log) -> Result<Holder> {
     let mut holder = dir.serving(address, &mut notes);
     if holder.is_none() {
         // `:8080` is also how a person calls the only server there is on port 8080.
-        let same: Vec<Address> = dir.addresses().into_iter().filter(|a| a != address && a.collides(address)).collect();
+        let same: Vec<Address> = dir.colliding_with(address).into_iter().filter(|a| a != address).collect();
         if let [only] = &same[..] {
             holder = dir.serving(only, &mut notes);
         }
@@ -83,7 +83,9 @@ fn find(dir: &RunDir, address: &Address, log: Log) -> Result<Holder> {
 fn by_server(dir: &RunDir, addresses: &[Address], log: Log) -> Result<Vec<(Holder, Vec<Address>)>> {
     let mut servers: Vec<(Holder, Vec<Address>)> = Vec::new();
     for address in addresses {
-        let holder = find(dir, address, log)?;
+        // Its pidfile may be on its way back to it, from a successor that was killed, or was removed by somebody.
+        let has = |other: &Holder| ask_status(other).1.iter().any(|a| a.collides(address));
+        let holder = find(dir, address, log).or_else(|e| dir.servers().into_iter().find(has).ok_or(e))?;
         match servers.iter_mut().find(|(known, _)| known.pid == holder.pid) {
             Some((_, list)) => list.push(address.clone()),
             None => servers.push((holder, vec![address.clone()])),

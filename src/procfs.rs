@@ -157,15 +157,16 @@ impl Snapshot {
         let euid = nix::unistd::geteuid();
         let own = sockets.iter().filter(|s| euid.is_root() || s.uid == euid.as_raw());
         let mut left: BTreeSet<u32> = own.map(|s| s.inode).collect();
-        // A supervisor holds sockets of servers for a while: that is no holder. Neither is a process that is
-        // ending: it has lost its memory, and so the mark of its server, before its files.
+        // A supervisor, this one or that of a new server, holds sockets for a while: that is no holder, and to take
+        // it for one would be to take a server for gone whose last thread has not closed them. Neither is a process
+        // that is ending: it has lost its memory, and so the mark of its server, before its files.
         let is_ending = |stat: &Stat| fs::read_link(format!("/proc/{}/exe", stat.pid)).is_err();
-        let own = Pid::own();
+        let (own, is_serverswap) = (Pid::own(), serverswaps());
         // The youngest first: as a rule a new server has them, and nobody looks at the files of all the others.
         let mut others = self.0.values().rev().filter(|stat| stat.pid != own);
         while let (false, Some(stat)) = (left.is_empty(), others.next()) {
             let held = self::sockets(stat.pid).unwrap_or_default();
-            if !left.is_disjoint(&held) && !is_ending(stat) {
+            if !left.is_disjoint(&held) && !is_ending(stat) && !is_serverswap(stat.pid) {
                 left.retain(|inode| !held.contains(inode));
             }
         }
@@ -269,6 +270,27 @@ mod tests {
             child.kill().unwrap();
             child.wait().unwrap();
             assert_eq!(belongs, uid.is_none());
+        }
+    }
+
+    #[test]
+    fn a_supervisor_is_no_holder_of_a_socket() {
+        let dir = tempfile::tempdir().unwrap();
+        for (name, misses) in [("serverswap", true), ("server", false)] {
+            let program = dir.path().join(name);
+            fs::copy("/bin/sleep", &program).unwrap();
+            let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+            let local = crate::address::Address::from(listener.local_addr().unwrap());
+            let mut child = std::process::Command::new(&program)
+                .arg("60")
+                .stdin(std::os::fd::OwnedFd::from(listener))
+                .spawn()
+                .unwrap();
+            let sockets = crate::sys::net::listeners().unwrap().at_any([&local]);
+            let missed = Snapshot::take().misses_holder_of(&sockets);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!((sockets.len(), missed), (1, misses), "{name}");
         }
     }
 

@@ -123,7 +123,8 @@ pub enum HolderWord {
     Peer(u32),
     /// An address that the server has; all of them come before `Locked`.
     Holds(Address),
-    /// With this line come so many listeners of the server, as files; all of them come before `Locked`.
+    /// So many listeners the server has, and then, with each such line, so many of them as files; all of them
+    /// come before `Locked`.
     Sockets(usize),
     /// The server is yours to replace; nobody else's meanwhile.
     Locked,

@@ -164,6 +164,18 @@ impl RunDir {
         addresses
     }
 
+    /// Those that have a pidfile and cannot coexist with this one.
+    pub fn colliding_with(&self, address: &Address) -> Vec<Address> {
+        match address {
+            Address::Tcp(None, _) => self.addresses().into_iter().filter(|a| a.collides(address)).collect(),
+            Address::Tcp(Some(_), port) => [Address::Tcp(None, *port), address.clone()]
+                .into_iter()
+                .filter(|a| self.read_pid(&pidfile(a)) != Err(Bad::Absent))
+                .collect(),
+            Address::Name(_) => vec![address.clone()],
+        }
+    }
+
     /// The server with this main process, if it lives.
     pub fn find(&self, pid: Pid) -> Option<Holder> {
         self.holder(pid, Claim::Yes).ok()
@@ -484,13 +496,8 @@ impl RunDir {
 
     /// Pidfiles of addresses that cannot coexist with this one, with the pid in them.
     fn colliding(&self, address: &Address, notes: &mut Notes) -> std::result::Result<Vec<(Address, Pid)>, String> {
-        let candidates: BTreeSet<Address> = match address {
-            Address::Tcp(None, _) => self.addresses().into_iter().filter(|a| a.collides(address)).collect(),
-            Address::Tcp(Some(_), port) => [address.clone(), Address::Tcp(None, *port)].into(),
-            Address::Name(_) => [address.clone()].into(),
-        };
         let mut pids = Vec::new();
-        for own in candidates {
+        for own in self.colliding_with(address) {
             match self.read_pid(&pidfile(&own)) {
                 Ok(pid) => pids.push((own, pid)),
                 Err(Bad::Absent) => {}

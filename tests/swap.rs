@@ -352,3 +352,22 @@ fn a_deploy_script_says_when_the_old_version_is_still_up() {
     }
     sandbox.take_down(&format!(":{port}"));
 }
+
+/// For a moment after a successor was killed there is none.
+#[test]
+fn a_server_whose_pidfile_is_missing_is_reloaded_and_taken_down() {
+    common::in_both_orders(|sandbox| {
+        let port = sandbox.port();
+        let address = format!(":{port}");
+        let mut running = sandbox.plain(&[], &[&address, "takedown"]);
+        common::answered_by(port, 1);
+        running.says("is up");
+        for words in [["--reload", &address], ["--takedown", &address]] {
+            std::fs::remove_file(sandbox.run_dir().join(format!("{port}.pid"))).unwrap();
+            let (status, log) = sandbox.run(words);
+            assert_eq!(status, 0, "{log}");
+        }
+        assert_eq!(running.wait(), 0);
+        sandbox.assert_clean();
+    });
+}

@@ -209,6 +209,7 @@ impl Supervisor {
                 to,
                 holds: Vec::new(),
                 sockets: Vec::new(),
+                promised: 0,
                 locked: false,
                 asked: Vec::new(),
                 told: false,

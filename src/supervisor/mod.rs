@@ -114,6 +114,8 @@ struct Old {
     holds: Vec<Address>,
     /// Its listeners, as its supervisor handed them over.
     sockets: Vec<OwnedFd>,
+    /// How many they are.
+    promised: usize,
     locked: bool,
     /// What it was asked for and has not released: its server does that, whatever becomes of its supervisor.
     asked: Vec<swap::Event>,

@@ -64,9 +64,9 @@ impl Outbox {
         }
     }
 
-    /// Sends one line together with files, both of which are dropped if the other side does not read.
+    /// Sends one line together with files, both of which are dropped if there is no room for them.
     pub fn send_files(&self, word: &impl Display, files: &[RawFd]) {
-        if !lock(&self.waiting).writer && socket::unread(&self.link.stream) < UNREAD_MAX {
+        if !lock(&self.waiting).writer {
             let _ = socket::send_files_now(&self.link.stream, &line_of(word), files);
         }
     }

@@ -223,8 +223,11 @@ impl Supervisor {
                 }
                 return;
             }
-            // The files themselves come by another way.
-            HolderWord::Sockets(_) => return,
+            // The files themselves come by another way; first of all how many there are, then each part of them.
+            HolderWord::Sockets(count) => {
+                old.promised = old.promised.max(count);
+                return;
+            }
             HolderWord::Locked => {
                 let holds = std::mem::take(&mut old.holds);
                 return self.locked(of, id, holds);

@@ -298,7 +298,7 @@ impl Supervisor {
 
     /// Looks at who listens, for all that waits for that.
     pub(super) fn poll(&mut self) {
-        let now = Instant::now();
+        let (now, started) = (Instant::now(), cpu_time());
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else {
             self.poll_at = Some(now + POLL_SWAP);
@@ -348,7 +348,7 @@ impl Supervisor {
         let since = now.saturating_duration_since(self.poll_since);
         let slowest = if swapping { POLL_SWAP.max(since / 100) } else { POLL_DISCOVER };
         self.poll_every = (self.poll_every * 3 / 2).min(slowest);
-        self.poll_took = now.elapsed();
+        self.poll_took = cpu_time().saturating_sub(started);
         self.poll_at = (swapping || discovering).then(|| Instant::now() + self.poll_pause());
     }
 
@@ -429,6 +429,12 @@ impl Supervisor {
         self.olds.retain(|_, old| old.of != generation);
         Some(live)
     }
+}
+
+/// What the main thread has computed so far: unlike the time that has passed, it does not count how busy the machine is.
+fn cpu_time() -> Duration {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    now.map_or(Duration::ZERO, Duration::from)
 }
 
 /// Sockets that only this user can connect to, from the moment they are there.

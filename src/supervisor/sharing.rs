@@ -135,6 +135,8 @@ impl Supervisor {
         }
         // Without them the claimer says that it swaps in plain order.
         let listeners = live.server.listeners(holds).unwrap_or_default();
+        // How many they are: some may get lost.
+        conn.out.send(&HolderWord::Sockets(listeners.len()));
         for some in listeners.chunks(FILES_MAX) {
             let files: Vec<RawFd> = some.iter().map(|socket| socket.fd().as_fd().as_raw_fd()).collect();
             conn.out.send_files(&HolderWord::Sockets(files.len()), &files);
@@ -152,6 +154,10 @@ impl Supervisor {
                 live.server.listeners(holds).map_err(failed)?
             }
             OldTo::Remote(_) => {
+                if sockets.len() < old.promised {
+                    // Where nobody steers, the new server would get connections before its time.
+                    return Err(format!("only {} of its {} listeners can be had", sockets.len(), old.promised));
+                }
                 let fits = |s: &Socket| s.listens() && s.is_tcp() && s.address().is_ok_and(|at| wanted(&at.into()));
                 sockets.into_iter().map(Socket::new).filter(fits).collect()
             }

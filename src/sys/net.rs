@@ -10,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
+use std::sync::{Mutex, PoisonError};
 
 /// A TCP socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -117,10 +118,15 @@ pub fn listeners() -> io::Result<Listeners> {
 
 /// Sockets that listen on a port, which costs far less than all of them where there are a thousand.
 pub fn listeners_at(port: u16) -> io::Result<Listeners> {
+    // One is kept: who has run out of files may have to find out who listens before it can let go of any.
+    static KEPT: Mutex<Option<Diag>> = Mutex::new(None);
+    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let diag = kept.map_or_else(Diag::open, Ok)?;
     let mut by_port = BTreeMap::<u16, Vec<TcpSocket>>::new();
-    for socket in Diag::open()?.dump(1 << TCP_LISTEN, port)? {
+    for socket in diag.dump(1 << TCP_LISTEN, port)? {
         by_port.entry(socket.ends.local.port()).or_default().push(socket);
     }
+    *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(diag);
     Ok(Listeners(by_port))
 }
 

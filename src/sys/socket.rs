@@ -1,7 +1,8 @@
 //! Unix sockets: who is at the other end, writes that never wait, and files that travel (unix(7)).
 
-use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, send, sendmsg, sockopt};
-use std::io::{self, IoSlice, IoSliceMut};
+use nix::libc;
+use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, send, sendmsg, sockopt};
+use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
@@ -43,19 +44,34 @@ pub fn send_files_now(stream: &UnixStream, bytes: &[u8], files: &[RawFd]) -> io:
     if sent == bytes.len() { Ok(()) } else { Err(io::ErrorKind::WriteZero.into()) }
 }
 
-/// Reads bytes, and the files that come with them.
+/// Reads bytes, and the files that come with them: as many as this process may still have.
 pub fn receive_files(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usize, Vec<OwnedFd>)> {
-    let mut space = nix::cmsg_space!([RawFd; FILES_MAX]);
-    let mut parts = [IoSliceMut::new(buffer)];
-    let message = recvmsg::<()>(stream.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+    let mut space: Vec<u8> = nix::cmsg_space!([RawFd; FILES_MAX]);
+    let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut files = Vec::new();
-    for part in message.cmsgs()? {
-        if let ControlMessageOwned::ScmRights(fds) = part {
-            // SAFETY: the kernel has just made these fds for us, and nobody else has them.
-            files.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+    // nix gives no files at all where some were cut off, and leaves the others open for ever.
+    // SAFETY: the message points to buffers that live and are as long as it says; recvmsg fills them with whole
+    // headers, and the fds that they name were made for us, and nobody else has them.
+    let len = unsafe {
+        let mut message: libc::msghdr = std::mem::zeroed();
+        (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
+        (message.msg_control, message.msg_controllen) = (space.as_mut_ptr().cast(), space.capacity() as _);
+        let len = libc::recvmsg(stream.as_raw_fd(), &raw mut message, libc::MSG_CMSG_CLOEXEC);
+        if len < 0 {
+            return Err(io::Error::last_os_error());
         }
-    }
-    Ok((message.bytes, files))
+        let mut header = libc::CMSG_FIRSTHDR(&raw const message);
+        while !header.is_null() {
+            if (*header).cmsg_level == libc::SOL_SOCKET && (*header).cmsg_type == libc::SCM_RIGHTS {
+                let count = ((*header).cmsg_len as usize - libc::CMSG_LEN(0) as usize) / size_of::<RawFd>();
+                let fds = libc::CMSG_DATA(header).cast::<RawFd>();
+                files.extend((0..count).map(|at| OwnedFd::from_raw_fd(fds.add(at).read_unaligned())));
+            }
+            header = libc::CMSG_NXTHDR(&raw const message, header);
+        }
+        len as usize
+    };
+    Ok((len, files))
 }
 
 /// Bytes that the other end has not read yet (SIOCOUTQ, unix(7)).

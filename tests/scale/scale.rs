@@ -27,8 +27,8 @@ struct Scene {
 const SCENES: [Scene; 5] = [
     Scene { name: "addresses of a server", sizes: &[250, 500, 1000], run: addresses::found },
     Scene { name: "addresses that say READY", sizes: &[250, 500, 1000], run: addresses::said },
-    Scene { name: "servers and supervisors", sizes: &[125, 250, 500], run: supervisors::run },
-    Scene { name: "contenders for an address", sizes: &[64, 128, 256], run: contenders::run },
+    Scene { name: "servers and supervisors", sizes: &[125, 500], run: supervisors::run },
+    Scene { name: "contenders for an address", sizes: &[64, 256], run: contenders::run },
     Scene { name: "idle connections", sizes: &[2500, 5000, 10_000], run: connections::run },
 ];
 
@@ -163,7 +163,7 @@ fn end_of(mut running: Running) -> (i32, String) {
 /// Runs a command that has to succeed.
 fn succeed(sandbox: &Sandbox, words: &[String]) -> Duration {
     let ((status, log), took) = timed(|| end_of(sandbox.serverswap(words)));
-    assert_eq!(status, 0, "{log}");
+    assert!(status == 0 && !log.contains("warning"), "{status}: {log}");
     took
 }
 
