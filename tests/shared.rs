@@ -540,6 +540,38 @@ fn a_server_that_steers_its_port_itself_keeps_its_program_and_swaps_in_plain_ord
 }
 
 #[test]
+fn who_only_looks_takes_no_filter_from_a_socket() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    // SO_ATTACH_FILTER (26) with one instruction that takes the whole packet; SO_GET_FILTER counts them.
+    let text = r"
+import ctypes, socket, struct, sys
+listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))
+code = ctypes.create_string_buffer(struct.pack('HBBI', 6, 0, 0, 0xffffffff))
+listener.setsockopt(socket.SOL_SOCKET, 26, struct.pack('HP', 1, ctypes.addressof(code)))
+while True:
+    stream, _ = listener.accept()
+    stream.recv(4096)
+    count = b'%d' % len(listener.getsockopt(socket.SOL_SOCKET, 26, 64))
+    stream.sendall(b'HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 1\r\n\r\n' + count)
+    stream.close()
+";
+    let filters = || {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        let mut answer = String::new();
+        stream.read_to_string(&mut answer).unwrap();
+        answer.chars().last()
+    };
+    deploy(&sandbox, &["python3", "-c", text, &port.to_string()]);
+    assert_eq!(filters(), Some('1'));
+    for _ in 0..20 {
+        assert_eq!(sandbox.status().len(), 1);
+    }
+    assert_eq!(filters(), Some('1'));
+}
+
+#[test]
 fn plain_on_either_side_is_plain_order() {
     let sandbox = Sandbox::shared();
     let port = sandbox.port();

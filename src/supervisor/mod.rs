@@ -35,6 +35,9 @@ use threads::{Event, Events, GenId, Id, NotifySocket};
 use timers::Timers;
 use watching::Waiting;
 
+/// How long nothing may have happened before the memory that it took is given back.
+const REST_AFTER: Duration = Duration::from_secs(1);
+
 /// A generation that runs under this supervisor.
 struct Live {
     machine: swap::Generation,
@@ -230,8 +233,9 @@ impl Supervisor {
         while !self.is_over() {
             let wake_at = [self.timers.next(), self.poll_at].into_iter().flatten().min();
             let event = match wake_at {
-                None => self.inbox.try_recv().ok().or_else(|| {
-                    // Nothing to do and nothing to wait for: this may last for months.
+                None => self.inbox.recv_timeout(REST_AFTER).ok().or_else(|| {
+                    // Nothing to do and nothing to wait for, and what others did for us is over: this may last for
+                    // months.
                     process::shed_memory();
                     self.inbox.recv().ok()
                 }),

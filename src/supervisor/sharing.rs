@@ -255,6 +255,10 @@ impl Supervisor {
     /// A claimer has gone away: if its server serves in our place, ours still has to go.
     pub(super) fn claimer_closed(&mut self, generation: GenId, claimer: ClaimerId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
+        if !live.machine.is_locked_by(claimer) {
+            // Whoever only looked or waited has left nothing on its sockets.
+            return self.feed(generation, swap::Event::ClaimerGone(claimer));
+        }
         let succeeded = !is_alone(live, &net::listeners().unwrap_or_default());
         let shared = live.is_shared();
         (live.succeeded, live.steered) = (shared && succeeded, shared && !succeeded);

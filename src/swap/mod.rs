@@ -433,6 +433,11 @@ impl Generation {
         self.stage == Stage::Up && self.olds.is_empty() && self.lock.is_none() && !self.draining
     }
 
+    /// Whether this claimer has the server's lock.
+    pub fn is_locked_by(&self, claimer: ClaimerId) -> bool {
+        self.lock == Some(claimer)
+    }
+
     /// Whether the server was told to stop.
     pub fn is_leaving(&self) -> bool {
         matches!(self.stage, Stage::Leaving(_))

@@ -6,6 +6,7 @@ use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use std::io::{self, IoSlice, Read, Write};
+use std::ops::Range;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -165,19 +166,37 @@ pub fn shed_memory() {
     unsafe {
         libc::malloc_trim(0);
     }
-    // proc_pid_maps(5): address perms offset dev inode pathname
-    for line in std::fs::read_to_string("/proc/self/maps").unwrap_or_default().lines() {
-        let fields: Vec<&str> = line.split_ascii_whitespace().collect();
-        let [range, permissions, offset, _, _, path] = fields[..] else { continue };
-        // Code, and the first segment of a program or library: headers and constants. What is relocated
-        // lies elsewhere.
-        let never_written = permissions == "r-xp" || permissions == "r--p" && offset.bytes().all(|b| b == b'0');
-        let range = range.split_once('-').map(|(from, to)| [from, to].map(|at| usize::from_str_radix(at, 16)));
-        if let (true, true, Some([Ok(from), Ok(to)])) = (never_written, path.starts_with('/'), range) {
-            // SAFETY: the range is a read-only mapping of a file that nothing ever wrote to, as the kernel
-            // just named it: a dropped page reads the same when it is faulted in again.
-            unsafe { libc::madvise(from as *mut libc::c_void, to - from, libc::MADV_DONTNEED) };
+    drop_pages(&never_written());
+}
+
+/// Where code and constants of this program and its libraries lie: every loaded segment that may not be written.
+fn never_written() -> Vec<Range<usize>> {
+    unsafe extern "C" fn note(object: *mut libc::dl_phdr_info, _: usize, ranges: *mut libc::c_void) -> libc::c_int {
+        // SAFETY: dl_iterate_phdr(3) gives an object with as many headers as it says, and what was given to it.
+        let (object, headers, ranges) = unsafe {
+            let headers = std::slice::from_raw_parts((*object).dlpi_phdr, (*object).dlpi_phnum.into());
+            (&*object, headers, &mut *ranges.cast::<Vec<Range<usize>>>())
+        };
+        // SAFETY: a plain call.
+        let page = unsafe { libc::sysconf(libc::_SC_PAGESIZE) } as usize;
+        for header in headers.iter().filter(|h| h.p_type == libc::PT_LOAD && h.p_flags & libc::PF_W == 0) {
+            let from = (object.dlpi_addr + header.p_vaddr) as usize;
+            ranges.push(from & !(page - 1)..from + header.p_memsz as usize);
         }
+        0
+    }
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    // SAFETY: the function is called before this one returns, with the pointer that it expects.
+    unsafe { libc::dl_iterate_phdr(Some(note), (&raw mut ranges).cast()) };
+    ranges
+}
+
+/// Async-signal-safe.
+fn drop_pages(never_written: &[Range<usize>]) {
+    for range in never_written {
+        // SAFETY: the range is a mapping of a file that may only be read: a dropped page reads the same when it
+        // is faulted in again.
+        unsafe { libc::madvise(range.start as *mut libc::c_void, range.len(), libc::MADV_DONTNEED) };
     }
 }
 
@@ -301,11 +320,12 @@ impl Keeper {
     /// Starts a keeper that has nobody to keep yet. The page is that of the server's calls.
     pub fn start(ledger: &Ledger) -> io::Result<Keeper> {
         let (ours, theirs) = UnixStream::pair()?;
+        let never_written = never_written();
         // SAFETY: the child makes async-signal-safe calls only, and never returns from `keep`.
         match unsafe { libc::fork() } {
             -1 => Err(io::Error::last_os_error()),
             // SAFETY: this is the freshly forked child.
-            0 => unsafe { keep(theirs.as_raw_fd(), ledger) },
+            0 => unsafe { keep(theirs.as_raw_fd(), ledger, &never_written) },
             _ => Ok(Keeper(ours)),
         }
     }
@@ -331,7 +351,7 @@ impl Keeper {
 ///
 /// # Safety
 /// Only in a freshly forked child.
-unsafe fn keep(socket: RawFd, ledger: &Ledger) -> ! {
+unsafe fn keep(socket: RawFd, ledger: &Ledger, never_written: &[Range<usize>]) -> ! {
     // SAFETY: every call here is async-signal-safe and takes integers or pointers to locals.
     unsafe {
         let mut all: libc::sigset_t = std::mem::zeroed();
@@ -360,6 +380,8 @@ unsafe fn keep(socket: RawFd, ledger: &Ledger) -> ! {
         let watched = (*header).cmsg_len as usize >= libc::CMSG_LEN(2 * size_of::<RawFd>() as u32) as usize;
         let notifier = if watched { fds.add(1).read_unaligned() } else { -1 };
         let mut serves = false;
+        // What is left to run fits into few pages.
+        drop_pages(never_written);
         let died = loop {
             let mut polls = [
                 libc::pollfd { fd: 0, events: libc::POLLIN, revents: 0 },
