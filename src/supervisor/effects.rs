@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::processes::POLL_SWAP;
 use super::threads::{self, GenId, Id};
 use super::{Live, Old, OldTo, Supervisor};
 use crate::address::Address;
@@ -291,8 +292,9 @@ impl Supervisor {
                     threads::connect(self.events.clone(), id.0, holder.socket.clone(), holder.pid, dir)
                 });
                 if started.is_err() {
-                    self.olds.remove(&id.0);
-                    self.feed(of, Event::OldLost(id));
+                    // Not at once: it would be looked for again and again, and nothing else done.
+                    self.unreached.push((of, id));
+                    self.poll_by(Instant::now() + POLL_SWAP);
                 }
             }
         }

@@ -150,6 +150,8 @@ pub struct Supervisor {
     answers_for: GenId,
     conns: BTreeMap<Id, Conn>,
     olds: BTreeMap<Id, Old>,
+    /// Old servers that could not even be spoken to: for want of memory, say. They are looked for again.
+    unreached: Vec<(GenId, swap::OldId)>,
     timers: Timers,
     /// Events of the machines that wait for their turn.
     pending: VecDeque<(GenId, swap::Event)>,
@@ -201,6 +203,7 @@ impl Supervisor {
             answers_for: 1,
             conns: BTreeMap::new(),
             olds: BTreeMap::new(),
+            unreached: Vec::new(),
             timers: Timers::default(),
             pending: VecDeque::new(),
             leftovers: Vec::new(),

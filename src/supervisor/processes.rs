@@ -32,7 +32,7 @@ const POLL_FIRST: Duration = Duration::from_millis(1);
 /// And not before so many times as long as the last look took: with a thousand addresses it takes its time.
 const POLL_REST: u32 = 3;
 /// And at last: in a swap (or one hundredth of how long it has lasted already), and while a first server looks for its port.
-const POLL_SWAP: Duration = Duration::from_millis(20);
+pub(super) const POLL_SWAP: Duration = Duration::from_millis(20);
 const POLL_DISCOVER: Duration = Duration::from_millis(500);
 /// How long a socket that nobody seems to hold may take to close.
 const UNCLEAR_FOR: Duration = Duration::from_secs(2);
@@ -288,8 +288,11 @@ impl Supervisor {
     pub(super) fn poll_soon(&mut self) {
         self.poll_every = POLL_FIRST;
         self.poll_since = Instant::now();
-        let soon = Instant::now() + self.poll_pause();
-        self.poll_at = Some(self.poll_at.map_or(soon, |at| at.min(soon)));
+        self.poll_by(Instant::now() + self.poll_pause());
+    }
+
+    pub(super) fn poll_by(&mut self, at: Instant) {
+        self.poll_at = Some(self.poll_at.map_or(at, |earlier| earlier.min(at)));
     }
 
     fn poll_pause(&self) -> Duration {
@@ -299,6 +302,10 @@ impl Supervisor {
     /// Looks at who listens, for all that waits for that.
     pub(super) fn poll(&mut self) {
         let (now, started) = (Instant::now(), cpu_time());
+        for (of, id) in std::mem::take(&mut self.unreached) {
+            self.olds.remove(&id.0);
+            self.feed(of, swap::Event::OldLost(id));
+        }
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else {
             self.poll_at = Some(now + POLL_SWAP);
