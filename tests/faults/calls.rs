@@ -4,6 +4,11 @@
 use super::Case;
 use super::common::{Load, Running, SERVERSWAP, Sandbox, answered_by, get, kill, plain_server, until};
 use super::scene::{CLIENTS, PAUSE, Verdict, is_unsteered};
+use nix::libc::{SIGKILL, SIGTERM};
+use std::time::{Duration, Instant};
+
+/// With a tracer that was told to end.
+const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What can fail for want of files, memory, disk or rights.
 const CALLS: [(&str, &str); 24] = [
@@ -97,7 +102,10 @@ fn fail(shared: bool, who: Who, call: &str, error: &str, when: &str) -> Result<V
     }
     // Who lives on is on his own again.
     let tracers = || sandbox.processes().into_iter().filter(|(_, command)| command.starts_with("strace "));
-    until("nobody is traced", || tracers().map(|(pid, _)| kill(pid, nix::libc::SIGTERM)).count() == 0);
+    let since = Instant::now();
+    // A tracer whose process died in the wrong moment may wait for it for ever.
+    let signal = || if since.elapsed() < PATIENCE { SIGTERM } else { SIGKILL };
+    until("nobody is traced", || tracers().map(|(pid, _)| kill(pid, signal())).count() == 0);
     let (last, log) = sandbox.deploy(&[&address]);
     if last != 0 {
         return Err(format!("status {status}, then the next swap: status {last}\n{log}"));
