@@ -113,7 +113,7 @@ fn fail(shared: bool, who: Who, call: &str, error: &str, when: &str) -> Result<V
     let last = get(port).map_err(|failure| format!("after the next swap: {failure:?}"))?;
     crowd.iter().for_each(|load| load.sees_server(last.pid));
     let crew = sandbox.crew();
-    until("one server is left", || sandbox.status().len() == 1 && sandbox.processes().len() == crew);
+    until("one server is left", || sandbox.processes().len() == crew && sandbox.status().len() == 1);
     let verdict = Verdict::of(crowd);
     if shared && !is_unsteered(port) {
         return Err("a program is left on the port".into());

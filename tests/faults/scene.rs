@@ -65,12 +65,14 @@ pub struct Side {
 impl Side {
     fn start(sandbox: &Sandbox, options: &[&str], words: &[&str]) -> Side {
         let running = sandbox.plain(options, words);
-        let name = |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default();
+        // Neither is one that is gone before it is looked at: in plain order a keeper does not stay.
+        let name = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
         let (mut server, mut keeper) = (None, None);
         until("there is a server, and on a shared port a keeper", || {
-            let (keepers, servers): (Vec<i32>, Vec<i32>) =
-                children(running.pid()).into_iter().partition(|pid| name(*pid) == "serverswap\n");
-            (server, keeper) = (servers.first().copied(), keepers.first().copied());
+            let named = children(running.pid()).into_iter().filter_map(|pid| Some((pid, name(&pid)?)));
+            let (keepers, servers): (Vec<_>, Vec<_>) = named.partition(|(_, name)| name == "serverswap\n");
+            let first = |all: Vec<(i32, String)>| all.first().map(|(pid, _)| *pid);
+            (server, keeper) = (first(servers), first(keepers));
             server.is_some() && (keeper.is_some() || !sandbox.is_shared())
         });
         Side { running, server: server.unwrap(), keeper }
@@ -201,7 +203,7 @@ impl Swap {
         let last = get(self.port).map_err(|failure| format!("after the next swap: {failure:?}"))?;
         self.crowd.iter().for_each(|load| load.sees_server(last.pid));
         let crew = self.sandbox.crew();
-        until("one server is left", || self.sandbox.status().len() == 1 && self.sandbox.processes().len() == crew);
+        until("one server is left", || self.sandbox.processes().len() == crew && self.sandbox.status().len() == 1);
         if self.sandbox.pidfile(&self.port.to_string()) != Some(last.pid) {
             let named = self.sandbox.pidfile(&self.port.to_string());
             return Err(format!("{last:?} answers, and the pidfile names {named:?}"));
