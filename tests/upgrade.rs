@@ -3,10 +3,13 @@
 
 mod common;
 
-use common::{Sandbox, answered_by, get, kill, plain_server, until};
+use common::{Sandbox, answered_by, copy_fd, get, kill, until};
 use nix::libc;
+use nix::sys::socket::{ControlMessage, ControlMessageOwned, MsgFlags, getsockopt, recvmsg, sendmsg, sockopt};
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Write};
+use std::io::{BufRead, BufReader, IoSlice, IoSliceMut, Read};
+use std::net::TcpListener;
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::{UnixListener, UnixStream};
 use std::path::Path;
 
@@ -34,45 +37,92 @@ fn from_the_future(lines: &[Line], side: char) -> Vec<Line> {
     later
 }
 
-/// Says the lines of one side, and hears those of the other, in this order. `before` is called before a line is
-/// said.
-fn replay(stream: UnixStream, lines: &[Line], side: char, mut before: impl FnMut(&str)) {
-    stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
-    let mut heard = BufReader::new(stream.try_clone().unwrap()).lines();
-    for (who, line) in lines {
-        if *who == side {
-            before(line);
-            { &stream }.write_all(format!("{line}\n").as_bytes()).unwrap();
-            continue;
+/// A stream on which files may come too.
+struct Stream<'a>(&'a UnixStream, &'a mut Vec<OwnedFd>);
+
+impl Read for Stream<'_> {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let mut space = nix::cmsg_space!([RawFd; 8]);
+        let mut parts = [IoSliceMut::new(buffer)];
+        let message = recvmsg::<()>(self.0.as_raw_fd(), &mut parts, Some(&mut space), MsgFlags::MSG_CMSG_CLOEXEC)?;
+        for part in message.cmsgs()? {
+            if let ControlMessageOwned::ScmRights(fds) = part {
+                // SAFETY: the kernel has just made these fds for us, and nobody else has them.
+                self.1.extend(fds.into_iter().map(|fd| unsafe { OwnedFd::from_raw_fd(fd) }));
+            }
         }
-        // An unknown word is answered, which changes nothing.
-        let answer = heard.by_ref().map(|line| line.unwrap()).find(|line| line != "ERROR unknown word");
-        assert_eq!(answer.as_ref(), Some(line));
+        Ok(message.bytes)
     }
 }
 
-fn an_old_claimer(lines: impl Fn(&str) -> Vec<Line>) {
-    let sandbox = Sandbox::new();
+/// Says the lines of one side, with a listener of `server` where one goes with them, and hears those of the other,
+/// in this order; what came with these. `before` is called before a line is said.
+fn replay(stream: &UnixStream, lines: &[Line], side: char, server: i32, mut before: impl FnMut(&str)) -> Vec<OwnedFd> {
+    stream.set_read_timeout(Some(common::DEADLINE)).unwrap();
+    let mut files = Vec::new();
+    let mut heard = BufReader::new(Stream(stream, &mut files)).lines();
+    let mut expected = 0;
+    for (who, line) in lines {
+        let (line, file) = line.strip_suffix(" +").map_or((line.as_str(), false), |line| (line, true));
+        if *who == side {
+            before(line);
+            let listener = file.then(|| listener_of(server));
+            let fds: Vec<RawFd> = listener.iter().map(AsRawFd::as_raw_fd).collect();
+            let rights = [ControlMessage::ScmRights(&fds)];
+            let text = format!("{line}\n");
+            let rights = if file { &rights[..] } else { &[] };
+            sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(text.as_bytes())], rights, MsgFlags::empty(), None)
+                .unwrap();
+            continue;
+        }
+        expected += usize::from(file);
+        // An unknown word is answered, which changes nothing.
+        let answer = heard.by_ref().map(|line| line.unwrap()).find(|line| line != "ERROR unknown word");
+        assert_eq!(answer.as_deref(), Some(line));
+    }
+    drop(heard);
+    assert_eq!(files.len(), expected);
+    files
+}
+
+fn listener_of(pid: i32) -> OwnedFd {
+    let fds = fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let numbers = fds.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    let copies = numbers.filter_map(|fd| copy_fd(pid, fd).ok());
+    copies.into_iter().find(|copy| getsockopt(copy, sockopt::AcceptConn).unwrap_or(false)).expect("a listener")
+}
+
+fn sandbox(shared: bool) -> Sandbox {
+    if shared { Sandbox::shared() } else { Sandbox::new() }
+}
+
+fn an_old_claimer(shared: bool, lines: impl Fn(&str) -> Vec<Line>) {
+    let sandbox = sandbox(shared);
     let port = sandbox.port();
     let address = format!(":{port}");
     let mut old = sandbox.plain(&[], &[&address, "takedown"]);
-    answered_by(port, 1);
+    let first = answered_by(port, 1);
     old.says("is up");
     let stream = UnixStream::connect(sandbox.run_dir().join(format!("{}-1.sock", old.pid()))).unwrap();
-    replay(stream, &lines(&address), '>', |_| {});
+    let files = replay(&stream, &lines(&address), '>', first.pid, |_| {});
+    for file in files {
+        assert_eq!(TcpListener::from(file).local_addr().unwrap().port(), port);
+    }
     assert_eq!(old.wait(), 0, "{}", old.log());
     assert!(get(port).is_err());
     sandbox.assert_clean();
 }
 
-fn an_old_holder(lines: impl Fn(&str) -> Vec<Line>) {
-    let sandbox = Sandbox::new();
+fn an_old_holder(shared: bool, lines: impl Fn(&str) -> Vec<Line>) {
+    let sandbox = sandbox(shared);
     let port = sandbox.port();
     let address = format!(":{port}");
     assert_eq!(sandbox.run(["true"]).0, 0);
     // An old server, and all that its supervisor, which is this test, has in the run directory.
-    let mut command = sandbox.command(plain_server());
-    let mut server = command.args([&address, "mute"]).env("SERVERSWAP_GENERATION", "1").spawn().unwrap();
+    let mut command = sandbox.command(Path::new("python3"));
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/unmodified.py");
+    command.arg(python).arg(format!("0.0.0.0:{port}")).args(shared.then_some("reuseport"));
+    let mut server = command.env("SERVERSWAP_GENERATION", "1").spawn().unwrap();
     let (pid, own) = (server.id() as i32, std::process::id());
     answered_by(port, 1);
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
@@ -91,9 +141,10 @@ fn an_old_holder(lines: impl Fn(&str) -> Vec<Line>) {
 
     let mut new = sandbox.plain(&["-d"], &[&address]);
     let stream = listener.accept().unwrap().0;
-    replay(stream, &lines(&address), '<', |line| match line {
+    replay(&stream, &lines(&address), '<', pid, |line| match line {
         line if line.starts_with("RELEASED") => {
-            assert_eq!(get(port).unwrap().pid, pid);
+            // In plain order the old one serves until it is told; on a shared port the new one does by then.
+            assert_eq!(get(port).unwrap().pid == pid, !shared);
             kill(pid, libc::SIGTERM);
             server.wait().unwrap();
         }
@@ -104,28 +155,40 @@ fn an_old_holder(lines: impl Fn(&str) -> Vec<Line>) {
         _ => {}
     });
     assert_eq!(new.wait(), 0, "{}", new.log());
+    assert!(!new.log().contains("warning"), "{}", new.log());
     assert_eq!(sandbox.status()[0][1], "2");
     until("the pidfile is the new one's", || sandbox.pidfile(&port.to_string()) == Some(get(port).unwrap().pid));
     drop(lock);
     sandbox.take_down(&address);
 }
 
+/// The swaps that were recorded.
+const RECORDED: [(bool, &str); 2] = [(false, "0.1.0-plain.txt"), (true, "0.1.0-shared.txt")];
+
 #[test]
 fn a_supervisor_of_0_1_0_takes_over_from_this_one() {
-    an_old_claimer(|address| recorded("0.1.0-plain.txt", address));
+    for (shared, name) in RECORDED {
+        an_old_claimer(shared, |address| recorded(name, address));
+    }
 }
 
 #[test]
 fn this_supervisor_takes_over_from_one_of_0_1_0() {
-    an_old_holder(|address| recorded("0.1.0-plain.txt", address));
+    for (shared, name) in RECORDED {
+        an_old_holder(shared, |address| recorded(name, address));
+    }
 }
 
 #[test]
 fn a_later_supervisor_takes_over_from_this_one() {
-    an_old_claimer(|address| from_the_future(&recorded("0.1.0-plain.txt", address), '>'));
+    for (shared, name) in RECORDED {
+        an_old_claimer(shared, |address| from_the_future(&recorded(name, address), '>'));
+    }
 }
 
 #[test]
 fn this_supervisor_takes_over_from_a_later_one() {
-    an_old_holder(|address| from_the_future(&recorded("0.1.0-plain.txt", address), '<'));
+    for (shared, name) in RECORDED {
+        an_old_holder(shared, |address| from_the_future(&recorded(name, address), '<'));
+    }
 }

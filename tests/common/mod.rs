@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::io::{self, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
+use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
@@ -596,5 +597,20 @@ impl Load {
 impl Drop for Load {
     fn drop(&mut self) {
         self.stop.store(true, Ordering::Relaxed);
+    }
+}
+
+/// The file descriptor of another process, as ours (pidfd_getfd(2), Linux 5.6).
+pub fn copy_fd(pid: i32, fd: i32) -> std::io::Result<OwnedFd> {
+    use nix::libc::{SYS_pidfd_getfd, SYS_pidfd_open, syscall};
+    // SAFETY: plain system calls; what they return is owned at once.
+    unsafe {
+        let pidfd = syscall(SYS_pidfd_open, pid, 0);
+        if pidfd < 0 {
+            return Err(std::io::Error::last_os_error());
+        }
+        let pidfd = OwnedFd::from_raw_fd(pidfd as i32);
+        let copy = syscall(SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0);
+        if copy < 0 { Err(std::io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(copy as i32)) }
     }
 }

@@ -16,7 +16,7 @@ pub fn between(one: i32, other: i32) -> Vec<i32> {
 pub fn end(one: i32, other: i32) -> usize {
     let fds = between(one, other);
     for &fd in &fds {
-        if let Ok(copy) = super::scene::copy_fd(one, fd) {
+        if let Ok(copy) = super::common::copy_fd(one, fd) {
             let _ = nix::sys::socket::shutdown(copy.as_raw_fd(), nix::sys::socket::Shutdown::Both);
         }
     }

@@ -3,7 +3,7 @@
 use super::common::{self, Gate, Load, Running, Sandbox, alive, children, get, until};
 use std::io::Write;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
+use std::os::fd::AsRawFd;
 use std::time::{Duration, Instant};
 
 /// Where a swap can stand still, in both orders if not said otherwise.
@@ -65,7 +65,7 @@ pub struct Side {
 impl Side {
     fn start(sandbox: &Sandbox, options: &[&str], words: &[&str]) -> Side {
         let running = sandbox.plain(options, words);
-        // Neither is one that is gone before it is looked at: in plain order a keeper does not stay.
+        // What is gone before it is looked at was no server: in plain order a keeper does not stay.
         let name = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/comm")).ok();
         let (mut server, mut keeper) = (None, None);
         until("there is a server, and on a shared port a keeper", || {
@@ -278,19 +278,4 @@ pub fn is_unsteered(port: u16) -> bool {
         }
     }
     false
-}
-
-/// The file descriptor of another process, as ours (pidfd_getfd(2), Linux 5.6).
-pub fn copy_fd(pid: i32, fd: i32) -> std::io::Result<OwnedFd> {
-    use nix::libc::{SYS_pidfd_getfd, SYS_pidfd_open, syscall};
-    // SAFETY: plain system calls; what they return is owned at once.
-    unsafe {
-        let pidfd = syscall(SYS_pidfd_open, pid, 0);
-        if pidfd < 0 {
-            return Err(std::io::Error::last_os_error());
-        }
-        let pidfd = OwnedFd::from_raw_fd(pidfd as i32);
-        let copy = syscall(SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0);
-        if copy < 0 { Err(std::io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(copy as i32)) }
-    }
 }
