@@ -156,7 +156,8 @@ impl Fault {
                     Victim::NewSupervisor if before => !alive(swap.new.server),
                     _ => !alive(pid),
                 });
-                if !serves {
+                // An old server that was told and has lost its supervisor is taken over, and told again: by a signal.
+                if !serves && !(victim == Victim::OldSupervisor && told(swap)) {
                     answers(swap)?;
                 }
                 swap.go_on();
@@ -169,10 +170,9 @@ impl Fault {
                 let since = Instant::now();
                 until("every timeout is over", || since.elapsed() > Fault::STOPPED);
                 // Whoever waited for something may have it by now, and serve.
-                // In plain order an old server that was told is gone by now.
-                let told = !swap.sandbox.is_shared() && matches!(swap.step, Step::Queued | Step::Told);
+                // An old server that was told is gone by now.
                 let seen = match get(swap.port) {
-                    Err(failure) if !serves && !told && swap.serving().is_some() => {
+                    Err(failure) if !serves && !told(swap) && swap.serving().is_some() => {
                         Err(format!("nobody answers: {failure:?}"))
                     }
                     _ => Ok(()),
@@ -250,6 +250,11 @@ impl Fault {
             _ => Some(0),
         }
     }
+}
+
+/// Whether the old server was told to go while it still serves.
+fn told(swap: &Swap) -> bool {
+    !swap.sandbox.is_shared() && matches!(swap.step, Step::Queued | Step::Told)
 }
 
 /// Whoever serves while the swap stands still still does.
