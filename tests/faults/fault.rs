@@ -157,7 +157,7 @@ impl Fault {
                     _ => !alive(pid),
                 });
                 // An old server that was told and has lost its supervisor is taken over, and told again: by a signal.
-                if !serves && !(victim == Victim::OldSupervisor && told(swap)) {
+                if !(serves || victim == Victim::OldSupervisor && told(swap)) {
                     answers(swap)?;
                 }
                 swap.go_on();

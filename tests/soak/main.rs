@@ -1,5 +1,5 @@
 //! `make soak`: swaps as fast as they go, for SOAK seconds, of random servers of the matrix under constant load; in
-//! one lane nothing goes wrong, in one something goes wrong in every swap, and in one the same supervisor reloads all
+//! two lanes nothing goes wrong, in two something goes wrong in every swap, and in one the same supervisor reloads all
 //! the time. Where no fault was injected no request may fail, after each fault the address has to be served again,
 //! and nothing may grow or be left. SEED repeats the choices of an earlier run.
 
@@ -9,6 +9,7 @@ mod common;
 #[path = "../matrix/client.rs"]
 mod client;
 #[path = "../matrix/servers.rs"]
+#[allow(dead_code)]
 mod servers;
 
 mod faults;
@@ -59,6 +60,7 @@ impl Random {
         Random(seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1)
     }
 
+    /// One that is less than `limit`.
     pub fn below(&mut self, limit: usize) -> usize {
         self.0 ^= self.0 >> 12;
         self.0 ^= self.0 << 25;
@@ -77,8 +79,8 @@ fn main() -> ExitCode {
     let seed = number("SEED").unwrap_or(now.as_secs() % 100_000);
     println!("SOAK={} SEED={seed}", time.as_secs());
     let started = Instant::now();
-    let lanes: [(&str, fn(Random)); 4] =
-        [("calm", calm), ("calm", calm), ("faults", faults::lane), ("growth", growth::lane)];
+    let lanes: [(&str, fn(Random)); 5] =
+        [("calm", calm), ("calm", calm), ("faults", faults::lane), ("faults", faults::lane), ("growth", growth::lane)];
     std::thread::scope(|scope| {
         for (at, (name, lane)) in lanes.into_iter().enumerate() {
             scope.spawn(move || {
