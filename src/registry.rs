@@ -469,7 +469,7 @@ impl RunDir {
             }
             stranger.get_or_insert(stat.pid);
         }
-        let is_clear = stranger.is_some() || !snapshot.misses_holder_of(&sockets);
+        let is_clear = stranger.is_some() || !snapshot.misses_holder_of(&sockets, None);
         let why = match stranger {
             Some(pid) => {
                 let elsewhere = procfs::environment(pid, MARK)

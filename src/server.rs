@@ -252,7 +252,7 @@ impl Server {
         let holders = self.holders(&snapshot, sockets).into_iter().map(|(pid, _)| pid);
         match holders.min_by_key(|pid| (depth(pid), *pid)) {
             Some(pid) => Rest::Holder(pid),
-            None if snapshot.misses_holder_of(own) => Rest::Unclear,
+            None if snapshot.misses_holder_of(own, self.family.group) => Rest::Unclear,
             None => Rest::Nobody,
         }
     }
