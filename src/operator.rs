@@ -79,13 +79,22 @@ fn find(dir: &RunDir, address: &Address, log: Log) -> Result<Holder> {
     holder.ok_or_else(|| Error::failed(format!("{address}: no server (nothing was done)")))
 }
 
+/// The only server that has an address without a pidfile: that may be on its way back to it, from a successor that
+/// was killed, or was removed by somebody.
+fn without_pidfile(dir: &RunDir, address: &Address) -> Option<Holder> {
+    if !dir.colliding_with(address).is_empty() {
+        return None;
+    }
+    let has = |other: &Holder| ask_status(other).1.iter().any(|a| a.collides(address));
+    let mut servers = dir.servers().into_iter().filter(has);
+    servers.next().filter(|_| servers.next().is_none())
+}
+
 /// Addresses by the server that has them, in the order asked for.
 fn by_server(dir: &RunDir, addresses: &[Address], log: Log) -> Result<Vec<(Holder, Vec<Address>)>> {
     let mut servers: Vec<(Holder, Vec<Address>)> = Vec::new();
     for address in addresses {
-        // Its pidfile may be on its way back to it, from a successor that was killed, or was removed by somebody.
-        let has = |other: &Holder| ask_status(other).1.iter().any(|a| a.collides(address));
-        let holder = find(dir, address, log).or_else(|e| dir.servers().into_iter().find(has).ok_or(e))?;
+        let holder = find(dir, address, log).or_else(|e| without_pidfile(dir, address).ok_or(e))?;
         match servers.iter_mut().find(|(known, _)| known.pid == holder.pid) {
             Some((_, list)) => list.push(address.clone()),
             None => servers.push((holder, vec![address.clone()])),

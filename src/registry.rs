@@ -316,7 +316,8 @@ impl RunDir {
             socket: entry.socket,
             command: entry.command,
         };
-        let file = self.write_by_rename(&record_name(entry.pid), record.to_string().as_bytes(), 0o600)?;
+        let lock = |file: &File| file.try_lock().map_err(std::io::Error::from);
+        let file = self.write_by_rename(&record_name(entry.pid), record.to_string().as_bytes(), 0o600, lock)?;
         Ok(Registration { _lock: file, pid: entry.pid })
     }
 
@@ -542,12 +543,19 @@ impl RunDir {
     }
 
     fn write_pid(&self, address: &Address, pid: Pid) -> std::result::Result<(), String> {
-        self.write_by_rename(&pidfile(address), format!("{pid}\n").as_bytes(), 0o644).map(drop)
+        // Anybody may read it, and so lock it: its lock must mean nothing.
+        self.write_by_rename(&pidfile(address), format!("{pid}\n").as_bytes(), 0o644, |_| Ok(())).map(drop)
     }
 
-    /// Writes a new file, locks it and gives it its name. What had the name before is not touched,
-    /// whatever it was.
-    fn write_by_rename(&self, name: &str, content: &[u8], mode: u32) -> std::result::Result<File, String> {
+    /// Writes a new file and gives it its name, once `prepare` has had it. What had the name before is not
+    /// touched, whatever it was.
+    fn write_by_rename(
+        &self,
+        name: &str,
+        content: &[u8],
+        mode: u32,
+        prepare: impl FnOnce(&File) -> std::io::Result<()>,
+    ) -> std::result::Result<File, String> {
         let temporary = format!(".new.{}", Pid::own());
         self.unlink(&temporary);
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -556,7 +564,7 @@ impl RunDir {
             .map_err(std::io::Error::from)
             .and_then(|mut file| {
                 file.write_all(content)?;
-                file.try_lock().map_err(std::io::Error::from)?;
+                prepare(&file)?;
                 renameat(&self.dir, temporary.as_str(), &self.dir, name)?;
                 Ok(file)
             });
@@ -721,6 +729,30 @@ mod tests {
         let mut notes = Notes::new();
         let found = dir.look_up(&address(), pid, &|_| false, &mut notes);
         (found, notes)
+    }
+
+    #[test]
+    fn who_locks_every_file_that_he_may_read_hinders_nobody() {
+        let (_temp, dir) = run_dir();
+        let path = dir.path().join(format!(".new.{}", Pid::own()));
+        let over = std::sync::atomic::AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                let is_over = || over.load(std::sync::atomic::Ordering::Relaxed);
+                while !is_over() {
+                    let public = |file: &File| file.metadata().is_ok_and(|m| m.permissions().mode() & 0o004 != 0);
+                    if let Some(file) = File::open(&path).ok().filter(public)
+                        && file.try_lock().is_ok()
+                    {
+                        // As long as it takes to be noticed.
+                        while !is_over() && path.exists() {}
+                    }
+                }
+            });
+            let written: Vec<_> = (0..1000).map(|_| dir.write_pid(&address(), Pid::own())).collect();
+            over.store(true, std::sync::atomic::Ordering::Relaxed);
+            assert!(written.iter().all(|written| written.is_ok()), "{:?}", written.iter().find(|w| w.is_err()));
+        });
     }
 
     #[test]

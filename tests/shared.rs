@@ -323,6 +323,33 @@ fn a_new_server_that_dies_after_the_switch_gives_the_port_back() {
     swap.sandbox.take_down(&swap.address);
 }
 
+/// As above, in a reload: who asked for it hears so, and what serves again is this supervisor's server as before.
+#[test]
+fn a_reloaded_server_that_dies_after_the_switch_gives_the_port_back() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let (gate, held) = sandbox.gate("hold");
+    let address = format!("0.0.0.0:{port}");
+    let mut supervisor = sandbox.serverswap(["--drain", "60", "python3", &server("unmodified.py"), &address, &held]);
+    let first = answered_by(port, 1);
+    supervisor.says("is up");
+    let mut request = hold(port);
+    gate.reached();
+    let mut reload = sandbox.serverswap(["--reload", &format!(":{port}")]);
+    let second = answered_by(port, 2);
+    supervisor.says("(generation 2)");
+    kill(second.pid, libc::SIGKILL);
+    assert_eq!(reload.wait(), 137, "{}", reload.log());
+    assert_eq!(get(port), Ok(first));
+    gate.open();
+    request.read_to_string(&mut String::new()).unwrap();
+    let (status, log) = sandbox.run(["--reload", &format!(":{port}")]);
+    assert_eq!(status, 0, "{log}");
+    assert_ne!(get(port).map(|answer| answer.pid), Ok(first.pid));
+    sandbox.take_down(&format!(":{port}"));
+    assert_eq!(supervisor.wait(), 0, "{}", supervisor.log());
+}
+
 #[test]
 fn a_new_supervisor_that_is_stopped_after_the_switch_gives_the_port_back() {
     let mut swap = Draining::new(&[], &[]);

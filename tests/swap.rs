@@ -371,3 +371,24 @@ fn a_server_whose_pidfile_is_missing_is_reloaded_and_taken_down() {
         sandbox.assert_clean();
     });
 }
+
+/// Where a port has several servers, it names none of them.
+#[test]
+fn a_port_with_several_servers_takes_none_of_them_down() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let several = [format!("127.0.0.1:{port}"), format!("127.0.0.2:{port}")];
+    for address in &several {
+        assert_eq!(sandbox.deploy(&[address]).0, 0);
+    }
+    for option in ["--takedown", "--reload"] {
+        let (status, log) = sandbox.run([option, &format!(":{port}")]);
+        assert_eq!(status, 125, "{log}");
+        assert!(log.contains("no server"), "{log}");
+    }
+    assert_eq!(sandbox.status().len(), 2);
+    for address in &several {
+        assert!(ask(address).is_ok());
+    }
+    assert_eq!(sandbox.run(["--takedown", &several[0], &several[1]]).0, 0);
+}

@@ -414,7 +414,14 @@ impl Supervisor {
             if generation == self.answers_for {
                 self.status = status;
             }
-            if !live.was_up && (!live.waiters.is_empty() || self.live.contains_key(&self.current)) {
+            // It was switched to, and died before the old one had gone: that one serves again.
+            let serves = |live: &Live| !live.is_orphan() && live.machine.is_up() && !live.machine.is_leaving();
+            if let Some((&again, _)) = self.live.iter().find(|(_, live)| generation == self.current && serves(live)) {
+                (self.current, self.answers_for) = (again, again);
+            }
+            if live.was_up && !live.waiters.is_empty() {
+                self.reload_failed(&live.waiters, status, "the new server died while the old one drained");
+            } else if !live.was_up && (!live.waiters.is_empty() || self.live.contains_key(&self.current)) {
                 self.reload_failed(&live.waiters, status, "the new server did not come up");
             }
             if self.live.values().all(Live::is_orphan) {
