@@ -182,16 +182,24 @@ impl Snapshot {
         let mut others = self.alive.values().rev().filter(|stat| stat.pid != own);
         while let (false, Some(stat)) = (left.is_empty(), others.next()) {
             let held = self::sockets(stat.pid).unwrap_or_default();
-            if !left.is_disjoint(&held) && !is_ending(stat) && !(is_serverswap(stat.pid) && *somebody_ends) {
+            if !(left.is_disjoint(&held) || is_ending(stat) || is_serverswap(stat.pid) && *somebody_ends) {
                 left.retain(|inode| !held.contains(inode));
             }
         }
         !left.is_empty()
     }
 
-    /// Inodes of all sockets that the processes of a server hold.
-    pub fn sockets(&self, server: &Family) -> BTreeSet<u32> {
-        self.family(server).iter().filter_map(|s| self::sockets(s.pid)).flatten().collect()
+    /// Inodes of all sockets that the processes of a server hold; `None` if one of them may not be asked.
+    pub fn sockets(&self, server: &Family) -> Option<BTreeSet<u32>> {
+        let mut all = BTreeSet::new();
+        for stat in self.family(server) {
+            match self::sockets(stat.pid) {
+                Some(held) => all.extend(held),
+                None if has_ended(stat.pid) => {}
+                None => return None,
+            }
+        }
+        Some(all)
     }
 
     /// The processes of a server: its main process and the descendants of that, its process group,

@@ -67,7 +67,7 @@ impl Holder {
     /// Inodes of the sockets that its server holds.
     pub fn sockets(&self, snapshot: &Snapshot) -> BTreeSet<u32> {
         let mark = self.socket.to_string_lossy().into_owned();
-        snapshot.sockets(&Family { main: self.pid, group: Some(self.pid), mark })
+        snapshot.sockets(&Family { main: self.pid, group: Some(self.pid), mark }).unwrap_or_default()
     }
 }
 

@@ -295,8 +295,8 @@ impl Server {
         Ok(found)
     }
 
-    /// Inodes of all sockets that the server holds.
-    pub fn socket_inodes(&self) -> BTreeSet<u32> {
+    /// Inodes of all sockets that the server holds; `None` if one of its processes may not be asked.
+    pub fn socket_inodes(&self) -> Option<BTreeSet<u32>> {
         Snapshot::take().sockets(&self.family)
     }
 

@@ -477,8 +477,11 @@ impl Drain {
         // The list is made anew for the look that confirms: a connection that had left the queue at the
         // first, but was not yet a file of the server's, is one by now.
         if self.connections.is_none() || self.idle_looks == 1 {
-            let inodes = server.socket_inodes();
-            let connections = net::connections().unwrap_or_default();
+            // What cannot be looked at may be busy.
+            let (Some(inodes), Ok(connections)) = (server.socket_inodes(), net::connections()) else {
+                self.idle_looks = 0;
+                return Drained::Quiesced;
+            };
             // Not those that the server opened itself, to a database say.
             let taken = |s: &&TcpSocket| self.ports.contains(&s.ends.local.port()) && inodes.contains(&s.inode);
             self.connections = Some(connections.iter().filter(taken).map(|s| s.ends).collect());

@@ -447,6 +447,44 @@ fn a_new_supervisor_that_dies_before_the_switch_changes_nothing() {
 }
 
 /// The old supervisor dies in the middle of the swap.
+/// How many sockets listen on a port of IPv4 (proc_pid_net(5)).
+fn listeners(port: u16) -> usize {
+    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
+    table.lines().filter(|line| line.contains(&format!(":{port:04X} 00000000:0000 0A "))).count()
+}
+
+/// Whoever waits for the lock must not meet what is still left of the server that it waited behind.
+#[test]
+fn a_new_server_that_ends_slowly_is_no_stranger_to_the_next() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let address = format!("127.0.0.1:{port}");
+    assert_eq!(sandbox.deploy(&[&address]).0, 0);
+    answered_by(port, 1);
+    // It listens and never accepts, and a process of its own session has its listener for a while longer.
+    let text = "import os, socket, sys, time\n\
+                listener = socket.create_server(('127.0.0.1', int(sys.argv[1])))\n\
+                if os.fork() == 0:\n    os.setsid(); time.sleep(1); os._exit(0)\n\
+                time.sleep(600)";
+    let slow = sandbox.serverswap(["python3", "-c", text, &port.to_string()]);
+    until("it listens", || listeners(port) == 2);
+    let crowd = crowd(port, 3);
+    crowd.iter().for_each(|load| load.sees(1));
+    let mut next = sandbox.plain(&["-d"], &[&address, "mute"]);
+    // Its call to listen waits. The supervisor of a detached one is a child of the command, the server its grandchild.
+    let is_held =
+        |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|at| at.contains("seccomp"));
+    let below = |pid: i32| common::children(pid).into_iter();
+    until("the next one waits", || below(next.pid()).flat_map(below).any(is_held));
+    slow.signal(libc::SIGKILL);
+    assert_eq!(next.wait(), 0, "{}", next.log());
+    assert!(!next.log().contains("warning"), "{}", next.log());
+    let last = get(port).unwrap().pid;
+    crowd.iter().for_each(|load| load.sees_server(last));
+    assert_unnoticed(crowd);
+    sandbox.take_down(&address);
+}
+
 #[test]
 fn an_old_supervisor_that_dies_before_the_switch_is_no_hindrance() {
     let scene = Scene::new(&[]);

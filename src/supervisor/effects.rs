@@ -27,7 +27,7 @@ impl Supervisor {
                 if let Some(conn) = self.conns.get(&speaker.0) {
                     match word {
                         SupervisorWord::Error(_) => conn.out.send_if_read(&word),
-                        SupervisorWord::Go(_) | SupervisorWord::Takedown(_) => conn.out.send(&word),
+                        SupervisorWord::Go(_) | SupervisorWord::Takedown(_) => conn.out.send_or_drop(&word),
                     }
                 }
             }
@@ -262,7 +262,7 @@ impl Supervisor {
             seen: BTreeSet::new(),
             calls: Vec::new(),
             sharing: None,
-            steered: false,
+            left_by: None,
             succeeded: false,
             unshared: false,
             proving: BTreeSet::new(),

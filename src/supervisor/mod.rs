@@ -21,7 +21,7 @@ use crate::notify::{self, Manager, Notice};
 use crate::registry::{Holder, Registration, RunDir};
 use crate::server::Server;
 use crate::share::{Drain, Sharing};
-use crate::swap::{self, Level, SpeakerId};
+use crate::swap::{self, ClaimerId, Level, SpeakerId};
 use crate::sys::process::{self, Pid};
 use nix::sys::signal::Signal;
 use peers::Conn;
@@ -63,8 +63,9 @@ struct Live {
     calls: Vec<Waiting>,
     /// The ports that it is to share with an old server, until that is gone.
     sharing: Option<Sharing>,
-    /// Its claimer has gone away: what that left on its sockets is taken off when they are alone again.
-    steered: bool,
+    /// Who had its lock and has gone away: keeps it until then, or until the server of that one is gone too, and what
+    /// that left on the sockets is taken off.
+    left_by: Option<(ClaimerId, Instant)>,
     /// The server of a claimer that has gone away serves in its place.
     succeeded: bool,
     /// It turned out that its ports cannot be shared.

@@ -52,6 +52,13 @@ impl Outbox {
         self.send_bytes(&line_of(word));
     }
 
+    /// Sends one line, or none if the other side has not read far too many before.
+    pub fn send_or_drop(&self, word: &impl Display) {
+        if self.sent_or_kept(&line_of(word)) == Err(Lost::Half) {
+            let _ = self.link.stream.shutdown(Shutdown::Both);
+        }
+    }
+
     /// Sends several lines.
     pub fn send_all<W: Display>(&self, words: impl IntoIterator<Item = W>) {
         self.send_bytes(&words.into_iter().flat_map(|word| line_of(&word)).collect::<Vec<u8>>());
@@ -85,31 +92,48 @@ impl Outbox {
     }
 
     fn send_bytes(&self, bytes: &[u8]) {
+        if self.sent_or_kept(bytes).is_err() {
+            // A word is lost, and with it all that was to follow: the reader tells that the connection has ended.
+            let _ = self.link.stream.shutdown(Shutdown::Both);
+        }
+    }
+
+    fn sent_or_kept(&self, bytes: &[u8]) -> Result<(), Lost> {
         let mut waiting = lock(&self.waiting);
         let mut rest = bytes;
         if !waiting.writer {
             match socket::send_now(&self.link.stream, bytes) {
                 Ok(sent) => rest = &bytes[sent..],
-                // A word is lost, and with it all that was to follow: the reader tells that the connection has ended.
-                Err(_) => {
-                    let _ = self.link.stream.shutdown(Shutdown::Both);
-                    return;
-                }
+                Err(_) => return Err(Lost::Half),
             }
         }
-        if rest.is_empty() || waiting.bytes.len() + rest.len() > WAITING_MAX {
-            return;
+        if rest.is_empty() {
+            return Ok(());
+        }
+        let lost = if rest.len() == bytes.len() { Lost::Whole } else { Lost::Half };
+        if waiting.bytes.len() + rest.len() > WAITING_MAX {
+            return Err(lost);
         }
         if WAITING_IN_ALL.fetch_add(rest.len(), Ordering::Relaxed) + rest.len() > WAITING_MAX_IN_ALL {
             WAITING_IN_ALL.fetch_sub(rest.len(), Ordering::Relaxed);
-            return;
+            return Err(lost);
         }
         waiting.bytes.extend_from_slice(rest);
         if !waiting.writer {
             let (link, shared) = (self.link.clone(), self.waiting.clone());
             waiting.writer = threads::start("write", move || write_out(&link.stream, &shared)).is_ok();
         }
+        if waiting.writer { Ok(()) } else { Err(Lost::Half) }
     }
+}
+
+/// What was not sent.
+#[derive(PartialEq)]
+enum Lost {
+    /// Nothing was: the stream is as it was before.
+    Whole,
+    /// What comes next would make no sense.
+    Half,
 }
 
 fn write_out(mut stream: &UnixStream, shared: &Mutex<Waiting>) {

@@ -35,7 +35,7 @@ const POLL_REST: u32 = 3;
 pub(super) const POLL_SWAP: Duration = Duration::from_millis(20);
 const POLL_DISCOVER: Duration = Duration::from_millis(500);
 /// How long a socket that nobody seems to hold may take to close.
-const UNCLEAR_FOR: Duration = Duration::from_secs(2);
+pub(super) const UNCLEAR_FOR: Duration = Duration::from_secs(2);
 /// For how long what is left of a server is killed again and again.
 const KILLED_FOR: Duration = Duration::from_secs(10);
 /// How long the listeners of a server that says nothing are looked for.
@@ -125,7 +125,7 @@ impl Supervisor {
                 seen: BTreeSet::new(),
                 calls: Vec::new(),
                 sharing: None,
-                steered: false,
+                left_by: None,
                 succeeded: false,
                 unshared: false,
                 proving: BTreeSet::new(),
@@ -316,6 +316,11 @@ impl Supervisor {
             for (generation, status) in gone {
                 self.server_is_gone(generation);
                 self.feed(generation, swap::Event::Exited(status));
+            }
+            for (&generation, live) in &mut self.live {
+                if let Some((claimer, _)) = live.left_by.take_if(|(_, until)| *until < now) {
+                    self.pending.push_back((generation, swap::Event::ClaimerGone(claimer)));
+                }
             }
             return;
         };

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::processes::UNCLEAR_FOR;
 use super::threads::{self, GenId, Id};
 use super::watching::Waiting;
 use super::{Live, OldTo, Supervisor};
@@ -18,6 +19,7 @@ use nix::errno::Errno;
 use std::collections::VecDeque;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
+use std::time::Instant;
 
 impl Live {
     fn watch(&self) -> Option<&Arc<Watch>> {
@@ -63,10 +65,10 @@ impl Supervisor {
     pub(super) fn admit(&mut self, generation: GenId, address: &Address) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         let mut listens = false;
-        for call in live.take_calls(address) {
-            let result = call.socket.listen(call.backlog);
+        for Waiting { call, socket, backlog, .. } in live.take_calls(address) {
+            let result = socket.listen(backlog);
             listens |= result.is_ok();
-            conclude(live, call.id, result);
+            call.conclude(result);
         }
         if listens {
             self.feed(generation, swap::Event::Listens(address.clone()));
@@ -76,12 +78,11 @@ impl Supervisor {
     /// Lets the server listen beside the old one, which keeps all connections.
     pub(super) fn join(&mut self, generation: GenId, address: &Address) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        for call in live.take_calls(address) {
-            let result = match &mut live.sharing {
-                Some(sharing) => sharing.join(call.socket, call.backlog),
-                None => call.socket.listen(call.backlog),
-            };
-            conclude(live, call.id, result);
+        for Waiting { call, socket, backlog, .. } in live.take_calls(address) {
+            call.conclude(match &mut live.sharing {
+                Some(sharing) => sharing.join(socket, backlog),
+                None => socket.listen(backlog),
+            });
         }
         live.proving.insert(address.clone());
         self.poll_soon();
@@ -223,8 +224,8 @@ impl Supervisor {
     pub(super) fn deny(&mut self, generation: GenId, address: &Address) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         let errno = if live.machine.is_leaving() { Errno::EINTR } else { Errno::EADDRINUSE };
-        for call in live.take_calls(address) {
-            conclude(live, call.id, Err(errno.into()));
+        for waiting in live.take_calls(address) {
+            waiting.call.conclude(Err(errno.into()));
         }
     }
 
@@ -259,12 +260,11 @@ impl Supervisor {
             // Whoever only looked or waited has left nothing on its sockets.
             return self.feed(generation, swap::Event::ClaimerGone(claimer));
         }
-        let succeeded = !is_alone(live, &net::listeners().unwrap_or_default());
-        let shared = live.is_shared();
-        (live.succeeded, live.steered) = (shared && succeeded, shared && !succeeded);
+        live.left_by = Some((claimer, Instant::now() + UNCLEAR_FOR));
+        if let Ok(listeners) = net::listeners() {
+            left_alone(generation, live, &listeners, &mut self.pending);
+        }
         self.poll_soon();
-        let event = if succeeded { swap::Event::Succeeded(claimer) } else { swap::Event::ClaimerGone(claimer) };
-        self.feed(generation, event);
     }
 
     /// The supervisor of an old server does not speak to us any more. What counts is when the lock of
@@ -327,7 +327,7 @@ impl Supervisor {
 
 /// Whether nobody else listens at the addresses of a server.
 fn is_alone(live: &Live, listeners: &Listeners) -> bool {
-    let inodes = live.server.socket_inodes();
+    let inodes = live.server.socket_inodes().unwrap_or_default();
     listeners.at_any(&live.machine.addresses()).iter().all(|s| inodes.contains(&s.inode))
 }
 
@@ -339,27 +339,40 @@ pub(super) fn left_alone(
     listeners: &Listeners,
     pending: &mut VecDeque<(GenId, swap::Event)>,
 ) -> bool {
-    // There is a new claimer, or the server goes.
-    live.steered &= live.machine.is_free();
+    if live.left_by.is_none() && !live.succeeded {
+        return false;
+    }
+    let alone = is_alone(live, listeners);
+    if let Some((claimer, until)) = live.left_by {
+        // Whoever gets the lock next would take what is left of the other server for a stranger's.
+        if !alone && !live.machine.is_giving_way() && live.is_shared() && Instant::now() < until {
+            return true;
+        }
+        live.left_by = None;
+        if !alone && live.machine.is_giving_way() {
+            live.succeeded = live.is_shared();
+            pending.push_back((generation, swap::Event::Succeeded(claimer)));
+        } else {
+            serve_alone(live);
+            pending.push_back((generation, swap::Event::ClaimerGone(claimer)));
+        }
+    }
+    // Or the server goes.
     live.succeeded &= live.machine.is_up();
-    if !(live.steered || live.succeeded) || !is_alone(live, listeners) {
-        return live.steered || live.succeeded;
-    }
-    for socket in live.listeners().unwrap_or_default() {
-        let _ = socket.accept_newcomers();
-        let _ = socket.release();
-    }
-    if std::mem::take(&mut live.succeeded) {
+    if alone && std::mem::take(&mut live.succeeded) {
+        serve_alone(live);
         pending.push_back((generation, swap::Event::Alone));
     }
-    live.steered = false;
-    false
+    live.succeeded
 }
 
-fn conclude(live: &Live, id: u64, result: std::io::Result<()>) {
-    if let Some(watch) = live.watch() {
-        let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(Errno::EADDRINUSE as i32));
-        watch.conclude(id, errno);
+/// Takes off what a claimer has left on the sockets of a server.
+fn serve_alone(live: &Live) {
+    if live.is_shared() {
+        for socket in live.listeners().unwrap_or_default() {
+            let _ = socket.accept_newcomers();
+            let _ = socket.release();
+        }
     }
 }
 
@@ -374,7 +387,7 @@ pub(super) fn look_at_shared(
     if let Some(sharing) = &mut live.sharing {
         sharing.follow(listeners);
         if sharing.is_due() {
-            sharing.check(&live.server.socket_inodes());
+            sharing.check(&live.server.socket_inodes().unwrap_or_default());
         }
         let complete = !live.settled;
         for address in live.proving.extract_if(.., |a| sharing.is_proven(a, prove, complete)) {

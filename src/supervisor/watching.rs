@@ -13,11 +13,31 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 
+/// A call that waits. Dropped without an answer it fails: its server is gone, and what is left of it must be able
+/// to hear signals.
+pub struct Held {
+    watch: Arc<Watch>,
+    id: u64,
+    errno: i32,
+}
+
+impl Held {
+    /// Gives the call this result.
+    pub fn conclude(mut self, result: io::Result<()>) {
+        self.errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EADDRINUSE));
+    }
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        self.watch.conclude(self.id, self.errno);
+    }
+}
+
 /// A `listen` that waits for an answer.
-#[derive(Debug)]
 pub struct Waiting {
-    /// Names the call for the answer.
-    pub id: u64,
+    /// The call.
+    pub call: Held,
     /// Our handle on the socket.
     pub socket: Socket,
     /// Where it is bound.
@@ -73,13 +93,16 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String)
                     }
                     watch.proceed(call.id);
                 }
-                Call::Listen(backlog) => match see_listen(&call, backlog, &bound) {
-                    Ok(Some(waiting)) if noted => {
-                        if events.send(Event::Called(generation, waiting)).is_err() {
+                Call::Listen(backlog) => match see_listen(&call, &bound) {
+                    Ok(Some((socket, address))) if noted => {
+                        let call = Held { watch: watch.clone(), id: call.id, errno: libc::EINTR };
+                        if events.send(Event::Called(generation, Waiting { call, socket, address, backlog })).is_err() {
                             return;
                         }
                     }
-                    Ok(_) | Err(_) => watch.proceed(call.id),
+                    // Nobody would answer it in our stead, and it must not listen beside an old server unseen.
+                    Ok(Some(_)) => watch.conclude(call.id, libc::EADDRINUSE),
+                    Ok(None) | Err(_) => watch.proceed(call.id),
                 },
             }
         }
@@ -129,7 +152,8 @@ fn is_denied(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
 }
 
-fn see_listen(call: &Notification, backlog: i32, bound: &[Bound]) -> io::Result<Option<Waiting>> {
+/// The socket and its address, if it is one of a fixed port that does not listen yet.
+fn see_listen(call: &Notification, bound: &[Bound]) -> io::Result<Option<(Socket, SocketAddr)>> {
     let socket = Socket::new(call.socket()?);
     let cookie = socket.cookie()?;
     let fixed = bound.iter().any(|b| b.cookie == cookie);
@@ -137,7 +161,7 @@ fn see_listen(call: &Notification, backlog: i32, bound: &[Bound]) -> io::Result<
         return Ok(None);
     }
     let address = socket.address()?;
-    Ok(Some(Waiting { id: call.id, socket, address, backlog }))
+    Ok(Some((socket, address)))
 }
 
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {

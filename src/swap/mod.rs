@@ -433,6 +433,11 @@ impl Generation {
         self.stage == Stage::Up && self.olds.is_empty() && self.lock.is_none() && !self.draining
     }
 
+    /// Whether the server is on its way out of the service, and can be replaced by a claimer's meanwhile.
+    pub fn is_giving_way(&self) -> bool {
+        self.draining || self.is_leaving()
+    }
+
     /// Whether this claimer has the server's lock.
     pub fn is_locked_by(&self, claimer: ClaimerId) -> bool {
         self.lock == Some(claimer)
@@ -523,7 +528,7 @@ impl Generation {
                 }
             }
             Event::Succeeded(claimer) => {
-                if self.lock == Some(claimer) && (self.draining || self.is_leaving()) {
+                if self.lock == Some(claimer) && self.is_giving_way() {
                     self.lock = None;
                 } else {
                     self.claimer_gone(claimer, effects);
