@@ -402,6 +402,8 @@ impl RunDir {
         let orphan = match locked {
             Err(TryLockError::WouldBlock) => None,
             Err(TryLockError::Error(_)) => return Err(Missing::Unclear),
+            // It was written anew before we had the lock: who lives has that of the new one.
+            Ok(()) if fstat(&file).is_ok_and(|stat| stat.st_nlink == 0) => return self.holder(pid, claim),
             Ok(()) => {
                 let stat = procfs::find(pid).map_err(|_| Missing::Unclear)?;
                 let boot = procfs::boot_id();

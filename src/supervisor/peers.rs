@@ -159,6 +159,9 @@ impl Supervisor {
     }
 
     fn peer_said(&mut self, id: Id, generation: GenId, word: PeerWord) {
+        let named = |conn: &Conn| if let Role::Peer(_, downs) = &conn.role { downs.len() } else { 0 };
+        let full =
+            matches!(word, PeerWord::Down(_)) && self.conns.values().map(named).sum::<usize>() >= swap::ADDRESSES_MAX;
         let Some(conn) = self.conns.get_mut(&id) else { return };
         let claimer = ClaimerId(id);
         conn.counts |= matches!(word, PeerWord::Claim | PeerWord::Commit | PeerWord::Reload);
@@ -169,16 +172,16 @@ impl Supervisor {
             PeerWord::Drain => self.feed(generation, swap::Event::AskedDrain(claimer)),
             PeerWord::Stay => self.feed(generation, swap::Event::AskedStay(claimer)),
             PeerWord::Stop => self.feed(generation, swap::Event::AskedStop(claimer)),
+            PeerWord::Down(_) if full => conn.out.send_if_read(&HolderWord::Error("too many addresses".into())),
             PeerWord::Down(address) => {
-                if let Role::Peer(_, downs) = &mut conn.role
-                    && downs.len() < swap::ADDRESSES_MAX
-                {
+                if let Role::Peer(_, downs) = &mut conn.role {
                     downs.push(address);
                 }
             }
             PeerWord::Commit => {
-                if let Role::Peer(_, downs) = &mut conn.role {
-                    let downs = std::mem::take(downs);
+                // They count as long as the connection lasts.
+                if let Role::Peer(_, downs) = &conn.role {
+                    let downs = downs.clone();
                     self.feed(generation, swap::Event::Down(claimer, downs));
                 }
             }

@@ -642,8 +642,11 @@ impl Generation {
                 }
                 Some(Slot::Asked { .. }) => refuse(format!("{address} is being taken down")),
                 Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..)) => {
-                    if !self.unanswered.contains(&(speaker, address.clone())) {
-                        self.unanswered.push((speaker, address));
+                    let asked = (speaker, address);
+                    if self.unanswered.len() >= ADDRESSES_MAX {
+                        refuse("too many addresses".into());
+                    } else if !self.unanswered.contains(&asked) {
+                        self.unanswered.push(asked);
                     }
                 }
                 None if self.slots.len() >= ADDRESSES_MAX => refuse("too many addresses".into()),

@@ -3,6 +3,7 @@
 
 use super::*;
 use proptest::prelude::*;
+use proptest::test_runner::RngSeed;
 use std::collections::HashSet;
 
 /// Where the lock of an old server stands, as its supervisor sees it.
@@ -39,6 +40,8 @@ struct Watcher {
     unproven: BTreeSet<Address>,
     switching: bool,
     drained: BTreeSet<OldId>,
+    /// Old servers that were told to stop: at another address that cannot be shared all they have was asked for.
+    stopped: BTreeSet<OldId>,
     draining: bool,
     /// The claimer for whom the server drains has gone away.
     turned_back: bool,
@@ -151,7 +154,8 @@ impl Watcher {
             self.effect(event, effect);
         }
         let switched = std::mem::take(&mut self.switching);
-        assert!(!switched || !self.drained.is_empty(), "a switch, and nobody drains");
+        let goes = !self.drained.is_empty() || !self.stopped.is_empty();
+        assert!(!switched || goes, "a switch, and nobody drains");
         if std::mem::take(&mut self.turned_back) {
             assert!(!self.draining, "it drains for nobody");
             for (address, _) in machine.slots.iter().filter(|(_, slot)| **slot == Slot::Held) {
@@ -305,7 +309,10 @@ impl Watcher {
                 assert!(self.ready.contains(address));
                 self.asked.entry(address.clone()).or_default().insert(*old);
             }
-            Effect::AskStop(_, old) => self.warranted(*old),
+            Effect::AskStop(_, old) => {
+                self.stopped.insert(*old);
+                self.warranted(*old);
+            }
             Effect::Grant(claimer, _) => {
                 assert!(self.claimers.contains(claimer) && self.holder.is_none(), "a lock for two");
                 assert!(self.up, "a lock of a server that is not up");
@@ -554,7 +561,7 @@ fn every_sequence_of_five_events_about_one_address_is_answered() {
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 1500, failure_persistence: None, rng_seed: RngSeed::Fixed(1), ..ProptestConfig::default() })]
     #[test]
     fn long_sequences_are_answered(start in 0usize..11, picks in prop::collection::vec(any::<prop::sample::Index>(), 0..60)) {
         let mut events = vocabulary(&[":1", "127.0.0.1:1", "blue"], true);
