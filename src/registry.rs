@@ -64,6 +64,11 @@ pub struct Holder {
 }
 
 impl Holder {
+    /// Whether it is an orphan, or was one before somebody took it over: for another of its addresses, say.
+    fn has_lost_its_supervisor(&self) -> bool {
+        self.orphan.is_some() || procfs::has_ended(self.supervisor)
+    }
+
     /// Inodes of the sockets that its server holds.
     pub fn sockets(&self, snapshot: &Snapshot) -> BTreeSet<u32> {
         let mark = self.socket.to_string_lossy().into_owned();
@@ -236,11 +241,11 @@ impl RunDir {
                 }
             }
         }
-        if holders.iter().any(|holder| holder.orphan.is_some()) {
+        if holders.iter().any(Holder::has_lost_its_supervisor) {
             // The supervisor that died may have left an old server that still drains: it is waited for, since
             // nobody knows how to steer among three. One without a supervisor too is replaced with it.
             let (orphans, draining): (Vec<Holder>, Vec<Holder>) =
-                self.beside(address, me, &holders).into_iter().partition(|other| other.orphan.is_some());
+                self.beside(address, me, &holders).into_iter().partition(Holder::has_lost_its_supervisor);
             if !draining.is_empty() {
                 return (Found::Taken(draining), true);
             }

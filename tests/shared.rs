@@ -363,6 +363,39 @@ fn a_new_supervisor_that_is_stopped_after_the_switch_gives_the_port_back() {
     swap.sandbox.take_down(&swap.address);
 }
 
+/// Both supervisors die in the middle, so both servers are orphans, and both serve. Whoever comes next in plain order
+/// has to wait for both of them, at each of its addresses.
+#[test]
+fn two_servers_without_supervisors_are_waited_for_at_every_address() {
+    let sandbox = Sandbox::shared();
+    let ports = [sandbox.port(), sandbox.port()];
+    let (gate, held) = sandbox.gate("hold");
+    let addresses = ports.map(|port| format!(":{port}"));
+    let words = [addresses[0].as_str(), &addresses[1], &held, "mute"];
+    // It takes its time when it is told to go.
+    let slow: Vec<&str> = words.into_iter().chain(["stubborn"]).collect();
+    let old = sandbox.plain(&["--drain", "60"], &slow);
+    let first = answered_by(ports[0], 1);
+    old.says("is up");
+    answered_by(ports[1], 1);
+    let _request = hold(ports[0]);
+    gate.reached();
+    let new = sandbox.plain(&["--drain", "60"], &words);
+    let second = answered_by(ports[0], 2);
+    assert_eq!(answered_by(ports[1], 2), second);
+    new.says("is up");
+    [&old, &new].map(|running| running.signal(libc::SIGKILL));
+    until("both have lost their supervisors", || !alive(old.pid()) && !alive(new.pid()));
+    let server = plain_server();
+    let plain = ["--plain", "--kill-after", "1", "-d", server.to_str().unwrap(), &addresses[0], &addresses[1]];
+    let (status, log) = sandbox.run(plain);
+    assert_eq!(status, 0, "{log}");
+    assert!(!alive(first.pid) && !alive(second.pid));
+    let third = ports.map(|port| get(port).unwrap().pid);
+    assert_eq!(third[0], third[1]);
+    assert_eq!(sandbox.run(["--takedown", &addresses[0], &addresses[1]]).0, 0);
+}
+
 #[test]
 fn the_status_shows_what_an_old_server_still_has_to_do() {
     let sandbox = Sandbox::shared();

@@ -224,11 +224,12 @@ impl Supervisor {
     /// has what its pidfiles say, and those of the wanted addresses where it listens.
     pub(super) fn adopt(&mut self, holder: &Holder, lock: Registration, wanted: &[Address]) -> Option<GenId> {
         let server = Server::adopt(holder.pid, holder.start, holder.socket.to_string_lossy().into_owned())?;
-        let pidfiles = self.dir.addresses().into_iter();
-        let held: BTreeSet<Address> =
-            pidfiles.filter(|a| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid)).collect();
-        // Its successor may have taken its pidfiles already.
-        let mut addresses = server.holds(&net::listeners().unwrap_or_default().at_any(wanted));
+        let mut named: Vec<Address> = self.dir.addresses().into_iter().collect();
+        let is_its = |a: &&Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid);
+        let held: BTreeSet<Address> = named.iter().filter(is_its).cloned().collect();
+        // Its successor may have taken its pidfiles already: of these too.
+        named.extend_from_slice(wanted);
+        let mut addresses = server.holds(&net::listeners().unwrap_or_default().at_any(&named));
         addresses.retain(|a| !held.iter().any(|held| held.collides(a)));
         addresses.extend(held.iter().cloned());
         let id = self.next_generation;

@@ -793,17 +793,21 @@ impl World {
             .collect()
     }
 
+    fn has_lost_its_supervisor(&self, j: usize) -> bool {
+        self.servers[j].machine.is_none() || self.servers[j].supervisor != j
+    }
+
     fn look_up(&mut self, me: usize, address: Address) -> Event {
         let mut holders = self.registered(&address, me);
         let listens = |s: &Server| s.process.listens.iter().any(|l| l.collides(&address));
         let listening = || (0..self.servers.len()).filter(|j| *j != me && listens(&self.servers[*j]));
         if holders.is_empty() {
             holders = listening().collect();
-        } else if holders.iter().any(|j| self.servers[*j].machine.is_none()) {
+        } else if holders.iter().any(|j| self.has_lost_its_supervisor(*j)) {
             // What a dead supervisor left beside its server is waited for, or is an orphan too.
             let beside: Vec<usize> = listening().filter(|j| !holders.contains(j)).collect();
             let supervised: BTreeSet<usize> =
-                beside.iter().copied().filter(|j| self.servers[*j].machine.is_some()).collect();
+                beside.iter().copied().filter(|j| !self.has_lost_its_supervisor(*j)).collect();
             if supervised.is_empty() { holders.extend(beside) } else { holders = supervised }
         }
         if holders.is_empty() {
@@ -1042,6 +1046,24 @@ fn check_one(world: &World, address: &str) -> usize {
         .collect();
     assert_eq!(serving.len(), 1, "{address} is served by {serving:?}");
     serving[0]
+}
+
+#[test]
+fn two_servers_without_supervisors_are_waited_for_at_every_address() {
+    use Action::*;
+    let mut world = World::with(sharing_olds()[2].clone());
+    world.start(true, sharing_news()[1].clone());
+    let (one, two) = (a(":1"), a(":2"));
+    world.kills = 2;
+    let before = [Act(1), Act(1), KillSupervisor(0), Call(1, one.clone()), ToOld(0), ToNew(0), ToNew(0), Act(1)];
+    let after = [Call(1, two.clone()), Prove(1, one), Prove(1, two), KillSupervisor(1)];
+    before.into_iter().chain(after).for_each(|action| world.take(action));
+    world.settle();
+    let last = world.start(true, [ready(":1"), ready(":2")]);
+    world.settle();
+    world.check_rest();
+    assert!(world.servers[last].done);
+    assert_eq!([check_one(&world, ":1"), check_one(&world, ":2")], [last, last]);
 }
 
 proptest! {
