@@ -384,7 +384,7 @@ fn two_servers_without_supervisors_are_waited_for_at_every_address() {
     let second = answered_by(ports[0], 2);
     assert_eq!(answered_by(ports[1], 2), second);
     new.says("is up");
-    [&old, &new].map(|running| running.signal(libc::SIGKILL));
+    [&old, &new].into_iter().for_each(|running| running.signal(libc::SIGKILL));
     until("both have lost their supervisors", || !alive(old.pid()) && !alive(new.pid()));
     let server = plain_server();
     let plain = ["--plain", "--kill-after", "1", "-d", server.to_str().unwrap(), &addresses[0], &addresses[1]];
