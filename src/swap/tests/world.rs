@@ -336,7 +336,15 @@ impl World {
                         process.said_ready = true;
                         process.calls.insert(address, false);
                     }
-                    Some(Do::Listen(address)) => drop(process.listens.insert(address)),
+                    Some(Do::Listen(address)) => {
+                        let listens = |s: &Server| s.process.listens.iter().any(|l| l.collides(&address));
+                        // Nobody makes its socket a sharable one.
+                        if (0..self.servers.len()).any(|j| j != i && listens(&self.servers[j])) {
+                            self.end_process(i, 1);
+                        } else {
+                            self.servers[i].process.listens.insert(address);
+                        }
+                    }
                     Some(Do::Accept) => process.accepts = true,
                     Some(Do::AwaitGo(_)) | None => {}
                 }
