@@ -349,17 +349,20 @@ pub(super) fn left_alone(
             return true;
         }
         live.left_by = None;
-        if !alone && live.machine.is_giving_way() {
-            live.succeeded = live.is_shared();
-            pending.push_back((generation, swap::Event::Succeeded(claimer)));
-        } else {
+        live.succeeded = !alone && live.is_shared();
+        if alone {
             serve_alone(live);
             pending.push_back((generation, swap::Event::ClaimerGone(claimer)));
+        } else {
+            // What is steered stays so: a server that has not proven itself gets nothing until it is gone.
+            pending.push_back((generation, swap::Event::Succeeded(claimer)));
         }
     }
     // Or the server goes.
     live.succeeded &= live.machine.is_up();
-    if alone && std::mem::take(&mut live.succeeded) {
+    // What a new claimer has put on the sockets is not ours to take off.
+    let may = live.machine.is_free() || live.machine.is_giving_way();
+    if alone && may && std::mem::take(&mut live.succeeded) {
         serve_alone(live);
         pending.push_back((generation, swap::Event::Alone));
     }
