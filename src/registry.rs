@@ -163,8 +163,15 @@ impl RunDir {
 
     /// Every address that has a pidfile.
     pub fn addresses(&self) -> Vec<Address> {
+        self.addresses_that_end(String::new())
+    }
+
+    /// Those whose name ends like this: to understand all of a thousand names takes longer than to read them.
+    fn addresses_that_end(&self, end: String) -> Vec<Address> {
+        let end = end + ".pid";
+        let names = self.names().into_iter().filter(|name| name.ends_with(&end));
         let mut addresses: Vec<Address> =
-            self.names().iter().filter_map(|n| Address::from_stem(n.strip_suffix(".pid")?)).collect();
+            names.filter_map(|name| Address::from_stem(name.strip_suffix(".pid")?)).collect();
         addresses.sort();
         addresses
     }
@@ -172,7 +179,9 @@ impl RunDir {
     /// Those that have a pidfile and cannot coexist with this one.
     pub fn colliding_with(&self, address: &Address) -> Vec<Address> {
         match address {
-            Address::Tcp(None, _) => self.addresses().into_iter().filter(|a| a.collides(address)).collect(),
+            Address::Tcp(None, port) => {
+                self.addresses_that_end(port.to_string()).into_iter().filter(|a| a.collides(address)).collect()
+            }
             Address::Tcp(Some(_), port) => [Address::Tcp(None, *port), address.clone()]
                 .into_iter()
                 .filter(|a| self.read_pid(&pidfile(a)) != Err(Bad::Absent))

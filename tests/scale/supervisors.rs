@@ -42,7 +42,7 @@ pub fn run(count: usize) -> Figures {
     figures.time("swap of all, for each", timed(all).1 / count as u32);
     answer(&sandbox, &ports, |port| 2 + swaps(port));
     let down = takedown(ports.iter().map(|port| format!("127.0.0.1:{port}")));
-    figures.time("--takedown of all", succeed(&sandbox, &down));
+    figures.time("--takedown of all, for each", succeed(&sandbox, &down) / count as u32);
     let started = Instant::now();
     until("all processes are gone", || {
         assert!(started.elapsed() < PATIENCE);
