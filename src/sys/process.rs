@@ -380,15 +380,18 @@ unsafe fn keep(socket: RawFd, ledger: &Ledger, never_written: &[Range<usize>]) -
         let watched = (*header).cmsg_len as usize >= libc::CMSG_LEN(2 * size_of::<RawFd>() as u32) as usize;
         let notifier = if watched { fds.add(1).read_unaligned() } else { -1 };
         let mut serves = false;
-        // What is left to run fits into few pages.
-        drop_pages(never_written);
+        // What is left to run fits into few pages. But not while the server starts: that needs the processor.
+        let mut patience = 1000;
         let died = loop {
             let mut polls = [
                 libc::pollfd { fd: 0, events: libc::POLLIN, revents: 0 },
                 // Only that nobody under the filter is left; calls are the supervisor's to take.
                 libc::pollfd { fd: notifier, events: 0, revents: 0 },
             ];
-            libc::poll(polls.as_mut_ptr(), 2, -1);
+            if libc::poll(polls.as_mut_ptr(), 2, patience) == 0 {
+                drop_pages(never_written);
+                patience = -1;
+            }
             let mut byte = 0u8;
             if polls[0].revents != 0 {
                 match libc::read(0, (&raw mut byte).cast(), 1) {
