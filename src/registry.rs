@@ -312,7 +312,7 @@ impl RunDir {
             Ok(pid) => self.holder(pid, Claim::No).ok(),
             Err(Bad::Absent) => None,
             Err(bad) => {
-                let why = if let Bad::Because(why) = bad { why } else { "cannot be read" };
+                let why = if let Bad::Because(why) = bad { why } else { CANNOT_BE_READ };
                 notes.push(format!("the pidfile of {address} {why} (it is ignored)"));
                 None
             }
@@ -395,7 +395,7 @@ impl RunDir {
     /// The record of `pid` if that server lives, locked if its supervisor does not.
     fn holder(&self, pid: Pid, claim: Claim) -> std::result::Result<Holder, Missing> {
         let mut file = self.open_checked(&record_name(pid), RECORD_MAX).map_err(|why| match why {
-            Bad::Unreadable | Bad::Because("cannot be read") => Missing::Unclear,
+            Bad::Unreadable | Bad::Because(CANNOT_BE_READ) => Missing::Unclear,
             Bad::Absent | Bad::Because(_) => Missing::Gone,
         })?;
         let mut text = String::new();
@@ -546,7 +546,7 @@ impl RunDir {
             Err(Errno::ENOENT) => return Err(Bad::Absent),
             Err(Errno::ELOOP) => return Err(Bad::Because("is a symlink")),
             Err(Errno::EMFILE | Errno::ENFILE | Errno::ENOMEM) => return Err(Bad::Unreadable),
-            Err(_) => return Err(Bad::Because("cannot be read")),
+            Err(_) => return Err(Bad::Because(CANNOT_BE_READ)),
         };
         let stat = fstat(&fd).map_err(|_| Bad::Unreadable)?;
         match () {
@@ -664,6 +664,8 @@ enum Missing {
     /// It may live: there is no fd or no memory to look, or its record is of another version.
     Unclear,
 }
+
+const CANNOT_BE_READ: &str = "cannot be read";
 
 /// Why a file is not what it should be: a clause.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]

@@ -367,9 +367,7 @@ fn a_file_that_is_something_else(sandbox: Sandbox, name: impl Fn(&Running, i32, 
     let port = sandbox.port();
     let address = format!(":{port}");
     for what in PLANTS {
-        let mut old = sandbox.plain(&[], &[&address]);
-        let pid = answered_by(port, 1).pid;
-        old.says("is up");
+        let (mut old, pid) = sandbox.serving(port, &[], &[&address]);
         let path = sandbox.run_dir().join(name(&old, pid, port));
         fs::rename(&path, &away).unwrap();
         plant(&path, what, &victim);
@@ -508,9 +506,7 @@ fn a_server_that_says_ready_for_the_port_of_another_and_never_binds_it() {
     let sandbox = Sandbox::shared();
     let port = sandbox.port();
     let address = format!(":{port}");
-    let mut old = sandbox.plain(&[], &[&address]);
-    let pid = answered_by(port, 1).pid;
-    old.says("is up");
+    let (mut old, pid) = sandbox.serving(port, &[], &[&address]);
     let liar = format!(
         "echo READY {address} >&$SERVERSWAP_FD; echo UP >&$SERVERSWAP_FD; read -r x <&$SERVERSWAP_FD; exec sleep 600"
     );
@@ -614,9 +610,7 @@ fn the_control_fd_of_another_server_is_taken_over() {
     in_both_orders(|sandbox| {
         let port = sandbox.port();
         let address = format!(":{port}");
-        let mut old = sandbox.plain(&["--kill-after", "0.5", "--drain", "0.5"], &[&address, "takedown"]);
-        let pid = answered_by(port, 1).pid;
-        old.says("is up");
+        let (mut old, pid) = sandbox.serving(port, &["--kill-after", "0.5", "--drain", "0.5"], &[&address, "takedown"]);
         // One that starts, and does not know that somebody speaks for it.
         let (gate, hold) = sandbox.gate("before-ready");
         let mut new = sandbox.plain(&["-d", "--ready-timeout", "1"], &["a.name", &hold]);
@@ -654,9 +648,7 @@ fn a_server_that_speaks_for_another_costs_it_no_more_than_its_time() {
     let sandbox = Sandbox::shared();
     let port = sandbox.port();
     let address = format!(":{port}");
-    let mut old = sandbox.plain(&["--kill-after", "0.5", "--drain", "0.5"], &[&address]);
-    let pid = answered_by(port, 1).pid;
-    old.says("is up");
+    let (mut old, pid) = sandbox.serving(port, &["--kill-after", "0.5", "--drain", "0.5"], &[&address]);
     let socket = sandbox.run_dir().join(format!("{}-1.sock", old.pid()));
     let liar = UnixStream::connect(&socket).unwrap();
     liar.set_read_timeout(Some(common::DEADLINE)).unwrap();
@@ -680,9 +672,7 @@ fn lies_to_the_notify_socket_are_not_believed() {
     let sandbox = Sandbox::shared();
     let port = sandbox.port();
     let address = format!(":{port}");
-    let mut old = sandbox.plain(&[], &[&address]);
-    let pid = answered_by(port, 1).pid;
-    old.says("is up");
+    let (mut old, pid) = sandbox.serving(port, &[], &[&address]);
     let socket = UnixDatagram::unbound().unwrap();
     let notify = sandbox.run_dir().join(format!("{}-1.notify", old.pid()));
     let long = vec![b'x'; 100_000];
@@ -748,9 +738,7 @@ fn a_control_socket_of_another_user_is_not_spoken_to() {
     let sandbox = &commons.sandbox;
     let port = sandbox.port();
     let address = format!(":{port}");
-    let old = sandbox.plain(&[], &[&address]);
-    let pid = answered_by(port, 1).pid;
-    old.says("is up");
+    let (old, pid) = sandbox.serving(port, &[], &[&address]);
     let theirs = sandbox.path("nobody/sock");
     let liar = format!(
         r#"

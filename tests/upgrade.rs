@@ -113,11 +113,9 @@ fn an_old_claimer(shared: bool, lines: impl Fn(&str) -> Vec<Line>) {
     let sandbox = sandbox(shared);
     let port = sandbox.port();
     let address = format!(":{port}");
-    let mut old = sandbox.plain(&[], &[&address, "takedown"]);
-    let first = answered_by(port, 1);
-    old.says("is up");
+    let (mut old, first) = sandbox.serving(port, &[], &[&address, "takedown"]);
     let stream = UnixStream::connect(sandbox.run_dir().join(format!("{}-1.sock", old.pid()))).unwrap();
-    let files = replay(&stream, &lines(&address), '>', first.pid, |_| {});
+    let files = replay(&stream, &lines(&address), '>', first, |_| {});
     for file in files {
         assert_eq!(TcpListener::from(file).local_addr().unwrap().port(), port);
     }

@@ -420,10 +420,12 @@ impl Supervisor {
             if let Some((&again, _)) = self.live.iter().find(|(_, live)| generation == self.current && serves(live)) {
                 (self.current, self.answers_for) = (again, again);
             }
-            if live.was_up && !live.waiters.is_empty() {
-                self.reload_failed(&live.waiters, status, "the new server died while the old one drained");
-            } else if !live.was_up && (!live.waiters.is_empty() || self.live.contains_key(&self.current)) {
-                self.reload_failed(&live.waiters, status, "the new server did not come up");
+            let why = match live.was_up {
+                true => "the new server died while the old one drained",
+                false => "the new server did not come up",
+            };
+            if !live.waiters.is_empty() || !live.was_up && self.live.contains_key(&self.current) {
+                self.reload_failed(&live.waiters, status, why);
             }
             if self.live.values().all(Live::is_orphan) {
                 let waiters = std::mem::take(&mut self.reload_waiters);

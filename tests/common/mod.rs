@@ -319,6 +319,14 @@ impl Sandbox {
         self.serverswap(words)
     }
 
+    /// The first plain-server of a port, up; and its pid.
+    pub fn serving(&self, port: u16, options: &[&str], words: &[&str]) -> (Running, i32) {
+        let running = self.plain(options, words);
+        let pid = answered_by(port, 1).pid;
+        running.says("is up");
+        (running, pid)
+    }
+
     /// `serverswap -d` with plain-server, to its end: status, output.
     pub fn deploy(&self, words: &[&str]) -> (i32, String) {
         let mut running = self.plain(&["-d"], words);
