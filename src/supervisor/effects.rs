@@ -79,7 +79,7 @@ impl Supervisor {
             Effect::Drain => self.drain(generation),
             Effect::StopDrain => {
                 if let Some(live) = self.live.get_mut(&generation) {
-                    live.drain = None;
+                    live.stop_drain();
                 }
             }
             Effect::CutOff => self.cut_off(generation),
@@ -268,6 +268,7 @@ impl Supervisor {
             unshared: false,
             proving: BTreeSet::new(),
             settled: false,
+            drains: false,
             drain: None,
             quiesced: false,
             was_up: true,

@@ -73,7 +73,8 @@ struct Live {
     /// Shared addresses that it has not proven yet; `settled`: it wants no more sockets.
     proving: BTreeSet<Address>,
     settled: bool,
-    /// Its connections, once new ones go to a newer server.
+    /// New connections go to a newer server; and its own ones, if they can be watched yet.
+    drains: bool,
     drain: Option<Drain>,
     quiesced: bool,
     /// It was up once.

@@ -130,6 +130,7 @@ impl Supervisor {
                 unshared: false,
                 proving: BTreeSet::new(),
                 settled: false,
+                drains: false,
                 drain: None,
                 quiesced: false,
                 was_up: false,

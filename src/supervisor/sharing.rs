@@ -36,6 +36,11 @@ impl Live {
         self.server.listeners(&self.machine.addresses())
     }
 
+    /// The server keeps its new connections, or is gone.
+    pub(super) fn stop_drain(&mut self) {
+        (self.drains, self.drain) = (false, None);
+    }
+
     fn take_calls(&mut self, address: &Address) -> Vec<Waiting> {
         self.calls.extract_if(.., |call| Address::from(call.address) == *address).collect()
     }
@@ -211,7 +216,7 @@ impl Supervisor {
     /// queue open that nobody reads.
     pub(super) fn server_is_gone(&mut self, generation: GenId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        live.drain = None;
+        live.stop_drain();
         live.calls.clear();
         live.proving.clear();
         if let Some(sharing) = live.sharing.take() {
@@ -231,17 +236,12 @@ impl Supervisor {
 
     pub(super) fn drain(&mut self, generation: GenId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        match live.listeners().and_then(Drain::start) {
-            Ok(drain) => {
-                (live.drain, live.quiesced) = (Some(drain), false);
-                self.poll_soon();
-            }
-            // What cannot be watched gets its full time.
-            Err(e) => {
-                let text = format!("unable to watch its connections: {}", crate::error::reason(&e));
-                self.log.say(Level::Warning, live.name.as_ref(), &text);
-            }
+        (live.drains, live.quiesced) = (true, false);
+        if let Err(e) = start_drain(live) {
+            let text = format!("unable to watch its connections: {} (it is tried again)", crate::error::reason(&e));
+            self.log.say(Level::Warning, live.name.as_ref(), &text);
         }
+        self.poll_soon();
     }
 
     pub(super) fn cut_off(&mut self, generation: GenId) {
@@ -379,6 +379,11 @@ fn serve_alone(live: &Live) {
     }
 }
 
+fn start_drain(live: &mut Live) -> std::io::Result<()> {
+    live.drain = Some(live.listeners().and_then(Drain::start)?);
+    Ok(())
+}
+
 /// Moves probes and drains a step on; `true` if there is more to come.
 pub(super) fn look_at_shared(
     generation: GenId,
@@ -401,6 +406,10 @@ pub(super) fn look_at_shared(
             pending.push_back((generation, swap::Event::Accepts(address)));
         }
     }
+    if live.drains && live.drain.is_none() {
+        // Said once. Until it can be watched it may be busy.
+        let _ = start_drain(live);
+    }
     if let Some(drain) = &mut live.drain {
         match drain.look(&live.server) {
             Drained::Arriving => {}
@@ -412,5 +421,5 @@ pub(super) fn look_at_shared(
             Drained::Idle => pending.push_back((generation, swap::Event::Drained)),
         }
     }
-    !live.proving.is_empty() || live.drain.is_some() || live.sharing.is_some()
+    !live.proving.is_empty() || live.drains || live.sharing.is_some()
 }

@@ -4,6 +4,7 @@ use super::channels;
 use super::common::{alive, get, kill, until};
 use super::scene::{Serving, Side, Step, Swap};
 use nix::libc;
+use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -274,13 +275,14 @@ pub fn mount(options: &[&str], at: &PathBuf) -> Result<(), String> {
     if output.status.success() { Ok(()) } else { Err(text) }
 }
 
-/// Sets a limit of another process to what it uses now, or back; the one that it had (prlimit(2)).
+/// Sets a limit of another process so that it gets no more, or back; the one that it had (prlimit(2)).
 fn limit(pid: i32, want: Want, to: Option<u64>) -> Result<u64, String> {
     let used = |want| match want {
         Want::Files => {
             let open = fs::read_dir(format!("/proc/{pid}/fd")).map_err(|e| e.to_string())?;
-            let open = open.flatten().filter_map(|e| e.file_name().to_str()?.parse::<u64>().ok());
-            Ok::<u64, String>(open.max().unwrap_or(0) + 1)
+            let open: BTreeSet<u64> = open.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
+            // A new file gets the lowest free number.
+            Ok::<u64, String>((0..).find(|number| !open.contains(number)).unwrap_or(0))
         }
         Want::Memory => {
             let statm = fs::read_to_string(format!("/proc/{pid}/statm")).map_err(|e| e.to_string())?;
