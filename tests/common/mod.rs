@@ -400,6 +400,11 @@ pub fn children(pid: i32) -> Vec<i32> {
     list.split_whitespace().map(|pid| pid.parse().unwrap()).collect()
 }
 
+/// How many files a process has open; 0 if it is gone.
+pub fn files_of(pid: i32) -> usize {
+    fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |files| files.count())
+}
+
 /// Whether a process lives.
 pub fn alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

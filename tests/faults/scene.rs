@@ -70,6 +70,10 @@ impl Side {
         let (mut server, mut keeper) = (None, None);
         until("there is a server, and on a shared port a keeper", || {
             let named = children(running.pid()).into_iter().filter_map(|pid| Some((pid, name(&pid)?)));
+            // Until it has closed what it inherited, all channels of its supervisor are its own too.
+            let settled =
+                |(pid, name): &(i32, String)| name != "serverswap\n" || matches!(common::files_of(*pid), 1..=3);
+            let named = named.filter(settled);
             let (keepers, servers): (Vec<_>, Vec<_>) = named.partition(|(_, name)| name == "serverswap\n");
             let first = |all: Vec<(i32, String)>| all.first().map(|(pid, _)| *pid);
             (server, keeper) = (first(servers), first(keepers));
@@ -189,33 +193,42 @@ impl Swap {
         self.gates.iter().for_each(Gate::open);
         self.held = None;
         let new = &mut self.new.running;
-        until("the swap is over", || new.ended() || new.log().contains("is up"));
+        // One that was silent for its whole time is up with no address so far: its swap is still to come.
+        let up = format!(":{}: server {} is up", self.port, self.new.server);
+        until("the swap is over", || new.ended() || new.log().contains(&up));
     }
 
     /// What the observer says after a last swap that has to work, and a takedown that has to leave nothing.
     /// The error tells what is wrong.
     pub fn judged(self) -> Result<Verdict, String> {
         let address = format!("0.0.0.0:{}", self.port);
-        let (status, log) = self.sandbox.deploy(&[&address]);
+        let wrong = |sandbox: &Sandbox, what: String| {
+            let (rows, servers) = (sandbox.status(), sandbox.processes());
+            Err(format!("{what}\n--- said:\n{}--- status: {rows:?}\n--- processes: {servers:?}", sandbox.said()))
+        };
+        let (status, _) = self.sandbox.deploy(&[&address]);
         if status != 0 {
-            return Err(format!("the next swap: status {status}\n{log}"));
+            return wrong(&self.sandbox, format!("the next swap: status {status}"));
         }
-        let last = get(self.port).map_err(|failure| format!("after the next swap: {failure:?}"))?;
+        let last = match get(self.port) {
+            Ok(last) => last,
+            Err(failure) => return wrong(&self.sandbox, format!("after the next swap: {failure:?}")),
+        };
         self.crowd.iter().for_each(|load| load.sees_server(last.pid));
         let crew = self.sandbox.crew();
         until("one server is left", || self.sandbox.processes().len() == crew && self.sandbox.status().len() == 1);
         if self.sandbox.pidfile(&self.port.to_string()) != Some(last.pid) {
             let named = self.sandbox.pidfile(&self.port.to_string());
-            return Err(format!("{last:?} answers, and the pidfile names {named:?}"));
+            return wrong(&self.sandbox, format!("{last:?} answers, and the pidfile names {named:?}"));
         }
         let files = self.sandbox.files();
         if files.len() != 4 {
-            return Err(format!("left in the run directory: {files:?}"));
+            return wrong(&self.sandbox, format!("left in the run directory: {files:?}"));
         }
         let mut verdict = Verdict::of(self.crowd);
         verdict.said = self.sandbox.said();
         if self.sandbox.is_shared() && !is_unsteered(self.port) {
-            return Err("a program is left on the port".into());
+            return wrong(&self.sandbox, "a program is left on the port".into());
         }
         self.sandbox.take_down(&format!(":{}", self.port));
         until("the port is free", || TcpListener::bind(("0.0.0.0", self.port)).is_ok());
