@@ -589,6 +589,42 @@ while True:
     sandbox.assert_clean();
 }
 
+/// What is left of a server holds its port, ignores TERM, and consists of other processes in other sessions every
+/// moment.
+#[test]
+fn a_server_of_which_comets_are_left_is_taken_down() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let comets = sandbox.file(
+        "comets.py",
+        r#"
+import os, signal, socket, sys, time
+s = socket.socket()
+s.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+s.bind(("", int(sys.argv[1])))
+s.listen()
+for _ in range(20):
+    if os.fork() == 0:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        # Not for ever, should the test itself be killed.
+        for _ in range(5000):
+            time.sleep(0.02)
+            if os.fork() != 0:
+                os._exit(0)
+            os.setsid()
+        os._exit(0)
+signal.pause()
+"#,
+    );
+    let words = ["--kill-after", "0.5", "--drain", "0", "python3", comets.to_str().unwrap(), &port.to_string()];
+    let mut server = sandbox.serverswap(words);
+    server.says("is up");
+    let (status, log) = sandbox.run(["--takedown", &format!(":{port}")]);
+    assert_eq!(status, 0, "{log}");
+    assert_eq!(server.wait(), 0, "{}", server.log());
+    sandbox.assert_clean();
+}
+
 /// Takes a file of another process over, as every process of a user may do with another of that user.
 fn steal(pid: i32, number: i32) -> UnixStream {
     // SAFETY: integers, and fds that the kernel makes for us.

@@ -4,7 +4,7 @@
 
 use super::processes::POLL_SWAP;
 use super::threads::{self, GenId, Id};
-use super::{Live, Old, OldTo, Supervisor};
+use super::{Leftover, Live, Old, OldTo, Supervisor};
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
@@ -106,7 +106,8 @@ impl Supervisor {
                 }
             }
             Effect::Kill => {
-                if let Some(live) = self.live.get(&generation) {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.killed = true;
                     live.server.signal_all(Signal::SIGKILL);
                 }
             }
@@ -268,6 +269,7 @@ impl Supervisor {
             unshared: false,
             proving: BTreeSet::new(),
             settled: false,
+            killed: false,
             drains: false,
             drain: None,
             quiesced: false,
@@ -433,9 +435,10 @@ impl Supervisor {
                 self.reload_failed(&waiters, status::FAILED, "the server is gone");
             }
         }
-        if live.server.has_rest() {
+        if live.killed || live.server.has_rest() {
             live.server.signal_rest(self.run.stop_signal);
-            self.leftovers.push((live.server, Instant::now() + self.run.kill_after));
+            let patience = if live.killed { Duration::ZERO } else { self.run.kill_after };
+            self.leftovers.push(Leftover::new(live.server, Instant::now() + patience));
             self.poll_soon();
         }
     }

@@ -73,6 +73,8 @@ struct Live {
     /// Shared addresses that it has not proven yet; `settled`: it wants no more sockets.
     proving: BTreeSet<Address>,
     settled: bool,
+    /// All of it was killed, and so is what turns up of it.
+    killed: bool,
     /// New connections go to a newer server; and its own ones, if they can be watched yet.
     drains: bool,
     drain: Option<Drain>,
@@ -93,9 +95,17 @@ struct Live {
 #[derive(Clone, Copy)]
 struct Ended {
     status: u8,
-    at: Instant,
+    /// When something of the server was seen last.
+    seen: Instant,
     /// What was left of the server was told to stop.
     rest_told: bool,
+}
+
+/// Processes of an ended server that were told to stop, and until when they may.
+struct Leftover {
+    server: Server,
+    until: Instant,
+    unseen: u32,
 }
 
 struct Sockets {
@@ -157,8 +167,7 @@ pub struct Supervisor {
     timers: Timers,
     /// Events of the machines that wait for their turn.
     pending: VecDeque<(GenId, swap::Event)>,
-    /// Processes of ended servers that were told to stop, and until when they may.
-    leftovers: Vec<(Server, Instant)>,
+    leftovers: Vec<Leftover>,
     poll_at: Option<Instant>,
     poll_every: Duration,
     poll_took: Duration,
@@ -330,7 +339,7 @@ impl Supervisor {
         if self.live.values().all(Live::is_orphan) {
             // What is left of the servers was told to stop when they ended.
             let now = Instant::now();
-            self.leftovers.iter_mut().for_each(|(_, until)| *until = now);
+            self.leftovers.iter_mut().for_each(|left| left.until = now);
             self.poll_soon();
         }
         self.manager.tell("STOPPING=1");

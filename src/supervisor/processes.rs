@@ -7,7 +7,7 @@ use super::peers::Role;
 use super::sharing::{left_alone, look_at_shared};
 use super::threads::{self, GenId, Id, Link, NotifySocket};
 use super::watching;
-use super::{Conn, Ended, Live, Sockets, Supervisor};
+use super::{Conn, Ended, Leftover, Live, Sockets, Supervisor};
 use crate::address::Address;
 use crate::error::{Error, Result, status};
 use crate::protocol::ServerWord;
@@ -38,6 +38,8 @@ const POLL_DISCOVER: Duration = Duration::from_millis(500);
 pub(super) const UNCLEAR_FOR: Duration = Duration::from_secs(2);
 /// For how long what is left of a server is killed again and again.
 const KILLED_FOR: Duration = Duration::from_secs(10);
+/// Who forks while it is looked for is not seen every time: so many looks have to see nobody.
+const UNSEEN_LOOKS: u32 = 3;
 /// How long the listeners of a server that says nothing are looked for.
 const DISCOVER_FOR: Duration = Duration::from_secs(60);
 
@@ -130,6 +132,7 @@ impl Supervisor {
                 unshared: false,
                 proving: BTreeSet::new(),
                 settled: false,
+                killed: false,
                 drains: false,
                 drain: None,
                 quiesced: false,
@@ -187,7 +190,7 @@ impl Supervisor {
                 () => Level::Notice,
             };
             self.log.say(level, name.as_ref(), &format!("server {} {how}", live.server.pid));
-            live.ended = Some(Ended { status: own, at: Instant::now(), rest_told: false });
+            live.ended = Some(Ended { status: own, seen: Instant::now(), rest_told: false });
             self.settle();
             match net::listeners() {
                 Ok(sockets) => self.look_for_rest(generation, &sockets),
@@ -216,12 +219,16 @@ impl Supervisor {
                     return self.promoted(generation);
                 }
             }
-            Rest::Holder(_) if ended.rest_told => {}
             Rest::Holder(_) => {
-                live.ended = Some(Ended { rest_told: true, ..ended });
-                live.server.signal_rest(self.run.stop_signal);
+                live.ended = Some(Ended { seen: Instant::now(), rest_told: true, ..ended });
+                match () {
+                    // Who forked in the moment of the kill was not seen.
+                    () if live.killed => drop(live.server.signal_rest(Signal::SIGKILL)),
+                    () if ended.rest_told => {}
+                    () => drop(live.server.signal_rest(self.run.stop_signal)),
+                }
             }
-            Rest::Unclear => wait = ended.at.elapsed() < UNCLEAR_FOR,
+            Rest::Unclear => wait = ended.seen.elapsed() < UNCLEAR_FOR,
             // A daemon whose starter is done before it listens.
             Rest::Nobody if ended.status == 0 && !live.was_up && !live.machine.is_leaving() => {
                 wait = live.server.has_rest();
@@ -311,7 +318,7 @@ impl Supervisor {
         let Ok(sockets) = net::listeners() else {
             self.poll_at = Some(now + POLL_SWAP);
             // But whoever waits for the end of a server whose main process is gone does not wait for that.
-            let late = |live: &Live| live.ended.filter(|ended| ended.at.elapsed() > UNCLEAR_FOR);
+            let late = |live: &Live| live.ended.filter(|ended| ended.seen.elapsed() > UNCLEAR_FOR);
             let gone: Vec<(GenId, u8)> =
                 self.live.iter().filter_map(|(id, live)| Some((*id, late(live)?.status))).collect();
             for (generation, status) in gone {
@@ -352,11 +359,7 @@ impl Supervisor {
             }
         }
         swapping |= self.regain(now);
-        // Who forks while it is looked for is not seen at once.
-        self.leftovers.retain(|(rest, until)| match *until <= now {
-            true => rest.signal_rest(Signal::SIGKILL) && *until + KILLED_FOR > now,
-            false => rest.has_rest(),
-        });
+        self.leftovers.retain_mut(|left| left.look(now));
         swapping |= !self.leftovers.is_empty();
         let since = now.saturating_duration_since(self.poll_since);
         let slowest = if swapping { POLL_SWAP.max(since / 100) } else { POLL_DISCOVER };
@@ -441,6 +444,20 @@ impl Supervisor {
         });
         self.olds.retain(|_, old| old.of != generation);
         Some(live)
+    }
+}
+
+impl Leftover {
+    pub(super) fn new(server: Server, until: Instant) -> Leftover {
+        Leftover { server, until, unseen: 0 }
+    }
+
+    /// `false` if nothing is left of it, or nothing can be done about it.
+    fn look(&mut self, now: Instant) -> bool {
+        let is_late = self.until <= now;
+        let seen = if is_late { self.server.signal_rest(Signal::SIGKILL) } else { self.server.has_rest() };
+        self.unseen = if seen { 0 } else { self.unseen + 1 };
+        self.unseen < UNSEEN_LOOKS && self.until + KILLED_FOR > now
     }
 }
 

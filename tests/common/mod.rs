@@ -143,14 +143,14 @@ impl Sandbox {
         for name in ["NOTIFY_SOCKET", "SERVERSWAP_FD", "SERVERSWAP_SOCKET", "SERVERSWAP_INODE", "WATCHDOG_USEC"] {
             command.env_remove(name);
         }
-        // SAFETY: setsid and sigaction are async-signal-safe. They keep a terminal of the developer's out of the
-        // test, and that a shell lets what it starts in the background ignore the keyboard.
+        // SAFETY: setsid and sigaction are async-signal-safe. They keep out of the test a terminal of the
+        // developer's, that a shell lets what it starts in the background ignore the keyboard, and nohup(1).
         unsafe {
             use nix::sys::signal::{SigHandler, Signal, signal};
             command.pre_exec(|| {
                 nix::unistd::setsid()?;
-                for keyboard in [Signal::SIGINT, Signal::SIGQUIT] {
-                    signal(keyboard, SigHandler::SigDfl)?;
+                for inherited in [Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP] {
+                    signal(inherited, SigHandler::SigDfl)?;
                 }
                 Ok(())
             })
