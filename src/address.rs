@@ -43,6 +43,11 @@ impl Address {
         Ok(address)
     }
 
+    /// Whether it is a port: the kernel knows who listens there.
+    pub fn is_port(&self) -> bool {
+        matches!(self, Address::Tcp(..))
+    }
+
     /// Whether the kernel would refuse to let both be listened on (without SO_REUSEPORT): then they
     /// are the same address to a swap.
     pub fn collides(&self, other: &Address) -> bool {

@@ -41,6 +41,12 @@ fn deploy(sandbox: &Sandbox, words: &[&str]) -> String {
 
 /// Swaps a server so many times under a crowd: every generation answers all of it, and nobody fails.
 fn swaps(sandbox: &Sandbox, port: u16, swaps: u64, clients: usize, words: &[&str]) {
+    swapped(sandbox, port, swaps, clients, words);
+    sandbox.take_down(&format!(":{port}"));
+}
+
+/// As `swaps`, and the last server still serves.
+fn swapped(sandbox: &Sandbox, port: u16, swaps: u64, clients: usize, words: &[&str]) {
     deploy(sandbox, words);
     answered_by(port, 1);
     let crowd = crowd(port, clients);
@@ -53,7 +59,6 @@ fn swaps(sandbox: &Sandbox, port: u16, swaps: u64, clients: usize, words: &[&str
         assert_eq!(seen.failures, [].into(), "{seen:?}");
         assert_eq!(*seen.generations.last().unwrap(), swaps + 1, "{seen:?}");
     }
-    sandbox.take_down(&format!(":{port}"));
 }
 
 /// The servers that know nothing of serverswap, with an address each.
@@ -92,6 +97,30 @@ fn a_server_that_takes_takedown() {
     let port = sandbox.port();
     swaps(&sandbox, port, 5, 4, &["node", &server("client.js"), &format!(":{port}"), "takedown"]);
     swaps(&sandbox, port, 5, 4, &[plain_server().to_str().unwrap(), &format!(":{port}"), "takedown"]);
+}
+
+#[test]
+fn a_name_beside_a_port_goes_over_in_plain_order() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let address = format!(":{port}");
+    for words in [[&address, "a.name"], ["a.name", &address]] {
+        for takes in [&["takedown"][..], &[]] {
+            swapped(&sandbox, port, 3, 4, &[&[plain_server().to_str().unwrap()], &words[..], takes].concat());
+            assert_eq!(sandbox.run(["--takedown", &address, "a.name"]).0, 0);
+            sandbox.assert_clean();
+        }
+    }
+}
+
+#[test]
+fn servers_with_names_only_share_no_port_and_nobody_is_warned() {
+    let sandbox = Sandbox::shared();
+    for _ in 0..3 {
+        let (status, log) = sandbox.deploy(&["a.name"]);
+        assert_eq!((status, log.contains("warning")), (0, false), "{log}");
+    }
+    sandbox.take_down("a.name");
 }
 
 #[test]

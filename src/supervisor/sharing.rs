@@ -120,7 +120,7 @@ impl Supervisor {
             }
             return self.feed(of, swap::Event::Locked(OldId(id), holds));
         }
-        if self.live.get(&of).is_some_and(Live::is_shared) {
+        if holds.iter().any(Address::is_port) && self.live.get(&of).is_some_and(Live::is_shared) {
             match self.share(of, id, &holds, sockets) {
                 Ok(()) => self.feed(of, swap::Event::Shares(OldId(id))),
                 Err(why) => {

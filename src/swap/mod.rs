@@ -1027,6 +1027,7 @@ impl Generation {
         for address in addresses {
             if let Some(Slot::Waiting(ready, olds)) = self.slots.get(&address)
                 && self.settings.order == Order::Shared
+                && address.is_port()
                 && !olds.is_empty()
                 && olds.iter().all(|id| self.olds[id].lock.is_some() && self.olds[id].shares)
             {
@@ -1083,12 +1084,13 @@ impl Generation {
             }
         }
         let Some(warrant) = proof.and_then(|proof| Warrant::proven(proof, locks)) else { return };
-        let proven =
-            |held: &Address| held.among(&self.slots).any(|(_, slot)| matches!(slot, Slot::Proven(..) | Slot::Held));
+        // A name was asked for already.
+        let covers = |slot: &Slot| matches!(slot, Slot::Proven(..)) || !slot.is_wish();
+        let covered = |held: &Address| held.among(&self.slots).any(|(_, slot)| covers(slot));
         let mut abandoned = Vec::new();
         for old in self.olds.values().filter(|old| old.shares && !old.stopped) {
             let holds = old.lock.iter().flat_map(|lock| lock.holds());
-            abandoned.extend(holds.filter(|held| !proven(held)).cloned());
+            abandoned.extend(holds.filter(|held| !covered(held)).cloned());
         }
         if !(abandoned.is_empty() || content) {
             return;
