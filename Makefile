@@ -15,6 +15,7 @@
 #   make scale       a thousand addresses, five hundred servers, ten thousand
 #                    connections: does it work, and what does it cost
 #   make demo        a swap under load, to look at
+#   make uninstall   what install has put there; make clean: what was built
 
 PREFIX  = /usr/local
 DESTDIR =
@@ -45,7 +46,7 @@ NODE_TESTS = $(wildcard tests/node-client/*.test.js tests/node-client/*.test.mjs
 
 # $(call need,PROGRAM,WHAT TO INSTALL)
 need = command -v $(1) >/dev/null 2>&1 || { echo "make: serverswap needs $(2)" >&2; exit 1; }
-need_cargo   = $(call need,$(CARGO),cargo and a Rust toolchain (rustup or Debian: cargo))
+need_cargo   = $(call need,$(CARGO),cargo and Rust 1.91 or later (rustup))
 need_node    = { $(NODE) -e 'process.exit(parseInt(process.versions.node) >= 18 ? 0 : 1)' 2>/dev/null || \
                  { echo "make: serverswap needs node 18 or later (Debian: nodejs)" >&2; exit 1; }; }
 need_npm     = $(call need,npm,npm for its tests (Debian: npm))

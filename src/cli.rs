@@ -79,15 +79,16 @@ one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
                            says READY swaps
       --no-probe           do not prove by a connection that the new server accepts
       --ready-timeout SECS the new server must be up within this time, else it is
-                           killed and nothing changes; 0 waits for ever [60]
+                           killed and nothing changes; 0 waits for ever [60;
+                           a first server in the foreground: none]
       --drain SECS         how long this server, when it is replaced, may finish
                            what it has before it is told to stop [10]
       --kill-after SECS    from being told to stop to SIGKILL [10]
       --stop-signal SIGNAL how this server is told to stop [TERM]
       --run-dir DIR        where pidfiles and sockets are, also
                            $SERVERSWAP_RUN_DIR [/run/serverswap for root]
-  -q, --quiet              say less
-  -v, --verbose            say more (repeatable)
+  -q, --quiet              say less (twice: only errors)
+  -v, --verbose            say more
       --status             show the servers
       --reload             start a fresh copy of the same command and swap it in
       --takedown           take the addresses down

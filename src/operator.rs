@@ -355,7 +355,7 @@ fn row(
         if holder.orphan.is_some() { "-".into() } else { holder.supervisor.to_string() },
         uid.map_or_else(|_| "-".into(), user_name),
         field("state", state),
-        field("mode", "plain"),
+        field("mode", "-"),
         if people { for_people(uptime) } else { uptime.to_string() },
         count.to_string(),
         command.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),

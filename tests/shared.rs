@@ -100,6 +100,25 @@ fn a_server_that_takes_takedown() {
 }
 
 #[test]
+fn verbose_names_the_steps_of_a_swap() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let address = format!("0.0.0.0:{port}");
+    let mut old = sandbox.plain(&["-v"], &[&address, "mute"]);
+    old.says("is up");
+    let mut new = sandbox.plain(&["-v"], &[&address, "mute"]);
+    assert_eq!(old.wait(), 0, "{}", old.log());
+    for step in ["drains", "is told to stop by SIGTERM"] {
+        assert!(old.log().contains(step), "{step}: {}", old.log());
+    }
+    for step in ["listens beside the old one", "gets the new connections"] {
+        assert!(new.log().contains(step), "{step}: {}", new.log());
+    }
+    sandbox.take_down(&format!(":{port}"));
+    assert_eq!(new.wait(), 0);
+}
+
+#[test]
 fn a_name_beside_a_port_goes_over_in_plain_order() {
     let sandbox = Sandbox::shared();
     let port = sandbox.port();

@@ -22,6 +22,7 @@ const REGAIN_FOR: Duration = Duration::from_secs(2);
 
 impl Supervisor {
     pub(super) fn carry_out(&mut self, generation: GenId, effect: Effect) {
+        self.note(generation, &effect);
         match effect {
             Effect::Say(speaker, word) => {
                 if let Some(conn) = self.conns.get(&speaker.0) {
@@ -367,6 +368,26 @@ impl Supervisor {
             }
         }
         true
+    }
+
+    /// The steps of a swap, for those who want to watch.
+    fn note(&self, generation: GenId, effect: &Effect) {
+        let Some(live) = self.live.get(&generation) else { return };
+        let (address, what) = match effect {
+            Effect::Say(_, word @ SupervisorWord::Go(address)) => (Some(address), format!("is told {word}")),
+            Effect::Say(_, word @ SupervisorWord::Takedown(address)) => (Some(address), format!("is told {word}")),
+            Effect::Join(address) => (Some(address), "listens beside the old one".into()),
+            Effect::Switch(_) => (None, "gets the new connections".into()),
+            Effect::SwitchBack => (None, "gets no connections any more: the old one does".into()),
+            Effect::AskTakedown(_, _, address) => (Some(address), "needs the address: the old one is to let go".into()),
+            Effect::AskStop(..) => (None, "has what it wanted: the old one is to stop".into()),
+            Effect::Drain => (None, "drains".into()),
+            Effect::Signal => (None, format!("is told to stop by {}", self.run.stop_signal)),
+            _ => return,
+        };
+        let name = live.machine.name();
+        let text = format!("server {} {what}", live.server.pid);
+        self.log.say(Level::Detail, address.or(name.as_ref()), &text);
     }
 
     /// The generation here that claims under this number.

@@ -80,7 +80,7 @@ complete -c serverswap -f
 complete -c serverswap -n '__serverswap_is address' -a '(__serverswap_addresses)'
 complete -c serverswap -n '__serverswap_is command' -a '(__serverswap_command)'
 complete -c serverswap -n '__serverswap_is options' -a '(__fish_complete_command)'
-complete -c serverswap -n '__serverswap_is options' -a '(__fish_complete_suffix .js; __fish_complete_suffix .mjs)'
+complete -c serverswap -n '__serverswap_is options' -a '(__fish_complete_suffix .js; __fish_complete_suffix .mjs; __fish_complete_suffix .cjs)'
 
 complete -c serverswap -n 'not __serverswap_is command' -s d -l detach -d 'Stay in the background once the swap is done'
 complete -c serverswap -n 'not __serverswap_is command' -l plain -d 'Do not watch or share'
