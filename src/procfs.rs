@@ -128,18 +128,29 @@ pub struct Snapshot {
     alive: BTreeMap<i32, Stat>,
     /// Those whose first thread has ended before others, which may still hold files that nobody can see.
     ending: Vec<Stat>,
+    /// Why processes may be missing: an errno.
+    failed: Option<i32>,
 }
 
 impl Snapshot {
     /// Looks at all of `/proc` once.
     pub fn take() -> Snapshot {
-        let pids = fs::read_dir("/proc").into_iter().flatten().flatten();
-        let stats = pids.filter_map(|entry| stat(Pid::new(entry.file_name().to_str()?.parse().ok()?)?));
+        let mut failed = None;
+        let mut note = |e: io::Error| failed = e.raw_os_error();
+        let entries = fs::read_dir("/proc").map_err(&mut note).into_iter().flatten().flatten();
+        let pids: Vec<Pid> = entries.filter_map(|e| Pid::new(e.file_name().to_str()?.parse().ok()?)).collect();
+        let stats = pids.into_iter().filter_map(|pid| find(pid).map_err(&mut note).ok()?);
         let (ended, alive): (Vec<Stat>, Vec<Stat>) = stats.partition(|stat| stat.zombie);
         Snapshot {
             alive: alive.into_iter().map(|stat| (stat.pid.raw(), stat)).collect(),
             ending: ended.into_iter().filter(|stat| stat.threads > 1).collect(),
+            failed,
         }
+    }
+
+    /// An error if processes may be missing, for want of memory or files: then nothing follows from who is not there.
+    pub fn complete(&self) -> io::Result<()> {
+        self.failed.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
     }
 
     /// Every living process.
@@ -191,6 +202,7 @@ impl Snapshot {
 
     /// Inodes of all sockets that the processes of a server hold; `None` if one of them may not be asked.
     pub fn sockets(&self, server: &Family) -> Option<BTreeSet<u32>> {
+        self.complete().ok()?;
         let mut all = BTreeSet::new();
         for stat in self.family(server) {
             match self::sockets(stat.pid) {

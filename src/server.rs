@@ -223,9 +223,10 @@ impl Server {
         any
     }
 
-    /// Whether anything but the main process is left of the server.
+    /// Whether anything but the main process is left of the server, or may be.
     pub fn has_rest(&self) -> bool {
-        Snapshot::take().family(&self.family).iter().any(|s| s.pid != self.pid)
+        let snapshot = Snapshot::take();
+        snapshot.complete().is_err() || snapshot.family(&self.family).iter().any(|s| s.pid != self.pid)
     }
 
     /// Whether the process belongs to the server.
@@ -275,6 +276,7 @@ impl Server {
         let (mut left, mut found) = (BTreeSet::new(), Vec::new());
         left.extend(net::listeners()?.at_any(wanted).iter().map(|s| s.inode));
         let snapshot = Snapshot::take();
+        snapshot.complete()?;
         for stat in snapshot.family(&self.family) {
             for (number, inode) in procfs::socket_fds(stat.pid).unwrap_or_default() {
                 if left.contains(&inode) {

@@ -4,8 +4,9 @@ mod common;
 
 use common::{Answer, Load, Running, Sandbox, Seen, alive, answered_by, get, get_from, kill, plain_server, until};
 use nix::libc;
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::net::TcpStream;
+use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
 
@@ -354,6 +355,104 @@ impl Draining {
     }
 }
 
+/// Takes the lock of the first server of a supervisor, and does nothing with it.
+fn claim(sandbox: &Sandbox, supervisor: i32) -> UnixStream {
+    let claimer = UnixStream::connect(sandbox.run_dir().join(format!("{supervisor}-1.sock"))).unwrap();
+    { &claimer }.write_all(b"PEER 1\nCLAIM\n").unwrap();
+    let lines = BufReader::new(&claimer).lines();
+    assert!(lines.map_while(Result::ok).any(|line| line == "LOCKED"));
+    claimer
+}
+
+/// Whether a call to listen of the process waits.
+fn is_held(pid: i32) -> bool {
+    std::fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|at| at.contains("seccomp"))
+}
+
+/// The process of the sandbox that waits in listen.
+fn held(sandbox: &Sandbox) -> i32 {
+    let mut held = None;
+    until("a call to listen waits", || {
+        held = sandbox.processes().into_iter().map(|(pid, _)| pid).find(|pid| is_held(*pid));
+        held.is_some()
+    });
+    held.unwrap()
+}
+
+/// Out of reach of the keeper: it has only left its group.
+#[test]
+fn a_call_to_listen_that_waits_when_its_supervisor_dies_does_not_run() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let address = format!("0.0.0.0:{port}");
+    let (old, _) = sandbox.serving(port, &[], &[&address, "mute"]);
+    let claimer = claim(&sandbox, old.pid());
+    let script = format!("setsid python3 {} {address} & wait", server("unmodified.py"));
+    let new = sandbox.serverswap(["sh", "-c", &script]);
+    let waits = held(&sandbox);
+    new.signal(libc::SIGKILL);
+    until("the server has ended", || !alive(waits));
+    drop(claimer);
+    sandbox.take_down(&address);
+}
+
+#[test]
+fn a_call_to_listen_of_a_server_that_has_died_does_not_wait() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let address = format!("127.0.0.1:{port}");
+    let (old, _) = sandbox.serving(port, &[], &[&address, "mute"]);
+    let claimer = claim(&sandbox, old.pid());
+    let child = sandbox.file(
+        "child.py",
+        "import signal, socket, sys\n\
+         signal.signal(signal.SIGTERM, signal.SIG_IGN)\n\
+         socket.create_server(('127.0.0.1', int(sys.argv[1])))\n",
+    );
+    let go = sandbox.path("go");
+    let (child, file) = (child.display(), go.display());
+    let script = format!("python3 {child} {port} & until [ -e {file} ]; do sleep 0.01; done; exit 3");
+    let mut new = sandbox.serverswap(["--kill-after", "1000", "sh", "-c", &script]);
+    held(&sandbox);
+    std::fs::write(go, "").unwrap();
+    assert_eq!(new.wait(), 3, "{}", new.log());
+    drop(claimer);
+    sandbox.take_down(&address);
+}
+
+/// The main thread of the old supervisor, which is all that strace follows, can open nothing for a while.
+#[test]
+fn a_drain_that_cannot_look_waits() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let (gate, held) = sandbox.gate("hold");
+    let (accept, accepts) = sandbox.gate("accept");
+    let (py, address) = (server("unmodified.py"), format!("0.0.0.0:{port}"));
+    let mut old = sandbox.serverswap(["python3", &py, &address, &held]);
+    let first = answered_by(port, 1);
+    let mut request = hold(port);
+    gate.reached();
+    let mut new = sandbox.plain(&[], &[&address, &accepts, "mute"]);
+    accept.reached();
+    let mut command = sandbox.command("strace");
+    command.args(["-qq", "-o", "/dev/null", "-e", "inject=openat:error=ENOMEM", "-p", &old.pid().to_string()]);
+    let mut strace = sandbox.start(command);
+    let status = format!("/proc/{}/status", old.pid());
+    until("it is traced", || !std::fs::read_to_string(&status).unwrap().contains("TracerPid:\t0\n"));
+    accept.open();
+    new.says("is up");
+    old.says("unable to watch its connections: Cannot allocate memory");
+    strace.signal(libc::SIGTERM);
+    strace.wait();
+    gate.open();
+    let mut answer = String::new();
+    request.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(&format!("1 {}", first.pid)), "{answer}");
+    assert_eq!(old.wait(), 0, "{}", old.log());
+    sandbox.take_down(&address);
+    assert_eq!(new.wait(), 0);
+}
+
 /// The new server dies after the switch, while the old one drains: the old one has it all again.
 #[test]
 fn a_new_server_that_dies_after_the_switch_gives_the_port_back() {
@@ -553,8 +652,6 @@ fn a_new_server_that_ends_slowly_is_no_stranger_to_the_next() {
     crowd.iter().for_each(|load| load.sees(1));
     let mut next = sandbox.plain(&["-d"], &[&address, "mute"]);
     // Its call to listen waits. The supervisor of a detached one is a child of the command, the server its grandchild.
-    let is_held =
-        |pid: i32| std::fs::read_to_string(format!("/proc/{pid}/wchan")).is_ok_and(|at| at.contains("seccomp"));
     let below = |pid: i32| common::children(pid).into_iter();
     until("the next one waits", || below(next.pid()).flat_map(below).any(is_held));
     slow.signal(libc::SIGKILL);

@@ -311,6 +311,8 @@ fn the_ready_clock_stands_still_while_one_waits() {
     // Nobody has answered yet: a supervisor that hangs is not waited for.
     assert!(!machine.ready_paused);
     assert_eq!(machine.step(Event::Attended(OLD)), [Effect::Pause(Timer::Ready)]);
+    // A supervisor that cannot be heard any more is not waited for either.
+    assert_eq!(machine.clone().step(Event::OldSilent(OLD)), [Effect::Resume(Timer::Ready)]);
     // A clock that was stopped while it rang.
     assert_eq!(machine.step(Event::Timer(Timer::Ready)), []);
     // Somebody waits for us meanwhile, perhaps the one that we wait for.
