@@ -902,6 +902,49 @@ fn a_thousand_reloads_leave_nothing_behind() {
     assert_eq!(supervisor.wait(), 0);
 }
 
+/// The 60 seconds that each of these commands may take are the judge: without end, if the time grows with a power of
+/// their number.
+#[test]
+fn a_server_with_a_thousand_addresses_is_swapped() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let addresses: Vec<String> = (0..1000).map(|n| format!("127.0.{}.{}:{port}", 1 + n / 250, 1 + n % 250)).collect();
+    let words: Vec<&str> = addresses.iter().map(String::as_str).chain(["mute"]).collect();
+    for generation in 1..=2 {
+        let (status, log) = sandbox.deploy(&words);
+        assert_eq!((status, log.contains("warning")), (0, false), "{log}");
+        let answers = |at: &String| get_from(at.parse().unwrap()).is_ok_and(|answer| answer.generation == generation);
+        until("it answers everywhere", || answers(&addresses[0]) && answers(&addresses[999]));
+    }
+    let (status, log) = sandbox.run(["--takedown".to_owned()].iter().chain(&addresses));
+    assert_eq!(status, 0, "{log}");
+    sandbox.assert_clean();
+}
+
+#[test]
+fn supervisor_and_keeper_give_back_what_a_swap_took() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let address = format!("0.0.0.0:{port}");
+    sandbox.serving(port, &[], &[&address, "mute"]);
+    let mut new = sandbox.plain(&[], &[&address, "mute"]);
+    new.says("is up");
+    until("the first generation is gone", || sandbox.processes().len() == sandbox.crew());
+    // KiB of files, code that is, of which a process that only waits needs little: three times as much in a swap.
+    let resident = |pid: i32| {
+        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap_or("0");
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
+    };
+    let is_ours = |(_, command): &(i32, String)| command.contains("/serverswap ");
+    let ours: Vec<i32> = sandbox.processes().into_iter().filter(is_ours).map(|(pid, _)| pid).collect();
+    assert_eq!(ours.len(), 2);
+    until("the supervisor has given its pages back", || resident(new.pid()) < 3072);
+    until("the keeper has", || ours.iter().all(|&pid| pid == new.pid() || resident(pid) < 768));
+    sandbox.take_down(&address);
+    assert_eq!(new.wait(), 0);
+}
+
 /// `serverswap -d` with a server of these addresses that takes as many files as it may, after `ulimit LIMIT`.
 fn limited(sandbox: &Sandbox, limit: &str, addresses: &[String]) -> (i32, String) {
     let mut command = sandbox.command("sh");
