@@ -626,7 +626,6 @@ fn a_new_supervisor_that_dies_before_the_switch_changes_nothing() {
     scene.end(2);
 }
 
-/// The old supervisor dies in the middle of the swap.
 /// How many sockets listen on a port of IPv4 (proc_pid_net(5)).
 fn listeners(port: u16) -> usize {
     let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
@@ -663,6 +662,7 @@ fn a_new_server_that_ends_slowly_is_no_stranger_to_the_next() {
     sandbox.take_down(&address);
 }
 
+/// The old supervisor dies in the middle of the swap.
 #[test]
 fn an_old_supervisor_that_dies_before_the_switch_is_no_hindrance() {
     let scene = Scene::new(&[]);
@@ -681,8 +681,6 @@ fn an_old_supervisor_that_dies_before_the_switch_is_no_hindrance() {
     scene.end(4);
 }
 
-/// Yama lets a supervisor reach its descendants only: the old server's listeners come from its supervisor. The
-/// main thread of this one, which is all that strace follows, may not fetch any itself.
 /// Whoever looks at a record has its lock for a moment: that is no supervisor.
 #[test]
 fn an_orphan_that_is_looked_at_is_taken_over_all_the_same() {
@@ -712,6 +710,8 @@ fn an_orphan_that_is_looked_at_is_taken_over_all_the_same() {
     }
 }
 
+/// Yama lets a supervisor reach its descendants only: the old server's listeners come from its supervisor. The
+/// main thread of this one, which is all that strace follows, may not fetch any itself.
 #[test]
 fn the_old_supervisor_hands_its_listeners_over() {
     let scene = Scene::new(&[]);

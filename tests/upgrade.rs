@@ -124,7 +124,9 @@ fn an_old_claimer(shared: bool, lines: impl Fn(&str) -> Vec<Line>) {
     sandbox.assert_clean();
 }
 
-fn an_old_holder(shared: bool, lines: impl Fn(&str) -> Vec<Line>) {
+/// The log of a new server that takes over from an old one whose supervisor says these lines, and hangs up the
+/// first time if `hangs_up`.
+fn an_old_holder(shared: bool, hangs_up: bool, lines: impl Fn(&str) -> Vec<Line>) -> String {
     let sandbox = sandbox(shared);
     let port = sandbox.port();
     let address = format!(":{port}");
@@ -149,13 +151,18 @@ fn an_old_holder(shared: bool, lines: impl Fn(&str) -> Vec<Line>) {
     lock.lock().unwrap();
     fs::write(run.join(format!("{port}.pid")), format!("{pid}\n")).unwrap();
     let listener = UnixListener::bind(&socket).unwrap();
+    let lines = lines(&address);
+    let plain = lines.iter().any(|(_, line)| line.starts_with("TAKEDOWN"));
 
     let mut new = sandbox.plain(&["-d"], &[&address]);
-    let stream = listener.accept().unwrap().0;
-    replay(&stream, &lines(&address), '<', pid, |line| match line {
+    if hangs_up {
+        drop(asked(&listener));
+    }
+    let stream = asked(&listener);
+    replay(&stream, &lines, '<', pid, |line| match line {
         line if line.starts_with("RELEASED") => {
             // In plain order the old one serves until it is told; on a shared port the new one does by then.
-            assert_eq!(get(port).unwrap().pid == pid, !shared);
+            assert_eq!(get(port).unwrap().pid == pid, plain);
             kill(pid, libc::SIGTERM);
             server.wait().unwrap();
         }
@@ -166,11 +173,26 @@ fn an_old_holder(shared: bool, lines: impl Fn(&str) -> Vec<Line>) {
         _ => {}
     });
     assert_eq!(new.wait(), 0, "{}", new.log());
-    assert!(!new.log().contains("warning"), "{}", new.log());
     assert_eq!(sandbox.status()[0][1], "2");
     until("the pidfile is the new one's", || sandbox.pidfile(&port.to_string()) == Some(get(port).unwrap().pid));
     drop(lock);
     sandbox.take_down(&address);
+    new.log()
+}
+
+/// The next connection to the supervisor of an old server.
+fn asked(listener: &UnixListener) -> UnixStream {
+    listener.set_nonblocking(true).unwrap();
+    let mut stream = None;
+    until("the new supervisor asks that of the old server", || {
+        stream = listener.accept().ok();
+        stream.is_some()
+    });
+    stream.unwrap().0
+}
+
+fn assert_no_warning(log: &str) {
+    assert!(!log.contains("warning"), "{log}");
 }
 
 /// The swaps that were recorded.
@@ -186,7 +208,7 @@ fn a_supervisor_of_0_1_0_takes_over_from_this_one() {
 #[test]
 fn this_supervisor_takes_over_from_one_of_0_1_0() {
     for (shared, name) in RECORDED {
-        an_old_holder(shared, |address| recorded(name, address));
+        assert_no_warning(&an_old_holder(shared, false, |address| recorded(name, address)));
     }
 }
 
@@ -200,6 +222,26 @@ fn a_later_supervisor_takes_over_from_this_one() {
 #[test]
 fn this_supervisor_takes_over_from_a_later_one() {
     for (shared, name) in RECORDED {
-        an_old_holder(shared, |address| from_the_future(&recorded(name, address), '<'));
+        let log = an_old_holder(shared, false, |address| from_the_future(&recorded(name, address), '<'));
+        assert_no_warning(&log);
     }
+}
+
+#[test]
+fn a_supervisor_that_hangs_up_without_dying_is_asked_again() {
+    for (shared, name) in RECORDED {
+        assert_no_warning(&an_old_holder(shared, true, |address| recorded(name, address)));
+    }
+}
+
+#[test]
+fn the_listeners_of_an_old_server_come_all_or_none() {
+    let log = an_old_holder(true, false, |address| {
+        let mut lines = recorded("0.1.0-plain.txt", address);
+        let holds = lines.iter().position(|(_, line)| line.starts_with("HOLDS")).unwrap();
+        // Two are promised, and one is sent.
+        lines.splice(holds..holds, ["SOCKETS 2", "SOCKETS 1 +"].map(|line| ('<', line.to_owned())));
+        lines
+    });
+    assert!(log.contains("only 1 of its 2 listeners can be had"), "{log}");
 }

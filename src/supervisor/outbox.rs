@@ -157,3 +157,85 @@ fn write_out(mut stream: &UnixStream, shared: &Mutex<Waiting>) {
 fn lock(waiting: &Mutex<Waiting>) -> MutexGuard<'_, Waiting> {
     waiting.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::protocol::PeerWord;
+    use std::io::Read;
+    use std::time::{Duration, Instant};
+
+    /// One at a time: what waits in all is of this whole process.
+    fn alone() -> MutexGuard<'static, ()> {
+        static ALONE: Mutex<()> = Mutex::new(());
+        ALONE.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Lines of 1000 bytes, LF included.
+    fn long(count: usize) -> Vec<String> {
+        vec!["x".repeat(999); count]
+    }
+
+    #[test]
+    fn a_word_that_cannot_be_sent_ends_the_connection_for_its_reader() {
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        ours.shutdown(Shutdown::Write).unwrap();
+        ours.set_nonblocking(true).unwrap();
+        let link = Link::new(ours);
+        Outbox::new(link.clone()).send(&PeerWord::Claim);
+        let read = (&link.stream).read(&mut [0]).map_err(|e| e.kind());
+        assert_eq!(read, Ok(0), "whoever waits for the answer waits in vain");
+    }
+
+    #[test]
+    fn many_peers_that_do_not_read_cost_no_more_than_a_few() {
+        let _alone = alone();
+        let word = &long(1)[0];
+        let mut most = 0;
+        let mut peers = Vec::new();
+        // Each could have WAITING_MAX, twice as much in all as may be.
+        for _ in 0..2 * WAITING_MAX_IN_ALL / WAITING_MAX {
+            let (ours, theirs) = UnixStream::pair().unwrap();
+            let outbox = Outbox::new(Link::new(ours));
+            for _ in 0..1000 {
+                outbox.send_or_drop(word);
+                most = most.max(WAITING_IN_ALL.load(Ordering::Relaxed));
+            }
+            peers.push((outbox, theirs));
+        }
+        let room = WAITING_MAX_IN_ALL - 1000..=WAITING_MAX_IN_ALL;
+        assert!(room.contains(&most), "{most} bytes wait for peers that do not read, of {room:?}");
+        drop(peers);
+        let deadline = Instant::now() + Duration::from_secs(60);
+        while WAITING_IN_ALL.load(Ordering::Relaxed) > 0 {
+            assert!(Instant::now() < deadline, "what waited for peers that are gone still counts");
+            std::thread::yield_now();
+        }
+    }
+
+    #[test]
+    fn an_answer_that_is_cut_off_ends_the_connection() {
+        let _alone = alone();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.set_nonblocking(true).unwrap();
+        let outbox = Outbox::new(Link::new(ours));
+        outbox.send_all(long(600));
+        let mut answer = Vec::new();
+        let end = theirs.read_to_end(&mut answer).map_err(|e| e.kind());
+        assert!(answer.len() < 600_000, "all of it was sent: too short an answer for this test");
+        assert_eq!(end, Ok(answer.len()), "what comes next would stand behind {} bytes of a word", answer.len() % 1000);
+    }
+
+    #[test]
+    fn a_long_answer_comes_whole_to_who_reads() {
+        let _alone = alone();
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let outbox = Outbox::new(Link::new(ours));
+        outbox.send_all(long(300));
+        drop(outbox);
+        let mut answer = String::new();
+        theirs.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with('\n') && answer.lines().eq(long(300)), "{} bytes", answer.len());
+    }
+}

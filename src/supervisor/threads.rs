@@ -309,3 +309,24 @@ pub fn end_of(events: Events, generation: GenId, pid: Pid, pidfd: Pidfd) -> io::
         let _ = events.send(Event::Ended(generation, pid));
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::sync::mpsc;
+
+    #[test]
+    fn what_was_written_to_a_connection_that_is_closed_is_not_read_to_its_end() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        // Fewer lines than events may wait: nobody takes them while they are read.
+        theirs.write_all(&b"PEER 1\n".repeat(BACKLOG - 1)).unwrap();
+        drop(theirs);
+        let link = Link::new(ours);
+        link.done.store(true, Ordering::Relaxed);
+        let (events, heard) = mpsc::sync_channel(BACKLOG);
+        read_lines(&events, 1, &link, Peer::Anybody);
+        let lines = heard.try_iter().take_while(|event| !matches!(event, Event::Closed(1))).count();
+        assert_eq!(lines, 0, "lines that nobody wants any more were read");
+    }
+}
