@@ -149,6 +149,8 @@ fn write_out(mut stream: &UnixStream, shared: &Mutex<Waiting>) {
         let written = stream.write_all(&bytes);
         WAITING_IN_ALL.fetch_sub(bytes.len(), Ordering::Relaxed);
         if written.is_err() {
+            // As when it was to be sent at once: whoever reads here must not wait for an answer.
+            let _ = stream.shutdown(Shutdown::Both);
             return;
         }
     }
@@ -183,6 +185,19 @@ mod tests {
         ours.set_nonblocking(true).unwrap();
         let link = Link::new(ours);
         Outbox::new(link.clone()).send(&PeerWord::Claim);
+        let read = (&link.stream).read(&mut [0]).map_err(|e| e.kind());
+        assert_eq!(read, Ok(0), "whoever waits for the answer waits in vain");
+    }
+
+    /// More than the kernel holds is left to a thread, and then the peer reads no more.
+    #[test]
+    fn a_word_that_cannot_be_sent_later_ends_the_connection_for_its_reader_too() {
+        let _alone = alone();
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        ours.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
+        let link = Link::new(ours);
+        Outbox::new(link.clone()).send_all(long(300));
+        theirs.shutdown(Shutdown::Read).unwrap();
         let read = (&link.stream).read(&mut [0]).map_err(|e| e.kind());
         assert_eq!(read, Ok(0), "whoever waits for the answer waits in vain");
     }
