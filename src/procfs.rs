@@ -136,10 +136,16 @@ impl Snapshot {
     /// Looks at all of `/proc` once.
     pub fn take() -> Snapshot {
         let mut failed = None;
-        let mut note = |e: io::Error| failed = e.raw_os_error();
-        let entries = fs::read_dir("/proc").map_err(&mut note).into_iter().flatten().flatten();
-        let pids: Vec<Pid> = entries.filter_map(|e| Pid::new(e.file_name().to_str()?.parse().ok()?)).collect();
-        let stats = pids.into_iter().filter_map(|pid| find(pid).map_err(&mut note).ok()?);
+        let mut note = |e: io::Error| {
+            // Processes of others may be hidden (proc(5), hidepid=1): these are none of ours.
+            if !matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
+                failed = e.raw_os_error();
+            }
+        };
+        let entries = fs::read_dir("/proc").map_err(&mut note).into_iter().flatten();
+        let entries: Vec<fs::DirEntry> = entries.filter_map(|entry| entry.map_err(&mut note).ok()).collect();
+        let pids = entries.iter().filter_map(|entry| Pid::new(entry.file_name().to_str()?.parse().ok()?));
+        let stats = pids.filter_map(|pid| find(pid).map_err(&mut note).ok()?);
         let (ended, alive): (Vec<Stat>, Vec<Stat>) = stats.partition(|stat| stat.zombie);
         Snapshot {
             alive: alive.into_iter().map(|stat| (stat.pid.raw(), stat)).collect(),

@@ -441,7 +441,8 @@ impl Supervisor {
             }
             // It was switched to, and died before the old one had gone: that one serves again.
             let serves = |live: &Live| !live.is_orphan() && live.machine.is_up() && !live.machine.is_leaving();
-            if let Some((&again, _)) = self.live.iter().find(|(_, live)| generation == self.current && serves(live)) {
+            let was_ours = generation == self.current || generation == self.answers_for;
+            if let Some((&again, _)) = self.live.iter().find(|(_, live)| was_ours && serves(live)) {
                 (self.current, self.answers_for) = (again, again);
             }
             let why = match live.was_up {

@@ -314,6 +314,7 @@ impl Supervisor {
             self.olds.remove(&id.0);
             self.feed(of, swap::Event::OldLost(id));
         }
+        self.leftovers.retain_mut(|left| left.look(now));
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else {
             self.poll_at = Some(now + POLL_SWAP);
@@ -359,7 +360,6 @@ impl Supervisor {
             }
         }
         swapping |= self.regain(now);
-        self.leftovers.retain_mut(|left| left.look(now));
         swapping |= !self.leftovers.is_empty();
         let since = now.saturating_duration_since(self.poll_since);
         let slowest = if swapping { POLL_SWAP.max(since / 100) } else { POLL_DISCOVER };
@@ -455,7 +455,7 @@ impl Leftover {
     /// `false` if nothing is left of it, or nothing can be done about it.
     fn look(&mut self, now: Instant) -> bool {
         let is_late = self.until <= now;
-        let seen = if is_late { self.server.signal_rest(Signal::SIGKILL) } else { self.server.has_rest() };
+        let seen = is_late && self.server.signal_rest(Signal::SIGKILL) || self.server.has_rest();
         self.unseen = if seen { 0 } else { self.unseen + 1 };
         self.unseen < UNSEEN_LOOKS && self.until + KILLED_FOR > now
     }

@@ -198,16 +198,17 @@ impl Supervisor {
         }
     }
 
-    /// Lets go of the ports whose old servers are all gone.
+    /// Lets go of the ports whose old servers are all gone; later, if our own listeners cannot be had now.
     pub(super) fn finish_sharing(&mut self) {
         let olds = &self.olds;
         for (generation, live) in &mut self.live {
             if live.sharing.is_some()
                 && !olds.values().any(|old| old.of == *generation)
+                && let Ok(listeners) = live.listeners()
                 && let Some(sharing) = live.sharing.take()
             {
                 live.proving.clear();
-                sharing.finish(&live.listeners().unwrap_or_default());
+                sharing.finish(&listeners);
             }
         }
     }
@@ -247,6 +248,10 @@ impl Supervisor {
     pub(super) fn cut_off(&mut self, generation: GenId) {
         let Some(live) = self.live.get(&generation) else { return };
         let busy = live.drain.as_ref().map_or(0, Drain::busy);
+        if live.drains && live.drain.is_none() {
+            let text = "the time to drain is up, and its connections could not be watched (any are cut)";
+            self.log.say(Level::Warning, live.name.as_ref(), text);
+        }
         if busy > 0 {
             let text = format!("the time to drain is up with {busy} busy connections (they are cut)");
             self.log.say(Level::Warning, live.name.as_ref(), &text);
@@ -394,8 +399,10 @@ pub(super) fn look_at_shared(
 ) -> bool {
     if let Some(sharing) = &mut live.sharing {
         sharing.follow(listeners);
-        if sharing.is_due() {
-            sharing.check(&live.server.socket_inodes().unwrap_or_default());
+        if sharing.is_due()
+            && let Some(held) = live.server.socket_inodes()
+        {
+            sharing.check(&held);
         }
         let complete = !live.settled;
         for address in live.proving.extract_if(.., |a| sharing.is_proven(a, prove, complete)) {

@@ -911,6 +911,8 @@ impl Generation {
                 ));
                 effects.push(Effect::Kill);
             }
+            // The drain has an end of its own.
+            Timer::Partial if self.draining => {}
             Timer::Partial => {
                 let late = self.slots.iter().find(|(_, slot)| matches!(slot, Slot::Asked { told: true }));
                 if let (Some((address, _)), Some(claimer)) = (late, self.lock) {
@@ -958,7 +960,10 @@ impl Generation {
         let untold: BTreeSet<OldId> = self.uncovered().map(|(id, _)| id).collect();
         let (doubtful, sure): (Vec<&Address>, Vec<&Address>) =
             self.harmed.iter().partition(|address| match self.slots.get(address) {
-                Some(Slot::Releasing(_, pending)) => pending.iter().any(|id| untold.contains(id)),
+                // Or it goes on where the switch is turned back.
+                Some(Slot::Releasing(_, pending)) => pending
+                    .iter()
+                    .any(|id| untold.contains(id) || self.switched && self.olds.get(id).is_some_and(|old| old.shares)),
                 Some(Slot::Looking(_) | Slot::Waiting(..)) => true,
                 Some(
                     Slot::Invited(..)
@@ -1327,7 +1332,12 @@ impl Generation {
         }
         let worker = self.stage == Stage::Starting && self.slots.is_empty() && !self.settings.awaited;
         let joined = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)))
-            && !self.slots.values().any(|slot| matches!(slot, Slot::Looking(_) | Slot::Waiting(..)));
+            && !self.slots.values().any(|slot| match slot {
+                Slot::Looking(_) => true,
+                // Not one that is held back until the others are proven.
+                Slot::Waiting(_, olds) => olds.iter().any(|id| self.olds[id].lock.is_none()),
+                _ => false,
+            });
         let waits = joined || !self.wants_more() && self.uncovered().next().is_some();
         if !(worker || waits) {
             self.disarm(Timer::Quiet, effects);
@@ -1383,9 +1393,9 @@ impl Generation {
                 watch_release(own, effects);
             }
         }
-        // From here on nobody can go back to it.
+        // From here on nobody can go back to it. A name is free when the server says so, or ends.
         if let (true, Some(claimer)) = (drained, self.lock) {
-            self.given = self.addresses();
+            self.given = self.addresses().into_iter().filter(Address::is_port).collect();
             effects.extend(self.given.iter().cloned().map(|own| Effect::TellReleased(claimer, own)));
         }
         tell(&mut self.takers, |_| true, effects);
@@ -1395,7 +1405,7 @@ impl Generation {
 
     /// The new server does not make it: it is killed, and whoever was not asked to go stays.
     fn fail(&mut self, status: u8, address: Option<Address>, why: String, effects: &mut Vec<Effect>) {
-        let consequence = if !self.harmed.is_empty() {
+        let consequence = if self.is_told_for_good() {
             "it is killed; the old one was already told to go"
         } else if self.olds.is_empty() {
             "it is killed"
@@ -1432,7 +1442,7 @@ impl Generation {
         // Until the takedown the switch can be turned back: what comes while this server ends is not its.
         let drained = self.olds.iter().filter(|(_, old)| old.shares && old.stopped);
         let drained: Vec<OldId> = drained.map(|(id, _)| *id).collect();
-        if self.switched && self.harmed.is_empty() && !drained.is_empty() {
+        if self.switched && !self.is_told_for_good() && !drained.is_empty() {
             self.gave_back = true;
             effects.push(Effect::SwitchBack);
             // Before the word: whoever stays registers its addresses again.
@@ -1445,6 +1455,12 @@ impl Generation {
         if !listens {
             self.unlock_idle(effects);
         }
+    }
+
+    /// Whether an old server was told to go: one that shares its port lives on without a name.
+    fn is_told_for_good(&self) -> bool {
+        let shares = self.olds.values().any(|old| old.shares);
+        self.harmed.iter().any(|address| address.is_port() || !shares)
     }
 
     /// Takes back READY for addresses that nobody was asked for yet.

@@ -359,7 +359,12 @@ unsafe fn keep(socket: RawFd, ledger: &Ledger, never_written: &[Range<usize>]) -
         libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
         libc::setsid();
         libc::dup2(socket, 0);
-        libc::syscall(libc::SYS_close_range, 1, u32::MAX, 0);
+        // Linux 5.9.
+        if libc::syscall(libc::SYS_close_range, 1, u32::MAX, 0) != 0 {
+            for fd in 1..libc::sysconf(libc::_SC_OPEN_MAX) {
+                libc::close(fd as RawFd);
+            }
+        }
         // The group, and with it the fds of the server and of the notifier.
         let mut group = 0i32;
         let mut control = [0u64; 8];

@@ -864,6 +864,52 @@ fn an_address_that_comes_after_the_switch_is_switched_too_and_nobody_is_asked_tw
     assert!(!effects.iter().any(|e| matches!(e, Effect::AskDrain(..) | Effect::Report(..))), "{effects:?}");
 }
 
+/// A new server that was switched to, and has asked for the name that the old one has beside the port.
+fn switched_with_a_name() -> Generation {
+    let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
+    machine.step(Event::Calls(a(":1")));
+    says(&mut machine, "READY blue");
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    machine.step(Event::Taken(a("blue"), vec![OLD]));
+    machine.step(Event::Shares(OLD));
+    let effects = locked(&mut machine, &[":1", "blue"]);
+    assert!(!effects.iter().any(asks_for_harm), "the port comes first: {effects:?}");
+    // Nobody is to come any more: the quiet clock runs although the name waits.
+    assert_has(&effects, &[Effect::Join(a(":1")), Effect::Arm(Timer::Quiet, QUIET)]);
+    let effects = machine.step(Event::Accepts(a(":1")));
+    assert!(effects.iter().any(|e| matches!(e, Effect::AskTakedown(_, OLD, name) if *name == a("blue"))));
+    assert!(effects.iter().any(|e| matches!(e, Effect::AskDrain(_, OLD))), "{effects:?}");
+    machine
+}
+
+#[test]
+fn a_name_beside_a_shared_port_does_not_keep_the_switch_from_being_turned_back() {
+    let mut machine = switched_with_a_name();
+    assert_has(&stop(&mut machine.clone()), &[Effect::SwitchBack, Effect::AskStay(OLD)]);
+    let effects = machine.step(Event::Exited(1));
+    assert!(reports(&effects).iter().all(|text| !text.starts_with("nothing serves")), "{effects:?}");
+}
+
+#[test]
+fn a_name_beside_a_shared_port_is_free_when_the_old_server_says_so_or_ends() {
+    for takes in [&["TAKEDOWN blue"][..], &[]] {
+        let mut old = claimed(serving(&[":1", "blue"], takes));
+        old.step(Event::AskedTakedown(CLAIMER, a("blue")));
+        old.step(Event::AskedDrain(CLAIMER));
+        // Its drain takes as long as it may, and longer than one address may take.
+        assert_eq!(old.step(Event::Timer(Timer::Partial)), []);
+        let effects = old.step(Event::Drained);
+        assert_has(&effects, &[Effect::TellReleased(CLAIMER, a(":1"))]);
+        assert!(!effects.contains(&Effect::TellReleased(CLAIMER, a("blue"))), "{effects:?}");
+        let mut other = old.clone();
+        if takes.is_empty() {
+            assert_has(&other.step(Event::Exited(0)), &[Effect::TellReleased(CLAIMER, a("blue"))]);
+        } else {
+            assert_has(&says(&mut other, "RELEASED blue"), &[Effect::TellReleased(CLAIMER, a("blue"))]);
+        }
+    }
+}
+
 #[test]
 fn stop_while_the_old_server_drains_gives_it_the_port_back_at_once() {
     let mut machine = joining(":1");

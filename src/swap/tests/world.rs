@@ -368,7 +368,7 @@ impl World {
                 match process.reads.pop_front().unwrap() {
                     SupervisorWord::Go(address) => {
                         process.gone_ahead.insert(address.clone());
-                        if shared {
+                        if shared && address.is_port() {
                             return;
                         }
                         process.listens.insert(address.clone());
@@ -531,7 +531,9 @@ impl World {
             let serves = |j: &usize| {
                 let server = &self.servers[*j];
                 let able = server.process.accepts && !server.proving.contains(address);
-                server.up && !server.told && able && server.process.listens.contains(address)
+                // One that waits for a name is not up.
+                let up = server.up || server.machine.as_ref().is_some_and(|machine| machine.switched);
+                up && !server.told && able && server.process.listens.contains(address)
             };
             let receivers = self.receivers(address);
             if (0..self.servers.len()).any(|j| serves(&j)) {
@@ -866,7 +868,9 @@ impl World {
             assert!(!old.process.alive || theirs, "done, and the old server {} lives", peer.old);
         }
         let addresses = server.machine.as_ref().unwrap().addresses();
-        for address in server.took.iter().filter(|a| server.process.alive && addresses.contains(a)) {
+        // A name is held by who was told GO.
+        let ports = server.took.iter().filter(|address| address.is_port());
+        for address in ports.filter(|a| server.process.alive && addresses.contains(a)) {
             assert!(server.process.listens.contains(address), "done without listening on {address}");
         }
     }
@@ -989,6 +993,16 @@ fn sharing_news() -> Vec<Vec<Do>> {
     ]
 }
 
+/// With a name beside the port.
+fn named() -> Vec<Vec<Do>> {
+    vec![
+        vec![ready("blue"), Do::Accept, listen(":1")],
+        vec![takes("blue"), ready("blue"), Do::Accept, listen(":1")],
+        vec![Do::Accept, listen(":1"), ready("blue")],
+        vec![takes("blue"), takes(":1"), Do::Accept, listen(":1"), ready("blue"), go("blue")],
+    ]
+}
+
 /// Runs `then` on every pair of an old and a new server, the old one settled, stubborn or not. The sum.
 fn pairs(stubborn: &[bool], then: impl Fn(World) -> usize) -> usize {
     pairs_of(olds(), news(), stubborn, then)
@@ -1044,6 +1058,15 @@ fn every_shared_swap_with_a_stop_at_every_moment() {
 fn every_shared_swap_with_a_supervisor_killed_at_every_moment() {
     let states = sharing_pairs(&[false], |world| World { kills: 1, hasty: true, ..world }.explore());
     assert!(states > 10_000);
+}
+
+#[test]
+fn every_shared_swap_with_a_name_beside_the_port() {
+    assert!(pairs_of(named(), named(), &[false, true], World::explore) > 1000);
+    let deaths = |world| World { deaths: 1, ..world }.explore();
+    assert!(pairs_of(named(), named(), &[false], deaths) > 10_000);
+    let stops = |world| World { stops: 1, ..world }.explore();
+    assert!(pairs_of(named(), named(), &[false], stops) > 10_000);
 }
 
 /// At rest, everything that lives serves, and each address is served once.
