@@ -306,6 +306,12 @@ mod tests {
             }
             let mut child = command.spawn().unwrap();
             let pid = Pid::of(&child);
+            // It may still be in the middle of execve(2).
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+            while environment(pid, MARK).is_none() {
+                assert!(std::time::Instant::now() < deadline, "it has no environment");
+                std::thread::yield_now();
+            }
             let mut torn = Snapshot::take();
             torn.alive.retain(|other, _| *other == pid.raw());
             let belongs = torn.family(&family).iter().any(|stat| stat.pid == pid);
