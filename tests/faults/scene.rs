@@ -70,14 +70,12 @@ impl Side {
         let (mut server, mut keeper) = (None, None);
         until("there is a server, and on a shared port a keeper", || {
             let named = children(running.pid()).into_iter().filter_map(|pid| Some((pid, name(&pid)?)));
-            // Until it has closed what it inherited, all channels of its supervisor are its own too.
-            let settled =
-                |(pid, name): &(i32, String)| name != "serverswap\n" || matches!(common::files_of(*pid), 1..=3);
-            let named = named.filter(settled);
             let (keepers, servers): (Vec<_>, Vec<_>) = named.partition(|(_, name)| name == "serverswap\n");
+            // Until it has closed what it inherited, all channels of its supervisor are its own too.
+            let settled = keepers.iter().all(|(pid, _)| matches!(common::files_of(*pid), 1..=3));
             let first = |all: Vec<(i32, String)>| all.first().map(|(pid, _)| *pid);
             (server, keeper) = (first(servers), first(keepers));
-            server.is_some() && (keeper.is_some() || !sandbox.is_shared())
+            server.is_some() && settled && (keeper.is_some() || !sandbox.is_shared())
         });
         Side { running, server: server.unwrap(), keeper }
     }
