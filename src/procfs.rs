@@ -327,7 +327,8 @@ mod tests {
         use std::os::unix::process::CommandExt;
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("serverswap");
-        fs::copy("/bin/sleep", &program).unwrap();
+        // Not by this process: what another thread forks meanwhile would have it open for writing (ETXTBSY).
+        assert!(std::process::Command::new("cp").arg("/bin/sleep").arg(&program).status().unwrap().success());
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let local = crate::address::Address::from(listener.local_addr().unwrap());
         let copy = || std::os::fd::OwnedFd::from(listener.try_clone().unwrap());

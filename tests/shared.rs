@@ -1103,7 +1103,7 @@ fn as_nobody(around: &[&str]) {
     std::fs::set_permissions(sandbox.path(""), std::fs::Permissions::from_mode(0o777)).unwrap();
     // Where everybody can read it.
     for (from, to) in [(Path::new(common::SERVERSWAP), "serverswap"), (&plain_server(), "server")] {
-        std::fs::copy(from, sandbox.path(to)).unwrap();
+        common::copy_program(from, &sandbox.path(to));
     }
     let port = sandbox.port();
     let address = format!(":{port}");

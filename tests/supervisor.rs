@@ -700,7 +700,7 @@ fn supervisor_of(sandbox: &Sandbox) -> i32 {
 fn another_copy_of_serverswap_is_no_part_of_the_server_that_started_it() {
     let sandbox = Sandbox::new();
     let (port, copy) = (sandbox.port(), sandbox.path("copy"));
-    fs::copy(SERVERSWAP, &copy).unwrap();
+    common::copy_program(std::path::Path::new(SERVERSWAP), &copy);
     let (server, address) = (plain_server().display().to_string(), format!(":{port}"));
     let hook = format!(
         "(until [ -e go ]; do sleep 0.01; done; exec {} -d {server} {address} takedown >hook 2>&1) &

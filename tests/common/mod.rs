@@ -356,8 +356,8 @@ impl Commons {
         let sandbox = Sandbox::new();
         fs::set_permissions(sandbox.path(""), fs::Permissions::from_mode(0o755)).unwrap();
         let (serverswap, server) = (sandbox.path("serverswap"), sandbox.path("plain-server"));
-        fs::copy(SERVERSWAP, &serverswap).unwrap();
-        fs::copy(plain_server(), &server).unwrap();
+        copy_program(Path::new(SERVERSWAP), &serverswap);
+        copy_program(&plain_server(), &server);
         let own = sandbox.path("nobody");
         fs::create_dir(&own).unwrap();
         chown(&own, Some(Commons::NOBODY), Some(Commons::NOBODY)).unwrap();
@@ -380,6 +380,12 @@ impl Commons {
     pub fn mode(path: &Path) -> u32 {
         fs::symlink_metadata(path).unwrap().mode() & 0o7777
     }
+}
+
+/// By another process: what a thread of ours forks meanwhile would have the copy open for writing, and nobody could
+/// execute it (ETXTBSY).
+pub fn copy_program(from: &Path, to: &Path) {
+    assert!(Command::new("cp").arg(from).arg(to).status().unwrap().success());
 }
 
 fn runs_a_server(arguments: &[std::ffi::OsString]) -> bool {
