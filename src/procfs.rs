@@ -281,6 +281,11 @@ fn file_id(path: &str) -> Option<(u64, u64)> {
 mod tests {
     use super::*;
 
+    /// By another process: what a thread of ours forks meanwhile would have the copy open for writing (ETXTBSY).
+    fn copy_of_sleep(to: &std::path::Path) {
+        assert!(std::process::Command::new("cp").arg("/bin/sleep").arg(to).status().unwrap().success());
+    }
+
     #[test]
     fn a_name_may_hold_parentheses_and_spaces() {
         let rest = "S 1 7 7 0 -1 0 0 0 0 0 0 0 0 0 20 0 1 0 4242 1 2";
@@ -327,8 +332,7 @@ mod tests {
         use std::os::unix::process::CommandExt;
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join("serverswap");
-        // Not by this process: what another thread forks meanwhile would have it open for writing (ETXTBSY).
-        assert!(std::process::Command::new("cp").arg("/bin/sleep").arg(&program).status().unwrap().success());
+        copy_of_sleep(&program);
         let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
         let local = crate::address::Address::from(listener.local_addr().unwrap());
         let copy = || std::os::fd::OwnedFd::from(listener.try_clone().unwrap());
@@ -360,7 +364,7 @@ mod tests {
         use std::os::unix::ffi::OsStrExt;
         let dir = tempfile::tempdir().unwrap();
         let program = dir.path().join(std::ffi::OsStr::from_bytes(b"a\xffb"));
-        fs::copy("/bin/sleep", &program).unwrap();
+        copy_of_sleep(&program);
         let mut child = std::process::Command::new(&program).arg("60").spawn().unwrap();
         let pid = Pid::of(&child);
         let seen = (stat(pid).is_some(), Snapshot::take().all().any(|s| s.pid == pid));
