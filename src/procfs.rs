@@ -6,7 +6,7 @@
 use crate::sys::net::TcpSocket;
 use crate::sys::process::Pid;
 use nix::libc;
-use std::cell::LazyCell;
+use std::cell::{Cell, LazyCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
@@ -135,22 +135,21 @@ pub struct Snapshot {
 impl Snapshot {
     /// Looks at all of `/proc` once.
     pub fn take() -> Snapshot {
-        let mut failed = None;
-        let mut note = |e: io::Error| {
+        let failed = Cell::new(None);
+        let note = |e: io::Error| {
             // Processes of others may be hidden (proc(5), hidepid=1): these are none of ours.
             if !matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)) {
-                failed = e.raw_os_error();
+                failed.set(e.raw_os_error());
             }
         };
-        let entries = fs::read_dir("/proc").map_err(&mut note).into_iter().flatten();
-        let entries: Vec<fs::DirEntry> = entries.filter_map(|entry| entry.map_err(&mut note).ok()).collect();
-        let pids = entries.iter().filter_map(|entry| Pid::new(entry.file_name().to_str()?.parse().ok()?));
-        let stats = pids.filter_map(|pid| find(pid).map_err(&mut note).ok()?);
+        let entries = fs::read_dir("/proc").map_err(note).into_iter().flatten();
+        let pids = entries.filter_map(|e| Pid::new(e.map_err(note).ok()?.file_name().to_str()?.parse().ok()?));
+        let stats = pids.filter_map(|pid| find(pid).map_err(note).ok()?);
         let (ended, alive): (Vec<Stat>, Vec<Stat>) = stats.partition(|stat| stat.zombie);
         Snapshot {
             alive: alive.into_iter().map(|stat| (stat.pid.raw(), stat)).collect(),
             ending: ended.into_iter().filter(|stat| stat.threads > 1).collect(),
-            failed,
+            failed: failed.get(),
         }
     }
 

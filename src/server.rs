@@ -203,10 +203,10 @@ impl Server {
         self.signal_rest(signal);
     }
 
-    /// Signals all that belongs to the server but its main process; `true` if there was anybody.
+    /// Signals all that belongs to the server but its main process; `true` if there was anybody, or may be.
     pub fn signal_rest(&self, signal: Signal) -> bool {
         let snapshot = Snapshot::take();
-        let mut any = false;
+        let mut any = snapshot.complete().is_err();
         if signal == Signal::SIGKILL && self.family.group == Some(self.pid) {
             // Who forks faster than we look is killed all the same if it has stayed in the group.
             let _ = self.pidfd.signal_group(signal);

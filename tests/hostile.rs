@@ -23,7 +23,7 @@ const CONNECTIONS_SPARE: usize = 32;
 /// Threads of a supervisor that has none.
 const THREADS: usize = 16;
 /// Memory of its own that a supervisor takes, in KiB, whatever its peers do.
-const MEMORY_MAX: usize = 32 * 1024;
+const MEMORY_MAX: u64 = 32 * 1024;
 
 /// A server with a supervisor that may have few open files, and so takes few connections.
 struct Scene {
@@ -73,10 +73,8 @@ impl Scene {
     }
 
     /// Resident memory of the supervisor without the pages of files, in KiB.
-    fn resident(&self) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.old.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
+    fn resident(&self) -> u64 {
+        common::memory_of(self.old.pid(), "RssAnon").unwrap()
     }
 
     /// The bounds that the manual states, when all have been taken in that came before.

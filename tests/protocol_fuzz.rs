@@ -101,10 +101,8 @@ impl Scene {
 
     /// Resident memory of the supervisor, in KiB, without the pages of its code: it drops those when it is
     /// idle.
-    fn resident(&self) -> usize {
-        let status = fs::read_to_string(format!("/proc/{}/status", self.old.pid())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse().unwrap()
+    fn resident(&self) -> u64 {
+        common::memory_of(self.old.pid(), "RssAnon").unwrap()
     }
 
     fn untouched(&mut self) {

@@ -177,10 +177,7 @@ fn a_name_beside_a_port_does_not_keep_the_switch_from_being_turned_back() {
     new.wait();
     assert!(!new.log().contains(": nothing serves"), "{}", new.log());
     assert_unnoticed(crowd);
-    gate.open();
-    let mut answer = String::new();
-    request.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains(&format!("1 {pid}")), "{answer}");
+    finish(&gate, &mut request, pid);
     assert_eq!(sandbox.run(["--takedown", &address, "a.name"]).0, 0);
     assert_eq!(old.wait(), 0, "{}", old.log());
 }
@@ -389,6 +386,14 @@ fn hold(port: u16) -> TcpStream {
     stream
 }
 
+/// Lets the first server, which has this pid, finish a request.
+fn finish(gate: &common::Gate, request: &mut TcpStream, pid: i32) {
+    gate.open();
+    let mut answer = String::new();
+    request.read_to_string(&mut answer).unwrap();
+    assert!(answer.contains(&format!("1 {pid}")), "{answer}");
+}
+
 /// A swap in the middle: the new server gets the new connections, and the old one has a request to finish.
 struct Draining {
     sandbox: Sandbox,
@@ -419,10 +424,7 @@ impl Draining {
 
     /// The old server finishes the request.
     fn finish(&mut self) {
-        self.gate.open();
-        let mut answer = String::new();
-        self.request.read_to_string(&mut answer).unwrap();
-        assert!(answer.contains(&format!("1 {}", self.first.pid)), "{answer}");
+        finish(&self.gate, &mut self.request, self.first.pid);
     }
 }
 
@@ -516,10 +518,7 @@ fn a_drain_that_cannot_look_waits() {
     old.says("unable to watch its connections: Cannot allocate memory");
     strace.signal(libc::SIGTERM);
     strace.wait();
-    gate.open();
-    let mut answer = String::new();
-    request.read_to_string(&mut answer).unwrap();
-    assert!(answer.contains(&format!("1 {}", first.pid)), "{answer}");
+    finish(&gate, &mut request, first.pid);
     assert_eq!(old.wait(), 0, "{}", old.log());
     sandbox.take_down(&address);
     assert_eq!(new.wait(), 0);
@@ -945,11 +944,7 @@ fn a_thousand_reloads_leave_nothing_behind() {
         let last = std::mem::replace(&mut before, look());
         last == before
     });
-    let memory = || {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
-    };
+    let memory = || common::memory_of(pid, "RssAnon").unwrap();
     // A second after the last activity it gives back what it can.
     let at_rest = || {
         let mut last = (memory(), Instant::now());
@@ -1002,16 +997,12 @@ fn supervisor_and_keeper_give_back_what_a_swap_took() {
     new.says("is up");
     until("the first generation is gone", || sandbox.processes().len() == sandbox.crew());
     // KiB of files, code that is, of which a process that only waits needs little: three times as much in a swap.
-    let resident = |pid: i32| {
-        let status = std::fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssFile:")).unwrap_or("0");
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap()
-    };
+    let is_below = |pid: i32, kib: u64| common::memory_of(pid, "RssFile").is_some_and(|file| file < kib);
     let is_ours = |(_, command): &(i32, String)| command.contains("/serverswap ");
     let ours: Vec<i32> = sandbox.processes().into_iter().filter(is_ours).map(|(pid, _)| pid).collect();
     assert_eq!(ours.len(), 2);
-    until("the supervisor has given its pages back", || resident(new.pid()) < 3072);
-    until("the keeper has", || ours.iter().all(|&pid| pid == new.pid() || alive(pid) && resident(pid) < 768));
+    until("the supervisor has given its pages back", || is_below(new.pid(), 3072));
+    until("the keeper has", || ours.iter().all(|&pid| pid == new.pid() || is_below(pid, 768)));
     sandbox.take_down(&address);
     assert_eq!(new.wait(), 0);
 }

@@ -374,8 +374,9 @@ impl Supervisor {
     fn note(&self, generation: GenId, effect: &Effect) {
         let Some(live) = self.live.get(&generation) else { return };
         let (address, what) = match effect {
-            Effect::Say(_, word @ SupervisorWord::Go(address)) => (Some(address), format!("is told {word}")),
-            Effect::Say(_, word @ SupervisorWord::Takedown(address)) => (Some(address), format!("is told {word}")),
+            Effect::Say(_, word @ (SupervisorWord::Go(address) | SupervisorWord::Takedown(address))) => {
+                (Some(address), format!("is told {word}"))
+            }
             Effect::Join(address) => (Some(address), "listens beside the old one".into()),
             Effect::Switch(_) => (None, "gets the new connections".into()),
             Effect::SwitchBack => (None, "gets no connections any more: the old one does".into()),
@@ -457,8 +458,7 @@ impl Supervisor {
                 self.reload_failed(&waiters, status::FAILED, "the server is gone");
             }
         }
-        if live.killed || live.server.has_rest() {
-            live.server.signal_rest(self.run.stop_signal);
+        if live.server.signal_rest(self.run.stop_signal) || live.killed {
             let patience = if live.killed { Duration::ZERO } else { self.run.kill_after };
             self.leftovers.push(Leftover::new(live.server, Instant::now() + patience));
             self.poll_soon();

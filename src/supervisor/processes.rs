@@ -455,7 +455,7 @@ impl Leftover {
     /// `false` if nothing is left of it, or nothing can be done about it.
     fn look(&mut self, now: Instant) -> bool {
         let is_late = self.until <= now;
-        let seen = is_late && self.server.signal_rest(Signal::SIGKILL) || self.server.has_rest();
+        let seen = if is_late { self.server.signal_rest(Signal::SIGKILL) } else { self.server.has_rest() };
         self.unseen = if seen { 0 } else { self.unseen + 1 };
         self.unseen < UNSEEN_LOOKS && self.until + KILLED_FOR > now
     }

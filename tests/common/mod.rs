@@ -411,6 +411,13 @@ pub fn files_of(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |files| files.count())
 }
 
+/// KiB of a kind of memory of a process (proc_pid_status(5)), `RssAnon` say; `None` if it is gone.
+pub fn memory_of(pid: i32, kind: &str) -> Option<u64> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(':'))?;
+    line.trim().trim_end_matches(" kB").parse().ok()
+}
+
 /// Whether a process lives.
 pub fn alive(pid: i32) -> bool {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();

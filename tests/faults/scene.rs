@@ -200,33 +200,30 @@ impl Swap {
     /// The error tells what is wrong.
     pub fn judged(self) -> Result<Verdict, String> {
         let address = format!("0.0.0.0:{}", self.port);
-        let wrong = |sandbox: &Sandbox, what: String| {
-            let (rows, servers) = (sandbox.status(), sandbox.processes());
-            Err(format!("{what}\n--- said:\n{}--- status: {rows:?}\n--- processes: {servers:?}", sandbox.said()))
+        let wrong = |what: String| {
+            let (said, rows, servers) = (self.sandbox.said(), self.sandbox.status(), self.sandbox.processes());
+            format!("{what}\n--- said:\n{said}--- status: {rows:?}\n--- processes: {servers:?}")
         };
         let (status, _) = self.sandbox.deploy(&[&address]);
         if status != 0 {
-            return wrong(&self.sandbox, format!("the next swap: status {status}"));
+            return Err(wrong(format!("the next swap: status {status}")));
         }
-        let last = match get(self.port) {
-            Ok(last) => last,
-            Err(failure) => return wrong(&self.sandbox, format!("after the next swap: {failure:?}")),
-        };
+        let last = get(self.port).map_err(|failure| wrong(format!("after the next swap: {failure:?}")))?;
         self.crowd.iter().for_each(|load| load.sees_server(last.pid));
         let crew = self.sandbox.crew();
         until("one server is left", || self.sandbox.processes().len() == crew && self.sandbox.status().len() == 1);
         if self.sandbox.pidfile(&self.port.to_string()) != Some(last.pid) {
             let named = self.sandbox.pidfile(&self.port.to_string());
-            return wrong(&self.sandbox, format!("{last:?} answers, and the pidfile names {named:?}"));
+            return Err(wrong(format!("{last:?} answers, and the pidfile names {named:?}")));
         }
         let files = self.sandbox.files();
         if files.len() != 4 {
-            return wrong(&self.sandbox, format!("left in the run directory: {files:?}"));
+            return Err(wrong(format!("left in the run directory: {files:?}")));
         }
         let mut verdict = Verdict::of(self.crowd);
         verdict.said = self.sandbox.said();
         if self.sandbox.is_shared() && !is_unsteered(self.port) {
-            return wrong(&self.sandbox, "a program is left on the port".into());
+            return Err(wrong("a program is left on the port".into()));
         }
         self.sandbox.take_down(&format!(":{}", self.port));
         until("the port is free", || TcpListener::bind(("0.0.0.0", self.port)).is_ok());

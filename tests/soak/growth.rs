@@ -1,7 +1,7 @@
 //! The lane in which one supervisor reloads all the time: nothing of it may grow.
 
 use super::client::{Crowd, Habit};
-use super::common::{Sandbox, answered_by, plain_server, until};
+use super::common::{Sandbox, answered_by, memory_of, plain_server, until};
 use super::{Random, count, is_over, tally};
 use nix::libc::SIGHUP;
 use std::fs;
@@ -68,13 +68,10 @@ fn settled(sandbox: &Sandbox, pid: i32) -> Sample {
 
 fn sample(sandbox: &Sandbox, pid: i32) -> Sample {
     let entries = |what: &str| fs::read_dir(format!("/proc/{pid}/{what}")).unwrap().count() as u64;
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap();
-    let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-    let kib = line.trim().trim_end_matches(" kB").parse().unwrap();
     [
         ("files", entries("fd"), 0),
         ("threads", entries("task"), 0),
-        ("KiB", kib, 256),
+        ("KiB", memory_of(pid, "RssAnon").unwrap(), 256),
         ("names in the directory", sandbox.files().len() as u64, 0),
         ("processes", sandbox.processes().len() as u64, 0),
     ]
