@@ -6,23 +6,26 @@
 //! an orphan taken over) runs two of them and hands the effects of one to the other as events; two
 //! supervisors do the same through the peer protocol.
 //!
-//! A swap has four steps, [`Step`]. In plain order the switch and the drain are instant, and the new
-//! server is told to bind only after the takedown has released the address.
+//! A swap has four steps: the new server prepares, new connections are switched to it, the old one drains,
+//! and is taken down. In plain order the switch and the drain are instant, and the new server is told to bind
+//! only after the takedown has released the address.
 
 #![forbid(unsafe_code)]
 
-mod order;
+mod slots;
 #[cfg(test)]
 mod tests;
+mod warrant;
 
-pub use order::{Order, Step, Warrant};
+pub use warrant::Warrant;
 
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::{ServerWord, SupervisorWord};
-use order::{Lock, Proof, Ready};
+use slots::{Kind, Slot, Slots};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
+use warrant::{Lock, Proof, Ready};
 
 /// A connection on which the server speaks: its control fd, or one to its control socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -221,6 +224,15 @@ pub enum Effect {
     End(u8),
 }
 
+/// The order in which a swap runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// Close, then bind: no two servers on one port.
+    Plain,
+    /// Old and new share the port.
+    Shared,
+}
+
 /// Settings of a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Settings {
@@ -246,33 +258,10 @@ pub const ARRIVALS: Duration = Duration::from_secs(3);
 pub const ADDRESSES_MAX: usize = 4096;
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Slot {
-    /// READY was said; who has the address is being looked up.
-    Looking(Ready),
-    /// These have it, and not all of their locks are ours.
-    Waiting(Ready, BTreeSet<OldId>),
-    /// These were asked to let go of it and have not done so.
-    Releasing(Ready, BTreeSet<OldId>),
-    /// Shared: the locks are ours, and the server may bind and listen while they still serve.
-    Invited(Ready, BTreeSet<OldId>),
-    /// Shared: the server listens, and has not proven that it accepts.
-    Joined(Ready, BTreeSet<OldId>),
-    /// Shared: the server accepts; all that is left is the switch.
-    Proven(Proof, BTreeSet<OldId>),
-    /// GO was said; the server does not listen yet.
-    Going,
-    /// The server has the address.
-    Held,
-    /// A claimer asked for the address. `told`: the server knows.
-    Asked { told: bool },
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Old {
     attended: bool,
     shares: bool,
     lock: Option<Lock>,
-    step: Step,
     warrant: Option<Warrant>,
     stopped: bool,
 }
@@ -310,7 +299,7 @@ enum Stage {
 pub struct Generation {
     settings: Settings,
     stage: Stage,
-    slots: BTreeMap<Address, Slot>,
+    slots: Slots,
     /// READY that was not answered with GO yet.
     unanswered: Vec<(SpeakerId, Address)>,
     /// Who took TAKEDOWN for which address; `true`: and was told so.
@@ -379,7 +368,7 @@ impl Generation {
         Generation {
             settings,
             stage,
-            slots: BTreeMap::new(),
+            slots: Slots::default(),
             unanswered: Vec::new(),
             takers: BTreeMap::new(),
             said_up: false,
@@ -503,11 +492,11 @@ impl Generation {
             }
             Event::Accepts(address) => {
                 for own in self.colliding(&address) {
-                    if let Some(slot) = self.slots.get_mut(&own)
-                        && let Slot::Joined(ready, olds) = slot
-                    {
-                        *slot = Slot::Proven(Proof::accepts(ready), std::mem::take(olds));
-                    }
+                    self.slots.change(&own, |slot| {
+                        if let Slot::Joined(ready, olds) = slot {
+                            *slot = Slot::Proven(Proof::accepts(ready), std::mem::take(olds));
+                        }
+                    });
                 }
             }
             Event::Shares(id) => {
@@ -569,8 +558,12 @@ impl Generation {
                 }
             }
             Event::Locked(id, holds) => self.locked(id, holds, effects),
-            Event::OldReleased(id, address) => match (self.slots.get_mut(&address), self.olds.get(&id)) {
-                (Some(Slot::Releasing(_, pending)), _) => drop(pending.remove(&id)),
+            Event::OldReleased(id, address) => match (self.slots.get(&address), self.olds.get(&id)) {
+                (Some(Slot::Releasing(..)), _) => self.slots.change(&address, |slot| {
+                    if let Slot::Releasing(_, pending) = slot {
+                        pending.remove(&id);
+                    }
+                }),
                 // The switch cannot be turned back any more.
                 (_, Some(old)) if self.switched && old.stopped => drop(self.harmed.insert(address)),
                 _ => {}
@@ -654,7 +647,7 @@ impl Generation {
                     (self.quiet, self.said_up) = (false, false);
                     self.disarm(Timer::Quiet, effects);
                     self.presume_no_more();
-                    self.slots.insert(address.clone(), Slot::Looking(Ready::said()));
+                    self.slots.set(address.clone(), Slot::Looking(Ready::said()));
                     self.unanswered.push((speaker, address.clone()));
                     effects.push(Effect::LookUp(address));
                 }
@@ -714,8 +707,8 @@ impl Generation {
         let mut known = false;
         for own in self.colliding(&address) {
             known = true;
-            match self.slots.get_mut(&own) {
-                Some(slot @ Slot::Going) => *slot = Slot::Held,
+            match self.slots.get(&own) {
+                Some(Slot::Going) => self.slots.set(own, Slot::Held),
                 Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..)) => drop(self.listening.insert(own)),
                 _ => {}
             }
@@ -725,7 +718,7 @@ impl Generation {
         if !known && room && matches!(self.stage, Stage::Starting | Stage::Up) {
             self.presume_no_more();
             self.listening.insert(address.clone());
-            self.slots.insert(address.clone(), Slot::Looking(Ready::said()));
+            self.slots.set(address.clone(), Slot::Looking(Ready::said()));
             effects.push(Effect::LookUp(address));
         }
     }
@@ -740,16 +733,16 @@ impl Generation {
         for &old in &olds {
             self.olds.entry(old).or_insert_with(|| {
                 effects.push(Effect::Lock(old));
-                Old { attended: false, shares: false, lock: None, step: Step::Prepare, warrant: None, stopped: false }
+                Old { attended: false, shares: false, lock: None, warrant: None, stopped: false }
             });
         }
-        self.slots.insert(address, Slot::Waiting(ready, olds.into_iter().collect()));
+        self.slots.set(address, Slot::Waiting(ready, olds.into_iter().collect()));
     }
 
     fn locked(&mut self, id: OldId, holds: Vec<Address>, effects: &mut Vec<Effect>) {
         let Some(old) = self.olds.get_mut(&id) else { return effects.push(Effect::Unlock(id)) };
         let held = Address::all(&holds);
-        for (own, slot) in &mut self.slots {
+        self.slots.change_all(|own, slot| {
             // It has let go of the address since the look, or never got it.
             if let Slot::Waiting(ready, olds) = slot
                 && olds.contains(&id)
@@ -758,7 +751,7 @@ impl Generation {
                 *slot = Slot::Looking(ready.clone());
                 effects.push(Effect::LookUp(own.clone()));
             }
-        }
+        });
         old.attended = true;
         old.lock = Some(Lock::granted(holds));
     }
@@ -780,7 +773,7 @@ impl Generation {
             }
         }
         let mut wanted = false;
-        for (address, slot) in &mut self.slots {
+        self.slots.change_all(|address, slot| {
             // It listens already, and is alone now.
             if let Slot::Joined(_, olds) | Slot::Proven(_, olds) = slot
                 && olds.remove(&id)
@@ -798,7 +791,7 @@ impl Generation {
                 *slot = Slot::Looking(ready.clone());
                 effects.push(Effect::LookUp(address.clone()));
             }
-        }
+        });
         if !gone && !wanted && old.warrant.is_some() {
             let text = "the supervisor of the old server is gone (the old server may live on)";
             effects.push(Effect::Report(Level::Warning, self.name(), text.into()));
@@ -852,14 +845,14 @@ impl Generation {
         if self.stage == Stage::Up {
             self.drain_no_more(effects);
             self.disarm(Timer::Partial, effects);
-            for (address, slot) in &mut self.slots {
+            self.slots.change_all(|address, slot| {
                 if *slot == (Slot::Asked { told: false }) {
                     *slot = Slot::Held;
                 }
                 if matches!(slot, Slot::Held | Slot::Asked { .. }) {
                     effects.push(Effect::Hold(address.clone()));
                 }
-            }
+            });
         }
     }
 
@@ -989,7 +982,7 @@ impl Generation {
     /// Everything that follows from what is known, in the order in which it must happen.
     fn settle(&mut self, effects: &mut Vec<Effect>) {
         if let Stage::Starting | Stage::Up = self.stage {
-            if !self.slots.values().any(|slot| matches!(slot, Slot::Looking(_))) {
+            if !self.slots.any([Kind::Looking]) {
                 self.unlock_idle(effects);
             }
             self.acquire(effects);
@@ -1016,6 +1009,9 @@ impl Generation {
     /// Switches every address whose server is ready and whose old servers are all locked, and says
     /// GO for every one that was released.
     fn acquire(&mut self, effects: &mut Vec<Effect>) {
+        if !self.slots.any([Kind::Waiting, Kind::Releasing]) {
+            return;
+        }
         let may = |slot: &Slot| match slot {
             Slot::Waiting(_, olds) => olds.iter().all(|id| self.olds[id].lock.is_some()),
             Slot::Releasing(_, pending) => pending.is_empty(),
@@ -1040,12 +1036,12 @@ impl Generation {
                 self.say_go(&address, effects);
                 let joins = self.admit(&address, Effect::Join, effects);
                 let slot = if joins { Slot::Joined(ready, olds) } else { Slot::Invited(ready, olds) };
-                self.slots.insert(address.clone(), slot);
+                self.slots.set(address.clone(), slot);
             }
             if let Some(Slot::Waiting(ready, olds)) = self.slots.get(&address) {
                 // Where it listens beside one of them already, it has to prove itself first.
                 let unproven = |slot: &Slot| matches!(slot, Slot::Joined(_, beside) if !beside.is_disjoint(olds));
-                if self.slots.values().any(unproven) {
+                if self.slots.any([Kind::Joined]) && self.slots.values().any(unproven) {
                     continue;
                 }
                 let Some(warrant) = Warrant::new(ready, olds.iter().map(|id| self.olds[id].lock.as_ref())) else {
@@ -1057,10 +1053,9 @@ impl Generation {
                 for &id in &olds {
                     let old = self.olds.get_mut(&id).expect("a slot waits for olds that exist");
                     old.warrant = Some(warrant);
-                    old.step = self.settings.order.next_that_takes_time(Step::Switch);
                     effects.push(Effect::AskTakedown(warrant, id, address.clone()));
                 }
-                self.slots.insert(address.clone(), Slot::Releasing(ready, olds));
+                self.slots.set(address.clone(), Slot::Releasing(ready, olds));
             }
             if matches!(self.slots.get(&address), Some(Slot::Releasing(_, pending)) if pending.is_empty()) {
                 self.go(&address, effects);
@@ -1071,14 +1066,14 @@ impl Generation {
     /// The switch of the shared ports, all in one moment: when every address that the old servers have
     /// is proven, or the new server wants no more than it has.
     fn switch(&mut self, effects: &mut Vec<Effect>) {
-        let joined = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..)));
+        let joined = self.slots.any([Kind::Joined]);
         let content = self.said_up || self.quiet;
         if joined && content && !self.settled {
             self.settled = true;
             effects.push(Effect::Settle);
         }
-        let wants = |slot: &Slot| matches!(slot, Slot::Looking(_) | Slot::Waiting(..) | Slot::Invited(..));
-        if joined || self.slots.values().any(wants) {
+        let wants = self.slots.any([Kind::Looking, Kind::Waiting, Kind::Invited]);
+        if joined || wants || !self.slots.any([Kind::Proven]) {
             return;
         }
         let (mut proof, mut locks) = (None, Vec::new());
@@ -1103,19 +1098,18 @@ impl Generation {
         self.switched = true;
         self.commit(effects);
         effects.push(Effect::Switch(warrant));
-        for (address, slot) in &mut self.slots {
+        self.slots.change_all(|address, slot| {
             if let Slot::Proven(..) = slot {
                 *slot = Slot::Held;
                 effects.push(Effect::Take(warrant, address.clone()));
             }
-        }
+        });
         for address in abandoned {
             let text = "the new server does not take this address over (it is abandoned)";
             effects.push(Effect::Report(Level::Warning, Some(address), text.into()));
         }
         for (&id, old) in self.olds.iter_mut().filter(|(_, old)| old.shares && old.lock.is_some() && !old.stopped) {
             old.warrant = Some(warrant);
-            old.step = self.settings.order.next_that_takes_time(Step::Drain);
             old.stopped = true;
             effects.push(Effect::AskDrain(warrant, id));
         }
@@ -1133,25 +1127,25 @@ impl Generation {
         self.disarm(Timer::Quiet, effects);
         let full = self.slots.len() >= ADDRESSES_MAX;
         let own = self.own(&address);
-        match own.and_then(|own| self.slots.get_mut(&own)) {
+        match own.as_ref().map(|own| (own, &self.slots[own])) {
             None if full => effects.push(Effect::Admit(address)),
             None => {
                 self.presume_no_more();
-                self.slots.insert(address.clone(), Slot::Looking(Ready::said()));
+                self.slots.set(address.clone(), Slot::Looking(Ready::said()));
                 self.called.insert(address.clone());
                 effects.push(Effect::LookUp(address));
             }
-            Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..)) => drop(self.called.insert(address)),
-            Some(slot @ (Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))) => {
-                match slot {
+            Some((_, Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..))) => drop(self.called.insert(address)),
+            Some((own, Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))) => {
+                self.slots.change(own, |slot| match slot {
                     Slot::Invited(ready, olds) => *slot = Slot::Joined(ready.clone(), std::mem::take(olds)),
                     Slot::Proven(proof, olds) => *slot = Slot::Joined(proof.undone(), std::mem::take(olds)),
                     _ => {}
-                }
+                });
                 effects.push(Effect::Join(address));
             }
-            Some(Slot::Held) if self.switched && !self.olds.is_empty() => effects.push(Effect::Join(address)),
-            Some(Slot::Going | Slot::Held | Slot::Asked { .. }) => effects.push(Effect::Admit(address)),
+            Some((_, Slot::Held)) if self.switched && !self.olds.is_empty() => effects.push(Effect::Join(address)),
+            Some((_, Slot::Going | Slot::Held | Slot::Asked { .. })) => effects.push(Effect::Admit(address)),
         }
     }
 
@@ -1210,10 +1204,11 @@ impl Generation {
     }
 
     fn become_up(&mut self, effects: &mut Vec<Effect>) {
+        let acquiring = self.acquires() || self.slots.any([Kind::Going]);
         if self.stage == Stage::Starting {
             let worker = self.slots.is_empty() && (self.said_up || (self.quiet && !self.settings.awaited));
-            let serves = self.slots.values().any(|slot| *slot == Slot::Held);
-            if self.acquiring() || !(worker || serves) || self.uncovered().next().is_some() {
+            let serves = self.slots.any([Kind::Held]);
+            if acquiring || !(worker || serves) || self.uncovered().next().is_some() {
                 return;
             }
             self.stage = Stage::Up;
@@ -1221,7 +1216,7 @@ impl Generation {
             self.commit(effects);
             effects.push(Effect::Up);
         }
-        if self.stage == Stage::Up && self.olds.is_empty() && !self.acquiring() {
+        if self.stage == Stage::Up && self.olds.is_empty() && !acquiring {
             self.harmed.clear();
         }
         if self.stage == Stage::Up && !self.done && self.olds.is_empty() {
@@ -1239,9 +1234,7 @@ impl Generation {
 
     /// The old side: grants the lock, and does what its holder asked for.
     fn give(&mut self, effects: &mut Vec<Effect>) {
-        // A bind that the server owes is no hindrance: it may never come.
-        let takes = |slot: &Slot| !matches!(slot, Slot::Going | Slot::Held | Slot::Asked { .. });
-        while self.is_free() && !self.slots.values().any(takes) {
+        while self.is_free() && !self.acquires() {
             match self.queue.pop_front() {
                 None => break,
                 Some((claimer, Wish::Replace)) => {
@@ -1258,16 +1251,16 @@ impl Generation {
             asked.among(&self.slots).filter(|(_, slot)| **slot == Slot::Held).map(|(own, _)| own.clone()).collect()
         };
         for own in self.asked.iter().flat_map(held).collect::<Vec<_>>() {
-            self.slots.insert(own, Slot::Asked { told: false });
+            self.slots.set(own, Slot::Asked { told: false });
         }
-        let asked = self.slots.values().any(|slot| matches!(slot, Slot::Asked { told: false }));
-        if asked && self.slots.values().all(|slot| slot.is_wish() || matches!(slot, Slot::Asked { .. })) {
+        let asked = self.slots.any([Kind::Asked]);
+        if asked && !self.slots.any([Kind::Releasing, Kind::Going, Kind::Held]) {
             self.leave(Why::Requested, false, effects);
         } else if asked {
             let untold = self.slots.iter().filter(|(_, slot)| **slot == (Slot::Asked { told: false }));
             let taken: Vec<Address> = untold.map(|(own, _)| own.clone()).filter(|own| self.is_taken(own)).collect();
             for own in &taken {
-                self.slots.insert(own.clone(), Slot::Asked { told: true });
+                self.slots.set(own.clone(), Slot::Asked { told: true });
                 tell(&mut self.takers, |a| a.collides(own), effects);
                 watch_release(own, effects);
             }
@@ -1311,15 +1304,13 @@ impl Generation {
     /// The ready clock stands still while the server waits for an old one and nobody for it; the
     /// quiet clock runs while nothing else can happen.
     fn clocks(&mut self, effects: &mut Vec<Effect>) {
-        let waits = self.slots.values().any(|slot| matches!(slot, Slot::Waiting(..) | Slot::Releasing(..)));
-        let invited = self.slots.values().any(|slot| matches!(slot, Slot::Invited(..)));
+        let waits = self.slots.any([Kind::Waiting, Kind::Releasing]);
+        let invited = self.slots.any([Kind::Invited]);
         if self.stage == Stage::Up && !waits && !invited {
             self.disarm(Timer::Ready, effects);
         }
         if self.armed.contains(&Timer::Ready) {
-            let goes = self.slots.values().any(|slot| {
-                matches!(slot, Slot::Going | Slot::Looking(_) | Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))
-            });
+            let goes = self.slots.any([Kind::Going, Kind::Looking, Kind::Invited, Kind::Joined, Kind::Proven]);
             let attended = self.olds.values().all(|old| old.attended);
             // Who waits and is waited for lets its clock run: that bounds a deadlock.
             let blocks = self.olds.values().any(|old| old.lock.is_none())
@@ -1331,13 +1322,12 @@ impl Generation {
             }
         }
         let worker = self.stage == Stage::Starting && self.slots.is_empty() && !self.settings.awaited;
-        let joined = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)))
-            && !self.slots.values().any(|slot| match slot {
-                Slot::Looking(_) => true,
-                // Not one that is held back until the others are proven.
-                Slot::Waiting(_, olds) => olds.iter().any(|id| self.olds[id].lock.is_none()),
-                _ => false,
-            });
+        // One that has all locks is held back only until the others are proven.
+        let unlocked =
+            |slot: &Slot| matches!(slot, Slot::Waiting(_, olds) if olds.iter().any(|id| self.olds[id].lock.is_none()));
+        let joined = self.slots.any([Kind::Joined, Kind::Proven])
+            && !self.slots.any([Kind::Looking])
+            && !(self.slots.any([Kind::Waiting]) && self.slots.values().any(unlocked));
         let waits = joined || !self.wants_more() && self.uncovered().next().is_some();
         if !(worker || waits) {
             self.disarm(Timer::Quiet, effects);
@@ -1359,7 +1349,7 @@ impl Generation {
             // Nothing in the kernel tells of a name: GO is all there is to it.
             Address::Name(_) => Slot::Held,
         };
-        self.slots.insert(address.clone(), slot);
+        self.slots.set(address.clone(), slot);
     }
 
     fn say_go(&mut self, address: &Address, effects: &mut Vec<Effect>) {
@@ -1387,12 +1377,12 @@ impl Generation {
         self.stage = Stage::Leaving(why);
         self.disarm_all(effects);
         self.arm(Timer::Kill, self.settings.kill_after, effects);
-        for (own, slot) in &mut self.slots {
+        self.slots.change_all(|own, slot| {
             if matches!(slot, Slot::Held | Slot::Asked { .. }) {
                 *slot = Slot::Asked { told: true };
                 watch_release(own, effects);
             }
-        }
+        });
         // From here on nobody can go back to it. A name is free when the server says so, or ends.
         if let (true, Some(claimer)) = (drained, self.lock) {
             self.given = self.addresses().into_iter().filter(Address::is_port).collect();
@@ -1449,7 +1439,7 @@ impl Generation {
             effects.extend(self.slots.keys().cloned().map(Effect::Unhold));
             effects.extend(drained.into_iter().map(Effect::AskStay));
         }
-        let listens = self.slots.values().any(|slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)));
+        let listens = self.slots.any([Kind::Joined, Kind::Proven]);
         self.withdraw(|_| true, effects);
         // On a shared port it listens until it is gone, and the locks come back then.
         if !listens {
@@ -1515,14 +1505,13 @@ impl Generation {
 
     /// READY was said and not yet followed by what the server itself has to do, or a lookup runs.
     fn wants_more(&self) -> bool {
-        let wants = |slot: &Slot| {
-            matches!(slot, Slot::Looking(_) | Slot::Waiting(..) | Slot::Invited(..) | Slot::Joined(..) | Slot::Going)
-        };
-        self.slots.values().any(wants)
+        self.slots.any([Kind::Looking, Kind::Waiting, Kind::Invited, Kind::Joined, Kind::Going])
     }
 
-    fn acquiring(&self) -> bool {
-        self.wants_more() || self.slots.values().any(|slot| matches!(slot, Slot::Releasing(..) | Slot::Proven(..)))
+    /// Whether it is about to get an address. A bind that the server owes does not count: it may never come.
+    fn acquires(&self) -> bool {
+        use Kind::*;
+        self.slots.any([Looking, Waiting, Invited, Joined, Proven, Releasing])
     }
 
     /// What we call an address that the server names: itself, or what it collides with.
@@ -1547,24 +1536,6 @@ impl Generation {
             let left: Vec<Address> = holds.iter().filter(|held| !active(held)).cloned().collect();
             (!left.is_empty()).then_some((*id, left))
         })
-    }
-}
-
-impl Slot {
-    fn wants(&self, old: OldId) -> bool {
-        match self {
-            Slot::Waiting(_, olds)
-            | Slot::Invited(_, olds)
-            | Slot::Joined(_, olds)
-            | Slot::Proven(_, olds)
-            | Slot::Releasing(_, olds) => olds.contains(&old),
-            Slot::Looking(_) | Slot::Going | Slot::Held | Slot::Asked { .. } => false,
-        }
-    }
-
-    /// READY was said, and nobody was asked for anything yet.
-    fn is_wish(&self) -> bool {
-        matches!(self, Slot::Looking(_) | Slot::Waiting(..) | Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))
     }
 }
 

@@ -1,52 +1,8 @@
-//! The steps of a swap, which of them take time, and the proof without which no old server can be
-//! harmed.
+//! The proof without which no old server can be harmed.
 
 #![forbid(unsafe_code)]
 
 use crate::address::Address;
-
-/// Where the swap of an old server stands.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Step {
-    /// The new server gets ready; the old one is untouched.
-    Prepare,
-    /// New connections go to the new server.
-    Switch,
-    /// The old server finishes what it has.
-    Drain,
-    /// The old server is told to go.
-    Takedown,
-}
-
-/// The order in which a swap runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Order {
-    /// Close, then bind: no two servers on one port.
-    Plain,
-    /// Old and new share the port.
-    Shared,
-}
-
-impl Order {
-    /// Whether the step takes no time of its own: in plain order there is nothing to switch and no
-    /// way to drain before the takedown.
-    pub fn is_instant(self, step: Step) -> bool {
-        match (self, step) {
-            (Order::Plain, Step::Switch | Step::Drain) => true,
-            (Order::Plain, Step::Prepare | Step::Takedown) => false,
-            (Order::Shared, Step::Switch) => true,
-            (Order::Shared, Step::Prepare | Step::Drain | Step::Takedown) => false,
-        }
-    }
-
-    /// The first step from `step` on that takes time.
-    pub fn next_that_takes_time(self, step: Step) -> Step {
-        [Step::Prepare, Step::Switch, Step::Drain, Step::Takedown]
-            .into_iter()
-            .find(|&s| s >= step && !self.is_instant(s))
-            .unwrap_or(Step::Takedown)
-    }
-}
 
 /// The new server said READY for an address.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
