@@ -76,18 +76,27 @@ impl Default for Sandbox {
 impl Sandbox {
     /// One in which all swaps run in plain order.
     pub fn new() -> Sandbox {
-        // Short: the paths of unix sockets are limited to 107 bytes.
-        let dir = tempfile::Builder::new().prefix("ssw").tempdir_in("/tmp").unwrap();
         // For a look at how the other order does in the tests of this one.
-        let shared = std::env::var_os("SERVERSWAP_TEST_SHARED").is_some();
-        Sandbox { dir, logs: AtomicUsize::new(0), shared }
+        Sandbox::below("/tmp", std::env::var_os("SERVERSWAP_TEST_SHARED").is_some())
     }
 
     /// One in which ports are shared.
     pub fn shared() -> Sandbox {
-        let mut sandbox = Sandbox::new();
-        sandbox.shared = true;
-        sandbox
+        Sandbox::below("/tmp", true)
+    }
+
+    /// One in which ports are shared and whose files are in memory, as those in `/run` are: what takes ext4
+    /// its time grows with the files that somebody removed there a moment ago.
+    pub fn in_memory() -> Sandbox {
+        let memory = "/dev/shm";
+        let root = if Path::new(memory).is_dir() { memory } else { "/tmp" };
+        Sandbox::below(root, true)
+    }
+
+    /// In a directory with a short path: those of unix sockets are limited to 107 bytes.
+    fn below(root: &str, shared: bool) -> Sandbox {
+        let dir = tempfile::Builder::new().prefix("ssw").tempdir_in(root).unwrap();
+        Sandbox { dir, logs: AtomicUsize::new(0), shared }
     }
 
     pub fn is_shared(&self) -> bool {

@@ -15,7 +15,7 @@ pub fn said(addresses: usize) -> Figures {
 
 fn run(count: usize, flag: &str) -> Figures {
     let mut figures = Figures::default();
-    let sandbox = Sandbox::shared();
+    let sandbox = Sandbox::in_memory();
     let ports: Vec<u16> = (0..count).map(|_| sandbox.port()).collect();
     let addresses: Vec<String> = ports.iter().map(|port| format!("127.0.0.1:{port}")).collect();
     let server = plain_server().to_str().unwrap().to_owned();

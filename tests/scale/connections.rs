@@ -13,7 +13,7 @@ const SWAPS: u64 = 2;
 
 pub fn run(count: usize) -> Figures {
     let mut figures = Figures::default();
-    let sandbox = Sandbox::shared();
+    let sandbox = Sandbox::in_memory();
     let port = sandbox.port();
     let address = format!("127.0.0.1:{port}");
     let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/unmodified.js");

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 pub fn run(count: usize) -> Figures {
     let mut figures = Figures::default();
-    let sandbox = Sandbox::shared();
+    let sandbox = Sandbox::in_memory();
     let port = sandbox.port();
     let address = format!("127.0.0.1:{port}");
     let server = plain_server().to_str().unwrap().to_owned();

@@ -14,7 +14,7 @@ const SAMPLE: usize = 10;
 
 pub fn run(count: usize) -> Figures {
     let mut figures = Figures::default();
-    let sandbox = Sandbox::shared();
+    let sandbox = Sandbox::in_memory();
     let ports: Vec<u16> = (0..count).map(|_| sandbox.port()).collect();
     let all = || {
         let queue = Mutex::new(ports.iter());
