@@ -486,7 +486,8 @@ impl RunDir {
             }
             stranger.get_or_insert(stat.pid);
         }
-        let is_clear = stranger.is_some() || !snapshot.misses_holder_of(&sockets, None);
+        let is_clear =
+            snapshot.complete().is_ok() && (stranger.is_some() || !snapshot.misses_holder_of(&sockets, None));
         let why = match stranger {
             Some(pid) => {
                 let elsewhere = procfs::environment(pid, MARK)
@@ -717,7 +718,8 @@ fn has(pid: Pid, address: &Address) -> bool {
         .flatten()
         .collect();
     let own: Vec<&TcpSocket> = listeners.all().filter(|s| held.contains(&s.inode)).collect();
-    own.is_empty() || own.iter().any(|s| s.local.collides(address))
+    // What cannot be seen does not speak against the pidfile.
+    snapshot.complete().is_err() || own.is_empty() || own.iter().any(|s| s.local.collides(address))
 }
 
 /// The name of a user, or the number where there is none.

@@ -234,12 +234,14 @@ impl Server {
         Snapshot::take().family(&self.family).iter().any(|s| s.pid == pid)
     }
 
-    /// Those of the sockets that the server holds.
-    pub fn holds(&self, sockets: &[TcpSocket]) -> BTreeSet<Address> {
+    /// Those of the sockets that the server holds; an error where that cannot be seen.
+    pub fn holds(&self, sockets: &[TcpSocket]) -> io::Result<BTreeSet<Address>> {
         if sockets.is_empty() {
-            return BTreeSet::new();
+            return Ok(BTreeSet::new());
         }
-        self.holders(&Snapshot::take(), sockets).into_iter().flat_map(|(_, held)| held).collect()
+        let snapshot = Snapshot::take();
+        snapshot.complete()?;
+        Ok(self.holders(&snapshot, sockets).into_iter().flat_map(|(_, held)| held).collect())
     }
 
     /// What is left of a server whose main process has ended: the topmost process that holds one of the
@@ -253,6 +255,7 @@ impl Server {
         let holders = self.holders(&snapshot, sockets).into_iter().map(|(pid, _)| pid);
         match holders.min_by_key(|pid| (depth(pid), *pid)) {
             Some(pid) => Rest::Holder(pid),
+            None if snapshot.complete().is_err() => Rest::Unclear,
             None if snapshot.misses_holder_of(own, self.family.group) => Rest::Unclear,
             None => Rest::Nobody,
         }

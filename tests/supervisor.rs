@@ -690,6 +690,28 @@ fn ready_of_sd_notify_comes_after_the_listeners_of_a_server() {
     sandbox.take_down(&format!("127.0.0.1:{port}"));
 }
 
+/// Its supervisor can look at no process in the moment in which it listens.
+#[test]
+fn a_server_that_could_not_be_looked_at_is_looked_at_again() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let (gate, ready) = sandbox.gate("before-ready");
+    let address = format!("127.0.0.1:{port}");
+    let mut running = sandbox.plain(&[], &[&address, &ready, "mute"]);
+    gate.reached();
+    let mut strace = sandbox.blind(running.pid());
+    gate.open();
+    answered_by(port, 1);
+    let looks = || strace.log().matches("\"/proc\"").count();
+    let before = looks();
+    until("it was looked at", || looks() > before);
+    strace.signal(libc::SIGTERM);
+    strace.wait();
+    running.says(&format!("{address}: server"));
+    sandbox.take_down(&address);
+    assert_eq!(running.wait(), 0);
+}
+
 /// The supervisor of the only server, as `serverswap --status` says it.
 fn supervisor_of(sandbox: &Sandbox) -> i32 {
     until("there is a server", || !sandbox.status().is_empty());

@@ -231,7 +231,8 @@ impl Supervisor {
         let held: BTreeSet<Address> = named.iter().filter(is_its).cloned().collect();
         // Its successor may have taken its pidfiles already: of these too.
         named.extend_from_slice(wanted);
-        let mut addresses = server.holds(&net::listeners().unwrap_or_default().at_any(&named));
+        let listeners = net::listeners().unwrap_or_default().at_any(&named);
+        let mut addresses = server.holds(&listeners).unwrap_or_default();
         addresses.retain(|a| !held.iter().any(|held| held.collides(a)));
         addresses.extend(held.iter().cloned());
         let id = self.next_generation;

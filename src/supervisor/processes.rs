@@ -337,7 +337,7 @@ impl Supervisor {
         let generations: Vec<GenId> = self.live.keys().copied().collect();
         for generation in generations {
             let Some(live) = self.live.get_mut(&generation) else { continue };
-            for own in &live.server.holds(&sockets.at_any(&live.watching)) {
+            for own in &live.server.holds(&sockets.at_any(&live.watching)).unwrap_or_default() {
                 for address in live.watching.extract_if(.., |a| a.collides(own)) {
                     self.pending.push_back((generation, swap::Event::Listens(address)));
                 }
@@ -375,8 +375,9 @@ impl Supervisor {
         let fixed: Vec<TcpSocket> = sockets.all().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
         let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
         if !inodes.is_subset(&live.seen) {
-            let found = live.server.holds(&fixed).into_iter();
-            self.pending.extend(found.map(|address| (generation, swap::Event::Listens(address))));
+            // One that cannot be looked at now is looked at again.
+            let Ok(found) = live.server.holds(&fixed) else { return };
+            self.pending.extend(found.into_iter().map(|address| (generation, swap::Event::Listens(address))));
         }
         live.seen = inodes;
     }

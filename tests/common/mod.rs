@@ -321,6 +321,17 @@ impl Sandbox {
         (Gate { path, held: Mutex::new(None) }, argument)
     }
 
+    /// From here on the main thread of a process, and no other, can open nothing for want of memory, until the
+    /// tracer, whose log says what it tried, is told to end.
+    pub fn blind(&self, pid: i32) -> Running {
+        let mut command = self.command("strace");
+        command.args(["-qq", "-e", "inject=openat:error=ENOMEM", "-p", &pid.to_string()]);
+        let tracer = self.start(command);
+        let status = format!("/proc/{pid}/status");
+        until("it is traced", || !fs::read_to_string(&status).unwrap().contains("TracerPid:\t0\n"));
+        tracer
+    }
+
     /// Starts plain-server under serverswap: options, then the words of the server.
     pub fn plain(&self, options: &[&str], words: &[&str]) -> Running {
         let server = plain_server();
