@@ -18,7 +18,7 @@ use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
 use nix::errno::Errno;
 use nix::fcntl::{OFlag, open, openat, renameat};
-use nix::sys::stat::{Mode, fstat};
+use nix::sys::stat::{FileStat, Mode, fstat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
@@ -309,7 +309,14 @@ impl RunDir {
     /// The server that a pidfile names, if it is one and lives.
     pub fn serving(&self, address: &Address, notes: &mut Notes) -> Option<Holder> {
         match self.read_pid(&pidfile(address)) {
-            Ok(pid) => self.holder(pid, Claim::No).ok(),
+            Ok(pid) => match self.holder(pid, Claim::No) {
+                Ok(holder) => Some(holder),
+                Err(Missing::Gone) => None,
+                Err(Missing::Unclear) => {
+                    notes.push(format!("unable to read the record of server {pid} (it is left alone)"));
+                    None
+                }
+            },
             Err(Bad::Absent) => None,
             Err(bad) => {
                 let why = if let Bad::Because(why) = bad { why } else { CANNOT_BE_READ };
@@ -369,14 +376,14 @@ impl RunDir {
     /// Waits until nobody has the lock of a server's record: its supervisor, or the one that takes an
     /// orphan over, is gone.
     pub fn wait_for_release(&self, pid: Pid) {
-        if let Ok(file) = self.open_checked(&record_name(pid), RECORD_MAX) {
+        if let Ok((file, _)) = self.open_ours(&record_name(pid)) {
             let _ = file.lock();
         }
     }
 
     /// [`RunDir::wait_for_release`] for so long at most; whether it is free.
     pub fn is_released_within(&self, pid: Pid, time: Duration) -> bool {
-        let Ok(file) = self.open_checked(&record_name(pid), RECORD_MAX) else { return true };
+        let Ok((file, _)) = self.open_ours(&record_name(pid)) else { return true };
         let until = Instant::now() + time;
         while file.try_lock().is_err() {
             if Instant::now() > until {
@@ -394,17 +401,20 @@ impl RunDir {
 
     /// The record of `pid` if that server lives, locked if its supervisor does not.
     fn holder(&self, pid: Pid, claim: Claim) -> std::result::Result<Holder, Missing> {
-        let mut file = self.open_checked(&record_name(pid), RECORD_MAX).map_err(|why| match why {
+        // Under however many names: only we can have written it, and a look does no harm.
+        let (file, stat) = self.open_ours(&record_name(pid)).map_err(|why| match why {
             Bad::Unreadable | Bad::Because(CANNOT_BE_READ) => Missing::Unclear,
             Bad::Absent | Bad::Because(_) => Missing::Gone,
         })?;
         let mut text = String::new();
-        match file.read_to_string(&mut text) {
-            Err(e) if e.kind() != std::io::ErrorKind::InvalidData => return Err(Missing::Unclear),
-            Ok(_) | Err(_) => {}
+        if stat.st_size as u64 <= RECORD_MAX {
+            match (&file).take(RECORD_MAX).read_to_string(&mut text) {
+                Err(e) if e.kind() != std::io::ErrorKind::InvalidData => return Err(Missing::Unclear),
+                Ok(_) | Err(_) => {}
+            }
         }
         let Some(record) = Record::parse(&text).filter(|record| record.pid == pid) else {
-            // Of another version, or spoilt: it counts as long as somebody has its lock.
+            // Of another version, spoilt, or too large: it counts as long as somebody has its lock.
             let held = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
             return Err(if held { Missing::Unclear } else { Missing::Gone });
         };
@@ -538,9 +548,18 @@ impl RunDir {
         parse_pid(&text).ok_or(garbage)
     }
 
-    /// Opens a file for reading and trusts it as far as it is a regular file of ours, under one name,
-    /// of sensible size.
+    /// Opens a file for reading, if it is a regular file of ours under one name and of sensible size.
     fn open_checked(&self, name: &str, size_max: u64) -> std::result::Result<File, Bad> {
+        let (file, stat) = self.open_ours(name)?;
+        match () {
+            () if stat.st_nlink > 1 => Err(Bad::Because("has a second name (a hard link)")),
+            () if stat.st_size as u64 > size_max => Err(Bad::Because("is too large")),
+            () => Ok(file),
+        }
+    }
+
+    /// Opens a file for reading, if it is a regular file of ours.
+    fn open_ours(&self, name: &str) -> std::result::Result<(File, FileStat), Bad> {
         let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_NONBLOCK | OFlag::O_CLOEXEC | OFlag::O_NOCTTY;
         let fd = match openat(&self.dir, name, flags, Mode::empty()) {
             Ok(fd) => fd,
@@ -553,9 +572,7 @@ impl RunDir {
         match () {
             () if stat.st_mode & nix::libc::S_IFMT != nix::libc::S_IFREG => Err(Bad::Because("is no regular file")),
             () if stat.st_uid != geteuid().as_raw() => Err(Bad::Because("belongs to another user")),
-            () if stat.st_nlink > 1 => Err(Bad::Because("has a second name (a hard link)")),
-            () if stat.st_size as u64 > size_max => Err(Bad::Because("is too large")),
-            () => Ok(File::from(fd)),
+            () => Ok((File::from(fd), stat)),
         }
     }
 

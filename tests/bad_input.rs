@@ -291,6 +291,45 @@ fn a_record_or_socket_that_was_lost_costs_the_swap_and_not_the_server() {
     scene.end();
 }
 
+/// Who finds a record that he cannot use, and that somebody holds the lock of, leaves it where it is.
+#[test]
+fn a_record_that_was_spoilt_stays_while_its_supervisor_lives() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let address = format!(":{port}");
+    for how in ["a second name", "too large", "empty", "of a later version"] {
+        let (mut old, pid) = sandbox.serving(port, &[], &[&address]);
+        let (record, second) = (sandbox.run_dir().join(format!("{pid}.server")), sandbox.path("second"));
+        let good = fs::read(&record).unwrap();
+        // In the same file: that is what the supervisor has locked.
+        match how {
+            "a second name" => fs::hard_link(&record, &second).unwrap(),
+            "too large" => fs::write(&record, [&good[..], &[b'x'; 20_000]].concat()).unwrap(),
+            "empty" => fs::write(&record, "").unwrap(),
+            "of a later version" => fs::write(&record, String::from_utf8_lossy(&good).replace('1', "2")).unwrap(),
+            other => panic!("{other}"),
+        }
+        assert_eq!(sandbox.run(["true"]).0, 0, "{how}");
+        sandbox.run(["--status"]);
+        assert!(record.exists(), "{how}");
+        let (status, log) = sandbox.deploy(&[&address]);
+        if how == "a second name" {
+            assert_eq!((status, get(port).unwrap().generation), (0, 2), "{log}");
+            fs::remove_file(second).unwrap();
+        } else {
+            assert_eq!((status, get(port).unwrap().pid), (125, pid), "{how}: {log}");
+            assert!(log.contains(&format!("unable to read the record of server {pid}")), "{how}: {log}");
+            let (status, log) = sandbox.run(["--takedown", &address]);
+            assert!(status == 125 && log.contains("unable to read the record"), "{how}: {log}");
+            assert!(record.exists() && sandbox.pidfile(&port.to_string()) == Some(pid), "{how}");
+            fs::write(&record, good).unwrap();
+        }
+        sandbox.take_down(&address);
+        assert_eq!(old.wait(), 0, "{how}");
+    }
+    sandbox.assert_clean();
+}
+
 #[test]
 fn a_port_that_serverswap_does_not_know() {
     let sandbox = Sandbox::new();
