@@ -392,3 +392,25 @@ fn a_port_with_several_servers_takes_none_of_them_down() {
     }
     assert_eq!(sandbox.run(["--takedown", &several[0], &several[1]]).0, 0);
 }
+
+/// It is told to stop, says that it has let go of the port, and listens on.
+#[test]
+fn released_by_a_server_that_still_listens_makes_nobody_bind() {
+    common::in_both_orders(|sandbox| {
+        let port = sandbox.port();
+        let address = format!(":{port}");
+        let (gate, pipe) = sandbox.gate("pipe");
+        let options = ["-v", "--drain", "0", "--kill-after", "2"];
+        let (mut old, _) = sandbox.serving(port, &options, &[&address, &pipe, "stubborn"]);
+        let load = Load::start(port, Duration::from_millis(2));
+        let mut new = sandbox.plain(&["-d"], &[&address]);
+        old.says("is told to stop by SIGTERM");
+        std::fs::write(&gate.path, format!("RELEASED {address}\n")).unwrap();
+        assert_eq!(new.wait(), 0, "{}", new.log());
+        old.says("it is killed");
+        assert_eq!(old.wait(), 0, "{}", old.log());
+        load.sees(2);
+        load.stop();
+        sandbox.take_down(&address);
+    });
+}

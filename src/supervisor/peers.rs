@@ -138,6 +138,7 @@ impl Supervisor {
                     conn.counts |= matches!(word, ServerWord::Ready(_) | ServerWord::Takedown(_));
                     match word {
                         ServerWord::Up => self.said_up(generation, SpeakerId(id)),
+                        ServerWord::Released(address) => self.said_released(generation, SpeakerId(id), address),
                         word => self.feed(generation, swap::Event::Said(SpeakerId(id), word)),
                     }
                 }

@@ -390,6 +390,17 @@ impl Supervisor {
         self.feed(generation, swap::Event::Said(speaker, ServerWord::Up));
     }
 
+    /// The server says that it has let go of an address. Where somebody waits to bind that the kernel has to
+    /// agree, now or at a later look.
+    pub(super) fn said_released(&mut self, generation: GenId, speaker: SpeakerId, address: Address) {
+        let is_asked_for = self.live.get(&generation).is_some_and(|live| live.machine.is_asked_for(&address));
+        let listens = |port| net::listeners_at(port).is_ok_and(|sockets| sockets.at(&address).next().is_some());
+        match address {
+            Address::Tcp(_, port) if is_asked_for && listens(port) => self.poll_soon(),
+            _ => self.feed(generation, swap::Event::Said(speaker, ServerWord::Released(address))),
+        }
+    }
+
     /// Registers again what a claimer had that is gone; `true` if one of them is still there.
     fn regain(&mut self, now: Instant) -> bool {
         let wanted: Vec<(GenId, Address, Instant)> = self

@@ -447,6 +447,11 @@ impl Generation {
         self.stage == Stage::Up
     }
 
+    /// Whether the holder of the lock waits to bind what collides with this address.
+    pub fn is_asked_for(&self, address: &Address) -> bool {
+        self.asked.iter().any(|asked| asked.collides(address))
+    }
+
     /// The first address: the one that messages about the whole server name.
     pub fn name(&self) -> Option<Address> {
         self.slots.keys().next().cloned()

@@ -301,8 +301,12 @@ impl Gate {
             use std::os::unix::fs::OpenOptionsExt;
             // Opens only if there is a reader.
             let opened = File::options().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&self.path);
-            *held = opened.ok();
-            held.is_some()
+            // Whoever came before is held meanwhile: a reader that finds no writer left goes on.
+            if let Ok(opened) = opened {
+                *held = Some(opened);
+                return true;
+            }
+            false
         });
     }
 
