@@ -56,6 +56,11 @@ impl Fault {
             Fault::NewServerExits => "a new server that exits at once",
         }
     }
+
+    /// Whether it harms a server that may serve: then requests fail.
+    pub fn harms(self) -> bool {
+        matches!(self, Fault::KillOldServer | Fault::KillNewServer | Fault::StopNewServer)
+    }
 }
 
 /// A supervisor, its server and its keeper, as far as they are there.
@@ -122,13 +127,13 @@ fn suffer(stage: &Stage, fault: Fault, moment: Duration) {
         std::thread::sleep(Duration::from_millis(2));
     }
     let new = Side::new(&swap);
-    let hit = |pid: Option<i32>, signal| pid.into_iter().for_each(|pid| kill(pid, signal));
+    let hit = |pid: Option<i32>, signal| pid.map(|pid| kill(pid, signal)).is_some();
     let stop = |pid: Option<i32>| {
         hit(pid, SIGSTOP);
         std::thread::sleep(STOPPED);
-        hit(pid, SIGCONT);
+        hit(pid, SIGCONT)
     };
-    match fault {
+    let struck = match fault {
         Fault::KillOldServer => hit(old.server, SIGKILL),
         Fault::KillNewServer => hit(new.server, SIGKILL),
         Fault::KillOldSupervisor => hit(old.supervisor, SIGKILL),
@@ -138,10 +143,14 @@ fn suffer(stage: &Stage, fault: Fault, moment: Duration) {
         Fault::StopOldSupervisor => stop(old.supervisor),
         Fault::StopNewSupervisor => stop(new.supervisor),
         Fault::StopNewServer => stop(new.server),
-        Fault::CancelTheSwap if !swap.ended() => swap.signal(SIGTERM),
-        Fault::HupStorm => (0..10).for_each(|_| hit(old.supervisor, SIGHUP)),
-        Fault::CancelTheSwap | Fault::NewServerExits => {}
-    }
+        Fault::CancelTheSwap if swap.ended() => false,
+        Fault::CancelTheSwap => {
+            swap.signal(SIGTERM);
+            true
+        }
+        Fault::HupStorm => (0..10).fold(false, |_, _| hit(old.supervisor, SIGHUP)),
+        Fault::NewServerExits => true,
+    };
     let status = swap.wait();
     if fault == Fault::NewServerExits {
         assert_eq!(status, 3, "{}", swap.log());
@@ -153,10 +162,10 @@ fn suffer(stage: &Stage, fault: Fault, moment: Duration) {
     tally(|t| {
         t.swaps += 2;
         t.requests += seen.requests;
-        let (count, failed) = t.faults.entry(fault).or_default();
-        *count += 1;
+        let suffered = t.faults.entry(fault).or_default();
+        *if struck { &mut suffered.struck } else { &mut suffered.missed } += 1;
         for (failure, times) in seen.failures {
-            *failed.entry(failure).or_default() += times;
+            *suffered.failed.entry(failure).or_default() += times;
         }
     });
 }

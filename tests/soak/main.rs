@@ -33,12 +33,21 @@ struct Tally {
     requests: usize,
     /// Requests that failed although nobody did anything to anybody.
     failed: BTreeMap<Failure, usize>,
-    /// Faults by kind: how many, and the requests that failed meanwhile.
-    faults: BTreeMap<Fault, (usize, BTreeMap<Failure, usize>)>,
+    faults: BTreeMap<Fault, Suffered>,
     servers: BTreeMap<&'static str, usize>,
     /// What was sampled of the supervisor that reloads: before, after, how much more it may be.
     growth: Vec<(&'static str, u64, u64, u64)>,
     red: Vec<String>,
+}
+
+/// What became of the faults of a kind.
+#[derive(Default)]
+struct Suffered {
+    struck: usize,
+    /// Whom it was meant for was not there yet, or no more.
+    missed: usize,
+    /// Requests that failed meanwhile.
+    failed: BTreeMap<Failure, usize>,
 }
 
 static TALLY: Mutex<Option<Tally>> = Mutex::new(None);
@@ -103,9 +112,12 @@ fn report(t: &mut Tally, took: Duration) -> ExitCode {
     println!("{:<34} {:>8}", "swaps and reloads", t.swaps);
     println!("{:<34} {:>8}", "requests", t.requests);
     println!("{:<34} {:>8}   {:?}", "failed without a fault", t.failed.values().sum::<usize>(), t.failed);
-    println!("{:<34} {:>8}", "faults", t.faults.values().map(|(count, _)| count).sum::<usize>());
-    for (fault, (count, failed)) in &t.faults {
-        println!("  {:<32} {count:>8}   failed meanwhile: {failed:?}", fault.name());
+    println!("{:<34} {:>8}", "faults", t.faults.values().map(|suffered| suffered.struck).sum::<usize>());
+    for (fault, Suffered { struck, missed, failed }) in &t.faults {
+        println!("  {:<32} {struck:>8}   and {missed} met nobody; failed meanwhile: {failed:?}", fault.name());
+        if !fault.harms() && !failed.is_empty() {
+            t.red.push(format!("requests failed although {} harms no server", fault.name()));
+        }
     }
     println!("{:<34} {:>8}   {:?}", "servers", t.servers.values().sum::<usize>(), t.servers);
     for (name, before, after, more) in &t.growth {
