@@ -21,6 +21,8 @@ pub struct Stat {
     pub parent: i32,
     /// Its process group.
     pub group: i32,
+    /// Its session.
+    pub session: i32,
     /// When it started, in clock ticks since boot: with the pid it names one process of this boot.
     pub start: u64,
     /// It has ended and waits to be reaped; or only its first thread has.
@@ -61,6 +63,7 @@ fn parse_stat(text: &str) -> Option<Stat> {
         zombie: matches!(*fields.first()?, "Z" | "X"),
         parent: fields.get(1)?.parse().ok()?,
         group: fields.get(2)?.parse().ok()?,
+        session: fields.get(3)?.parse().ok()?,
         threads: fields.get(17)?.parse().ok()?,
         start: fields.get(19)?.parse().ok()?,
     })
@@ -225,14 +228,18 @@ impl Snapshot {
     pub fn family(&self, server: &Family) -> Vec<&Stat> {
         let (is_serverswap, own) = (serverswaps(), Pid::own());
         let foreign = |stat: &Stat| is_serverswap(stat.pid);
-        let in_group = |stat: &Stat| Some(stat.group) == server.group.map(Pid::raw);
+        let is_main = |stat: &Stat| stat.pid == server.main && stat.start == server.start;
+        // Once nobody is left in a group its number, that of its first leader, is free for anybody.
+        let leader = server.group.and_then(|group| self.alive.get(&group.raw()));
+        let group = server.group.filter(|_| leader.is_none_or(is_main));
+        let in_group = |stat: &Stat| Some(stat.group) == group.map(Pid::raw) && stat.session == server.session;
         let belongs = |stat: &&Stat| {
-            let top = |a: &&Stat| a.pid == server.main || a.pid == own;
+            let top = |a: &&Stat| is_main(a) || a.pid == own;
             let below: Vec<&Stat> = self.ancestry(stat.pid.raw()).take_while(|a| !top(a)).collect();
             let above = below.last().map_or(stat.pid.raw(), |highest| highest.parent);
             let has_mark = || environment(stat.pid, MARK).as_deref() == Some(server.mark.as_str());
             let marked = match self.alive.get(&above) {
-                Some(top) if top.pid == server.main => true,
+                Some(top) if is_main(top) => true,
                 Some(_) => below.iter().any(|a| in_group(a)) || has_mark(),
                 // Not 0: its parent ended while we looked, and it has another one by now. Anybody can write a
                 // mark: that of a process of another user counts only below us.
@@ -256,8 +263,12 @@ pub const MARK: &str = "SERVERSWAP_SOCKET";
 pub struct Family {
     /// The main process.
     pub main: Pid,
+    /// When that started: its number may be another's by now.
+    pub start: u64,
     /// The process group, where the server has one of its own.
     pub group: Option<Pid>,
+    /// The session of that group.
+    pub session: i32,
     /// The value of [`MARK`].
     pub mark: String,
 }
@@ -300,7 +311,8 @@ mod tests {
     fn a_mark_in_the_environment_of_another_user_makes_nothing_ours() {
         use std::os::unix::process::CommandExt;
         let mark = "/run/serverswap/1-1.sock";
-        let family = Family { main: Pid::new(4_194_304).unwrap(), group: None, mark: mark.into() };
+        let main = Pid::new(4_194_304).unwrap();
+        let family = Family { main, start: 0, group: None, session: 0, mark: mark.into() };
         let root = nix::unistd::geteuid().is_root();
         for uid in [None, root.then_some(65534)] {
             let mut command = std::process::Command::new("sleep");
@@ -323,6 +335,34 @@ mod tests {
             child.wait().unwrap();
             assert_eq!(belongs, uid.is_none());
         }
+    }
+
+    /// The number of a main process that has ended is given to somebody else, and so is that of its group.
+    #[test]
+    fn a_pid_or_a_group_that_was_reused_makes_nothing_ours() {
+        // No process has these: they are above the highest pid (proc(5), pid_max).
+        let [main, child, worker] = [4_194_301, 4_194_302, 4_194_303].map(|pid| Pid::new(pid).unwrap());
+        let of = |pid, parent: i32, session, start| Stat {
+            pid,
+            parent,
+            group: main.raw(),
+            session,
+            start,
+            zombie: false,
+            threads: 1,
+        };
+        let family = Family { main, start: 5, group: Some(main), session: 7, mark: "/none".into() };
+        let found = |stats: &[Stat]| {
+            let alive = stats.iter().map(|stat| (stat.pid.raw(), stat.clone())).collect();
+            let snapshot = Snapshot { alive, ending: Vec::new(), failed: None };
+            snapshot.family(&family).iter().map(|stat| stat.pid).collect::<Vec<Pid>>()
+        };
+        assert_eq!(found(&[of(main, 1, 7, 5), of(child, main.raw(), 7, 6)]), [main, child]);
+        assert_eq!(found(&[of(worker, 1, 7, 6)]), [worker]);
+        assert_eq!(found(&[of(main, 1, main.raw(), 9), of(child, main.raw(), main.raw(), 9)]), []);
+        assert_eq!(found(&[of(main, 1, 7, 9), of(child, main.raw(), 7, 9)]), []);
+        // And its leader has ended since.
+        assert_eq!(found(&[of(child, 1, main.raw(), 9)]), []);
     }
 
     /// The copy of a supervisor must not hide that the last thread of a server still holds the socket.

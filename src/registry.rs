@@ -72,7 +72,9 @@ impl Holder {
     /// Inodes of the sockets that its server holds.
     pub fn sockets(&self, snapshot: &Snapshot) -> BTreeSet<u32> {
         let mark = self.socket.to_string_lossy().into_owned();
-        snapshot.sockets(&Family { main: self.pid, group: Some(self.pid), mark }).unwrap_or_default()
+        let session = procfs::stat(self.pid).map_or(0, |stat| stat.session);
+        let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark };
+        snapshot.sockets(&family).unwrap_or_default()
     }
 }
 

@@ -126,12 +126,14 @@ impl Server {
         let mut failure = None;
         // Before the server runs: a supervisor that is killed at any moment leaves none that nobody knows.
         let prepare = |pid: Pid, keeper: io::Result<Keeper>| {
+            let (start, session) = procfs::stat(pid).map_or((0, 0), |s| (s.start, s.session));
             let family = Family {
                 main: pid,
+                start,
                 group: (!around.on_terminal).then_some(pid),
+                session,
                 mark: around.socket.to_string_lossy().into_owned(),
             };
-            let start = procfs::stat(pid).map_or(0, |s| s.start);
             let watch = match refused {
                 Some(why) => Some(Err(why)),
                 None if watching => Some(receive_watch(&report, ledger.clone())),
@@ -177,7 +179,8 @@ impl Server {
         let pidfd = Pidfd::open(pid).ok()?;
         let stat = procfs::stat(pid).filter(|s| s.start == start)?;
         let group = Pid::new(stat.group.into()).filter(|g| *g == pid);
-        Some(Server { pid, start, pidfd, family: Family { main: pid, group, mark }, keeper: None, watch: None })
+        let family = Family { main: pid, start, group, session: stat.session, mark };
+        Some(Server { pid, start, pidfd, family, keeper: None, watch: None })
     }
 
     /// From here on the server does not end with this supervisor.
@@ -309,10 +312,12 @@ impl Server {
     pub fn promote(&mut self, pid: Pid) -> bool {
         let Some(stat) = procfs::stat(pid) else { return false };
         let Ok(pidfd) = Pidfd::open(pid) else { return false };
-        (self.pid, self.start, self.pidfd, self.family.main) = (pid, stat.start, pidfd, pid);
-        if self.family.group.is_some() {
-            self.family.group = Pid::new(stat.group.into()).filter(|g| g.raw() != Pid::own().raw());
-        }
+        (self.pid, self.start, self.pidfd) = (pid, stat.start, pidfd);
+        let family = &mut self.family;
+        (family.main, family.start) = (pid, stat.start);
+        // It may have joined any group of its session, ours too: only one of the server's own is the server's.
+        let group = family.group.and_then(|own| [own, pid].into_iter().find(|group| group.raw() == stat.group));
+        (family.group, family.session) = (group, stat.session);
         true
     }
 }

@@ -11,6 +11,7 @@ use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::linux::net::SocketAddrExt;
+use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -710,6 +711,56 @@ fn a_server_that_could_not_be_looked_at_is_looked_at_again() {
     running.says(&format!("{address}: server"));
     sandbox.take_down(&address);
     assert_eq!(running.wait(), 0);
+}
+
+/// What becomes the main process has joined the group of the supervisor, that of a script say.
+#[test]
+fn a_server_in_the_group_of_its_supervisor_takes_nobody_of_it_along() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let daemon = format!(
+        "import os, signal, socket\n\
+         s = socket.create_server(('127.0.0.1', {port}))\n\
+         group = os.getpgid(os.getppid())\n\
+         if os.fork(): os._exit(0)\n\
+         signal.signal(signal.SIGTERM, signal.SIG_IGN)\n\
+         os.setpgid(0, group)\n\
+         while True: signal.pause()"
+    );
+    let script = "sleep 1000 & \"$0\" --kill-after 0.5 python3 -c \"$1\"; exit $?";
+    let mut command = sandbox.command("sh");
+    command.args(["-c", script, SERVERSWAP, &daemon]);
+    let mut running = sandbox.start(command);
+    running.says("goes on as the server");
+    let named = || sandbox.processes().into_iter().find(|(_, command)| command.starts_with("sleep 1000"));
+    let (bystander, _) = named().unwrap();
+    kill(supervisor_of(&sandbox), libc::SIGTERM);
+    running.says("it is killed");
+    assert_eq!(running.wait(), 137, "{}", running.log());
+    assert!(alive(bystander));
+    kill(bystander, libc::SIGKILL);
+    sandbox.assert_clean();
+}
+
+/// As after a restart of a container, whose first process is the supervisor each time.
+#[test]
+fn sockets_of_an_earlier_supervisor_with_the_same_pid_are_replaced() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    fs::create_dir_all(sandbox.run_dir()).unwrap();
+    fs::set_permissions(sandbox.run_dir(), fs::Permissions::from_mode(0o700)).unwrap();
+    let leave = "import os, socket, sys\n\
+                 for kind, name in (socket.SOCK_STREAM, 'sock'), (socket.SOCK_DGRAM, 'notify'):\n\
+                 \tsocket.socket(socket.AF_UNIX, kind).bind(f'{sys.argv[1]}/{os.getpid()}-1.{name}')\n\
+                 os.execv(sys.argv[2], sys.argv[2:])";
+    let mut command = sandbox.command("python3");
+    command.args(["-c", leave]).arg(sandbox.run_dir()).arg(SERVERSWAP).arg(plain_server());
+    command.arg(format!("127.0.0.1:{port}"));
+    let mut running = sandbox.start(command);
+    running.says("is up");
+    sandbox.take_down(&format!(":{port}"));
+    assert_eq!(running.wait(), 0);
+    sandbox.assert_clean();
 }
 
 /// The supervisor of the only server, as `serverswap --status` says it.

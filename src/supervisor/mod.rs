@@ -298,6 +298,8 @@ impl Supervisor {
             Event::Closed(id) => self.closed(id),
             Event::Notified(generation, datagram) => self.notified(generation, &datagram),
             Event::Ended(generation, pid) => {
+                // A daemon has become our child, and then its status is known.
+                self.reap();
                 if self.live.get(&generation).is_some_and(|live| live.server.pid == pid) {
                     self.main_ended(generation, status::DONE, "ended");
                 }

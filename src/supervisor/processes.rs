@@ -482,6 +482,12 @@ fn cpu_time() -> Duration {
 /// Sockets that only this user can connect to, from the moment they are there.
 fn open_sockets(control: &std::path::Path, notify: &std::path::Path) -> io::Result<(UnixListener, UnixDatagram)> {
     let before = umask(Mode::from_bits_truncate(0o177));
+    for path in [control, notify] {
+        // That of an earlier supervisor with our pid, the first of a container say, at which nobody is left.
+        if UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
+            let _ = std::fs::remove_file(path);
+        }
+    }
     let opened = UnixListener::bind(control).and_then(|control| Ok((control, UnixDatagram::bind(notify)?)));
     umask(before);
     opened
