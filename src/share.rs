@@ -120,9 +120,11 @@ impl Group {
         if self.news.is_empty() || self.news.len() == before { Ok(()) } else { self.steer() }
     }
 
-    fn switch(&mut self, listeners: &Listeners) -> io::Result<()> {
+    fn switch(&mut self, listeners: Option<&Listeners>) -> io::Result<()> {
         self.news.iter_mut().for_each(|new| new.socket = None);
-        self.follow(listeners);
+        if let Some(listeners) = listeners {
+            self.follow(listeners);
+        }
         // Of a server that is about to end nothing may be left.
         if self.news.is_empty() {
             return Ok(());
@@ -306,11 +308,12 @@ impl Sharing {
     /// the old one has to its end, and the first failure: of one group, the others are switched all the same.
     pub fn switch(&mut self) -> (Vec<SocketAddr>, io::Result<()>) {
         let (mut abandoned, mut result) = (Vec::new(), Ok(()));
-        let listeners = net::listeners().unwrap_or_default();
+        // Where the kernel cannot be asked all are there that were.
+        let listeners = net::listeners().ok();
         let taken: Vec<Place> = self.groups().filter(|g| !g.news.is_empty()).map(|g| g.place).collect();
         for group in self.groups_mut() {
             let done = if !group.news.is_empty() {
-                group.switch(&listeners)
+                group.switch(listeners.as_ref())
             } else if taken.iter().any(|new| new.covers(&group.place)) {
                 // The new server is at another place of the same port: whoever still comes here tries
                 // again, and meets the new one once this socket is closed.
@@ -463,14 +466,16 @@ impl Drain {
     pub fn look(&mut self, server: &Server) -> Drained {
         let diag = &self.diag;
         if self.connections.is_none() {
-            self.handshakes.retain(|ends| diag.find(*ends).is_ok_and(|s| s.is_some_and(|s| s.is_handshake())));
+            self.handshakes.retain(|ends| diag.find(*ends).map_or(true, |s| s.is_some_and(|s| s.is_handshake())));
             let queued = self.listeners.iter().any(|l| l.queue().is_ok_and(|len| len > 0));
             if queued || (!self.handshakes.is_empty() && Instant::now() < self.until) {
                 return Drained::Arriving;
             }
             // One whose listener was chosen before the switch may have come to light after the first list.
-            if !std::mem::replace(&mut self.confirmed, true) {
-                self.handshakes = handshakes(&self.ports).unwrap_or_default();
+            if !self.confirmed {
+                if let Ok(all) = handshakes(&self.ports) {
+                    (self.handshakes, self.confirmed) = (all, true);
+                }
                 return Drained::Arriving;
             }
         }

@@ -5,7 +5,7 @@ mod common;
 use common::{Answer, Load, Running, Sandbox, Seen, alive, answered_by, get, get_from, kill, plain_server, until};
 use nix::libc;
 use std::io::{BufRead, BufReader, Read, Write};
-use std::net::TcpStream;
+use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::{Duration, Instant};
@@ -1117,4 +1117,58 @@ fn as_nobody(around: &[&str]) {
     assert_unnoticed(crowd);
     run(&["--takedown", &address]);
     sandbox.assert_clean();
+}
+
+/// What is closed is forgotten, also where nobody else comes to the same place without sharing it.
+#[test]
+fn a_server_that_binds_ever_new_sockets_costs_its_supervisor_nothing() {
+    let sandbox = Sandbox::shared();
+    let (port, other) = (sandbox.port(), sandbox.port());
+    let script = format!(
+        "import socket\n\
+         server = socket.create_server(('127.0.0.1', {port}))\n\
+         def bind(times):\n\
+         \tfor _ in range(times):\n\
+         \t\ts = socket.socket()\n\
+         \t\ts.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)\n\
+         \t\ts.bind(('127.0.0.9', {other}))\n\
+         \t\ts.close()\n\
+         for times in 5000, 30000:\n\
+         \tbind(times)\n\
+         \tserver.accept()"
+    );
+    let mut running = sandbox.serverswap(["python3", "-c", &script]);
+    running.says("is up");
+    let accepted = || drop(TcpStream::connect(("127.0.0.1", port)).unwrap().read(&mut [0]).unwrap());
+    accepted();
+    let before = common::memory_of(running.pid(), "RssAnon").unwrap();
+    accepted();
+    let after = common::memory_of(running.pid(), "RssAnon").unwrap();
+    assert!(after < before + 512, "{before} KiB before, {after} after");
+    assert_eq!(running.wait(), 0, "{}", running.log());
+}
+
+/// It wanted a fixed port, did not get it, and takes any.
+#[test]
+fn a_bind_that_failed_makes_no_address_of_the_next_one() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let other = sandbox.port();
+    let _taken = TcpListener::bind(("127.0.0.1", other)).unwrap();
+    let script = format!(
+        "import socket, time\n\
+         server = socket.create_server(('127.0.0.1', {port}))\n\
+         any = socket.socket()\n\
+         try: any.bind(('127.0.0.1', {other}))\n\
+         except OSError: any.bind(('127.0.0.1', 0))\n\
+         any.listen()\n\
+         print('listens everywhere', flush=True)\n\
+         time.sleep(1000)"
+    );
+    let running = sandbox.serverswap(["python3", "-c", &script]);
+    running.says("listens everywhere");
+    running.says("is up");
+    let rows = sandbox.status();
+    assert!(rows.len() == 1 && rows[0][0] == format!("127.0.0.1:{port}"), "{rows:?}");
+    sandbox.take_down(&format!(":{port}"));
 }

@@ -353,10 +353,13 @@ pub(super) fn left_alone(
         if !alone && !live.machine.is_giving_way() && live.is_shared() && Instant::now() < until {
             return true;
         }
+        // What cannot be taken off now is taken off at a later look.
+        if alone && serve_alone(live).is_err() && Instant::now() < until {
+            return true;
+        }
         live.left_by = None;
         live.succeeded = !alone && live.is_shared();
         if alone {
-            serve_alone(live);
             pending.push_back((generation, swap::Event::ClaimerGone(claimer)));
         } else {
             // What is steered stays so: a server that has not proven itself gets nothing until it is gone.
@@ -367,21 +370,22 @@ pub(super) fn left_alone(
     live.succeeded &= live.machine.is_up();
     // What a new claimer has put on the sockets is not ours to take off.
     let may = live.machine.is_free() || live.machine.is_giving_way();
-    if alone && may && std::mem::take(&mut live.succeeded) {
-        serve_alone(live);
+    if alone && may && live.succeeded && serve_alone(live).is_ok() {
+        live.succeeded = false;
         pending.push_back((generation, swap::Event::Alone));
     }
     live.succeeded
 }
 
 /// Takes off what a claimer has left on the sockets of a server.
-fn serve_alone(live: &Live) {
+fn serve_alone(live: &Live) -> std::io::Result<()> {
     if live.is_shared() {
-        for socket in live.listeners().unwrap_or_default() {
+        for socket in live.listeners()? {
             let _ = socket.accept_newcomers();
             let _ = socket.release();
         }
     }
+    Ok(())
 }
 
 fn start_drain(live: &mut Live) -> std::io::Result<()> {

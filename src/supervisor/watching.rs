@@ -4,11 +4,12 @@
 #![forbid(unsafe_code)]
 
 use super::threads::{Event, Events, GenId, start};
-use crate::procfs::{self, MARK, Snapshot, Stat};
+use crate::procfs::{self, MARK, Snapshot};
 use crate::server::Watch;
 use crate::sys::seccomp::{Call, Notification};
 use crate::sys::steer::Socket;
 use nix::libc;
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -63,7 +64,7 @@ impl Watch {
 /// Sees the calls of a generation until nobody of it is left.
 pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String) -> io::Result<()> {
     start("watch", move || {
-        let mut bound = Vec::new();
+        let (mut bound, mut look_at) = (Vec::new(), BOUND_LOOK);
         let unshared = |why: String| drop(events.send(Event::Unshared(generation, why)));
         while let Some(call) = watch.notifier.next() {
             // First of all: if we die from here on, the keeper answers.
@@ -76,7 +77,7 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String)
             }
             match call.call {
                 Call::Bind => {
-                    match see_bind(&watch, &call, &mut bound) {
+                    match see_bind(&watch, &call, &mut bound, &mut look_at) {
                         Ok(true) => drop(events.send(Event::Bound(generation))),
                         Err(e) if is_denied(&e) => {
                             unshared(format!("its sockets cannot be had: {}", crate::error::reason(&e)));
@@ -109,6 +110,9 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String)
     })
 }
 
+/// So many sockets that were bound are remembered before those that are closed are looked for.
+const BOUND_LOOK: usize = 4096;
+
 /// A socket that was bound to a fixed port.
 struct Bound {
     cookie: u64,
@@ -118,7 +122,7 @@ struct Bound {
 
 /// Makes the port sharable, so that the new server can bind while the old one serves; `true` if it is
 /// a fixed one. Port 0 never: the kernel could then pick a port that is in use.
-fn see_bind(watch: &Watch, call: &Notification, bound: &mut Vec<Bound>) -> io::Result<bool> {
+fn see_bind(watch: &Watch, call: &Notification, bound: &mut Vec<Bound>, look_at: &mut usize) -> io::Result<bool> {
     let Some(address) = call.address()?.filter(|a| a.port() != 0) else { return Ok(false) };
     let socket = Socket::new(call.socket()?);
     if !(socket.is_tcp() || socket.is_udp()) {
@@ -143,6 +147,13 @@ fn see_bind(watch: &Watch, call: &Notification, bound: &mut Vec<Bound>) -> io::R
     if tcp {
         bound.retain(|b| b.cookie != cookie);
         bound.push(Bound { cookie, inode, address });
+        if bound.len() >= *look_at {
+            if let Some(open) = open_sockets() {
+                bound.retain(|b| open.contains(&b.inode));
+            }
+            // Not after each: it is a look at all processes.
+            *look_at = BOUND_LOOK.max(2 * bound.len());
+        }
     }
     Ok(true)
 }
@@ -155,13 +166,10 @@ fn is_denied(e: &io::Error) -> bool {
 /// The socket and its address, if it is one of a fixed port that does not listen yet.
 fn see_listen(call: &Notification, bound: &[Bound]) -> io::Result<Option<(Socket, SocketAddr)>> {
     let socket = Socket::new(call.socket()?);
-    let cookie = socket.cookie()?;
-    let fixed = bound.iter().any(|b| b.cookie == cookie);
-    if !fixed || socket.listens() {
-        return Ok(None);
-    }
-    let address = socket.address()?;
-    Ok(Some((socket, address)))
+    let (cookie, address) = (socket.cookie()?, socket.address()?);
+    // The bind that was seen may have failed, and another one, to any port, have come after it.
+    let fixed = bound.iter().any(|b| b.cookie == cookie && b.address.port() == address.port());
+    Ok((fixed && !socket.listens()).then_some((socket, address)))
 }
 
 fn collide(a: SocketAddr, b: SocketAddr) -> bool {
@@ -172,8 +180,14 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
 
 /// Whether anybody holds it but supervisors, which do so for the time of a swap.
 fn is_open(inode: u32) -> bool {
+    open_sockets().is_none_or(|open| open.contains(&inode))
+}
+
+/// Those of everybody but supervisors; `None` where that cannot be seen.
+fn open_sockets() -> Option<BTreeSet<u32>> {
     let snapshot = Snapshot::take();
-    let holds = |stat: &Stat| procfs::sockets(stat.pid).is_some_and(|held| held.contains(&inode));
+    snapshot.complete().ok()?;
     let is_serverswap = procfs::serverswaps();
-    snapshot.all().any(|stat| holds(stat) && !is_serverswap(stat.pid))
+    let others = snapshot.all().filter(|stat| !is_serverswap(stat.pid));
+    Some(others.filter_map(|stat| procfs::sockets(stat.pid)).flatten().collect())
 }

@@ -176,7 +176,11 @@ impl Diag {
         for family in [nix::libc::AF_INET, nix::libc::AF_INET6] {
             let mut question = request(family, nix::libc::NLM_F_DUMP, states);
             question[24..26].copy_from_slice(&port.to_be_bytes());
-            self.ask(&question, &mut sockets)?;
+            match self.ask(&question, &mut sockets) {
+                // A kernel without IPv6.
+                Err(e) if family == nix::libc::AF_INET6 && e.raw_os_error() == Some(nix::libc::ENOENT) => {}
+                asked => asked?,
+            }
         }
         Ok(sockets)
     }
@@ -197,7 +201,10 @@ impl Diag {
         // INET_DIAG_NOCOOKIE: whichever socket it is.
         question[64..72].fill(0xff);
         let mut sockets = Vec::new();
-        self.ask(&question, &mut sockets)?;
+        match self.ask(&question, &mut sockets) {
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => {}
+            asked => asked?,
+        }
         // Where there is no such connection the kernel names the listener that would take it.
         Ok(sockets.into_iter().find(|s| s.state != TCP_LISTEN))
     }
@@ -246,12 +253,12 @@ fn read_answers(mut data: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<boo
             return Err(io::Error::other("sock_diag: a message of impossible length"));
         }
         match i32::from(kind) {
-            nix::libc::NLMSG_DONE => return Ok(true),
-            nix::libc::NLMSG_ERROR if len >= 20 => {
+            // A dump ends with its errno too: that of a kernel which does not know what it was asked for, say.
+            nix::libc::NLMSG_DONE | nix::libc::NLMSG_ERROR if len >= 20 => {
                 let errno = i32::from_ne_bytes([data[16], data[17], data[18], data[19]]);
-                // No such socket, or a kernel without IPv6: that is no failure.
-                return if -errno == nix::libc::ENOENT { Ok(true) } else { Err(io::Error::from_raw_os_error(-errno)) };
+                return if errno < 0 { Err(io::Error::from_raw_os_error(-errno)) } else { Ok(true) };
             }
+            nix::libc::NLMSG_DONE => return Ok(true),
             _ if len >= 16 + ANSWER_LEN => sockets.push(socket_of(&data[16..len])),
             _ => {}
         }
@@ -339,6 +346,21 @@ mod tests {
             assert_eq!(seen.at_any([&own(&first), &Address::Tcp(None, port)]).len(), 2);
         }
         assert!(listeners_at(port).unwrap().all().all(|s| s.ends.local.port() == port));
+    }
+
+    #[test]
+    fn an_answer_that_ends_with_an_error_is_none() {
+        let end = |kind: i32, errno: i32| {
+            let mut message = [0u8; 20];
+            message[0] = 20;
+            message[4] = kind as u8;
+            message[16..].copy_from_slice(&errno.to_ne_bytes());
+            read_answers(&message, &mut Vec::new()).map_err(|e| e.raw_os_error())
+        };
+        for kind in [nix::libc::NLMSG_DONE, nix::libc::NLMSG_ERROR] {
+            assert_eq!(end(kind, -nix::libc::ENOENT), Err(Some(nix::libc::ENOENT)));
+            assert_eq!(end(kind, 0), Ok(true));
+        }
     }
 
     #[test]
