@@ -17,14 +17,15 @@ use crate::record::{Record, one_line, parse_number, parse_pid};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
 use nix::errno::Errno;
-use nix::fcntl::{OFlag, open, openat, renameat};
-use nix::sys::stat::{FileStat, Mode, fstat};
+use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
@@ -42,6 +43,8 @@ const UNCLEAR_LOOKS_EVERY: Duration = Duration::from_millis(20);
 pub struct RunDir {
     path: PathBuf,
     dir: OwnedFd,
+    /// The last wait for its lock was in vain: nobody waits again before the lock was had.
+    stuck: AtomicBool,
 }
 
 /// Whoever has an address.
@@ -93,7 +96,7 @@ pub enum Found {
 #[derive(Debug)]
 pub struct Registration {
     /// Its lock ends with this handle.
-    _lock: File,
+    lock: File,
     pid: Pid,
 }
 
@@ -150,7 +153,7 @@ impl RunDir {
         if path.as_os_str().len() + "/2147483647-4294967295.notify".len() > SUN_PATH_MAX {
             return Err(unusable(&path, "the path is too long for a socket in it"));
         }
-        Ok(RunDir { path, dir })
+        Ok(RunDir { path, dir, stuck: AtomicBool::new(false) })
     }
 
     /// Whether the directory that would be used is there: reading commands need none.
@@ -341,7 +344,7 @@ impl RunDir {
         };
         let lock = |file: &File| file.try_lock().map_err(std::io::Error::from);
         let file = self.write_by_rename(&record_name(entry.pid), record.to_string().as_bytes(), 0o600, lock)?;
-        Ok(Registration { _lock: file, pid: entry.pid })
+        Ok(Registration { lock: file, pid: entry.pid })
     }
 
     /// Removes a record that is ours, with the sockets of its server.
@@ -349,8 +352,7 @@ impl RunDir {
         for socket in sockets {
             self.unlink(socket);
         }
-        self.unlink(&record_name(registration.pid));
-        drop(registration);
+        self.unlink_record(&registration);
     }
 
     /// The generation that a new server with this command line most likely becomes, before it has said
@@ -371,7 +373,18 @@ impl RunDir {
     /// Lets go of a record that a newer one of the same server, whose main process is now `pid`, replaces.
     pub fn forget(&self, registration: Registration, pid: Pid) {
         if registration.pid != pid {
-            self.unlink(&record_name(registration.pid));
+            self.unlink_record(&registration);
+        }
+    }
+
+    /// Unless its name is that of another record by now: of a server that has got the pid.
+    fn unlink_record(&self, registration: &Registration) {
+        let name = record_name(registration.pid);
+        let named = fstatat(&self.dir, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+        if let (Ok(named), Ok(ours)) = (named, fstat(&registration.lock))
+            && (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)
+        {
+            self.unlink(&name);
         }
     }
 
@@ -398,7 +411,7 @@ impl RunDir {
 
     /// A second handle on the same directory.
     pub fn try_clone(&self) -> std::io::Result<RunDir> {
-        Ok(RunDir { path: self.path.clone(), dir: self.dir.try_clone()? })
+        Ok(RunDir { path: self.path.clone(), dir: self.dir.try_clone()?, stuck: AtomicBool::new(false) })
     }
 
     /// The record of `pid` if that server lives, locked if its supervisor does not.
@@ -439,7 +452,7 @@ impl RunDir {
                 if record.boot != boot || !stat.is_some_and(|s| s.start == record.start && !s.zombie) {
                     return Err(Missing::Gone);
                 }
-                Some(Registration { _lock: file, pid })
+                Some(Registration { lock: file, pid })
             }
         };
         Ok(Holder {
@@ -656,8 +669,13 @@ impl RunDir {
         let unable = |e: &dyn std::fmt::Display| format!("unable to lock the run directory: {e}");
         let file = openat(&self.dir, "lock", flags, Mode::from_bits_truncate(0o600)).map_err(|e| unable(&e.desc()))?;
         let file = File::from(file);
+        let held = || unable(&"somebody holds its lock and does not let go");
         match file.try_lock() {
-            Ok(()) => return Ok(file),
+            Ok(()) => {
+                self.stuck.store(false, Ordering::Relaxed);
+                return Ok(file);
+            }
+            Err(TryLockError::WouldBlock) if self.stuck.load(Ordering::Relaxed) => return Err(held()),
             Err(TryLockError::WouldBlock) => {}
             Err(TryLockError::Error(e)) => return Err(unable(&e)),
         }
@@ -671,7 +689,10 @@ impl RunDir {
         match receiver.recv_timeout(LOCK_PATIENCE) {
             Ok(Ok(())) => Ok(file),
             Ok(Err(e)) => Err(unable(&e)),
-            Err(_) => Err(unable(&"somebody holds its lock and does not let go")),
+            Err(_) => {
+                self.stuck.store(true, Ordering::Relaxed);
+                Err(held())
+            }
         }
     }
 }
@@ -826,6 +847,19 @@ mod tests {
         let (found, notes) = claim(&dir, Pid::own());
         assert!(matches!(found, Found::Vacant) && notes.len() == 1, "{notes:?}");
         assert!(!dir.path().join(format!("{pid}.server")).exists());
+    }
+
+    #[test]
+    fn a_record_that_took_the_name_of_another_is_left_alone() {
+        let (_temp, dir) = run_dir();
+        let me = Pid::own();
+        let entry = |socket| Entry { pid: me, generation: 1, socket, command: "x" };
+        let old = dir.register(&entry("old.sock")).unwrap();
+        let new = dir.register(&entry("new.sock")).unwrap();
+        dir.deregister(old, &[]);
+        assert!(dir.path().join(record_name(me)).exists());
+        dir.deregister(new, &[]);
+        assert!(!dir.path().join(record_name(me)).exists());
     }
 
     #[test]

@@ -1139,7 +1139,7 @@ fn a_server_that_binds_ever_new_sockets_costs_its_supervisor_nothing() {
     );
     let mut running = sandbox.serverswap(["python3", "-c", &script]);
     running.says("is up");
-    let accepted = || drop(TcpStream::connect(("127.0.0.1", port)).unwrap().read(&mut [0]).unwrap());
+    let accepted = || TcpStream::connect(("127.0.0.1", port)).unwrap().read(&mut [0]).unwrap();
     accepted();
     let before = common::memory_of(running.pid(), "RssAnon").unwrap();
     accepted();

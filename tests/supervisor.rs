@@ -742,6 +742,24 @@ fn a_server_in_the_group_of_its_supervisor_takes_nobody_of_it_along() {
     sandbox.assert_clean();
 }
 
+/// Each of its addresses has a pidfile to be removed, and somebody who stands still has the lock for that.
+#[test]
+fn a_lock_of_the_run_directory_that_is_held_is_waited_for_once() {
+    let sandbox = Sandbox::new();
+    let addresses: Vec<String> = (0..20).map(|_| format!("127.0.0.1:{}", sandbox.port())).collect();
+    let words: Vec<&str> = addresses.iter().map(String::as_str).collect();
+    let mut running = sandbox.plain(&[], &words);
+    let is_registered = |address: &String| sandbox.pidfile(address).is_some();
+    until("it has all its addresses", || addresses.iter().all(is_registered));
+    let lock = File::open(sandbox.run_dir().join("lock")).unwrap();
+    lock.lock().unwrap();
+    running.signal(libc::SIGTERM);
+    // Within less than twenty times the patience that somebody has for it.
+    assert_eq!(running.wait(), 128 + libc::SIGTERM, "{}", running.log());
+    drop(lock);
+    assert_eq!(sandbox.run(["true"]).0, 0);
+}
+
 /// As after a restart of a container, whose first process is the supervisor each time.
 #[test]
 fn sockets_of_an_earlier_supervisor_with_the_same_pid_are_replaced() {
