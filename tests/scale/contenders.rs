@@ -1,7 +1,7 @@
 //! Very many deploys of one address at the same moment.
 
 use super::common::{Load, Running, Sandbox, answered_by, plain_server};
-use super::{Figures, end_of, settled, succeed, takedown, timed};
+use super::{Figures, end_of, ours, pss, settled, succeed, takedown, timed};
 use std::time::Duration;
 
 pub fn run(count: usize) -> Figures {
@@ -15,15 +15,19 @@ pub fn run(count: usize) -> Figures {
     succeed(&sandbox, &words);
     answered_by(port, 1);
     let crowd: Vec<Load> = (0..2).map(|_| Load::start(port, Duration::from_millis(2))).collect();
-    let (_, took) = timed(|| {
+    let (memory, took) = timed(|| {
         let contenders: Vec<Running> = (0..count).map(|_| sandbox.serverswap(&words)).collect();
+        // Nearly all of them wait now.
+        let memory = pss(ours(&sandbox));
         for contender in contenders {
             let (status, log) = end_of(contender);
             assert_eq!(status, 0, "{log}");
         }
+        memory
     });
     // They have their turn one after the other, while the others wait and are looked at.
     figures.time("each of them", took / count as u32);
+    figures.memory("memory of all that wait, and their keepers", memory);
     // One server, its supervisor and its keeper, of all of them: and each has had its turn.
     settled(&sandbox, 2);
     assert_eq!(sandbox.processes().len(), 3);
