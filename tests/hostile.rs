@@ -24,6 +24,8 @@ const CONNECTIONS_SPARE: usize = 32;
 const THREADS: usize = 16;
 /// Memory of its own that a supervisor takes, in KiB, whatever its peers do.
 const MEMORY_MAX: u64 = 32 * 1024;
+/// More than anything takes that has to be done, or given up, at once.
+const PATIENCE: Duration = Duration::from_secs(20);
 
 /// A server with a supervisor that may have few open files, and so takes few connections.
 struct Scene {
@@ -476,11 +478,155 @@ fn a_control_socket_of_a_serving_server_that_is_something_else() {
     a_file_that_is_something_else(Sandbox::shared(), |old, _, _| format!("{}-1.sock", old.pid()), &[]);
 }
 
+/// Nobody needs it by its name but the server that speaks there.
+#[test]
+fn a_notify_socket_of_a_serving_server_that_is_something_else() {
+    a_file_that_is_something_else(Sandbox::shared(), |old, _, _| format!("{}-1.notify", old.pid()), &PLANTS);
+}
+
 /// Nothing is ever read from it or written to it: what can be locked will do.
 #[test]
 fn a_lock_of_the_run_directory_that_is_something_else() {
     let swapped = ["a fifo", "a hard link", "a huge file", "garbage", "nothing"];
     a_file_that_is_something_else(Sandbox::shared(), |_, _, _| "lock".into(), &swapped);
+}
+
+/// What a person asks for while a file of a serving server is something else is done, or is not and said in a line.
+fn asked_for_something_else(name: impl Fn(&Running, i32, u16) -> String) {
+    let sandbox = Sandbox::shared();
+    let victim = sandbox.file("victim", PRECIOUS);
+    let away = sandbox.path("away");
+    let port = sandbox.port();
+    let address = format!(":{port}");
+    for what in PLANTS {
+        let (old, mut pid) = sandbox.serving(port, &[], &[&address]);
+        let path = sandbox.run_dir().join(name(&old, pid, port));
+        // What is written and gets its name at once is not there.
+        let _ = fs::rename(&path, &away);
+        plant(&path, what, &victim);
+        let mut down = false;
+        for command in ["--status", "--reload", "--takedown"] {
+            let asked = Instant::now();
+            let (status, log) = sandbox.run([command, &address]);
+            let said = format!("{command}, {what}: {status} {log}");
+            assert!(asked.elapsed() < PATIENCE, "{said}");
+            assert!(status == 0 || status == 125, "{said}");
+            let lines = log.lines().filter(|line| line.starts_with("serverswap: ")).count();
+            // A warning says what the file is, and what comes of it is another line.
+            assert!((status == 0 || lines > 0) && lines <= 2 && !log.contains("panicked"), "{said}");
+            assert_eq!(fs::read_to_string(&victim).unwrap(), PRECIOUS, "{said}");
+            match (command, get(port)) {
+                ("--takedown", Err(_)) if status == 0 => down = true,
+                ("--reload", Ok(new)) if status == 0 => {
+                    assert_eq!(new.generation, 2, "{said}");
+                    // The other file is of a server that is gone.
+                    pid = new.pid;
+                    clear(&away);
+                }
+                (_, Ok(same)) if command == "--status" || status != 0 => assert_eq!(same.pid, pid, "{said}"),
+                (_, answer) => panic!("{answer:?}: {said}"),
+            }
+        }
+        if !down {
+            clear(&path);
+            let _ = fs::rename(&away, &path);
+            assert_eq!(sandbox.run(["--takedown", &address]).0, 0, "{what}");
+        }
+        clear(&path);
+        clear(&away);
+        assert_eq!(fs::read_to_string(&victim).unwrap(), PRECIOUS, "{what}");
+        // Who cannot take the lock leaves its pidfile: it is stale.
+        clear(&sandbox.run_dir().join(format!("{port}.pid")));
+        sandbox.assert_clean();
+    }
+}
+
+#[test]
+fn what_is_asked_while_a_pidfile_is_something_else() {
+    asked_for_something_else(|_, _, port| format!("{port}.pid"));
+}
+
+#[test]
+fn what_is_asked_while_a_record_is_something_else() {
+    asked_for_something_else(|_, pid, _| format!("{pid}.server"));
+}
+
+#[test]
+fn what_is_asked_while_a_control_socket_is_something_else() {
+    asked_for_something_else(|old, _, _| format!("{}-1.sock", old.pid()));
+}
+
+#[test]
+fn what_is_asked_while_a_notify_socket_is_something_else() {
+    asked_for_something_else(|old, _, _| format!("{}-1.notify", old.pid()));
+}
+
+#[test]
+fn what_is_asked_while_something_is_in_the_way_of_what_is_written() {
+    asked_for_something_else(|old, _, _| format!(".new.{}", old.pid()));
+}
+
+#[test]
+fn what_is_asked_while_the_lock_is_something_else() {
+    asked_for_something_else(|_, _, _| "lock".into());
+}
+
+/// A new supervisor that finds something where it wants to make a file says so, or makes it all the same: for
+/// certain where that is one of `replaced`.
+fn something_in_the_way(name: &str, replaced: &[&str]) {
+    let sandbox = Sandbox::shared();
+    let victim = sandbox.file("victim", PRECIOUS);
+    let port = sandbox.port();
+    let address = format!(":{port}");
+    for what in PLANTS {
+        let (mut old, pid) = sandbox.serving(port, &[], &[&address]);
+        // The shell waits until its file is there, and becomes the supervisor.
+        let gate = sandbox.path("gate");
+        nix::unistd::mkfifo(&gate, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let mut command = sandbox.command("sh");
+        command.args(["-c", r#"read -r go <"$0"; exec "$@""#]).arg(&gate).arg(common::SERVERSWAP);
+        command.args(["--ready-timeout", "1"]).arg(plain_server()).arg(&address);
+        let mut new = sandbox.start(command);
+        let path = sandbox.run_dir().join(name.replace("PID", &new.pid().to_string()));
+        plant(&path, what, &victim);
+        fs::write(&gate, "go\n").unwrap();
+        clear(&gate);
+        until("it is up or has ended", || new.ended() || new.log().contains("is up"));
+        let log = new.log();
+        assert!(log.lines().count() < 6 && !log.contains("panicked"), "{what}: {log}");
+        assert_eq!(fs::read_to_string(&victim).unwrap(), PRECIOUS, "{what}");
+        if new.ended() {
+            let status = new.wait();
+            assert!(status == 125 && log.starts_with("serverswap: unable to "), "{what}: {status} {log}");
+            assert!(!replaced.contains(&what), "{what}: {log}");
+            assert!(path.symlink_metadata().is_ok(), "{what} was not made by it, and is gone");
+            assert_eq!(get(port).map(|answer| answer.pid), Ok(pid), "{what}: {log}");
+            assert!(!old.ended(), "{what}: {}", old.log());
+        } else {
+            assert_eq!(old.wait(), 0, "{what}: {}", old.log());
+        }
+        assert_eq!(sandbox.run(["--takedown", &address]).0, 0, "{what}");
+        clear(&path);
+        assert_eq!(fs::read_to_string(&victim).unwrap(), PRECIOUS, "{what}");
+        sandbox.assert_clean();
+    }
+}
+
+/// A dead supervisor whose pid the new one has leaves one: as process 1 of a container it always has.
+#[test]
+fn something_in_the_way_of_a_control_socket() {
+    something_in_the_way("PID-1.sock", &["a socket", "nothing"]);
+}
+
+#[test]
+fn something_in_the_way_of_a_notify_socket() {
+    something_in_the_way("PID-1.notify", &["a socket", "nothing"]);
+}
+
+/// Under this name every file is written before it gets its own.
+#[test]
+fn something_in_the_way_of_what_is_written() {
+    something_in_the_way(".new.PID", &PLANTS[1..]);
 }
 
 /// Between every look and every use, the pidfile is exchanged for a link or the like.
