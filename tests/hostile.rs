@@ -571,6 +571,73 @@ fn what_is_asked_while_the_lock_is_something_else() {
     asked_for_something_else(|_, _, _| "lock".into());
 }
 
+/// Somebody of the same user listens at the place of the old server's control socket, and says what `say` says to
+/// whoever connects: a new server gives up in its time, and the old one serves.
+fn somebody_else_at_the_control_socket(say: impl Fn(&mut UnixStream) -> std::io::Result<()> + Copy + Send + 'static) {
+    in_both_orders(|sandbox| {
+        let port = sandbox.port();
+        let address = format!(":{port}");
+        let (mut old, pid) = sandbox.serving(port, &[], &[&address]);
+        let path = sandbox.run_dir().join(format!("{}-1.sock", old.pid()));
+        let away = sandbox.path("away");
+        fs::rename(&path, &away).unwrap();
+        let listener = UnixListener::bind(&path).unwrap();
+        let heard = Arc::new(AtomicBool::new(false));
+        let everybody = heard.clone();
+        std::thread::spawn(move || {
+            for stream in listener.incoming() {
+                let (mut stream, heard) = (stream.unwrap(), everybody.clone());
+                // Until the other side has gone.
+                std::thread::spawn(move || {
+                    while say(&mut stream).is_ok() {
+                        heard.store(true, Ordering::Relaxed);
+                    }
+                });
+            }
+        });
+        let asked = Instant::now();
+        let mut new = sandbox.plain(&["--ready-timeout", "1"], &[&address]);
+        until("it gives up", || {
+            let memory = common::memory_of(new.pid(), "RssAnon").unwrap_or(0);
+            assert!(memory <= MEMORY_MAX, "{memory} KiB");
+            new.ended()
+        });
+        assert_eq!(new.wait(), 124, "{}", new.log());
+        assert!(new.log().contains("the old one still serves"), "{}", new.log());
+        let rows = sandbox.status();
+        assert!(asked.elapsed() < PATIENCE, "{:?}", asked.elapsed());
+        assert_eq!((rows.len(), rows[0][2].as_str(), rows[0][5].as_str()), (1, &*pid.to_string(), "not answering"));
+        assert!(heard.load(Ordering::Relaxed));
+        assert_eq!(get(port).map(|answer| answer.pid), Ok(pid));
+        assert!(!old.ended(), "{}", old.log());
+        fs::rename(&away, &path).unwrap();
+        let (status, log) = sandbox.deploy(&[&address]);
+        assert_eq!(status, 0, "{log}");
+        assert_eq!(old.wait(), 0, "{}", old.log());
+        sandbox.take_down(&address);
+    });
+}
+
+#[test]
+fn somebody_silent_at_the_control_socket_of_another() {
+    somebody_else_at_the_control_socket(|stream| stream.read_exact(&mut [0]));
+}
+
+#[test]
+fn somebody_who_says_a_byte_now_and_then_at_the_control_socket_of_another() {
+    somebody_else_at_the_control_socket(|stream| {
+        std::thread::sleep(Duration::from_secs(1));
+        stream.write_all(b"x")
+    });
+}
+
+#[test]
+fn somebody_who_never_stops_at_the_control_socket_of_another() {
+    somebody_else_at_the_control_socket(|stream| {
+        stream.write_all("HOLDS a.b\nFIELD a b\nSOCKETS 9\nRELOADED\nERROR no\nnonsense\n".repeat(100).as_bytes())
+    });
+}
+
 /// A new supervisor that finds something where it wants to make a file says so, or makes it all the same: for
 /// certain where that is one of `replaced`.
 fn something_in_the_way(name: &str, replaced: &[&str]) {
