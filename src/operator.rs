@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io::{self, Read, Write};
 use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 /// How long a supervisor may take to say what it is doing.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
@@ -30,12 +30,14 @@ struct Supervisor {
     stream: UnixStream,
     splitter: Splitter,
     words: VecDeque<HolderWord>,
+    /// When it is heard no more, whatever it says.
+    until: Option<Instant>,
 }
 
 impl Supervisor {
     fn of(holder: &Holder) -> io::Result<Supervisor> {
         let stream = socket::connect_to_own(&holder.socket)?;
-        let supervisor = Supervisor { stream, splitter: Splitter::default(), words: VecDeque::new() };
+        let supervisor = Supervisor { stream, splitter: Splitter::default(), words: VecDeque::new(), until: None };
         supervisor.say(&PeerWord::Peer(PEER_VERSION))?;
         Ok(supervisor)
     }
@@ -50,6 +52,13 @@ impl Supervisor {
         loop {
             if let Some(word) = self.words.pop_front() {
                 return Ok(Some(word));
+            }
+            if let Some(until) = self.until {
+                let left = until.saturating_duration_since(Instant::now());
+                if left.is_zero() {
+                    return Err(io::ErrorKind::TimedOut.into());
+                }
+                self.stream.set_read_timeout(Some(left))?;
             }
             let len = match self.stream.read(&mut buffer) {
                 Ok(0) => return Ok(None),
@@ -366,7 +375,7 @@ fn ask_status(holder: &Holder) -> (BTreeMap<String, String>, Vec<Address>) {
     let (mut fields, mut holds) = (BTreeMap::new(), Vec::new());
     let mut ask = || -> io::Result<()> {
         let mut supervisor = Supervisor::of(holder)?;
-        supervisor.stream.set_read_timeout(Some(STATUS_PATIENCE))?;
+        supervisor.until = Some(Instant::now() + STATUS_PATIENCE);
         supervisor.say(&PeerWord::Status)?;
         while let Some(word) = supervisor.hear()? {
             match word {

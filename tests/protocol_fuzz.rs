@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Running, Sandbox, answered_by, get, until};
+use common::{Running, Sandbox, answered_by, get, in_both_orders, until};
 use proptest::prelude::*;
 use proptest::test_runner::{Config, TestRunner};
 use std::fs;
@@ -70,8 +70,7 @@ struct Scene {
 }
 
 impl Scene {
-    fn new() -> Scene {
-        let sandbox = Sandbox::new();
+    fn new(sandbox: Sandbox) -> Scene {
         let port = sandbox.port();
         let address = format!(":{port}");
         let (gate, pipe) = sandbox.gate("pipe");
@@ -134,108 +133,118 @@ fn run(cases: u32, strategy: impl Strategy<Value = Vec<Vec<u8>>>, mut case: impl
 
 #[test]
 fn noise_on_the_socket() {
-    let mut scene = Scene::new();
-    run(200, noise(), |noise| {
+    in_both_orders(|sandbox| {
+        let mut scene = Scene::new(sandbox);
+        run(200, noise(), |noise| {
+            let mut stream = scene.connect();
+            for piece in &noise {
+                let _ = stream.write_all(piece);
+                std::thread::yield_now();
+            }
+            // Half of them leave in the middle, the others wait for an answer.
+            if noise.len() % 2 == 0 {
+                let _ = stream.shutdown(Shutdown::Both);
+            }
+            scene.untouched();
+        });
+        // What was said on connections that have ended holds nobody up.
         let mut stream = scene.connect();
-        for piece in &noise {
-            let _ = stream.write_all(piece);
-            std::thread::yield_now();
-        }
-        // Half of them leave in the middle, the others wait for an answer.
-        if noise.len() % 2 == 0 {
-            let _ = stream.shutdown(Shutdown::Both);
-        }
-        scene.untouched();
+        Scene::ask(&mut stream);
+        scene.end();
     });
-    // What was said on connections that have ended holds nobody up.
-    let mut stream = scene.connect();
-    Scene::ask(&mut stream);
-    scene.end();
 }
 
 #[test]
 fn noise_on_the_control_fd() {
-    let mut scene = Scene::new();
-    let mut pipe = fs::File::options().write(true).open(&scene.fifo).unwrap();
-    // FAIL and TAKEDOWN are the server's own affair: they are words, and do what they say.
-    run(200, noise(), |noise| {
-        for piece in noise.iter().filter(|piece| !piece.windows(8).any(|w| w == b"TAKEDOWN")) {
-            pipe.write_all(piece).unwrap();
-        }
-        scene.untouched();
+    in_both_orders(|sandbox| {
+        let mut scene = Scene::new(sandbox);
+        let mut pipe = fs::File::options().write(true).open(&scene.fifo).unwrap();
+        // FAIL and TAKEDOWN are the server's own affair: they are words, and do what they say.
+        run(200, noise(), |noise| {
+            for piece in noise.iter().filter(|piece| !piece.windows(8).any(|w| w == b"TAKEDOWN")) {
+                pipe.write_all(piece).unwrap();
+            }
+            scene.untouched();
+        });
+        scene.end();
     });
-    scene.end();
 }
 
 #[test]
 fn a_million_lines_cost_no_memory() {
-    let mut scene = Scene::new();
-    let floods: [&dyn Fn(usize) -> String; 5] = [
-        &|_| format!("READY {}\n", scene.address),
-        &|n| format!("nonsense {n}\n"),
-        &|_| "\n".into(),
-        &|n| format!("RELEASED a.{n}\n"),
-        &|n| format!("TAKEDOWN a.{n}\n"),
-    ];
-    let pour = |stream: &mut UnixStream, flood: &dyn Fn(usize) -> String, blocks: usize| {
-        let block: String = (0..10_000).map(flood).collect();
-        for _ in 0..blocks {
-            stream.write_all(block.as_bytes()).unwrap();
+    in_both_orders(|sandbox| {
+        let mut scene = Scene::new(sandbox);
+        let floods: [&dyn Fn(usize) -> String; 5] = [
+            &|_| format!("READY {}\n", scene.address),
+            &|n| format!("nonsense {n}\n"),
+            &|_| "\n".into(),
+            &|n| format!("RELEASED a.{n}\n"),
+            &|n| format!("TAKEDOWN a.{n}\n"),
+        ];
+        let pour = |stream: &mut UnixStream, flood: &dyn Fn(usize) -> String, blocks: usize| {
+            let block: String = (0..10_000).map(flood).collect();
+            for _ in 0..blocks {
+                stream.write_all(block.as_bytes()).unwrap();
+            }
+        };
+        // The first part makes room for threads and buffers; the rest must not need more. Nobody reads the
+        // answers.
+        let mut streams: Vec<UnixStream> = floods.iter().map(|_| scene.connect()).collect();
+        // One that stays silent for ten seconds is closed.
+        for stream in &mut streams {
+            stream.write_all(b"\n").unwrap();
         }
-    };
-    // The first part makes room for threads and buffers; the rest must not need more. Nobody reads the
-    // answers.
-    let mut streams: Vec<UnixStream> = floods.iter().map(|_| scene.connect()).collect();
-    // One that stays silent for ten seconds is closed.
-    for stream in &mut streams {
-        stream.write_all(b"\n").unwrap();
-    }
-    for (flood, stream) in floods[..4].iter().zip(&mut streams) {
-        pour(stream, flood, 2);
-    }
-    let _ = Scene::ask(&mut scene.connect());
-    let before = scene.resident();
-    for (flood, stream) in floods.iter().zip(&mut streams) {
-        pour(stream, flood, 18);
-    }
-    let _ = Scene::ask(&mut scene.connect());
-    let after = scene.resident();
-    assert!(after < before + 2048, "{before} KiB before, {after} KiB after a million lines");
-    drop(streams);
-    scene.untouched();
-    scene.end();
+        for (flood, stream) in floods[..4].iter().zip(&mut streams) {
+            pour(stream, flood, 2);
+        }
+        let _ = Scene::ask(&mut scene.connect());
+        let before = scene.resident();
+        for (flood, stream) in floods.iter().zip(&mut streams) {
+            pour(stream, flood, 18);
+        }
+        let _ = Scene::ask(&mut scene.connect());
+        let after = scene.resident();
+        assert!(after < before + 2048, "{before} KiB before, {after} KiB after a million lines");
+        drop(streams);
+        scene.untouched();
+        scene.end();
+    });
 }
 
 #[test]
 fn a_server_that_says_ready_for_a_thousand_addresses() {
-    let mut scene = Scene::new();
-    let mut stream = scene.connect();
-    let lines: String = (0..1000).map(|n| format!("READY Name.{n}\n")).collect();
-    let mut writer = stream.try_clone().unwrap();
-    let thread = std::thread::spawn(move || writer.write_all(lines.as_bytes()).unwrap());
-    let mut heard = String::new();
-    while heard.matches('\n').count() < 1000 {
-        let mut buffer = [0; 4096];
-        let len = stream.read(&mut buffer).unwrap();
-        heard.push_str(std::str::from_utf8(&buffer[..len]).unwrap());
-    }
-    thread.join().unwrap();
-    assert!(heard.starts_with("GO Name.0\nGO Name.1\n"), "{heard}");
-    scene.untouched();
-    // Its successor takes the port and leaves the names.
-    let (status, log) = scene.sandbox.deploy(&[&scene.address, "takedown", "up"]);
-    assert_eq!(status, 0, "{log}");
-    assert_eq!(scene.old.wait(), 0);
-    scene.sandbox.take_down(&scene.address);
+    in_both_orders(|sandbox| {
+        let mut scene = Scene::new(sandbox);
+        let mut stream = scene.connect();
+        let lines: String = (0..1000).map(|n| format!("READY Name.{n}\n")).collect();
+        let mut writer = stream.try_clone().unwrap();
+        let thread = std::thread::spawn(move || writer.write_all(lines.as_bytes()).unwrap());
+        let mut heard = String::new();
+        while heard.matches('\n').count() < 1000 {
+            let mut buffer = [0; 4096];
+            let len = stream.read(&mut buffer).unwrap();
+            heard.push_str(std::str::from_utf8(&buffer[..len]).unwrap());
+        }
+        thread.join().unwrap();
+        assert!(heard.starts_with("GO Name.0\nGO Name.1\n"), "{heard}");
+        scene.untouched();
+        // Its successor takes the port and leaves the names.
+        let (status, log) = scene.sandbox.deploy(&[&scene.address, "takedown", "up"]);
+        assert_eq!(status, 0, "{log}");
+        assert_eq!(scene.old.wait(), 0);
+        scene.sandbox.take_down(&scene.address);
+    });
 }
 
 #[test]
 fn a_server_that_says_ready_and_never_binds_is_replaced_as_ever() {
-    let scene = Scene::new();
-    let mut stream = scene.connect();
-    let port = scene.sandbox.port();
-    stream.write_all(format!("READY :{port}\n").as_bytes()).unwrap();
-    let heard = Scene::ask(&mut stream);
-    assert!(heard.starts_with(&format!("GO :{port}\n")), "{heard}");
-    scene.end();
+    in_both_orders(|sandbox| {
+        let scene = Scene::new(sandbox);
+        let mut stream = scene.connect();
+        let port = scene.sandbox.port();
+        stream.write_all(format!("READY :{port}\n").as_bytes()).unwrap();
+        let heard = Scene::ask(&mut stream);
+        assert!(heard.starts_with(&format!("GO :{port}\n")), "{heard}");
+        scene.end();
+    });
 }

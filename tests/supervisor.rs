@@ -11,7 +11,6 @@ use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::linux::net::SocketAddrExt;
-use std::os::unix::fs::PermissionsExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
@@ -758,27 +757,6 @@ fn a_lock_of_the_run_directory_that_is_held_is_waited_for_once() {
     assert_eq!(running.wait(), 128 + libc::SIGTERM, "{}", running.log());
     drop(lock);
     assert_eq!(sandbox.run(["true"]).0, 0);
-}
-
-/// As after a restart of a container, whose first process is the supervisor each time.
-#[test]
-fn sockets_of_an_earlier_supervisor_with_the_same_pid_are_replaced() {
-    let sandbox = Sandbox::new();
-    let port = sandbox.port();
-    fs::create_dir_all(sandbox.run_dir()).unwrap();
-    fs::set_permissions(sandbox.run_dir(), fs::Permissions::from_mode(0o700)).unwrap();
-    let leave = "import os, socket, sys\n\
-                 for kind, name in (socket.SOCK_STREAM, 'sock'), (socket.SOCK_DGRAM, 'notify'):\n\
-                 \tsocket.socket(socket.AF_UNIX, kind).bind(f'{sys.argv[1]}/{os.getpid()}-1.{name}')\n\
-                 os.execv(sys.argv[2], sys.argv[2:])";
-    let mut command = sandbox.command("python3");
-    command.args(["-c", leave]).arg(sandbox.run_dir()).arg(SERVERSWAP).arg(plain_server());
-    command.arg(format!("127.0.0.1:{port}"));
-    let mut running = sandbox.start(command);
-    running.says("is up");
-    sandbox.take_down(&format!(":{port}"));
-    assert_eq!(running.wait(), 0);
-    sandbox.assert_clean();
 }
 
 /// The supervisor of the only server, as `serverswap --status` says it.

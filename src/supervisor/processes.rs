@@ -22,7 +22,9 @@ use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
+use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -57,21 +59,18 @@ impl Supervisor {
         let names = ["sock", "notify"].map(|kind| format!("{}-{id}.{kind}", Pid::own()));
         let [socket, notify] = names.clone().map(|name| self.dir.path().join(name));
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
-        let opened = open_sockets(&socket, &notify).map_err(failed);
-        let spawned = opened.and_then(|(listener, datagrams)| {
-            let around = Surroundings {
-                control: theirs,
-                socket: &socket,
-                notify: &notify,
-                generation: number,
-                on_terminal: self.on_terminal,
-                hup_ignored: self.hup_ignored,
-                detached: self.run.detach,
-                watched: !self.run.plain,
-            };
-            Ok((listener, datagrams, Server::spawn(&self.run, around)?))
-        });
-        let (listener, datagrams, server) = spawned.inspect_err(|_| {
+        let (listener, datagrams) = open_sockets(&socket, &notify).map_err(failed)?;
+        let around = Surroundings {
+            control: theirs,
+            socket: &socket,
+            notify: &notify,
+            generation: number,
+            on_terminal: self.on_terminal,
+            hup_ignored: self.hup_ignored,
+            detached: self.run.detach,
+            watched: !self.run.plain,
+        };
+        let server = Server::spawn(&self.run, around).inspect_err(|_| {
             for path in [&socket, &notify] {
                 let _ = std::fs::remove_file(path);
             }
@@ -480,17 +479,32 @@ fn cpu_time() -> Duration {
 }
 
 /// Sockets that only this user can connect to, from the moment they are there.
-fn open_sockets(control: &std::path::Path, notify: &std::path::Path) -> io::Result<(UnixListener, UnixDatagram)> {
+fn open_sockets(control: &Path, notify: &Path) -> io::Result<(UnixListener, UnixDatagram)> {
     let before = umask(Mode::from_bits_truncate(0o177));
-    for path in [control, notify] {
-        // That of an earlier supervisor with our pid, the first of a container say, at which nobody is left.
-        if UnixStream::connect(path).is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused) {
-            let _ = std::fs::remove_file(path);
-        }
-    }
-    let opened = UnixListener::bind(control).and_then(|control| Ok((control, UnixDatagram::bind(notify)?)));
+    let opened = bind(control, UnixListener::bind).and_then(|listener| {
+        let datagrams = bind(notify, UnixDatagram::bind).inspect_err(|_| drop(std::fs::remove_file(control)))?;
+        Ok((listener, datagrams))
+    });
     umask(before);
     opened
+}
+
+/// Binds one, in the place of that of a dead supervisor with our pid: process 1 of a container always has it.
+fn bind<'a, S>(path: &'a Path, bind: impl Fn(&'a Path) -> io::Result<S>) -> io::Result<S> {
+    match bind(path) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {
+            std::fs::remove_file(path)?;
+            bind(path)
+        }
+        bound => bound,
+    }
+}
+
+/// Whether it is a socket that nobody has. To connect to it by datagrams never waits, whatever its kind.
+fn is_left_behind(path: &Path) -> bool {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    let connected = UnixDatagram::unbound().and_then(|socket| socket.connect(path));
+    is_socket && connected.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
 }
 
 /// Ports that the kernel gives to who asks for any (ip(7)): listeners there do not count unless the

@@ -16,7 +16,7 @@ use crate::sys::net::{self, Listeners};
 use crate::sys::socket::FILES_MAX;
 use crate::sys::steer::Socket;
 use nix::errno::Errno;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::Instant;
@@ -160,12 +160,16 @@ impl Supervisor {
                 live.server.listeners(holds).map_err(failed)?
             }
             OldTo::Remote(_) => {
+                // What comes with a word of a later version may be one of them once more, which counts once.
+                let mut inodes = BTreeSet::new();
+                let mut sockets: Vec<Socket> = sockets.into_iter().map(Socket::new).collect();
+                sockets.retain(|socket| socket.inode().is_ok_and(|inode| inodes.insert(inode)));
                 if sockets.len() < old.promised {
                     // Where nobody steers, the new server would get connections before its time.
                     return Err(format!("only {} of its {} listeners can be had", sockets.len(), old.promised));
                 }
                 let fits = |s: &Socket| s.listens() && s.is_tcp() && s.address().is_ok_and(|at| wanted(&at.into()));
-                sockets.into_iter().map(Socket::new).filter(fits).collect()
+                sockets.into_iter().filter(fits).collect()
             }
         };
         let live = self.live.get_mut(&of).ok_or("it is gone")?;
