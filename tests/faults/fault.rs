@@ -264,6 +264,10 @@ impl Fault {
             // Others came after it.
             Fault::AtOnce => true,
             Fault::Killed(Victim::NewSupervisor) => true,
+            // It aborts where it can get no memory, and says no more than one that was killed: 128 and SIGABRT.
+            Fault::Wants(Victim::NewSupervisor, Want::Memory) => {
+                matches!(verdict.outcome, Some((_, Some(status))) if status == 128 + libc::SIGABRT)
+            }
             // The end of a server that had nothing to do with a swap any more.
             Fault::Killed(Victim::NewServer) => step == Step::Steady,
             _ => false,
