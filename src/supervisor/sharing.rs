@@ -208,7 +208,8 @@ impl Supervisor {
         for (generation, live) in &mut self.live {
             if live.sharing.is_some()
                 && !olds.values().any(|old| old.of == *generation)
-                && let Ok(listeners) = live.listeners()
+                // One that is still to prove itself has an address that it only claims.
+                && let Ok(listeners) = live.server.listeners(&live.machine.claims())
                 && let Some(sharing) = live.sharing.take()
             {
                 live.proving.clear();

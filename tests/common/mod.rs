@@ -626,6 +626,11 @@ impl Load {
         !self.seen.lock().unwrap().answers.is_empty()
     }
 
+    /// How many of its requests have failed.
+    pub fn failed(&self) -> usize {
+        self.seen.lock().unwrap().failures.values().sum()
+    }
+
     /// The request that runs is the last one.
     pub fn last(&self) {
         self.stop.store(true, Ordering::Relaxed);

@@ -2,7 +2,8 @@
 
 use super::channels;
 use super::common::{alive, get, kill, until};
-use super::scene::{Serving, Side, Step, Swap};
+use super::observer::Verdict;
+use super::scene::{CLIENTS, Serving, Side, Step, Swap};
 use nix::libc;
 use std::collections::BTreeSet;
 use std::fs;
@@ -118,27 +119,35 @@ impl Fault {
     }
 
     /// How long it lasts where it must outlast every timeout of [`Fault::options`].
-    const STOPPED: Duration = Duration::from_secs(7);
+    /// Peers give each other 10 s for a first line, and a server that was killed 10 s to be gone.
+    const STOPPED: Duration = Duration::from_secs(12);
 
-    /// Whether it can be done at all at this step; most that cannot lack their victim.
-    pub fn fits(self, shared: bool, step: Step) -> bool {
-        let old_is_gone = step == Step::Steady;
+    /// Why it cannot be done at this step.
+    pub fn unfit(self, shared: bool, step: Step) -> Option<&'static str> {
+        let gone = (step == Step::Steady).then_some("the old one is gone");
+        let no_keeper = (!shared).then_some("in plain order there is no keeper");
         match self {
             Fault::Killed(victim) | Fault::Stopped(victim) | Fault::Wants(victim, _) => match victim {
-                Victim::OldServer | Victim::OldSupervisor => !old_is_gone,
-                Victim::OldKeeper => shared && !old_is_gone,
-                // In plain order it watches over a server that nobody was harmed for yet.
-                Victim::NewKeeper => shared || matches!(step, Step::Starting | Step::Queued | Step::Told),
-                Victim::NewServer | Victim::NewSupervisor => true,
+                Victim::OldServer | Victim::OldSupervisor => gone,
+                Victim::OldKeeper => no_keeper.or(gone),
+                Victim::NewKeeper => {
+                    let early = matches!(step, Step::Starting | Step::Queued | Step::Told);
+                    (!shared && !early).then_some("in plain order a keeper goes when somebody was harmed")
+                }
+                Victim::NewServer | Victim::NewSupervisor => None,
             },
-            Fault::Eof(Channel::OldControl) => !old_is_gone,
-            // A shared swap has no word with the old one before its server listens.
-            Fault::Eof(Channel::Peers) => !matches!(step, Step::Starting | Step::Steady),
-            Fault::Eof(Channel::OldKeeper) => shared && !old_is_gone,
-            Fault::Eof(Channel::NewKeeper) => shared,
-            // In plain order a server that hears no GO never binds: it becomes a worker that does nothing.
-            Fault::Eof(Channel::NewControl) => shared || step != Step::Starting,
-            Fault::FullDisk | Fault::ReadOnly | Fault::AtOnce => true,
+            Fault::Eof(channel) => match channel {
+                Channel::OldControl => gone,
+                Channel::Peers if step == Step::Starting => Some("they have no word before the new server listens"),
+                Channel::Peers => gone,
+                Channel::OldKeeper => no_keeper.or(gone),
+                Channel::NewKeeper => no_keeper,
+                Channel::NewControl => {
+                    let deaf = !shared && step == Step::Starting;
+                    deaf.then_some("a server that hears no GO never binds: a worker that does nothing")
+                }
+            },
+            Fault::FullDisk | Fault::ReadOnly | Fault::AtOnce => None,
         }
     }
 
@@ -172,10 +181,9 @@ impl Fault {
                 until("every timeout is over", || since.elapsed() > Fault::STOPPED);
                 // Whoever waited for something may have it by now, and serve.
                 // An old server that was told is gone by now.
-                let seen = match get(swap.port) {
-                    Err(failure) if !serves && !told(swap) && swap.serving().is_some() => {
-                        Err(format!("nobody answers: {failure:?}"))
-                    }
+                let somebody = !serves && !told(swap) && swap.serving().is_some();
+                let seen = match somebody.then(|| get(swap.port)) {
+                    Some(Err(failure)) => Err(format!("nobody answers: {failure:?}")),
                     _ => Ok(()),
                 };
                 kill(pid, libc::SIGCONT);
@@ -232,9 +240,44 @@ impl Fault {
         }
     }
 
+    /// The error says what clients and commands saw that may not come of it.
+    pub fn judge(self, shared: bool, step: Step, verdict: &Verdict) -> Result<(), String> {
+        // One that was to be shared may run in plain order, and says why: without files or memory the listeners of
+        // the old server cannot be had.
+        let fallen_back = matches!(self, Fault::Wants(..)) && verdict.said.contains("this swap runs in plain order");
+        if shared && !fallen_back {
+            verdict.is_bounded(self.bound(step, CLIENTS))?;
+        } else {
+            let stopped = matches!(self, Fault::Stopped(Victim::OldServer | Victim::NewServer));
+            verdict.is_plain(stopped)?;
+        }
+        // Whoever is struck, or told to go by --takedown, may fail at once.
+        let harmed = match self {
+            Fault::Killed(victim) => matches!(victim, Victim::OldServer | Victim::OldSupervisor),
+            Fault::Stopped(_) | Fault::AtOnce => true,
+            _ => false,
+        };
+        if step.serving(shared) == Serving::Old && !harmed && verdict.halted > 0 {
+            return Err(format!("{} failed while the old server served: {:?}", verdict.halted, verdict.failures));
+        }
+        let has_no_say = match self {
+            // Others came after it.
+            Fault::AtOnce => true,
+            Fault::Killed(Victim::NewSupervisor) => true,
+            // It aborts where it can get no memory, and says no more than one that was killed: 128 and SIGABRT.
+            Fault::Wants(Victim::NewSupervisor, Want::Memory) => {
+                matches!(verdict.outcome, Some((_, Some(status))) if status == 128 + libc::SIGABRT)
+            }
+            // The end of a server that had nothing to do with a swap any more.
+            Fault::Killed(Victim::NewServer) => step == Step::Steady,
+            _ => false,
+        };
+        if has_no_say || verdict.is_consistent() { Ok(()) } else { Err(format!("in the end: {}", verdict.note)) }
+    }
+
     /// How many requests of the crowd may fail on a shared port; `None`: whoever served is dead, and until the
     /// next one is up everybody meets nobody.
-    pub fn bound(self, step: Step, clients: usize) -> Option<usize> {
+    fn bound(self, step: Step, clients: usize) -> Option<usize> {
         let serving = step.serving(true);
         match self {
             // What a server holds when it dies: a connection of each client, and, since the kernel closes the

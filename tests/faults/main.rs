@@ -10,12 +10,15 @@ mod calls;
 mod channels;
 mod entry;
 mod fault;
+mod observer;
 mod scene;
 
 use common::Sandbox;
 use fault::{CHANNELS, Fault, VICTIMS, Victim, Want};
 use nix::libc;
-use scene::{CLIENTS, Step, Swap, Verdict};
+use observer::Verdict;
+use scene::{Step, Swap};
+use std::collections::BTreeMap;
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
@@ -55,16 +58,17 @@ fn main() {
     // SAFETY: a plain system call.
     unsafe { libc::prctl(libc::PR_CAPBSET_DROP, CAP_DAC_OVERRIDE, 0, 0, 0) };
     let words: Vec<String> = std::env::args().skip(1).filter(|word| !word.starts_with('-')).collect();
-    let mut cases = halted(may_mount);
-    cases.extend(entry::cases());
-    cases.extend(calls::cases(std::env::args().any(|word| word == "--all")));
+    let mut left_out = Vec::new();
+    let mut cases = halted(may_mount, &mut left_out);
+    cases.extend(entry::cases(&mut left_out));
+    cases.extend(calls::cases(std::env::args().any(|word| word == "--all"), &mut left_out));
     cases.retain(|case| words.iter().all(|word| case.name.contains(word.as_str())));
-    if !may_mount {
-        println!("not run: a full run directory (needs root)");
+    if words.is_empty() {
+        left_out.iter().for_each(|what| println!("not run: {what}"));
     }
     let (queue, red) = (Mutex::new(cases.iter()), Mutex::new(Vec::new()));
     let started = Instant::now();
-    println!("{:<56} {:>8} {:>6}  failed", "order, step, fault", "gap", "took");
+    println!("{:<56} {:<20} {:>8} {:>6}  failed", "order, step, fault", "serves, status", "gap", "took");
     std::thread::scope(|scope| {
         for _ in 0..LANES {
             scope.spawn(|| {
@@ -91,16 +95,16 @@ fn main() {
 }
 
 fn line(case: &Case, result: &Result<Verdict, String>, took: Duration) -> String {
-    let (gap, failed) = match result {
-        Ok(verdict) if verdict.failures.is_empty() => (verdict.longest_gap.as_millis(), "0".to_owned()),
-        Ok(verdict) => (verdict.longest_gap.as_millis(), format!("{:?}", verdict.failures)),
-        Err(_) => (0, "NOT ok".to_owned()),
+    let (note, gap, failed) = match result {
+        Ok(verdict) if verdict.failures.is_empty() => (&*verdict.note, verdict.longest_gap, "0".to_owned()),
+        Ok(verdict) => (&*verdict.note, verdict.longest_gap, format!("{:?}", verdict.failures)),
+        Err(_) => ("", Duration::ZERO, "NOT ok".to_owned()),
     };
-    format!("{:<56} {gap:>5} ms {:>4} s  {failed}", case.name, took.as_secs())
+    format!("{:<56} {note:<20} {:>5} ms {:>4} s  {failed}", case.name, gap.as_millis(), took.as_secs())
 }
 
-/// Every fault at every step.
-fn halted(may_mount: bool) -> Vec<Case> {
+/// Every fault at every step, and what cannot be done there.
+fn halted(may_mount: bool, left_out: &mut Vec<String>) -> Vec<Case> {
     let mut faults: Vec<Fault> = Vec::new();
     faults.extend(VICTIMS.map(Fault::Killed));
     faults.extend(VICTIMS.map(Fault::Stopped));
@@ -111,14 +115,22 @@ fn halted(may_mount: bool) -> Vec<Case> {
     faults.extend([Fault::AtOnce, Fault::ReadOnly]);
     if may_mount {
         faults.push(Fault::FullDisk);
+    } else {
+        left_out.push("a full run directory (needs root)".into());
     }
-    let mut cases = Vec::new();
+    let mut cases = vec![Case::new("shared, Draining, no fault: a program is seen".into(), negative_control)];
     for shared in [true, false] {
-        for &step in scene::steps(shared) {
-            for &fault in faults.iter().filter(|fault| fault.fits(shared, step)) {
-                let order = if shared { "shared" } else { "plain" };
-                cases.push(Case::new(format!("{order}, {step:?}, {fault:?}"), move || strike(shared, step, fault)));
+        let order = if shared { "shared" } else { "plain" };
+        for &fault in &faults {
+            let mut unfit = BTreeMap::new();
+            for &step in scene::steps(shared) {
+                match fault.unfit(shared, step) {
+                    Some(reason) => unfit.entry(reason).or_insert_with(Vec::new).push(step),
+                    None => cases
+                        .push(Case::new(format!("{order}, {step:?}, {fault:?}"), move || strike(shared, step, fault))),
+                }
             }
+            left_out.extend(unfit.iter().map(|(reason, steps)| format!("{order}, {steps:?}, {fault:?}: {reason}")));
         }
     }
     cases
@@ -134,14 +146,18 @@ fn strike(shared: bool, step: Step, fault: Fault) -> Result<Verdict, String> {
     let mut swap = Swap::halted(sandbox, step, fault.options());
     fault.strike(&mut swap)?;
     let verdict = swap.judged()?;
-    // A swap in plain order refuses connections by itself: close to zero, not zero. So may one that was to be
-    // shared, and says why it is not: without files or memory the listeners of the old server cannot be had.
-    let shared =
-        shared && !(matches!(fault, Fault::Wants(..)) && verdict.said.contains("this swap runs in plain order"));
-    match fault.bound(step, CLIENTS) {
-        Some(most) if shared && verdict.failed() > most => {
-            Err(format!("{:?}, and {most} may fail\n{}", verdict.failures, verdict.said))
-        }
-        _ => Ok(verdict),
+    fault.judge(shared, step, &verdict)?;
+    Ok(verdict)
+}
+
+/// What the observer looks for is there, and found, while a swap on a shared port stands still.
+fn negative_control() -> Result<Verdict, String> {
+    let mut swap = Swap::halted(Sandbox::shared(), Step::Draining, &["--drain", "60"]);
+    if observer::is_unsteered(swap.port) {
+        return Err("the observer sees no program".into());
     }
+    swap.go_on();
+    let verdict = swap.judged()?;
+    verdict.is_bounded(Some(0))?;
+    Ok(verdict)
 }

@@ -1,10 +1,10 @@
-//! A swap that stands still at one of its steps, and what an outside observer says of it afterwards.
+//! A swap that stands still at one of its steps, and goes on to its end.
 
 use super::common::{self, Gate, Load, Running, Sandbox, alive, children, get, until};
+use super::observer::{self, Verdict};
 use std::io::Write;
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
-use std::time::{Duration, Instant};
+use std::net::TcpStream;
+use std::time::Duration;
 
 /// Where a swap can stand still, in both orders if not said otherwise.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -36,10 +36,11 @@ pub fn steps(shared: bool) -> &'static [Step] {
     }
 }
 
-/// Who serves while the swap stands still.
+/// Who serves while the swap stands still, or when it is over.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Serving {
     Old,
+    /// Or whoever came after it.
     New,
     Nobody,
 }
@@ -96,6 +97,8 @@ pub struct Swap {
     /// Who holds the lock that the new one is queued for.
     pub rest: Option<Side>,
     pub crowd: Vec<Load>,
+    /// How many requests failed while it stood still.
+    failed: usize,
     gates: Vec<Gate>,
     held: Option<TcpStream>,
 }
@@ -147,7 +150,7 @@ impl Swap {
             gates[0].reached();
             stream
         });
-        let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, PAUSE)).collect();
+        let crowd = crowd(port);
         crowd.iter().for_each(|load| load.sees_server(oldest.server));
         let middle = (step == Step::Queued).then(|| {
             let middle = start(std::slice::from_ref(&address));
@@ -170,7 +173,7 @@ impl Swap {
             Some(middle) if shared => (middle, Some(oldest)),
             middle => (oldest, middle),
         };
-        let swap = Swap { sandbox, port, step, old, new, rest, crowd, gates, held };
+        let swap = Swap { sandbox, port, step, old, new, rest, crowd, failed: 0, gates, held };
         if let Some(serving) = swap.serving() {
             swap.crowd.iter().for_each(|load| load.sees_server(serving));
         }
@@ -188,6 +191,7 @@ impl Swap {
 
     /// Lets the swap go on to its end, whatever that is.
     pub fn go_on(&mut self) {
+        self.failed = self.crowd.iter().map(Load::failed).sum();
         self.gates.iter().for_each(Gate::open);
         self.held = None;
         let new = &mut self.new.running;
@@ -196,37 +200,45 @@ impl Swap {
         until("the swap is over", || new.ended() || new.log().contains(&up));
     }
 
-    /// What the observer says after a last swap that has to work, and a takedown that has to leave nothing.
-    /// The error tells what is wrong.
-    pub fn judged(self) -> Result<Verdict, String> {
-        let address = format!("0.0.0.0:{}", self.port);
+    /// What the observer says of its end, of a last swap that has to work, and of a takedown that has to leave
+    /// nothing. The error tells what is wrong.
+    pub fn judged(mut self) -> Result<Verdict, String> {
+        let (sandbox, port) = (&self.sandbox, self.port);
         let wrong = |what: String| {
-            let (said, rows, servers) = (self.sandbox.said(), self.sandbox.status(), self.sandbox.processes());
+            let (said, rows, servers) = (sandbox.said(), sandbox.status(), sandbox.processes());
             format!("{what}\n--- said:\n{said}--- status: {rows:?}\n--- processes: {servers:?}")
         };
-        let (status, _) = self.sandbox.deploy(&[&address]);
+        let left = observer::left(sandbox, port).map_err(wrong)?;
+        let others = [Some(&self.old), self.rest.as_ref()];
+        let is_other = |server| others.iter().flatten().any(|side| side.server == server);
+        let serves = match left {
+            Some(server) if is_other(server) => Serving::Old,
+            Some(_) => Serving::New,
+            None => Serving::Nobody,
+        };
+        let status = self.new.running.ended().then(|| self.new.running.wait());
+        let mut verdict = Verdict::new(serves, status);
+        verdict.said = sandbox.said();
+        if let Some(server) = left {
+            self.crowd.iter().for_each(|load| load.sees_server(server));
+        }
+        verdict.halted = self.failed;
+        // Who looks for a program takes connections away from whoever serves.
+        verdict.add(self.crowd);
+        // The next swap heals what this one has left.
+        if left.is_some_and(|server| observer::is_supervised(sandbox, server)) {
+            observer::is_sound(sandbox, port).map_err(|what| wrong(format!("before the next swap: {what}")))?;
+        }
+        let crowd = left.map_or_else(Vec::new, |_| crowd(port));
+        let (status, _) = sandbox.deploy(&[&format!("0.0.0.0:{port}")]);
         if status != 0 {
             return Err(wrong(format!("the next swap: status {status}")));
         }
-        let last = get(self.port).map_err(|failure| wrong(format!("after the next swap: {failure:?}")))?;
-        self.crowd.iter().for_each(|load| load.sees_server(last.pid));
-        let crew = self.sandbox.crew();
-        until("one server is left", || self.sandbox.processes().len() == crew && self.sandbox.status().len() == 1);
-        if self.sandbox.pidfile(&self.port.to_string()) != Some(last.pid) {
-            let named = self.sandbox.pidfile(&self.port.to_string());
-            return Err(wrong(format!("{last:?} answers, and the pidfile names {named:?}")));
-        }
-        let files = self.sandbox.files();
-        if files.len() != 4 {
-            return Err(wrong(format!("left in the run directory: {files:?}")));
-        }
-        let mut verdict = Verdict::of(self.crowd);
-        verdict.said = self.sandbox.said();
-        if self.sandbox.is_shared() && !is_unsteered(self.port) {
-            return Err(wrong("a program is left on the port".into()));
-        }
-        self.sandbox.take_down(&format!(":{}", self.port));
-        until("the port is free", || TcpListener::bind(("0.0.0.0", self.port)).is_ok());
+        let last = get(port).map_err(|failure| wrong(format!("after the next swap: {failure:?}")))?;
+        crowd.iter().for_each(|load| load.sees_server(last.pid));
+        verdict.add(crowd);
+        observer::is_alone(sandbox, port, last.pid).map_err(wrong)?;
+        observer::take_down(sandbox, port)?;
         for side in [Some(self.old), Some(self.new), self.rest].into_iter().flatten() {
             let Side { mut running, .. } = side;
             running.wait();
@@ -235,55 +247,12 @@ impl Swap {
     }
 }
 
-/// What the clients saw.
-#[derive(Default)]
-pub struct Verdict {
-    pub failures: std::collections::BTreeMap<common::Failure, usize>,
-    pub longest_gap: Duration,
-    /// What all commands and servers said.
-    pub said: String,
-}
-
-impl Verdict {
-    /// Ends the crowd and asks it.
-    pub fn of(crowd: Vec<Load>) -> Verdict {
-        let mut verdict = Verdict::default();
-        for seen in crowd.into_iter().map(Load::stop) {
-            seen.failures.into_iter().for_each(|(f, count)| *verdict.failures.entry(f).or_default() += count);
-            verdict.longest_gap = verdict.longest_gap.max(seen.longest_gap);
-        }
-        verdict
-    }
-
-    pub fn failed(&self) -> usize {
-        self.failures.values().sum()
-    }
+/// Clients that ask all the time.
+pub fn crowd(port: u16) -> Vec<Load> {
+    (0..CLIENTS).map(|_| Load::start(port, PAUSE)).collect()
 }
 
 /// Whether a claim is under way: the new supervisor has a connection to that of another server.
 fn waits_for_lock(new: &Side, others: &[&Side]) -> bool {
     others.iter().any(|other| !super::channels::between(new.running.pid(), other.running.pid()).is_empty())
-}
-
-/// A steady server runs as if alone: the kernel spreads connections over all who listen, also over us.
-pub fn is_unsteered(port: u16) -> bool {
-    use nix::sys::socket::sockopt::{ReuseAddr, ReusePort};
-    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket};
-    let ours = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    setsockopt(&ours, ReusePort, &true).unwrap();
-    // Whoever binds the port afterwards is not kept out by what is left of our connections.
-    setsockopt(&ours, ReuseAddr, &true).unwrap();
-    bind(ours.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port)).unwrap();
-    listen(&ours, Backlog::new(128).unwrap()).unwrap();
-    let listener = TcpListener::from(ours);
-    listener.set_nonblocking(true).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    while Instant::now() < deadline {
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        drop(stream);
-        if listener.accept().is_ok() {
-            return true;
-        }
-    }
-    false
 }
