@@ -11,7 +11,7 @@ use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
 /// How long what is not as it should be may take to become so, on a loaded machine.
-const PATIENCE: Duration = Duration::from_secs(20);
+const PATIENCE: Duration = Duration::from_secs(60);
 
 /// How long a swap on a shared port may keep clients waiting: nothing on an idle machine.
 const GAP: Duration = Duration::from_secs(3);
