@@ -9,6 +9,7 @@ use crate::server::Watch;
 use crate::sys::seccomp::{Call, Notification};
 use crate::sys::steer::Socket;
 use nix::libc;
+use std::cell::LazyCell;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
@@ -133,6 +134,9 @@ fn see_bind(watch: &Watch, call: &Notification, bound: &mut Vec<Bound>, look_at:
     // itself made sharable shares with itself.
     let alone = tcp && !socket.shares();
     let mut twice = false;
+    // A look at all processes: only where it is needed, and once.
+    let in_use = LazyCell::new(sockets_in_use);
+    let is_open = |inode| in_use.as_ref().is_none_or(|open| open.contains(&inode));
     bound.retain(|b| {
         let same = alone && b.cookie != cookie && collide(b.address, address);
         // What is closed is forgotten: a server may bind as often as it likes.
@@ -148,10 +152,7 @@ fn see_bind(watch: &Watch, call: &Notification, bound: &mut Vec<Bound>, look_at:
         bound.retain(|b| b.cookie != cookie);
         bound.push(Bound { cookie, inode, address });
         if bound.len() >= *look_at {
-            if let Some(open) = open_sockets() {
-                bound.retain(|b| open.contains(&b.inode));
-            }
-            // Not after each: it is a look at all processes.
+            bound.retain(|b| is_open(b.inode));
             *look_at = BOUND_LOOK.max(2 * bound.len());
         }
     }
@@ -178,16 +179,12 @@ fn collide(a: SocketAddr, b: SocketAddr) -> bool {
         && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
 }
 
-/// Whether anybody holds it but supervisors, which do so for the time of a swap.
-fn is_open(inode: u32) -> bool {
-    open_sockets().is_none_or(|open| open.contains(&inode))
-}
-
-/// Those of everybody but supervisors; `None` where that cannot be seen.
-fn open_sockets() -> Option<BTreeSet<u32>> {
+/// Those of everybody but supervisors, which hold them for the time of a swap; `None` where that cannot be seen.
+fn sockets_in_use() -> Option<BTreeSet<u32>> {
     let snapshot = Snapshot::take();
     snapshot.complete().ok()?;
     let is_serverswap = procfs::serverswaps();
-    let others = snapshot.all().filter(|stat| !is_serverswap(stat.pid));
-    Some(others.filter_map(|stat| procfs::sockets(stat.pid)).flatten().collect())
+    let held = snapshot.all().filter_map(|stat| Some((stat.pid, procfs::sockets(stat.pid)?)));
+    let others = held.filter(|(pid, held)| !held.is_empty() && !is_serverswap(*pid));
+    Some(others.flat_map(|(_, held)| held).collect())
 }

@@ -170,11 +170,7 @@ fn fail(shared: bool, who: Who, call: &str, error: &str, when: &str) -> Result<V
     let serves_now = || get(port).is_ok_and(|answer| answer.pid != first.pid) && !alive(first.pid);
     until("the swap is over", || new.ended() || who != Who::Launcher && serves_now());
     let left = observer::left(&sandbox, port)?;
-    let serves = match left {
-        Some(server) if server == first.pid => Serving::Old,
-        Some(_) => Serving::New,
-        None => Serving::Nobody,
-    };
+    let serves = Serving::of(left, |server| server == first.pid);
     if who == Who::Old && serves != Serving::Old {
         until("the old supervisor has done all its calls", || old.ended());
     }

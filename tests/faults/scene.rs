@@ -45,6 +45,17 @@ pub enum Serving {
     Nobody,
 }
 
+impl Serving {
+    /// Who the server is that is left, if one is.
+    pub fn of(left: Option<i32>, is_old: impl Fn(i32) -> bool) -> Serving {
+        match left {
+            Some(server) if is_old(server) => Serving::Old,
+            Some(_) => Serving::New,
+            None => Serving::Nobody,
+        }
+    }
+}
+
 impl Step {
     pub fn serving(self, shared: bool) -> Serving {
         match self {
@@ -211,11 +222,7 @@ impl Swap {
         let left = observer::left(sandbox, port).map_err(wrong)?;
         let others = [Some(&self.old), self.rest.as_ref()];
         let is_other = |server| others.iter().flatten().any(|side| side.server == server);
-        let serves = match left {
-            Some(server) if is_other(server) => Serving::Old,
-            Some(_) => Serving::New,
-            None => Serving::Nobody,
-        };
+        let serves = Serving::of(left, is_other);
         let status = self.new.running.ended().then(|| self.new.running.wait());
         let mut verdict = Verdict::new(serves, status);
         verdict.said = sandbox.said();
