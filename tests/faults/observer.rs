@@ -237,12 +237,13 @@ pub fn is_unsteered(port: u16) -> bool {
     let listener = TcpListener::from(ours);
     listener.set_nonblocking(true).unwrap();
     let deadline = Instant::now() + Duration::from_secs(5);
-    while Instant::now() < deadline {
-        let stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        drop(stream);
-        if listener.accept().is_ok() {
-            return true;
-        }
+    let mut found = false;
+    while !found && Instant::now() < deadline {
+        drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
+        found = listener.accept().is_ok();
     }
-    false
+    // Closing it is not enough: until it executes its program, what another thread has just forked holds a copy, and
+    // takes connections away from whoever serves.
+    nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
+    found
 }
