@@ -359,10 +359,37 @@ impl Sharing {
         }
     }
 
+    /// An error if a socket that we do not know is in one of the groups.
+    fn are_alone(&self) -> io::Result<()> {
+        let listeners = net::listeners()?;
+        for group in self.groups() {
+            if !group.is_known(&listeners)? {
+                return Err(io::ErrorKind::AddrInUse.into());
+            }
+        }
+        Ok(())
+    }
+
     /// The new server is gone, or gives up.
     pub fn turn_back(self) {
         self.groups.into_values().flatten().for_each(Group::leave_to_old);
     }
+}
+
+/// Takes off what steers and filters these sockets, all that a server has at their places. An error if somebody else
+/// listens there too: their claimer has gone away, and its server may come only now.
+pub fn serve_alone(sockets: Vec<Socket>) -> io::Result<()> {
+    let mut sharing = Sharing::default();
+    for socket in sockets {
+        sharing.at(Place::of(&socket)?, None).olds.push(socket);
+    }
+    sharing.are_alone()?;
+    for socket in sharing.groups().flat_map(|group| &group.olds) {
+        let _ = socket.accept_newcomers();
+        let _ = socket.release();
+    }
+    // Who came at this very moment has joined behind them, and not proven itself.
+    sharing.are_alone().inspect_err(|_| sharing.groups().for_each(|group| drop(group.steer())))
 }
 
 /// Close first, then look: a socket with TCP_DEFER_ACCEPT shows an open probe in no queue.

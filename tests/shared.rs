@@ -1,5 +1,7 @@
 //! Swaps on a shared port: nobody who connects notices any of them.
 
+#[path = "faults/channels.rs"]
+mod channels;
 mod common;
 
 use common::{Answer, Load, Running, Sandbox, Seen, alive, answered_by, get, get_from, kill, plain_server, until};
@@ -518,6 +520,35 @@ fn a_drain_that_cannot_look_waits() {
     assert_eq!(old.wait(), 0, "{}", old.log());
     sandbox.take_down(&address);
     assert_eq!(new.wait(), 0);
+}
+
+/// The connection of the supervisors ends before the new server listens. The old one is slow to get hold of its
+/// listeners: what it saw before is not true any more when it takes off what the claimer has left on them.
+#[test]
+fn a_new_server_that_listens_after_its_claim_has_ended_gets_nothing() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let (listen, listens) = sandbox.gate("before-listen");
+    let (accept, accepts) = sandbox.gate("accept");
+    let address = format!("0.0.0.0:{port}");
+    let (old, first) = sandbox.serving(port, &[], &[&address]);
+    let mut new = sandbox.plain(&[], &[&address, &listens, &accepts]);
+    listen.reached();
+    let trace = sandbox.path("trace");
+    let mut command = sandbox.command("strace");
+    command.args(["-qq", "-o", trace.to_str().unwrap(), "-e", "inject=pidfd_getfd:delay_enter=500000"]);
+    command.args(["-p", &old.pid().to_string()]);
+    sandbox.start(command);
+    until("the old supervisor is traced", || common::is_traced(old.pid()));
+    let crowd = crowd(port, 4);
+    channels::end(old.pid(), new.pid());
+    until("the old supervisor fetches its listeners", || std::fs::read_to_string(&trace).is_ok_and(|t| !t.is_empty()));
+    listen.open();
+    accept.reached();
+    assert_ne!(new.wait(), 0, "{}", new.log());
+    crowd.iter().for_each(|load| load.sees_server(first));
+    assert_unnoticed(crowd);
+    sandbox.take_down(&address);
 }
 
 /// The new server dies after the switch, while the old one drains: the old one has it all again.

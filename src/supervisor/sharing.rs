@@ -10,7 +10,7 @@ use super::{Live, OldTo, Supervisor};
 use crate::address::Address;
 use crate::protocol::HolderWord;
 use crate::server::Watch;
-use crate::share::{Drain, Drained, Sharing};
+use crate::share::{self, Drain, Drained, Sharing};
 use crate::swap::{self, ClaimerId, Level, OldId};
 use crate::sys::net::{self, Listeners};
 use crate::sys::socket::FILES_MAX;
@@ -354,17 +354,16 @@ pub(super) fn left_alone(
     }
     let alone = is_alone(live, listeners);
     if let Some((claimer, until)) = live.left_by {
-        // Whoever gets the lock next would take what is left of the other server for a stranger's.
-        if !alone && !live.machine.is_giving_way() && live.is_shared() && Instant::now() < until {
-            return true;
-        }
         // What cannot be taken off now is taken off at a later look.
-        if alone && serve_alone(live).is_err() && Instant::now() < until {
+        let served = alone && serve_alone(live).is_ok();
+        // Whoever gets the lock next would take what is left of the other server for a stranger's.
+        let waits = alone || !live.machine.is_giving_way() && live.is_shared();
+        if !served && waits && Instant::now() < until {
             return true;
         }
         live.left_by = None;
-        live.succeeded = !alone && live.is_shared();
-        if alone {
+        live.succeeded = !served && live.is_shared();
+        if served {
             pending.push_back((generation, swap::Event::ClaimerGone(claimer)));
         } else {
             // What is steered stays so: a server that has not proven itself gets nothing until it is gone.
@@ -382,15 +381,9 @@ pub(super) fn left_alone(
     live.succeeded
 }
 
-/// Takes off what a claimer has left on the sockets of a server.
+/// Takes off what a claimer has left on the sockets of a server. An error if somebody has come to listen beside it.
 fn serve_alone(live: &Live) -> std::io::Result<()> {
-    if live.is_shared() {
-        for socket in live.listeners()? {
-            let _ = socket.accept_newcomers();
-            let _ = socket.release();
-        }
-    }
-    Ok(())
+    if live.is_shared() { share::serve_alone(live.listeners()?) } else { Ok(()) }
 }
 
 fn start_drain(live: &mut Live) -> std::io::Result<()> {

@@ -331,8 +331,7 @@ impl Sandbox {
         let mut command = self.command("strace");
         command.args(["-qq", "-e", "inject=openat:error=ENOMEM", "-p", &pid.to_string()]);
         let tracer = self.start(command);
-        let status = format!("/proc/{pid}/status");
-        until("it is traced", || !fs::read_to_string(&status).unwrap().contains("TracerPid:\t0\n"));
+        until("it is traced", || is_traced(pid));
         tracer
     }
 
@@ -440,6 +439,11 @@ pub fn memory_of(pid: i32, kind: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix(kind)?.strip_prefix(':'))?;
     line.trim().trim_end_matches(" kB").parse().ok()
+}
+
+/// Whether somebody traces the main thread of a process.
+pub fn is_traced(pid: i32) -> bool {
+    !fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default().contains("TracerPid:\t0\n")
 }
 
 /// Whether a process lives.
