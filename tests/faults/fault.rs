@@ -114,7 +114,7 @@ impl Fault {
             Fault::Eof(_) => &["--ready-timeout", "20", "--drain", "60"],
             // Nor does one that cannot take a claim keep anybody waiting.
             Fault::Wants(..) => &["--ready-timeout", "10", "--drain", "60"],
-            // Those who come to wait for each other, or for one that was taken down, do so until then.
+            // A server that a reload starts waits at a gate which is open no more, until then.
             Fault::AtOnce => &["--ready-timeout", "10", "--drain", "60"],
             _ => &["--drain", "60"],
         }

@@ -23,6 +23,9 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::TcpListener;
 use std::os::fd::{AsRawFd, FromRawFd};
 use std::os::unix::net::UnixStream;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 #[derive(Clone)]
 struct Flags(Vec<String>);
@@ -152,6 +155,9 @@ fn speak(control: &UnixStream, addresses: &[String], flags: &Flags) {
                 say(&format!("RELEASED {address}"));
                 if listeners.is_empty() {
                     flags.pass("before-exit");
+                    while BUSY.load(Ordering::SeqCst) > 0 {
+                        std::thread::sleep(Duration::from_millis(1));
+                    }
                     std::process::exit(0);
                 }
             }
@@ -167,13 +173,34 @@ fn speak(control: &UnixStream, addresses: &[String], flags: &Flags) {
     std::mem::forget(listeners);
 }
 
-/// Closes the listening socket when it is dropped: the thread that accepts on it does not keep it open.
-struct Listening(Option<TcpListener>);
+/// Connections that have not had their answer. Who takes TAKEDOWN finishes them before it ends.
+static BUSY: AtomicUsize = AtomicUsize::new(0);
+
+/// One of them.
+struct Busy;
+
+impl Busy {
+    fn new() -> Busy {
+        BUSY.fetch_add(1, Ordering::SeqCst);
+        Busy
+    }
+}
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        BUSY.fetch_sub(1, Ordering::SeqCst);
+    }
+}
+
+/// Closes the listening socket when it is dropped: the thread that accepts on it does not keep it open. What that has
+/// accepted is busy then.
+struct Listening(Option<(TcpListener, JoinHandle<()>)>);
 
 impl Drop for Listening {
     fn drop(&mut self) {
-        if let Some(listener) = self.0.take() {
+        if let Some((listener, accepting)) = self.0.take() {
             let _ = nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+            let _ = accepting.join();
         }
     }
 }
@@ -190,13 +217,15 @@ fn serve(address: &str, flags: &Flags) -> Listening {
     let name = format!("{} {}", std::env::var("SERVERSWAP_GENERATION").unwrap_or_default(), std::process::id());
     let answer = format!("HTTP/1.1 200 OK\r\nContent-Length: {}\r\n\r\n{name}", name.len());
     let (accepting, flags) = (listener.try_clone().expect("clone"), flags.clone());
-    std::thread::spawn(move || {
+    let accepts = std::thread::spawn(move || {
         flags.pass("accept");
         while let Ok((mut stream, _)) = accepting.accept() {
             let (answer, flags) = (answer.clone(), flags.clone());
+            let mut busy = Some(Busy::new());
             std::thread::spawn(move || {
                 let mut request = [0; 1024];
                 while let Ok(length @ 1..) = stream.read(&mut request) {
+                    busy.get_or_insert_with(Busy::new);
                     let text = String::from_utf8_lossy(&request[..length]).into_owned();
                     if text.starts_with("GET /hold ") {
                         flags.pass("hold");
@@ -205,11 +234,12 @@ fn serve(address: &str, flags: &Flags) -> Listening {
                     if stream.write_all(answer.as_bytes()).is_err() || last {
                         break;
                     }
+                    busy = None;
                 }
             });
         }
     });
-    Listening(Some(listener))
+    Listening(Some((listener, accepts)))
 }
 
 fn note_signals(file: String, flags: Flags) {
