@@ -109,7 +109,8 @@ impl Fault {
     /// Options of both generations. Where everything has to run out, it does so soon.
     pub fn options(self) -> &'static [&'static str] {
         match self {
-            Fault::Stopped(_) => &["--ready-timeout", "5", "--drain", "2", "--kill-after", "1"],
+            // But no sooner than the scene is set, on a loaded machine.
+            Fault::Stopped(_) => &["--ready-timeout", "5", "--drain", "2", "--kill-after", "4"],
             // A server that is not heard any more is never up.
             Fault::Eof(_) => &["--ready-timeout", "20", "--drain", "60"],
             // Nor does one that cannot take a claim keep anybody waiting.
