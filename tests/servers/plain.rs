@@ -2,7 +2,7 @@
 //! pid, speaks the control channel by hand. Arguments: the addresses to READY and bind (a word in lower
 //! case is a flag), and any of
 //!
-//! - `takedown`: take TAKEDOWN; close, say RELEASED, exit when all is released
+//! - `takedown`: take TAKEDOWN; close, say RELEASED, exit when all is released and answered
 //! - `mute`: say nothing, just bind; `hang`: neither READY nor bind; `stubborn`: ignore SIGTERM
 //! - `exit=N`: exit at once; `die`: exit with 9 instead of binding; `fail`: say FAIL
 //! - `babble`: write nonsense before anything else; `up`: say UP after READY
