@@ -200,6 +200,26 @@ impl Sharing {
         &mut groups[at]
     }
 
+    /// Of the sockets of one server, by their places.
+    fn of(old: Option<u64>, sockets: Vec<Socket>) -> io::Result<Sharing> {
+        let mut sharing = Sharing::default();
+        for socket in sockets {
+            sharing.at(Place::of(&socket)?, old).olds.push(socket);
+        }
+        Ok(sharing)
+    }
+
+    /// Whether no socket that we do not know is in any of the groups.
+    fn is_known(&self) -> io::Result<bool> {
+        let listeners = net::listeners()?;
+        for group in self.groups() {
+            if !group.is_known(&listeners)? {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+
     /// Adds the sockets of an old server, under its number. The error says why they cannot be shared;
     /// nothing is held then.
     pub fn add_old(&mut self, old: u64, sockets: Vec<Socket>) -> Result<(), String> {
@@ -207,17 +227,13 @@ impl Sharing {
         if sockets.is_empty() || !sockets.iter().all(Socket::shares) {
             return Err("the old server does not share its port".into());
         }
-        let mut added = Sharing::default();
-        for socket in sockets {
-            let place = Place::of(&socket).map_err(failed)?;
-            added.at(place, Some(old)).olds.push(socket);
-        }
-        let listeners = net::listeners().map_err(failed)?;
-        for group in added.groups() {
-            let taken = self.at_port(group.place.address.port()).iter().any(|g| g.place == group.place);
-            if taken || !group.is_known(&listeners).map_err(failed)? {
-                return Err("a stranger listens on the same port".into());
-            }
+        let added = Sharing::of(Some(old), sockets).map_err(failed)?;
+        let known = added.is_known().map_err(failed)?;
+        let is_taken = |group: &Group| {
+            self.groups.get(&group.place.address.port()).into_iter().flatten().any(|g| g.place == group.place)
+        };
+        if !known || added.groups().any(is_taken) {
+            return Err("a stranger listens on the same port".into());
         }
         for group in added.groups() {
             group.steer().map_err(failed)?;
@@ -359,37 +375,29 @@ impl Sharing {
         }
     }
 
-    /// An error if a socket that we do not know is in one of the groups.
-    fn are_alone(&self) -> io::Result<()> {
-        let listeners = net::listeners()?;
-        for group in self.groups() {
-            if !group.is_known(&listeners)? {
-                return Err(io::ErrorKind::AddrInUse.into());
-            }
-        }
-        Ok(())
-    }
-
     /// The new server is gone, or gives up.
     pub fn turn_back(self) {
         self.groups.into_values().flatten().for_each(Group::leave_to_old);
     }
 }
 
-/// Takes off what steers and filters these sockets, all that a server has at their places. An error if somebody else
-/// listens there too: their claimer has gone away, and its server may come only now.
-pub fn serve_alone(sockets: Vec<Socket>) -> io::Result<()> {
-    let mut sharing = Sharing::default();
-    for socket in sockets {
-        sharing.at(Place::of(&socket)?, None).olds.push(socket);
+/// Takes off what steers and filters these sockets, all that a server has at their places. `false`, and all stays
+/// steered, if somebody else listens there too: their claimer has gone away, and its server may come only now.
+pub fn serve_alone(sockets: Vec<Socket>) -> io::Result<bool> {
+    let sharing = Sharing::of(None, sockets)?;
+    if !sharing.is_known()? {
+        return Ok(false);
     }
-    sharing.are_alone()?;
     for socket in sharing.groups().flat_map(|group| &group.olds) {
         let _ = socket.accept_newcomers();
         let _ = socket.release();
     }
     // Who came at this very moment has joined behind them, and not proven itself.
-    sharing.are_alone().inspect_err(|_| sharing.groups().for_each(|group| drop(group.steer())))
+    let alone = sharing.is_known();
+    if !matches!(alone, Ok(true)) {
+        sharing.groups().for_each(|group| drop(group.steer()));
+    }
+    alone
 }
 
 /// Close first, then look: a socket with TCP_DEFER_ACCEPT shows an open probe in no queue.

@@ -534,15 +534,10 @@ fn a_new_server_that_listens_after_its_claim_has_ended_gets_nothing() {
     let (old, first) = sandbox.serving(port, &[], &[&address]);
     let mut new = sandbox.plain(&[], &[&address, &listens, &accepts]);
     listen.reached();
-    let trace = sandbox.path("trace");
-    let mut command = sandbox.command("strace");
-    command.args(["-qq", "-o", trace.to_str().unwrap(), "-e", "inject=pidfd_getfd:delay_enter=500000"]);
-    command.args(["-p", &old.pid().to_string()]);
-    sandbox.start(command);
-    until("the old supervisor is traced", || common::is_traced(old.pid()));
+    let tracer = sandbox.inject(old.pid(), "pidfd_getfd:delay_enter=500000");
     let crowd = crowd(port, 4);
     channels::end(old.pid(), new.pid());
-    until("the old supervisor fetches its listeners", || std::fs::read_to_string(&trace).is_ok_and(|t| !t.is_empty()));
+    tracer.says("pidfd_getfd");
     listen.open();
     accept.reached();
     assert_ne!(new.wait(), 0, "{}", new.log());

@@ -355,7 +355,7 @@ pub(super) fn left_alone(
     let alone = is_alone(live, listeners);
     if let Some((claimer, until)) = live.left_by {
         // What cannot be taken off now is taken off at a later look.
-        let served = alone && serve_alone(live).is_ok();
+        let served = alone && serve_alone(live);
         // Whoever gets the lock next would take what is left of the other server for a stranger's.
         let waits = alone || !live.machine.is_giving_way() && live.is_shared();
         if !served && waits && Instant::now() < until {
@@ -374,16 +374,16 @@ pub(super) fn left_alone(
     live.succeeded &= live.machine.is_up();
     // What a new claimer has put on the sockets is not ours to take off.
     let may = live.machine.is_free() || live.machine.is_giving_way();
-    if alone && may && live.succeeded && serve_alone(live).is_ok() {
+    if alone && may && live.succeeded && serve_alone(live) {
         live.succeeded = false;
         pending.push_back((generation, swap::Event::Alone));
     }
     live.succeeded
 }
 
-/// Takes off what a claimer has left on the sockets of a server. An error if somebody has come to listen beside it.
-fn serve_alone(live: &Live) -> std::io::Result<()> {
-    if live.is_shared() { share::serve_alone(live.listeners()?) } else { Ok(()) }
+/// Takes off what a claimer has left on the sockets of a server; `false` if that has to wait.
+fn serve_alone(live: &Live) -> bool {
+    !live.is_shared() || live.listeners().and_then(share::serve_alone).unwrap_or(false)
 }
 
 fn start_drain(live: &mut Live) -> std::io::Result<()> {

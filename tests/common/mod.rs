@@ -328,8 +328,13 @@ impl Sandbox {
     /// From here on the main thread of a process, and no other, can open nothing for want of memory, until the
     /// tracer, whose log says what it tried, is told to end.
     pub fn blind(&self, pid: i32) -> Running {
+        self.inject(pid, "openat:error=ENOMEM")
+    }
+
+    /// The same for any fault of strace(1).
+    pub fn inject(&self, pid: i32, fault: &str) -> Running {
         let mut command = self.command("strace");
-        command.args(["-qq", "-e", "inject=openat:error=ENOMEM", "-p", &pid.to_string()]);
+        command.args(["-qq", "-e", &format!("inject={fault}"), "-p", &pid.to_string()]);
         let tracer = self.start(command);
         until("it is traced", || is_traced(pid));
         tracer
@@ -441,9 +446,9 @@ pub fn memory_of(pid: i32, kind: &str) -> Option<u64> {
     line.trim().trim_end_matches(" kB").parse().ok()
 }
 
-/// Whether somebody traces the main thread of a process.
-pub fn is_traced(pid: i32) -> bool {
-    !fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default().contains("TracerPid:\t0\n")
+/// Whether somebody traces a thread; a process has the number of its main thread.
+pub fn is_traced(tid: i32) -> bool {
+    !fs::read_to_string(format!("/proc/{tid}/status")).unwrap_or_default().contains("TracerPid:\t0\n")
 }
 
 /// Whether a process lives.

@@ -2,7 +2,7 @@
 //! kind return an error. A row in which that never happened is no row.
 
 use super::Case;
-use super::common::{Running, SERVERSWAP, Sandbox, alive, answered_by, get, kill, plain_server, until};
+use super::common::{Running, SERVERSWAP, Sandbox, alive, answered_by, get, is_traced, kill, plain_server, until};
 use super::observer::{self, Verdict};
 use super::scene::{Serving, crowd};
 use nix::libc::{SIGKILL, SIGTERM};
@@ -213,10 +213,7 @@ fn fail(shared: bool, who: Who, call: &str, error: &str, when: &str) -> Result<V
 
 /// Whether a tracer has all threads of a process.
 fn all_traced(pid: i32) -> bool {
-    let mut threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
-    let is_traced = |entry: std::fs::DirEntry| {
-        let status = std::fs::read_to_string(entry.path().join("status")).unwrap_or_default();
-        !status.contains("TracerPid:\t0\n")
-    };
-    threads.all(is_traced)
+    let threads = std::fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let mut numbers = threads.filter_map(|entry| entry.file_name().to_str()?.parse().ok());
+    numbers.all(is_traced)
 }
