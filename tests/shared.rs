@@ -719,12 +719,6 @@ fn a_new_supervisor_that_dies_before_the_switch_changes_nothing() {
     scene.end(2);
 }
 
-/// How many sockets listen on a port of IPv4 (proc_pid_net(5)).
-fn listeners(port: u16) -> usize {
-    let table = std::fs::read_to_string("/proc/net/tcp").unwrap();
-    table.lines().filter(|line| line.contains(&format!(":{port:04X} 00000000:0000 0A "))).count()
-}
-
 /// Whoever waits for the lock must not meet what is still left of the server that it waited behind.
 #[test]
 fn a_new_server_that_ends_slowly_is_no_stranger_to_the_next() {
@@ -739,7 +733,7 @@ fn a_new_server_that_ends_slowly_is_no_stranger_to_the_next() {
                 if os.fork() == 0:\n    os.setsid(); time.sleep(1); os._exit(0)\n\
                 time.sleep(600)";
     let slow = sandbox.serverswap(["python3", "-c", text, &port.to_string()]);
-    until("it listens", || listeners(port) == 2);
+    until("it listens", || common::listening(port) == 2);
     let crowd = crowd(port, 3);
     crowd.iter().for_each(|load| load.sees(1));
     let mut next = sandbox.plain(&["-d"], &[&address, "mute"]);

@@ -556,6 +556,14 @@ pub fn get_from(address: SocketAddr) -> Result<Answer, Failure> {
     }
 }
 
+/// How many sockets listen on a port. By ss(8), of iproute2, since /proc/net/tcp also lists each connection that has
+/// ended in the last minute: under load, all that a test does is read it.
+pub fn listening(port: u16) -> usize {
+    let output = Command::new("ss").args(["-Hltn", &format!("sport = :{port}")]).output().expect("ss, of iproute2");
+    assert!(output.status.success(), "{output:?}");
+    String::from_utf8_lossy(&output.stdout).lines().count()
+}
+
 /// Waits until the port is answered by this generation.
 pub fn answered_by(port: u16, generation: u64) -> Answer {
     let mut last = None;

@@ -142,7 +142,7 @@ pub fn is_sound(sandbox: &Sandbox, port: u16) -> Result<(), String> {
         if locks.iter().any(|(name, count)| name == "lock" || *count > 1) {
             return Err(format!("locks: {locks:?}"));
         }
-        match listening(port) {
+        match common::listening(port) {
             1 => no_zombies(sandbox),
             sockets => Err(format!("{sockets} sockets listen")),
         }
@@ -154,7 +154,7 @@ pub fn is_sound(sandbox: &Sandbox, port: u16) -> Result<(), String> {
 pub fn take_down(sandbox: &Sandbox, port: u16) -> Result<(), String> {
     sandbox.take_down(&format!(":{port}"));
     settled(|| {
-        let (locks, sockets) = (locks(sandbox), listening(port));
+        let (locks, sockets) = (locks(sandbox), common::listening(port));
         let free = TcpListener::bind(("0.0.0.0", port)).is_ok();
         if locks.is_empty() && sockets == 0 && free {
             Ok(())
@@ -211,17 +211,6 @@ fn no_zombies(sandbox: &Sandbox) -> Result<(), String> {
 fn field(pid: &str, number: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit(") ").next()?.split(' ').nth(number).map(str::to_owned)
-}
-
-/// How many sockets listen on a port (proc_net_tcp(5)).
-fn listening(port: u16) -> usize {
-    let table =
-        fs::read_to_string("/proc/net/tcp").unwrap() + &fs::read_to_string("/proc/net/tcp6").unwrap_or_default();
-    let listens = |line: &&str| {
-        let words: Vec<&str> = line.split_whitespace().collect();
-        words.get(1).is_some_and(|local| local.ends_with(&format!(":{port:04X}"))) && words.get(3) == Some(&"0A")
-    };
-    table.lines().filter(listens).count()
 }
 
 /// A steady server runs as if alone: the kernel spreads connections over all who listen, also over us.
