@@ -70,7 +70,8 @@ fn main() {
     }
     let (still, others): (Vec<&Case>, Vec<&Case>) = cases.iter().partition(|case| case.name.contains("Stopped"));
     let queues = [(STILL_LANES, Mutex::new(still.iter())), (LANES, Mutex::new(others.iter()))];
-    let red = Mutex::new(Vec::new());
+    let (red, quiet) = (Mutex::new(Vec::new()), Mutex::new(Vec::new()));
+    let baseline = observer::Baseline::start();
     let started = Instant::now();
     println!("{:<56} {:<20} {:>8} {:>6}  failed", "order, step, fault", "serves, status", "gap", "took");
     std::thread::scope(|scope| {
@@ -84,14 +85,19 @@ fn main() {
                     let result = std::thread::scope(|scope| scope.spawn(|| (case.run)()).join());
                     let result = result.unwrap_or_else(|_| Err("see above".into()));
                     println!("{}", line(case, &result, started.elapsed()));
-                    if let Err(fault) = result {
-                        red.lock().unwrap().push(format!("{}: {fault}", case.name));
+                    match result {
+                        // Whose server was dead or stood still has waited for it.
+                        Ok(verdict) if !verdict.failures.is_empty() => {}
+                        Ok(verdict) => quiet.lock().unwrap().push((&case.name, verdict.longest_gap)),
+                        Err(fault) => red.lock().unwrap().push(format!("{}: {fault}", case.name)),
                     }
                 }
             });
         }
     });
-    let red = red.into_inner().unwrap();
+    let (mut red, patience) = (red.into_inner().unwrap(), baseline.patience());
+    let waited = quiet.into_inner().unwrap().into_iter().filter(|(_, gap)| *gap > patience);
+    red.extend(waited.map(|(name, gap)| format!("{name}: nobody answered for {gap:?}, more than {patience:?}")));
     red.iter().for_each(|fault| println!("{fault}"));
     let outcome = if red.is_empty() { "ok".to_owned() } else { format!("{} NOT ok", red.len()) };
     println!("{} faults in {} s: {outcome}", cases.len(), started.elapsed().as_secs());

@@ -1,8 +1,8 @@
 //! What an outside observer says of a swap: who is left and answers, what the clients saw, and what of files, locks,
 //! processes, sockets and programs is there.
 
-use super::common::{self, Load, Sandbox, get, plain_server};
-use super::scene::Serving;
+use super::common::{self, Load, Running, Sandbox, get, plain_server};
+use super::scene::{PAUSE, Serving};
 use std::collections::BTreeMap;
 use std::fs;
 use std::net::{TcpListener, TcpStream};
@@ -13,8 +13,26 @@ use std::time::{Duration, Instant};
 /// How long what is not as it should be may take to become so, on a loaded machine.
 const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How long a swap on a shared port may keep clients waiting: nothing on an idle machine.
-const GAP: Duration = Duration::from_secs(3);
+/// A server that nobody swaps, and a client of it: what they wait is what the machine makes everybody wait.
+pub struct Baseline {
+    client: Load,
+    _server: Running,
+    _sandbox: Sandbox,
+}
+
+impl Baseline {
+    pub fn start() -> Baseline {
+        let sandbox = Sandbox::new();
+        let port = sandbox.port();
+        let (server, _) = sandbox.serving(port, &[], &[&format!("0.0.0.0:{port}")]);
+        Baseline { client: Load::start(port, PAUSE), _server: server, _sandbox: sandbox }
+    }
+
+    /// Ends it: how long a swap may keep clients waiting. Nothing on an idle machine.
+    pub fn patience(self) -> Duration {
+        Duration::from_secs(3) + self.client.stop().longest_gap
+    }
+}
 
 /// What clients and commands saw.
 #[derive(Default)]
@@ -58,14 +76,12 @@ impl Verdict {
         }
     }
 
-    /// A swap on a shared port: nobody waits, and no more than so many requests fail. `None`: whoever served is
-    /// dead or stands still.
+    /// A swap on a shared port: no more than so many requests fail. `None`: whoever served is dead or stands still.
     pub fn is_bounded(&self, most: Option<usize>) -> Result<(), String> {
-        let Some(most) = most else { return Ok(()) };
-        if self.failures.values().sum::<usize>() > most {
-            return Err(format!("{:?}, and {most} may fail\n{}", self.failures, self.said));
+        if most.is_none_or(|most| self.failures.values().sum::<usize>() <= most) {
+            return Ok(());
         }
-        if self.longest_gap > GAP { Err(format!("nobody answered for {:?}", self.longest_gap)) } else { Ok(()) }
+        Err(format!("{:?}, and {} may fail\n{}", self.failures, most.unwrap_or_default(), self.said))
     }
 
     /// One in plain order refuses connections by itself, and who is ended by a signal drops those that it has: close
@@ -74,7 +90,7 @@ impl Verdict {
         use common::Failure::*;
         let may_fail = |failure: &common::Failure| match failure {
             Refused | Reset | Empty => true,
-            TimedOut => stopped,
+            TimedOut | Resent => stopped,
             Cut | Other => false,
         };
         if self.failures.keys().all(may_fail) { Ok(()) } else { Err(format!("{:?}\n{}", self.failures, self.said)) }
@@ -225,12 +241,12 @@ pub fn is_unsteered(port: u16) -> bool {
     listen(&ours, Backlog::new(128).unwrap()).unwrap();
     let listener = TcpListener::from(ours);
     listener.set_nonblocking(true).unwrap();
-    let deadline = Instant::now() + Duration::from_secs(5);
-    let mut found = false;
-    while !found && Instant::now() < deadline {
+    // Half of them come to us. Not one of so many: that is no accident. And they fit into the queue of a server that
+    // is slow, so that its clients find place.
+    let found = (0..64).any(|_| {
         drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
-        found = listener.accept().is_ok();
-    }
+        listener.accept().is_ok()
+    });
     // Closing it is not enough: until it executes its program, what another thread has just forked holds a copy, and
     // takes connections away from whoever serves.
     nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
