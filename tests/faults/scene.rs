@@ -107,6 +107,8 @@ pub struct Swap {
     pub new: Side,
     /// Who holds the lock that the new one is queued for.
     pub rest: Option<Side>,
+    /// The server that was told to go: whatever happens, it goes.
+    leaving: Option<i32>,
     pub crowd: Vec<Load>,
     /// How many requests failed while it stood still.
     failed: usize,
@@ -179,12 +181,14 @@ impl Swap {
             _ => gates.iter().for_each(Gate::reached),
         }
         assert!(!new.running.ended(), "{}", new.running.log());
+        let told = matches!(step, Step::Queued | Step::Told | Step::Released | Step::Closed);
+        let leaving = told.then_some(oldest.server);
         // On a shared port the one in the middle serves, and holds the lock of the first.
         let (old, rest) = match middle {
             Some(middle) if shared => (middle, Some(oldest)),
             middle => (oldest, middle),
         };
-        let swap = Swap { sandbox, port, step, old, new, rest, crowd, failed: 0, gates, held };
+        let swap = Swap { sandbox, port, step, old, new, rest, leaving, crowd, failed: 0, gates, held };
         if let Some(serving) = swap.serving() {
             swap.crowd.iter().for_each(|load| load.sees_server(serving));
         }
@@ -219,6 +223,7 @@ impl Swap {
             let (said, rows, servers) = (sandbox.said(), sandbox.status(), sandbox.processes());
             format!("{what}\n--- said:\n{said}--- status: {rows:?}\n--- processes: {servers:?}")
         };
+        until("who was told to go is gone", || !self.leaving.is_some_and(alive));
         let left = observer::left(sandbox, port).map_err(wrong)?;
         let others = [Some(&self.old), self.rest.as_ref()];
         let is_other = |server| others.iter().flatten().any(|side| side.server == server);
