@@ -3,7 +3,9 @@
 
 #![forbid(unsafe_code)]
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reason};
+use crate::message::Log;
+use crate::swap::Level;
 use crate::sys::process::{self, Forked};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use signal_hook::iterator::Signals;
@@ -25,9 +27,10 @@ pub enum Side {
 }
 
 /// Splits in two. The caller's side returns when the swap is done or has failed.
-pub fn fork() -> Result<Side> {
+pub fn fork(log: Log) -> Result<Side> {
     let failed = |e: io::Error| Error::unable("go to the background", e, "nothing was started");
-    let (caller, supervisor) = UnixStream::pair().map_err(failed)?;
+    let (mut caller, supervisor) = UnixStream::pair().map_err(failed)?;
+    let canceller = caller.try_clone().map_err(failed)?;
     let mut cancels = vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
     // nohup(1), and what a shell starts in the background.
     cancels.retain(|signal| !process::is_ignored(*signal));
@@ -43,25 +46,28 @@ pub fn fork() -> Result<Side> {
     let _ = before.thread_set_mask();
     let Some(signals) = signals else { return Ok(Side::Supervisor(Launcher(supervisor))) };
     drop(supervisor);
-    match signals.and_then(|signals| wait(caller, signals)) {
-        Ok(status) => Ok(Side::Caller(status)),
+    // The swap is under way, and goes on without.
+    if let Err(e) = signals.and_then(|signals| cancel_on(signals, canceller)) {
+        let text = format!("unable to wait for signals: {} (the swap cannot be called off)", reason(&e));
+        log.say(Level::Warning, None, &text);
+    }
+    let mut status = [0];
+    match caller.read_exact(&mut status) {
+        Ok(()) => Ok(Side::Caller(status[0])),
         Err(_) => {
             Err(Error::failed("the supervisor died before the swap was done (serverswap --status tells what serves)"))
         }
     }
 }
 
-/// Waits for the status. A signal that would end the wait calls the swap off instead, if it is not
-/// past its switch.
-fn wait(mut supervisor: UnixStream, mut signals: Signals) -> io::Result<u8> {
-    let mut canceller = supervisor.try_clone()?;
-    std::thread::spawn(move || {
+/// A signal that would end the caller's wait calls the swap off instead, if it is not past its switch.
+fn cancel_on(mut signals: Signals, mut canceller: UnixStream) -> io::Result<()> {
+    let cancel = move || {
         for _ in &mut signals {
             let _ = canceller.write_all(b"c");
         }
-    });
-    let mut status = [0];
-    supervisor.read_exact(&mut status).map(|()| status[0])
+    };
+    std::thread::Builder::new().spawn(cancel).map(drop)
 }
 
 impl Launcher {

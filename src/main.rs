@@ -58,12 +58,12 @@ fn run(cli: Cli) -> Result<u8> {
             let dir = dir(true)?;
             let launcher = match run.detach {
                 false => None,
-                true => match detach::fork()? {
+                true => match detach::fork(log)? {
                     detach::Side::Caller(status) => return Ok(status),
                     detach::Side::Supervisor(launcher) => Some(launcher),
                 },
             };
-            supervisor::Supervisor::run(run, dir, log, launcher)
+            Ok(supervisor::Supervisor::run(run, dir, log, launcher))
         }
     }
 }

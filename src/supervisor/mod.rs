@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 use threads::{Event, Events, GenId, Id, NotifySocket};
 use timers::Timers;
@@ -184,23 +184,17 @@ pub struct Supervisor {
 
 impl Supervisor {
     /// Runs a server to its end and gives the exit status.
-    pub fn run(run: Run, dir: RunDir, log: Log, launcher: Option<Launcher>) -> Result<u8> {
+    pub fn run(run: Run, dir: RunDir, log: Log, launcher: Option<Launcher>) -> u8 {
         let hup_ignored = process::is_ignored(Signal::SIGHUP);
         process::clean_signals();
         process::save_memory();
         process::raise_files();
         let (events, inbox) = sync_channel(threads::BACKLOG);
-        let failed = |what: &str, e: std::io::Error| Error::unable(what, e, "nothing was started");
-        let mut signals =
-            vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD];
-        if !hup_ignored {
-            signals.push(Signal::SIGHUP);
-        }
-        threads::signals(events.clone(), &signals).map_err(|e| failed("handle signals", e))?;
-        nix::sys::prctl::set_child_subreaper(true).map_err(|e| failed("reap its descendants", e.into()))?;
         let on_terminal = launcher.is_none() && std::fs::File::open("/dev/tty").is_ok();
-        if let Some(launcher) = &launcher {
-            launcher.watch(events.clone(), || Event::Cancelled).map_err(|e| failed("watch its caller", e))?;
+        if let Err(error) = hear(&events, hup_ignored, launcher.as_ref()) {
+            log.say(Level::Error, None, &error.text);
+            launcher.inspect(|launcher| launcher.tell(error.status));
+            return error.status;
         }
         let mut supervisor = Supervisor {
             run,
@@ -239,7 +233,7 @@ impl Supervisor {
                 supervisor.status = error.status;
             }
         }
-        Ok(supervisor.finish())
+        supervisor.finish()
     }
 
     /// The main loop: one event, and everything that follows from it.
@@ -410,5 +404,24 @@ impl Supervisor {
             self.reload_failed(&waiters, error.status, &error.text);
         }
         self.settle();
+    }
+}
+
+/// Starts the threads that hear of signals and of a caller that calls the swap off, and has all that its server leaves
+/// behind come to this process.
+fn hear(events: &SyncSender<Event>, hup_ignored: bool, launcher: Option<&Launcher>) -> Result<()> {
+    let failed = |what: &str, e: std::io::Error| Error::unable(what, e, "nothing was started");
+    let mut signals =
+        vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD];
+    if !hup_ignored {
+        signals.push(Signal::SIGHUP);
+    }
+    threads::signals(events.clone(), &signals).map_err(|e| failed("handle signals", e))?;
+    nix::sys::prctl::set_child_subreaper(true).map_err(|e| failed("reap its descendants", e.into()))?;
+    match launcher {
+        Some(launcher) => {
+            launcher.watch(events.clone(), || Event::Cancelled).map_err(|e| failed("watch its caller", e))
+        }
+        None => Ok(()),
     }
 }

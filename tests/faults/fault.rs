@@ -313,12 +313,21 @@ fn answers(swap: &Swap) -> Result<(), String> {
     }
 }
 
-/// A file system of its own for the run directory, small enough to be filled. In the mount namespace of this
-/// program: nothing is left of it.
-pub fn mount(options: &[&str], at: &PathBuf) -> Result<(), String> {
-    let output = Command::new("mount").args(options).arg(at).output().map_err(|e| e.to_string())?;
+/// A file system of its own for the run directory, small enough to be filled, in the mount namespace of this program.
+/// Goes with the sandbox around it, which cannot be removed before.
+pub struct Mounted(PathBuf);
+
+pub fn mount(options: &[&str], at: PathBuf) -> Result<Mounted, String> {
+    let output = Command::new("mount").args(options).arg(&at).output().map_err(|e| e.to_string())?;
     let text = String::from_utf8_lossy(&output.stderr).into_owned();
-    if output.status.success() { Ok(()) } else { Err(text) }
+    if output.status.success() { Ok(Mounted(at)) } else { Err(text) }
+}
+
+impl Drop for Mounted {
+    fn drop(&mut self) {
+        let _ = Command::new("umount").arg(&self.0).status();
+        let _ = self.0.parent().map(fs::remove_dir_all);
+    }
 }
 
 /// Sets a limit of another process so that it gets no more, or back; the one that it had (prlimit(2)).

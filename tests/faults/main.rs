@@ -148,11 +148,14 @@ fn halted(may_mount: bool, left_out: &mut Vec<String>) -> Vec<Case> {
 
 fn strike(shared: bool, step: Step, fault: Fault) -> Result<Verdict, String> {
     let sandbox = if shared { Sandbox::shared() } else { Sandbox::new() };
-    if fault == Fault::FullDisk {
-        let run = sandbox.run_dir();
-        std::fs::create_dir(&run).map_err(|e| e.to_string())?;
-        fault::mount(&["-t", "tmpfs", "-o", "size=64k,mode=755", "none"], &run)?;
-    }
+    let run = sandbox.run_dir();
+    let _mounted = match fault {
+        Fault::FullDisk => {
+            std::fs::create_dir(&run).map_err(|e| e.to_string())?;
+            Some(fault::mount(&["-t", "tmpfs", "-o", "size=64k,mode=755", "none"], run)?)
+        }
+        _ => None,
+    };
     let mut swap = Swap::halted(sandbox, step, fault.options());
     fault.strike(&mut swap)?;
     let verdict = swap.judged()?;
