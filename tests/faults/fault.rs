@@ -325,7 +325,7 @@ pub fn mount(options: &[&str], at: PathBuf) -> Result<Mounted, String> {
 
 impl Drop for Mounted {
     fn drop(&mut self) {
-        let _ = Command::new("umount").arg(&self.0).status();
+        let _ = Command::new("umount").arg("-l").arg(&self.0).status();
         let _ = self.0.parent().map(fs::remove_dir_all);
     }
 }

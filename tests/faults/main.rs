@@ -86,7 +86,7 @@ fn main() {
                     let result = result.unwrap_or_else(|_| Err("see above".into()));
                     println!("{}", line(case, &result, started.elapsed()));
                     match result {
-                        // Whose server was dead or stood still has waited for it.
+                        // Where requests fail clients wait too: for a port that is free, or a server that is dead.
                         Ok(verdict) if !verdict.failures.is_empty() => {}
                         Ok(verdict) => quiet.lock().unwrap().push((&case.name, verdict.longest_gap)),
                         Err(fault) => red.lock().unwrap().push(format!("{}: {fault}", case.name)),

@@ -28,8 +28,9 @@ impl Baseline {
         Baseline { client: Load::start(port, PAUSE), _server: server, _sandbox: sandbox }
     }
 
-    /// Ends it: how long a swap may keep clients waiting. Nothing on an idle machine; on one that is not, a server that
-    /// has just been started waits for a processor longer than one that runs.
+    /// Ends it: how long a swap may keep clients waiting. On an idle machine little more than these seconds, of which a
+    /// swap needs none; on one that is not, a server that has just been started waits for a processor longer than one
+    /// that runs.
     pub fn patience(self) -> Duration {
         Duration::from_secs(3) + 10 * self.client.stop().longest_gap
     }
@@ -164,7 +165,11 @@ pub fn is_sound(sandbox: &Sandbox, port: u16) -> Result<(), String> {
             sockets => Err(format!("{sockets} sockets listen")),
         }
     })?;
-    if sandbox.is_shared() && !is_unsteered(port) { Err("a program is left on the port".into()) } else { Ok(()) }
+    // It is taken off at a look that finds nobody else, and here we are.
+    settled(|| match !sandbox.is_shared() || is_unsteered(port) {
+        true => Ok(()),
+        false => Err("a program is left on the port".into()),
+    })
 }
 
 /// Takes the last server down: the observer finds nothing.
