@@ -148,14 +148,7 @@ fn halted(may_mount: bool, left_out: &mut Vec<String>) -> Vec<Case> {
 
 fn strike(shared: bool, step: Step, fault: Fault) -> Result<Verdict, String> {
     let sandbox = if shared { Sandbox::shared() } else { Sandbox::new() };
-    let run = sandbox.run_dir();
-    let _mounted = match fault {
-        Fault::FullDisk => {
-            std::fs::create_dir(&run).map_err(|e| e.to_string())?;
-            Some(fault::mount(&["-t", "tmpfs", "-o", "size=64k,mode=755", "none"], run)?)
-        }
-        _ => None,
-    };
+    let _mounted = (fault == Fault::FullDisk).then(|| fault::small_disk(sandbox.run_dir())).transpose()?;
     let mut swap = Swap::halted(sandbox, step, fault.options());
     fault.strike(&mut swap)?;
     let verdict = swap.judged()?;
