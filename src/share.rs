@@ -381,6 +381,11 @@ impl Sharing {
     }
 }
 
+/// New connections go to these sockets again, all that a server has at their places, whoever joined behind them.
+pub fn steer_back(sockets: Vec<Socket>) -> io::Result<()> {
+    Sharing::of(None, sockets).map(|mut sharing| sharing.switch_back())
+}
+
 /// Takes off what steers and filters these sockets, all that a server has at their places. `false`, and all stays
 /// steered, if somebody else listens there too: their claimer has gone away, and its server may come only now.
 pub fn serve_alone(sockets: Vec<Socket>) -> io::Result<bool> {

@@ -234,6 +234,63 @@ fn a_successor_that_dies_without_its_supervisor_gives_the_port_back() {
     assert_eq!(old.running.wait(), 0);
 }
 
+/// Two ports under load; the supervisor of a new server is killed before a call of its main thread. What the old one says,
+/// and the servers: the old one, and the one that answers at both ports in the end. Not one request has failed.
+fn killed_before(call: &str, nth: usize) -> (String, i32, i32) {
+    let sandbox = Sandbox::shared();
+    let ports = [sandbox.port(), sandbox.port()];
+    let addresses = ports.map(|port| format!("0.0.0.0:{port}"));
+    let words = ["mute", &addresses[0], &addresses[1]];
+    let (old, first) = sandbox.serving(ports[0], &[], &words);
+    answered_by(ports[1], 1);
+    let crowd: Vec<Load> = ports.iter().map(|port| Load::start(*port, Duration::from_millis(2))).collect();
+    crowd.iter().for_each(|load| load.sees_server(first));
+    let mut command = sandbox.tracer(call, &format!("signal=SIGKILL:when={nth}"));
+    command.args(["-DDD", common::SERVERSWAP]).arg(plain_server()).args(words);
+    let mut new = sandbox.start(command);
+    until("the new supervisor is killed, or done", || {
+        new.ended() || !common::alive(first) && new.log().contains("is up")
+    });
+    sandbox.end_tracers();
+    let program = plain_server().display().to_string();
+    let servers = || sandbox.processes().into_iter().filter(|(_, command)| command.starts_with(&program)).count();
+    until("one server is left", || servers() == 1);
+    let left = common::get(ports[0]).unwrap().pid;
+    assert_eq!(common::get(ports[1]).unwrap().pid, left);
+    until("the pidfiles name it", || ports.iter().all(|port| sandbox.pidfile(&port.to_string()) == Some(left)));
+    let (status, log) = sandbox.deploy(&words);
+    assert!(status == 0 && !log.contains("plain order"), "{status}: {log}");
+    let last = common::get(ports[0]).unwrap().pid;
+    for load in crowd {
+        load.sees_server(last);
+        let seen = load.stop();
+        assert!(seen.failures.is_empty(), "{call} {nth}: {seen:?}");
+    }
+    until("nothing else is left", || sandbox.status().len() == 2 && sandbox.processes().len() == sandbox.crew());
+    assert_eq!(sandbox.run(["--takedown", &addresses[0], &addresses[1]]).0, 0);
+    sandbox.assert_clean();
+    (old.log(), first, left)
+}
+
+/// Its keeper lets the new server live, and no connection goes there yet.
+#[test]
+fn a_supervisor_that_dies_just_before_its_switch_takes_its_server_with_it() {
+    let undone = (4..20).find(|nth| {
+        let (log, first, left) = killed_before("setsockopt", *nth);
+        let undone = log.contains("it did not get to its switch");
+        assert!(!undone || left == first, "{log}");
+        undone
+    });
+    assert!(undone.is_some(), "no call was that of the switch");
+}
+
+/// One address has the new pidfile, the other has not, and the old server was not told to drain.
+#[test]
+fn a_supervisor_that_dies_in_its_switch_has_made_it() {
+    let (log, first, left) = killed_before("renameat", 3);
+    assert!(left != first && log.contains("the swap goes on"), "{log}");
+}
+
 const ALL: [Victim; 6] = [
     Victim::OldServer,
     Victim::NewServer,

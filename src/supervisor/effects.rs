@@ -20,6 +20,9 @@ use std::time::{Duration, Instant};
 /// How long a claimer's death may take to be seen in the run directory: its sockets close before its locks do.
 const REGAIN_FOR: Duration = Duration::from_secs(2);
 
+/// Of an orphan, to the user.
+pub(super) const TAKEN_OVER: &str = "is taken over";
+
 impl Supervisor {
     pub(super) fn carry_out(&mut self, generation: GenId, effect: Effect) {
         self.note(generation, &effect);
@@ -198,7 +201,7 @@ impl Supervisor {
         let local = local.map(|(&id, _)| id);
         let to = match local {
             Some(generation) => OldTo::Local(generation),
-            None => match holder.orphan.take().and_then(|lock| self.adopt(&holder, lock, wanted)) {
+            None => match holder.orphan.take().and_then(|lock| self.adopt(&holder, lock, wanted, TAKEN_OVER)) {
                 Some(orphan) => OldTo::Local(orphan),
                 None => OldTo::Remote(Box::new(holder)),
             },
@@ -223,8 +226,14 @@ impl Supervisor {
     }
 
     /// Takes an orphan over: it is replaced by the same machine as any other, under this supervisor. It
-    /// has what its pidfiles say, and those of the wanted addresses where it listens.
-    pub(super) fn adopt(&mut self, holder: &Holder, lock: Registration, wanted: &[Address]) -> Option<GenId> {
+    /// has what its pidfiles say, and those of the wanted addresses where it listens. `why`: for the user.
+    pub(super) fn adopt(
+        &mut self,
+        holder: &Holder,
+        lock: Registration,
+        wanted: &[Address],
+        why: &str,
+    ) -> Option<GenId> {
         let server = Server::adopt(holder.pid, holder.start, holder.socket.to_string_lossy().into_owned())?;
         let mut named: Vec<Address> = self.dir.addresses().into_iter().collect();
         let is_its = |a: &&Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid);
@@ -242,7 +251,7 @@ impl Supervisor {
         self.log.say(
             Level::Notice,
             addresses.first(),
-            &format!("server {} has lost its supervisor and is taken over", holder.pid),
+            &format!("server {} has lost its supervisor and {why}", holder.pid),
         );
         let settings = Settings {
             order: Order::Shared,

@@ -63,9 +63,9 @@ struct Live {
     calls: Vec<Waiting>,
     /// The ports that it is to share with an old server, until that is gone.
     sharing: Option<Sharing>,
-    /// Who had its lock and has gone away: keeps it until then, or until the server of that one is gone too, and what
-    /// that left on the sockets is taken off.
-    left_by: Option<(ClaimerId, Instant)>,
+    /// Who had its lock and has gone away: keeps it for a while, or until the server of that one is gone too, and
+    /// what that left on the sockets is taken off.
+    left_by: Option<Left>,
     /// The server of a claimer that has gone away serves in its place.
     succeeded: bool,
     /// It turned out that its ports cannot be shared.
@@ -99,6 +99,16 @@ struct Ended {
     seen: Instant,
     /// What was left of the server was told to stop.
     rest_told: bool,
+}
+
+/// A claimer that has gone away with the lock.
+struct Left {
+    claimer: ClaimerId,
+    /// The process that it was.
+    supervisor: Option<Pid>,
+    until: Instant,
+    /// Its server, which is taken over to be ended.
+    ends: Option<GenId>,
 }
 
 /// Processes of an ended server that were told to stop, and until when they may.

@@ -5,6 +5,7 @@
 
 use super::threads::{self, Link};
 use crate::protocol::line_of;
+use crate::sys::process::Pid;
 use crate::sys::socket;
 use std::fmt::Display;
 use std::io::Write;
@@ -45,6 +46,11 @@ impl Outbox {
     /// For a connection whose reading side belongs to a thread.
     pub fn new(link: Arc<Link>) -> Outbox {
         Outbox { link, waiting: Arc::default() }
+    }
+
+    /// The process at the other end, which may be gone.
+    pub fn peer(&self) -> Option<Pid> {
+        socket::peer(&self.link.stream).ok().and_then(|peer| Pid::new(peer.pid().into()))
     }
 
     /// Sends one line.

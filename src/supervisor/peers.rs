@@ -95,6 +95,7 @@ impl Supervisor {
             conn.out.close();
         }
         self.reload_waiters.retain(|waiter| *waiter != id);
+        let peer = conn.as_ref().and_then(|conn| conn.out.peer());
         match conn.map(|conn| conn.role) {
             Some(Role::Server(generation)) => {
                 let control = self.live.get(&generation).and_then(|l| l.sockets.as_ref()).map(|s| s.control);
@@ -103,7 +104,7 @@ impl Supervisor {
                     self.feed(generation, swap::Event::SpeakerGone(SpeakerId(id)));
                 }
             }
-            Some(Role::Peer(generation, _)) => self.claimer_closed(generation, ClaimerId(id)),
+            Some(Role::Peer(generation, _)) => self.claimer_closed(generation, ClaimerId(id), peer),
             Some(Role::New(_)) => {}
             // A connection that never came to be has no entry.
             Some(Role::Holder) | None => {

@@ -326,8 +326,8 @@ impl Supervisor {
                 self.feed(generation, swap::Event::Exited(status));
             }
             for (&generation, live) in &mut self.live {
-                if let Some((claimer, _)) = live.left_by.take_if(|(_, until)| *until < now) {
-                    self.pending.push_back((generation, swap::Event::ClaimerGone(claimer)));
+                if let Some(left) = live.left_by.take_if(|left| left.until < now) {
+                    self.pending.push_back((generation, swap::Event::ClaimerGone(left.claimer)));
                 }
             }
             return;
@@ -352,6 +352,10 @@ impl Supervisor {
             }
             let Some(live) = self.live.get_mut(&generation) else { continue };
             let left = left_alone(generation, live, &sockets, &mut self.pending);
+            if left {
+                self.decide_swap_of_dead(generation);
+            }
+            let Some(live) = self.live.get_mut(&generation) else { continue };
             let sharing = left | look_at_shared(generation, live, &sockets, &mut self.pending, self.run.probe);
             swapping |= sharing || !live.watching.is_empty() || !live.releasing.is_empty() || live.ended.is_some();
             if live.ended.is_some() {

@@ -3,16 +3,19 @@
 
 #![forbid(unsafe_code)]
 
+use super::effects::TAKEN_OVER;
 use super::processes::UNCLEAR_FOR;
 use super::threads::{self, GenId, Id};
 use super::watching::Waiting;
-use super::{Live, OldTo, Supervisor};
+use super::{Left, Live, OldTo, Supervisor};
 use crate::address::Address;
 use crate::protocol::HolderWord;
-use crate::server::Watch;
+use crate::registry::Holder;
+use crate::server::{Server, Watch};
 use crate::share::{self, Drain, Drained, Sharing};
 use crate::swap::{self, ClaimerId, Level, OldId};
 use crate::sys::net::{self, Listeners};
+use crate::sys::process::Pid;
 use crate::sys::socket::FILES_MAX;
 use crate::sys::steer::Socket;
 use nix::errno::Errno;
@@ -264,17 +267,75 @@ impl Supervisor {
     }
 
     /// A claimer has gone away: if its server serves in our place, ours still has to go.
-    pub(super) fn claimer_closed(&mut self, generation: GenId, claimer: ClaimerId) {
+    pub(super) fn claimer_closed(&mut self, generation: GenId, claimer: ClaimerId, supervisor: Option<Pid>) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         if !live.machine.is_locked_by(claimer) {
             // Whoever only looked or waited has left nothing on its sockets.
             return self.feed(generation, swap::Event::ClaimerGone(claimer));
         }
-        live.left_by = Some((claimer, Instant::now() + UNCLEAR_FOR));
+        live.left_by = Some(Left { claimer, supervisor, until: Instant::now() + UNCLEAR_FOR, ends: None });
         if let Ok(listeners) = net::listeners() {
             left_alone(generation, live, &listeners, &mut self.pending);
         }
         self.poll_soon();
+    }
+
+    /// The claimer died in its switch, after it had let its server live without it, and before it asked for the drain.
+    /// What tells is its first pidfile: from there on the swap is done, and is done to its end here; until then it is
+    /// none, and the new server goes.
+    pub(super) fn decide_swap_of_dead(&mut self, generation: GenId) {
+        let Some(live) = self.live.get(&generation) else { return };
+        let Some(&Left { claimer, supervisor: Some(dead), ends, .. }) = live.left_by.as_ref() else { return };
+        if live.machine.is_giving_way() {
+            return;
+        }
+        if let Some(ends) = ends {
+            let lives = self.live.contains_key(&ends);
+            if let (true, Some(left)) = (lives, self.live.get_mut(&generation).and_then(|live| live.left_by.as_mut())) {
+                left.until = Instant::now() + UNCLEAR_FOR;
+            }
+            return;
+        }
+        let is_left = |other: &Holder| other.supervisor == dead && other.orphan.is_some();
+        let Some(new) = self.dir.servers().into_iter().find(is_left) else { return };
+        let ours = live.machine.addresses();
+        let listens = |listeners: Listeners| {
+            let mark = new.socket.to_string_lossy().into_owned();
+            Server::adopt(new.pid, new.start, mark)?.holds(&listeners.at_any(&ours)).ok()
+        };
+        let Some(shared) = net::listeners().ok().and_then(listens).filter(|shared| !shared.is_empty()) else { return };
+        let is_its = |a: &Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == new.pid);
+        let taken: Vec<Address> = self.dir.addresses().into_iter().filter(is_its).collect();
+        let taken = Address::all(&taken);
+        if taken.is_empty() {
+            self.end_unswitched(generation, new, &ours);
+        } else if ours.iter().any(|own| own.among(&taken).next().is_some()) {
+            for address in shared.iter().filter(|address| address.among(&taken).next().is_none()) {
+                // What is not registered is found where it listens.
+                let _ = self.dir.take(address, new.pid, &[live.server.pid]);
+            }
+            let text = format!("server {} has lost its supervisor in its switch (the swap goes on)", new.pid);
+            self.log.say(Level::Notice, ours.first(), &text);
+            self.feed(generation, swap::Event::AskedDrain(claimer));
+        }
+    }
+
+    /// Ends a new server that has lost its supervisor, like an old one: it may have got connections.
+    fn end_unswitched(&mut self, generation: GenId, mut new: Holder, ours: &[Address]) {
+        // What looked has a lock of its own.
+        new.orphan = None;
+        let Some(lock) = self.dir.find(new.pid).and_then(|mut holder| holder.orphan.take()) else { return };
+        let Some(live) = self.live.get(&generation) else { return };
+        if live.listeners().and_then(share::steer_back).is_err() {
+            return;
+        }
+        let Some(ends) = self.adopt(&new, lock, ours, "is ended: it did not get to its switch") else { return };
+        if let Some(left) = self.live.get_mut(&generation).and_then(|live| live.left_by.as_mut()) {
+            left.ends = Some(ends);
+        }
+        let claimer = ClaimerId(threads::next_id());
+        self.feed(ends, swap::Event::Claim(claimer));
+        self.feed(ends, swap::Event::AskedDrain(claimer));
     }
 
     /// The supervisor of an old server does not speak to us any more. What counts is when the lock of
@@ -319,7 +380,7 @@ impl Supervisor {
         let adopted = found.and_then(|mut holder| {
             let lock = holder.orphan.take()?;
             let taken = self.live.get(&of)?.machine.addresses();
-            self.adopt(&holder, lock, &taken)
+            self.adopt(&holder, lock, &taken, TAKEN_OVER)
         });
         match (adopted, self.olds.get_mut(&id)) {
             (Some(generation), Some(old)) => {
@@ -353,7 +414,7 @@ pub(super) fn left_alone(
         return false;
     }
     let alone = is_alone(live, listeners);
-    if let Some((claimer, until)) = live.left_by {
+    if let Some(Left { claimer, until, .. }) = live.left_by {
         // What cannot be taken off now is taken off at a later look.
         let served = alone && serve_alone(live);
         // Whoever gets the lock next would take what is left of the other server for a stranger's.

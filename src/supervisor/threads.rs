@@ -205,7 +205,7 @@ pub fn accept(events: Events, generation: GenId, listener: Arc<UnixListener>) ->
         loop {
             match listener.accept() {
                 Ok((stream, _)) => {
-                    let trusted = socket::peer_uid(&stream).is_ok_and(|uid| uid == own || uid == 0);
+                    let trusted = socket::peer(&stream).is_ok_and(|peer| peer.uid() == own || peer.uid() == 0);
                     if !trusted {
                         let _ = socket::send_now(&stream, b"ERROR this control socket is not yours\n");
                     } else {

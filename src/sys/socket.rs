@@ -1,21 +1,21 @@
 //! Unix sockets: who is at the other end, writes that never wait, and files that travel (unix(7)).
 
 use nix::libc;
-use nix::sys::socket::{ControlMessage, MsgFlags, getsockopt, send, sendmsg, sockopt};
+use nix::sys::socket::{ControlMessage, MsgFlags, UnixCredentials, getsockopt, send, sendmsg, sockopt};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-/// Effective uid of whoever connected, or listens, as the kernel noted it then (SO_PEERCRED, unix(7)).
-pub fn peer_uid(stream: &UnixStream) -> io::Result<u32> {
-    Ok(getsockopt(stream, sockopt::PeerCredentials)?.uid())
+/// Pid and effective uid of whoever connected, or listens, as the kernel noted it then (SO_PEERCRED, unix(7)).
+pub fn peer(stream: &UnixStream) -> io::Result<UnixCredentials> {
+    Ok(getsockopt(stream, sockopt::PeerCredentials)?)
 }
 
 /// Connects to a socket of this user's, whatever a link at this path leads to.
 pub fn connect_to_own(path: &Path) -> io::Result<UnixStream> {
     let stream = UnixStream::connect(path)?;
-    match peer_uid(&stream)? == nix::unistd::geteuid().as_raw() {
+    match peer(&stream)?.uid() == nix::unistd::geteuid().as_raw() {
         true => Ok(stream),
         false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user")),
     }

@@ -340,6 +340,27 @@ impl Sandbox {
         tracer
     }
 
+    /// strace(1), to which the options that say whom are to be added: a kind of call of its meets a fault, and of what it
+    /// forks, not of what it executes. The calls are written to "trace".
+    pub fn tracer(&self, call: &str, fault: &str) -> Command {
+        let mut command = self.command("strace");
+        // What cargo sets has the loader look for its libraries in many places.
+        command.env_remove("LD_LIBRARY_PATH");
+        let (only, inject) = (format!("trace={call}"), format!("inject={call}:{fault}"));
+        command.args(["-I2", "-f", "-qq", "-b", "execve", "-e", &only, "-e", &inject, "-o"]).arg(self.path("trace"));
+        command
+    }
+
+    /// Ends the tracers: whoever lives on is on his own again.
+    pub fn end_tracers(&self) {
+        let tracers = || self.processes().into_iter().filter(|(_, command)| command.starts_with("strace "));
+        let since = Instant::now();
+        // A tracer whose process died in the wrong moment may wait for it for ever.
+        let patience = Duration::from_secs(5);
+        let signal = || if since.elapsed() < patience { nix::libc::SIGTERM } else { nix::libc::SIGKILL };
+        until("nobody is traced", || tracers().map(|(pid, _)| kill(pid, signal())).count() == 0);
+    }
+
     /// Starts plain-server under serverswap: options, then the words of the server.
     pub fn plain(&self, options: &[&str], words: &[&str]) -> Running {
         let server = plain_server();

@@ -1,15 +1,11 @@
-//! System calls that fail in a supervisor while it swaps: strace(1) makes the first, the second, ... or every one of a
-//! kind return an error. A row in which that never happened is no row.
+//! System calls that fail in a supervisor while it swaps, or that it does not survive: strace(1) makes the first, the
+//! second, ... or every one of a kind return an error, or kills who makes it. A row in which that never happened is no
+//! row.
 
 use super::Case;
-use super::common::{Running, SERVERSWAP, Sandbox, alive, answered_by, get, is_traced, kill, plain_server, until};
+use super::common::{Running, SERVERSWAP, Sandbox, alive, answered_by, get, is_traced, plain_server, until};
 use super::observer::{self, Verdict};
 use super::scene::{Serving, crowd};
-use nix::libc::{SIGKILL, SIGTERM};
-use std::time::{Duration, Instant};
-
-/// With a tracer that was told to end.
-const PATIENCE: Duration = Duration::from_secs(5);
 
 /// What can fail for want of files, memory, disk, locks or rights. Not brk, which has no error to return (brk(2)).
 const CALLS: [(&str, &str); 29] = [
@@ -49,6 +45,26 @@ const WHEN: [&str; 4] = ["1+", "1", "2", "4"];
 
 /// Past what the loader calls before there is a program: that fails in every program alike.
 const LOADED: [(&str, &str); 3] = [("openat", "8+"), ("mmap", "16+"), ("mprotect", "7+")];
+
+/// Before which calls a supervisor is killed: the first of a thread, and so on up to as many as a swap has of those that
+/// others can notice. On a shared port the new one's and the old one's, then in plain order.
+const KILLED: [(&str, [usize; 4]); 15] = [
+    ("setsockopt", [6, 2, 0, 2]),
+    ("renameat", [2, 0, 2, 0]),
+    ("sendto", [40, 28, 10, 9]),
+    ("write", [3, 1, 2, 1]),
+    ("ioctl", [4, 0, 0, 0]),
+    ("listen", [2, 0, 1, 0]),
+    ("unlinkat", [2, 3, 2, 3]),
+    ("flock", [6, 3, 6, 3]),
+    ("sendmsg", [1, 1, 1, 0]),
+    ("connect", [1, 0, 1, 0]),
+    ("clone", [1, 0, 1, 0]),
+    ("clone3", [7, 1, 6, 1]),
+    ("pidfd_getfd", [2, 2, 0, 0]),
+    ("pidfd_send_signal", [0, 1, 0, 1]),
+    ("shutdown", [1, 4, 1, 4]),
+];
 
 /// Whose calls.
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -123,42 +139,47 @@ pub fn cases(all: bool, left_out: &mut Vec<String>) -> Vec<Case> {
             let times = if shared && all { &WHEN[..] } else { &WHEN[..usize::from(loaded.is_none())] };
             for when in loaded.into_iter().chain(times.iter().copied()) {
                 let name = format!("{order}, {who:?}, {call} {error} {when}");
-                cases.push(Case::new(name, move || fail(shared, who, call, error, when)));
+                cases.push(Case::new(name, move || inject(shared, who, call, Some(error), when)));
+            }
+        }
+    }
+    for (call, counts) in KILLED {
+        let orders = [(true, Who::New), (true, Who::Old), (false, Who::New), (false, Who::Old)];
+        for ((shared, who), most) in orders.into_iter().zip(counts) {
+            let order = if shared { "shared" } else { "plain" };
+            for nth in 1..=most {
+                let name = format!("{order}, {who:?}, killed at {call} {nth}");
+                cases.push(Case::new(name, move || inject(shared, who, call, None, &nth.to_string())));
             }
         }
     }
     cases
 }
 
-fn fail(shared: bool, who: Who, call: &str, error: &str, when: &str) -> Result<Verdict, String> {
+/// Without an error the call kills.
+fn inject(shared: bool, who: Who, call: &str, error: Option<&str>, when: &str) -> Result<Verdict, String> {
     let sandbox = if shared { Sandbox::shared() } else { Sandbox::new() };
     let port = sandbox.port();
     let address = format!("0.0.0.0:{port}");
-    let trace = sandbox.path("trace");
-    let (only, inject) = (format!("trace={call}"), format!("inject={call}:error={error}:when={when}"));
-    let strace = |options: &[&str]| {
-        let mut command = sandbox.command("strace");
-        // What cargo sets has the loader look for its libraries in many places.
-        command.env_remove("LD_LIBRARY_PATH");
-        // Servers are let go when they are started: what fails there is their affair.
-        command.args(options).args(["-I2", "-f", "-qq", "-b", "execve", "-e", &only, "-e", &inject, "-o"]).arg(&trace);
-        command
-    };
+    let what = error.map_or("signal=SIGKILL".to_owned(), |error| format!("error={error}"));
+    let tracer = || sandbox.tracer(call, &format!("{what}:when={when}"));
     let mut old = sandbox.plain(&["--ready-timeout", "10"], &[&address]);
     let first = answered_by(port, 1);
     old.says("is up");
     let clients = crowd(port);
     clients.iter().for_each(|load| load.sees_server(first.pid));
     if who == Who::Old {
-        sandbox.start(strace(&["-p", &old.pid().to_string()]));
+        let mut command = tracer();
+        command.args(["-p", &old.pid().to_string()]);
+        sandbox.start(command);
         until("every thread is traced", || all_traced(old.pid()));
     }
     let mut new: Running = match who {
         Who::Old => sandbox.plain(&["--ready-timeout", "10"], &[&address]),
         Who::New | Who::Launcher => {
             // The tracer is nobody's parent.
-            let mut command = strace(&["-DDD"]);
-            command.arg(SERVERSWAP).args(["--ready-timeout", "10"]);
+            let mut command = tracer();
+            command.args(["-DDD", SERVERSWAP, "--ready-timeout", "10"]);
             command.args((who == Who::Launcher).then_some("-d")).args((!shared).then_some("--plain"));
             command.arg(plain_server()).arg(&address);
             sandbox.start(command)
@@ -174,17 +195,12 @@ fn fail(shared: bool, who: Who, call: &str, error: &str, when: &str) -> Result<V
     }
     let mut verdict = Verdict::new(serves, new.ended().then(|| new.wait()));
     verdict.said = sandbox.said();
-    // Who lives on is on his own again.
-    let tracers = || sandbox.processes().into_iter().filter(|(_, command)| command.starts_with("strace "));
-    let since = Instant::now();
-    // A tracer whose process died in the wrong moment may wait for it for ever.
-    let signal = || if since.elapsed() < PATIENCE { SIGTERM } else { SIGKILL };
-    until("nobody is traced", || tracers().map(|(pid, _)| kill(pid, signal())).count() == 0);
-    let calls = std::fs::read_to_string(&trace).unwrap_or_default();
-    if !calls.contains("(INJECTED)") {
+    sandbox.end_tracers();
+    let calls = std::fs::read_to_string(sandbox.path("trace")).unwrap_or_default();
+    if !["(INJECTED)", "killed by SIGKILL"].iter().any(|mark| calls.contains(mark)) {
         verdict.note += ", never called";
         // So often it may not be.
-        if !["2", "4"].contains(&when) {
+        if when == "1" || when.ends_with('+') {
             return Err(format!("{call} was never called:\n{calls}"));
         }
     }
@@ -203,9 +219,14 @@ fn fail(shared: bool, who: Who, call: &str, error: &str, when: &str) -> Result<V
     } else {
         verdict.is_plain(false)?;
     }
-    // Whoever has no memory aborts.
+    // What is killed says nothing, and its status goes with nobody.
+    if error.is_none() && who == Who::New {
+        return Ok(verdict);
+    }
+    // Whoever has no memory aborts, and a thread of it may get as far as a panic of the standard library's.
     let aborted = verdict.said.contains("memory allocation of");
-    let untrue = verdict.said.contains("the supervisor died") && !aborted || verdict.said.contains("panicked");
+    let panicked = verdict.said.contains("thread 'main'");
+    let untrue = verdict.said.contains("the supervisor died") && !aborted || panicked;
     if untrue || !verdict.is_consistent() {
         return Err(format!("{}\n{}", verdict.note, sandbox.said()));
     }

@@ -169,7 +169,10 @@ fn speak(control: &UnixStream, addresses: &[String], flags: &Flags) {
             _ => {}
         }
     }
-    // The supervisor is dead.
+    // The supervisor is dead. Who serves lives on; who waits for GO would wait for ever.
+    if listeners.is_empty() {
+        std::process::exit(1);
+    }
     std::mem::forget(listeners);
 }
 
