@@ -150,15 +150,22 @@ pub fn takedown(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
 /// `true`: released; `false`: the server or its supervisor went away first.
 fn ask_down(dir: &RunDir, holder: &Holder, addresses: &[Address], log: Log) -> std::result::Result<bool, String> {
     if holder.orphan.is_some() {
+        // A supervisor that died in a swap of its own has left two.
+        let known = std::slice::from_ref(holder);
+        let mut beside: Vec<Holder> = addresses.iter().flat_map(|a| dir.beside(a, Pid::own(), known)).collect();
+        beside.retain(|other| other.orphan.is_some());
+        beside.sort_by_key(|other| other.pid);
+        beside.dedup_by_key(|other| other.pid);
+        let orphans = || [holder].into_iter().chain(&beside);
         let is_other = |a: &Address| !addresses.iter().any(|named| named.collides(a));
-        let has = |a: &Address| dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid);
+        let has = |a: &Address| dir.serving(a, &mut Vec::new()).is_some_and(|h| orphans().any(|own| own.pid == h.pid));
         let others: Vec<String> =
             dir.addresses().iter().filter(|a| is_other(a) && has(a)).map(Address::to_string).collect();
         if !others.is_empty() {
             let others = others.join(", ");
             return Err(format!("the same server also has {others} and has lost its supervisor (nothing was done)"));
         }
-        return stop_orphan(dir, holder, log).map(|()| false);
+        return orphans().try_for_each(|orphan| stop_orphan(dir, orphan, log)).map(|()| false);
     }
     let asked = || -> io::Result<(bool, Option<String>)> {
         let mut supervisor = Supervisor::of(holder)?;

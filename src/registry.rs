@@ -466,8 +466,8 @@ impl RunDir {
         })
     }
 
-    /// Servers that listen there beside those that have the pidfiles.
-    fn beside(&self, address: &Address, me: Pid, known: &[Holder]) -> Vec<Holder> {
+    /// Servers that listen there beside those that are known.
+    pub fn beside(&self, address: &Address, me: Pid, known: &[Holder]) -> Vec<Holder> {
         let listeners = net::listeners().unwrap_or_default();
         let snapshot = Snapshot::take();
         let listens = |other: &Holder| {

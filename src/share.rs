@@ -56,6 +56,8 @@ struct Group {
     old: Option<u64>,
     place: Place,
     olds: Vec<Socket>,
+    /// Those of them that get the connections until the switch: all, but for what a dead supervisor has left.
+    serving: Range,
     news: Vec<Newcomer>,
     /// The new server has listened here, be it that it has closed its sockets since.
     joined: bool,
@@ -72,8 +74,22 @@ struct Newcomer {
 }
 
 impl Group {
-    fn olds(&self) -> Range {
-        Range { first: 0, count: self.olds.len() as u32 }
+    fn add(&mut self, old: Socket) {
+        self.olds.push(old);
+        self.serving = Range { first: 0, count: self.olds.len() as u32 };
+    }
+
+    /// Of the old sockets only these, which have joined one after the other, get connections; all, if none is here.
+    fn narrow(&mut self, serving: &BTreeSet<u32>) -> io::Result<()> {
+        let mut serves = Vec::new();
+        for old in &self.olds {
+            serves.push(serving.contains(&old.inode()?));
+        }
+        if let Some(first) = serves.iter().position(|serves| *serves) {
+            self.serving =
+                Range { first: first as u32, count: serves.into_iter().filter(|serves| *serves).count() as u32 };
+        }
+        Ok(())
     }
 
     fn news(&self) -> Range {
@@ -83,16 +99,17 @@ impl Group {
     fn steer(&self) -> io::Result<()> {
         match (&self.phase, self.olds.first()) {
             (_, None) => Ok(()),
-            (Phase::Probing(Some(probe), _), Some(old)) => old.steer_with_probe(self.olds(), probe, self.news().first),
+            (Phase::Probing(Some(probe), _), Some(old)) => old.steer_with_probe(self.serving, probe, self.news().first),
             (Phase::Steered | Phase::Probing(None, _) | Phase::Accepted(_) | Phase::Proven, Some(old)) => {
-                old.steer(self.olds())
+                old.steer(self.serving)
             }
             (Phase::Switched, Some(old)) => old.steer(self.news()),
         }
     }
 
     fn new(old: Option<u64>, place: Place) -> Group {
-        Group { old, place, olds: Vec::new(), news: Vec::new(), joined: false, phase: Phase::Steered }
+        let serving = Range { first: 0, count: 0 };
+        Group { old, place, olds: Vec::new(), serving, news: Vec::new(), joined: false, phase: Phase::Steered }
     }
 
     /// Whether nobody waits in the queue of the socket that the probe goes to.
@@ -137,7 +154,7 @@ impl Group {
     /// the last one takes its index, and an index past the end falls back to the whole group: with as
     /// many new sockets as old ones the first new index names a new one, or nobody, all the while.
     fn leave_to_new(self, target: &Socket) {
-        if self.news().count < self.olds().count {
+        if self.news.len() < self.olds.len() {
             // For a moment the index may name an old socket: whoever meets it tries again.
             for old in &self.olds {
                 let _ = old.refuse_newcomers();
@@ -154,17 +171,19 @@ impl Group {
         let _ = self.keep(|inode| listeners.at(&here).any(|s| s.inode == inode));
     }
 
-    /// Lets the new sockets go: the old server serves alone.
+    /// Lets the new sockets go: the old server serves as it did before.
     fn leave_to_old(mut self) {
         if let Some(old) = self.olds.first() {
-            let _ = old.steer(Range { first: 0, count: self.olds.len() as u32 });
+            let _ = old.steer(self.serving);
             for socket in &self.olds {
                 let _ = socket.accept_newcomers();
             }
         }
         // New ones are last: nothing moves when they go from the end.
         while self.news.pop().is_some() {}
-        if let Some(old) = self.olds.first() {
+        if let Some(old) = self.olds.first()
+            && self.serving.count as usize == self.olds.len()
+        {
             let _ = old.release();
         }
     }
@@ -204,7 +223,7 @@ impl Sharing {
     fn of(old: Option<u64>, sockets: Vec<Socket>) -> io::Result<Sharing> {
         let mut sharing = Sharing::default();
         for socket in sockets {
-            sharing.at(Place::of(&socket)?, old).olds.push(socket);
+            sharing.at(Place::of(&socket)?, old).add(socket);
         }
         Ok(sharing)
     }
@@ -220,14 +239,22 @@ impl Sharing {
         Ok(true)
     }
 
-    /// Adds the sockets of an old server, under its number. The error says why they cannot be shared;
-    /// nothing is held then.
-    pub fn add_old(&mut self, old: u64, sockets: Vec<Socket>) -> Result<(), String> {
+    /// Whether these are among the sockets of old servers already.
+    pub fn has(&self, sockets: &[Socket]) -> bool {
+        let kept: BTreeSet<u32> = self.kept().collect();
+        !sockets.is_empty() && sockets.iter().all(|socket| socket.inode().is_ok_and(|inode| kept.contains(&inode)))
+    }
+
+    /// Adds the sockets of an old server, under its number. Where a dead supervisor has left two of them, those of both,
+    /// the older one's first, and which of them are `serving`; if none is named, all are. The error says why they
+    /// cannot be shared; nothing is held then.
+    pub fn add_old(&mut self, old: u64, sockets: Vec<Socket>, serving: &BTreeSet<u32>) -> Result<(), String> {
         let failed = |e: io::Error| crate::error::reason(&e);
         if sockets.is_empty() || !sockets.iter().all(Socket::shares) {
             return Err("the old server does not share its port".into());
         }
-        let added = Sharing::of(Some(old), sockets).map_err(failed)?;
+        let mut added = Sharing::of(Some(old), sockets).map_err(failed)?;
+        added.groups_mut().try_for_each(|group| group.narrow(serving)).map_err(failed)?;
         let known = added.is_known().map_err(failed)?;
         let is_taken = |group: &Group| {
             self.groups.get(&group.place.address.port()).into_iter().flatten().any(|g| g.place == group.place)

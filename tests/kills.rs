@@ -5,7 +5,7 @@ mod common;
 
 use common::{Gate, Load, Running, Sandbox, answered_by, children, kill, plain_server, until};
 use nix::libc;
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::time::Duration;
@@ -289,6 +289,55 @@ fn a_supervisor_that_dies_just_before_its_switch_takes_its_server_with_it() {
 fn a_supervisor_that_dies_in_its_switch_has_made_it() {
     let (log, first, left) = killed_before("renameat", 3);
     assert!(left != first && log.contains("the swap goes on"), "{log}");
+}
+
+/// Whoever gets the connections in this moment goes on getting them until the next server does, and nobody is cut off.
+#[test]
+fn a_reload_that_has_lost_its_supervisor_in_the_drain_is_gone_on_with() {
+    for takedown in [false, true] {
+        let sandbox = Sandbox::shared();
+        let port = sandbox.port();
+        let (address, (hold, at_hold)) = (format!("0.0.0.0:{port}"), sandbox.gate("hold"));
+        let words = ["mute", &address, &at_hold];
+        let (mut running, first) = sandbox.serving(port, &["--drain", "60"], &words);
+        let mut held = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        held.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        hold.reached();
+        let mut reload = sandbox.serverswap(["--reload", &address]);
+        running.says("(generation 2)");
+        kill(running.pid(), libc::SIGKILL);
+        running.wait();
+        assert_eq!(reload.wait(), 125);
+        let second = common::get(port).unwrap().pid;
+        assert_ne!(second, first);
+        if takedown {
+            // The crowd of a server that is taken down is no crowd.
+            hold.open();
+            sandbox.take_down(&address);
+            continue;
+        }
+        let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::from_millis(2))).collect();
+        crowd.iter().for_each(|load| load.sees_server(second));
+        let (accept, at_accept) = sandbox.gate("accept");
+        let mut failing = sandbox.plain(&["-d", "--ready-timeout", "1"], &["mute", &address, &at_accept]);
+        accept.reached();
+        assert_eq!(failing.wait(), 124);
+        let mut next = sandbox.plain(&["-d", "--drain", "60"], &["mute", &address]);
+        next.says("(generation 3)");
+        let third = common::get(port).unwrap().pid;
+        crowd.iter().for_each(|load| load.sees_server(third));
+        hold.open();
+        let mut answer = String::new();
+        held.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with(&format!("1 {first}")), "{answer}");
+        assert_eq!(next.wait(), 0);
+        assert!(!next.log().contains("cannot be shared"), "{}", next.log());
+        for load in crowd {
+            let seen = load.stop();
+            assert!(seen.failures.is_empty() && !seen.answers.contains_key(&first), "{seen:?}");
+        }
+        sandbox.take_down(&address);
+    }
 }
 
 const ALL: [Victim; 6] = [

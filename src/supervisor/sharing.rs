@@ -7,7 +7,7 @@ use super::effects::TAKEN_OVER;
 use super::processes::UNCLEAR_FOR;
 use super::threads::{self, GenId, Id};
 use super::watching::Waiting;
-use super::{Left, Live, OldTo, Supervisor};
+use super::{Left, Live, Old, OldTo, Supervisor};
 use crate::address::Address;
 use crate::protocol::HolderWord;
 use crate::registry::Holder;
@@ -157,10 +157,28 @@ impl Supervisor {
         let held = Address::all(holds);
         let wanted = |a: &Address| a.among(&held).next().is_some();
         let failed = |e: std::io::Error| format!("its listeners cannot be had: {}", crate::error::reason(&e));
+        let mut serving = BTreeSet::new();
         let sockets = match &old.to {
             OldTo::Local(generation) => {
                 let live = self.live.get(generation).ok_or("it is gone")?;
-                live.server.listeners(holds).map_err(failed)?
+                let own = live.server.listeners(holds).map_err(failed)?;
+                let beside = if live.is_orphan() { self.orphans(of) } else { Vec::new() };
+                if beside.len() < 2 {
+                    own
+                } else if self.live.get(&of).and_then(|l| l.sharing.as_ref()).is_some_and(|s| s.has(&own)) {
+                    return Ok(());
+                } else {
+                    let mut all = Vec::new();
+                    for orphan in beside {
+                        let sockets = orphan.server.listeners(holds).map_err(failed)?;
+                        // The first pidfile was that of the switch.
+                        if !sockets.is_empty() && (all.is_empty() || !orphan.held.is_empty()) {
+                            serving = sockets.iter().filter_map(|socket| socket.inode().ok()).collect();
+                        }
+                        all.extend(sockets);
+                    }
+                    all
+                }
             }
             OldTo::Remote(_) => {
                 // What comes with a word of a later version may be one of them once more, which counts once.
@@ -176,7 +194,17 @@ impl Supervisor {
             }
         };
         let live = self.live.get_mut(&of).ok_or("it is gone")?;
-        live.sharing.get_or_insert_with(Sharing::default).add_old(id, sockets)
+        live.sharing.get_or_insert_with(Sharing::default).add_old(id, sockets, &serving)
+    }
+
+    /// The orphans that a generation wants to replace, the oldest first: a supervisor that died in a swap of its own has
+    /// left two.
+    fn orphans(&self, of: GenId) -> Vec<&Live> {
+        let local = |old: &Old| if let OldTo::Local(generation) = old.to { self.live.get(&generation) } else { None };
+        let olds = self.olds.values().filter(|old| old.of == of);
+        let mut orphans: Vec<&Live> = olds.filter_map(local).filter(|live| live.is_orphan()).collect();
+        orphans.sort_by_key(|live| (live.server.start, live.server.pid));
+        orphans
     }
 
     pub(super) fn switch(&mut self, generation: GenId) {

@@ -47,23 +47,23 @@ const WHEN: [&str; 4] = ["1+", "1", "2", "4"];
 const LOADED: [(&str, &str); 3] = [("openat", "8+"), ("mmap", "16+"), ("mprotect", "7+")];
 
 /// Before which calls a supervisor is killed: the first of a thread, and so on up to as many as a swap has of those that
-/// others can notice. On a shared port the new one's and the old one's, then in plain order.
-const KILLED: [(&str, [usize; 4]); 15] = [
-    ("setsockopt", [6, 2, 0, 2]),
-    ("renameat", [2, 0, 2, 0]),
-    ("sendto", [40, 28, 10, 9]),
-    ("write", [3, 1, 2, 1]),
-    ("ioctl", [4, 0, 0, 0]),
-    ("listen", [2, 0, 1, 0]),
-    ("unlinkat", [2, 3, 2, 3]),
-    ("flock", [6, 3, 6, 3]),
-    ("sendmsg", [1, 1, 1, 0]),
-    ("connect", [1, 0, 1, 0]),
-    ("clone", [1, 0, 1, 0]),
-    ("clone3", [7, 1, 6, 1]),
-    ("pidfd_getfd", [2, 2, 0, 0]),
-    ("pidfd_send_signal", [0, 1, 0, 1]),
-    ("shutdown", [1, 4, 1, 4]),
+/// others can notice. On a shared port the new one's, the old one's and that of a reload, then in plain order.
+const KILLED: [(&str, [usize; 6]); 15] = [
+    ("setsockopt", [6, 2, 8, 0, 2, 2]),
+    ("renameat", [2, 0, 2, 2, 0, 2]),
+    ("sendto", [40, 28, 60, 10, 9, 11]),
+    ("write", [3, 1, 4, 2, 1, 4]),
+    ("ioctl", [4, 0, 4, 0, 0, 0]),
+    ("listen", [2, 0, 2, 1, 0, 1]),
+    ("unlinkat", [2, 3, 5, 2, 3, 5]),
+    ("flock", [6, 3, 5, 6, 3, 5]),
+    ("sendmsg", [1, 1, 1, 1, 0, 1]),
+    ("connect", [1, 0, 1, 1, 0, 0]),
+    ("clone", [1, 0, 1, 1, 0, 1]),
+    ("clone3", [7, 1, 5, 6, 1, 4]),
+    ("pidfd_getfd", [2, 2, 3, 0, 0, 0]),
+    ("pidfd_send_signal", [0, 1, 1, 0, 1, 1]),
+    ("shutdown", [1, 4, 4, 1, 4, 4]),
 ];
 
 /// Whose calls.
@@ -74,6 +74,8 @@ enum Who {
     Old,
     /// What `-d` starts a supervisor in the background with.
     Launcher,
+    /// A supervisor that swaps within itself.
+    Reload,
 }
 
 impl Who {
@@ -97,7 +99,7 @@ impl Who {
                 "mkdir",
                 "renameat",
             ],
-            (Who::Launcher, _) => &[
+            (Who::Launcher | Who::Reload, _) => &[
                 "socket",
                 "accept4",
                 "pidfd_open",
@@ -144,10 +146,11 @@ pub fn cases(all: bool, left_out: &mut Vec<String>) -> Vec<Case> {
         }
     }
     for (call, counts) in KILLED {
-        let orders = [(true, Who::New), (true, Who::Old), (false, Who::New), (false, Who::Old)];
-        for ((shared, who), most) in orders.into_iter().zip(counts) {
+        let whose = [Who::New, Who::Old, Who::Reload];
+        let orders = [true, false].into_iter().flat_map(|shared| whose.map(|who| (shared, who)));
+        for ((shared, who), most) in orders.zip(counts) {
             let order = if shared { "shared" } else { "plain" };
-            for nth in 1..=most {
+            for nth in (1..=most).step_by(if all { 1 } else { most.div_ceil(12).max(1) }) {
                 let name = format!("{order}, {who:?}, killed at {call} {nth}");
                 cases.push(Case::new(name, move || inject(shared, who, call, None, &nth.to_string())));
             }
@@ -168,7 +171,7 @@ fn inject(shared: bool, who: Who, call: &str, error: Option<&str>, when: &str) -
     old.says("is up");
     let clients = crowd(port);
     clients.iter().for_each(|load| load.sees_server(first.pid));
-    if who == Who::Old {
+    if matches!(who, Who::Old | Who::Reload) {
         let mut command = tracer();
         command.args(["-p", &old.pid().to_string()]);
         sandbox.start(command);
@@ -176,6 +179,7 @@ fn inject(shared: bool, who: Who, call: &str, error: Option<&str>, when: &str) -
     }
     let mut new: Running = match who {
         Who::Old => sandbox.plain(&["--ready-timeout", "10"], &[&address]),
+        Who::Reload => sandbox.serverswap(["--reload", &format!(":{port}")]),
         Who::New | Who::Launcher => {
             // The tracer is nobody's parent.
             let mut command = tracer();
@@ -187,8 +191,11 @@ fn inject(shared: bool, who: Who, call: &str, error: Option<&str>, when: &str) -
     };
     // It may have no file or memory to say it with.
     let serves_now = || get(port).is_ok_and(|answer| answer.pid != first.pid) && !alive(first.pid);
-    until("the swap is over", || new.ended() || who != Who::Launcher && serves_now());
-    let left = observer::left(&sandbox, port)?;
+    let in_foreground = matches!(who, Who::New | Who::Old);
+    until("the swap is over", || new.ended() || in_foreground && serves_now());
+    // Nobody is there to end one of two servers.
+    let left =
+        if who == Who::Reload { get(port).ok().map(|answer| answer.pid) } else { observer::left(&sandbox, port)? };
     let serves = Serving::of(left, |server| server == first.pid);
     if who == Who::Old && serves != Serving::Old {
         until("the old supervisor has done all its calls", || old.ended());
@@ -214,13 +221,13 @@ fn inject(shared: bool, who: Who, call: &str, error: Option<&str>, when: &str) -
     observer::is_alone(&sandbox, port, last.pid).map_err(|what| format!("{what}\n{}", sandbox.said()))?;
     observer::take_down(&sandbox, port)?;
     // What it has no file or memory for it does in plain order, and says so.
-    if shared && !sandbox.said().contains("cannot be shared") {
+    if shared && (error.is_none() || !sandbox.said().contains("cannot be shared")) {
         verdict.is_bounded(Some(0))?;
     } else {
         verdict.is_plain(false)?;
     }
     // What is killed says nothing, and its status goes with nobody.
-    if error.is_none() && who == Who::New {
+    if error.is_none() && who != Who::Old {
         return Ok(verdict);
     }
     // Whoever has no memory aborts, and a thread of it may get as far as a panic of the standard library's.
