@@ -29,7 +29,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 use threads::{Event, Events, GenId, Id, NotifySocket};
 use timers::Timers;
@@ -201,11 +201,6 @@ impl Supervisor {
         process::raise_files();
         let (events, inbox) = sync_channel(threads::BACKLOG);
         let on_terminal = launcher.is_none() && std::fs::File::open("/dev/tty").is_ok();
-        if let Err(error) = hear(&events, hup_ignored, launcher.as_ref()) {
-            log.say(Level::Error, None, &error.text);
-            launcher.inspect(|launcher| launcher.tell(error.status));
-            return error.status;
-        }
         let mut supervisor = Supervisor {
             run,
             dir,
@@ -236,7 +231,7 @@ impl Supervisor {
             status: status::FAILED,
         };
         let awaited = supervisor.launcher.is_some();
-        match supervisor.start_generation(awaited, Vec::new()) {
+        match supervisor.hear().and_then(|()| supervisor.start_generation(awaited, Vec::new())) {
             Ok(()) => supervisor.serve(),
             Err(error) => {
                 log.say(Level::Error, None, &error.text);
@@ -244,6 +239,25 @@ impl Supervisor {
             }
         }
         supervisor.finish()
+    }
+
+    /// Starts the threads that hear of signals and of a caller that calls the swap off, and has all that its server leaves
+    /// behind come to this process.
+    fn hear(&self) -> Result<()> {
+        let failed = |what: &str, e: std::io::Error| Error::unable(what, e, "nothing was started");
+        let mut signals =
+            vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD];
+        if !self.hup_ignored {
+            signals.push(Signal::SIGHUP);
+        }
+        threads::signals(self.events.clone(), &signals).map_err(|e| failed("handle signals", e))?;
+        nix::sys::prctl::set_child_subreaper(true).map_err(|e| failed("reap its descendants", e.into()))?;
+        match &self.launcher {
+            Some(launcher) => {
+                launcher.watch(self.events.clone(), || Event::Cancelled).map_err(|e| failed("watch its caller", e))
+            }
+            None => Ok(()),
+        }
     }
 
     /// The main loop: one event, and everything that follows from it.
@@ -414,24 +428,5 @@ impl Supervisor {
             self.reload_failed(&waiters, error.status, &error.text);
         }
         self.settle();
-    }
-}
-
-/// Starts the threads that hear of signals and of a caller that calls the swap off, and has all that its server leaves
-/// behind come to this process.
-fn hear(events: &SyncSender<Event>, hup_ignored: bool, launcher: Option<&Launcher>) -> Result<()> {
-    let failed = |what: &str, e: std::io::Error| Error::unable(what, e, "nothing was started");
-    let mut signals =
-        vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD];
-    if !hup_ignored {
-        signals.push(Signal::SIGHUP);
-    }
-    threads::signals(events.clone(), &signals).map_err(|e| failed("handle signals", e))?;
-    nix::sys::prctl::set_child_subreaper(true).map_err(|e| failed("reap its descendants", e.into()))?;
-    match launcher {
-        Some(launcher) => {
-            launcher.watch(events.clone(), || Event::Cancelled).map_err(|e| failed("watch its caller", e))
-        }
-        None => Ok(()),
     }
 }
