@@ -118,7 +118,7 @@ pub fn takedown(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
     let mut looks = LOOKS;
     while let Some((holder, list)) = servers.pop_front() {
         let failed = |why: &str| Err(Error::failed(format!("{}: unable to take down: {why}", list[0])));
-        let released = match ask_down(dir, &holder, &list, log) {
+        let released = match ask_down(dir, &holder, &list, addresses, log) {
             Ok(released) => released,
             Err(why) => return failed(&why),
         };
@@ -147,8 +147,14 @@ pub fn takedown(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
     Ok(status::DONE)
 }
 
-/// `true`: released; `false`: the server or its supervisor went away first.
-fn ask_down(dir: &RunDir, holder: &Holder, addresses: &[Address], log: Log) -> std::result::Result<bool, String> {
+/// `true`: released; `false`: the server or its supervisor went away first. `named`: of other servers too.
+fn ask_down(
+    dir: &RunDir,
+    holder: &Holder,
+    addresses: &[Address],
+    named: &[Address],
+    log: Log,
+) -> std::result::Result<bool, String> {
     if holder.orphan.is_some() {
         // A supervisor that died in a swap of its own has left two.
         let known = std::slice::from_ref(holder);
@@ -157,7 +163,7 @@ fn ask_down(dir: &RunDir, holder: &Holder, addresses: &[Address], log: Log) -> s
         beside.sort_by_key(|other| other.pid);
         beside.dedup_by_key(|other| other.pid);
         let orphans = || [holder].into_iter().chain(&beside);
-        let is_other = |a: &Address| !addresses.iter().any(|named| named.collides(a));
+        let is_other = |a: &Address| !named.iter().any(|named| named.collides(a));
         let has = |a: &Address| dir.serving(a, &mut Vec::new()).is_some_and(|h| orphans().any(|own| own.pid == h.pid));
         let others: Vec<String> =
             dir.addresses().iter().filter(|a| is_other(a) && has(a)).map(Address::to_string).collect();

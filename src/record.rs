@@ -10,6 +10,8 @@ use std::fmt;
 pub const VERSION: &str = "serverswap 1";
 /// Longest command line in a record.
 const COMMAND_MAX: usize = 4096;
+/// Most pids of replaced servers in a record.
+const REPLACED_MAX: usize = 500;
 /// Every server is its predecessor's number plus one: there is always one more.
 const GENERATION_MAX: u64 = u64::MAX / 2;
 
@@ -30,6 +32,8 @@ pub struct Record<'a> {
     pub socket: &'a str,
     /// Command line for people.
     pub command: &'a str,
+    /// Main processes of the servers in whose place it gets the connections of a shared port: those of its last switch.
+    pub replaced: Vec<Pid>,
 }
 
 impl Record<'_> {
@@ -48,15 +52,21 @@ impl Record<'_> {
             // A name in the run directory, and nothing else.
             socket: field("socket").filter(|name| !name.is_empty() && !name.contains(is_no_name))?,
             command: field("command").unwrap_or(""),
+            replaced: field("replaced").unwrap_or("").split(' ').filter_map(parse_number).take(REPLACED_MAX).collect(),
         })
     }
 }
 
 impl fmt::Display for Record<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Record { pid, start, boot, supervisor, generation, socket, command } = self;
+        let Record { pid, start, boot, supervisor, generation, socket, command, replaced } = self;
         writeln!(f, "{VERSION}\npid {pid}\nstart {start}\nboot {boot}\nsupervisor {supervisor}")?;
-        writeln!(f, "generation {generation}\nsocket {socket}\ncommand {}", one_line(command))
+        writeln!(f, "generation {generation}\nsocket {socket}\ncommand {}", one_line(command))?;
+        if !replaced.is_empty() {
+            let pids: Vec<String> = replaced.iter().take(REPLACED_MAX).map(Pid::to_string).collect();
+            writeln!(f, "replaced {}", pids.join(" "))?;
+        }
+        Ok(())
     }
 }
 

@@ -62,13 +62,15 @@ pub struct Holder {
     pub socket: PathBuf,
     /// Its command line.
     pub command: String,
+    /// Main processes of the servers in whose place it gets the connections of a shared port.
+    pub replaced: Vec<Pid>,
     /// The locked record of a server whose supervisor is dead: it is ours now.
     pub orphan: Option<Registration>,
 }
 
 impl Holder {
     /// Whether it is an orphan, or was one before somebody took it over: for another of its addresses, say.
-    fn has_lost_its_supervisor(&self) -> bool {
+    pub fn has_lost_its_supervisor(&self) -> bool {
         self.orphan.is_some() || procfs::has_ended(self.supervisor)
     }
 
@@ -110,6 +112,8 @@ pub struct Entry<'a> {
     pub socket: &'a str,
     /// Command line for people.
     pub command: &'a str,
+    /// Main processes of the servers in whose place it gets the connections of a shared port.
+    pub replaced: &'a [Pid],
 }
 
 /// Whether the server is to become ours if it is an orphan.
@@ -341,6 +345,7 @@ impl RunDir {
             generation: entry.generation,
             socket: entry.socket,
             command: entry.command,
+            replaced: entry.replaced.to_vec(),
         };
         let lock = |file: &File| file.try_lock().map_err(std::io::Error::from);
         let file = self.write_by_rename(&record_name(entry.pid), record.to_string().as_bytes(), 0o600, lock)?;
@@ -462,17 +467,25 @@ impl RunDir {
             supervisor: record.supervisor,
             socket: self.path.join(record.socket),
             command: record.command.to_owned(),
+            replaced: record.replaced,
             orphan,
         })
     }
 
-    /// Servers that listen there beside those that are known.
+    /// Servers that listen there beside those that are known; without a supervisor, and where known ones have none: that
+    /// listen at any place of those.
     pub fn beside(&self, address: &Address, me: Pid, known: &[Holder]) -> Vec<Holder> {
         let listeners = net::listeners().unwrap_or_default();
         let snapshot = Snapshot::take();
+        let orphaned: BTreeSet<u32> =
+            known.iter().filter(|h| h.orphan.is_some()).flat_map(|h| h.sockets(&snapshot)).collect();
+        let places = listeners.all().filter(|s| orphaned.contains(&s.inode)).map(|s| &s.local);
+        let here = listeners.at_any([address]);
+        let with_orphans = listeners.at_any(places.chain([address]));
         let listens = |other: &Holder| {
             let held = other.sockets(&snapshot);
-            listeners.at(address).any(|s| held.contains(&s.inode))
+            let sockets = if other.orphan.is_some() { &with_orphans } else { &here };
+            sockets.iter().any(|s| held.contains(&s.inode))
         };
         let mut others = self.servers();
         others.retain(|other| other.pid != me && known.iter().all(|h| h.pid != other.pid));
@@ -832,7 +845,7 @@ mod tests {
         let (_temp, dir) = run_dir();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::of(&child);
-        let record = Entry { pid, generation: 7, socket: "1-1.sock", command: "sleep\n60" };
+        let record = Entry { pid, generation: 7, socket: "1-1.sock", command: "sleep\n60", replaced: &[] };
         let registration = dir.register(&record).unwrap();
         assert!(matches!(claim(&dir, pid).0, Found::Vacant));
         let Found::Taken(holders) = claim(&dir, Pid::own()).0 else { panic!() };
@@ -853,7 +866,7 @@ mod tests {
     fn a_record_that_took_the_name_of_another_is_left_alone() {
         let (_temp, dir) = run_dir();
         let me = Pid::own();
-        let entry = |socket| Entry { pid: me, generation: 1, socket, command: "x" };
+        let entry = |socket| Entry { pid: me, generation: 1, socket, command: "x", replaced: &[] };
         let old = dir.register(&entry("old.sock")).unwrap();
         let new = dir.register(&entry("new.sock")).unwrap();
         dir.deregister(old, &[]);
@@ -867,7 +880,9 @@ mod tests {
         let (_temp, dir) = run_dir();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (pid, me) = (Pid::of(&child), Pid::own());
-        let third = dir.register(&Entry { pid, generation: 1, socket: "1-1.sock", command: "sleep 60" }).unwrap();
+        let third = dir
+            .register(&Entry { pid, generation: 1, socket: "1-1.sock", command: "sleep 60", replaced: &[] })
+            .unwrap();
         assert!(matches!(claim(&dir, pid).0, Found::Vacant));
         assert_eq!(dir.take(&address(), me, &[]), Ok(false));
         assert_eq!(dir.take(&address(), me, &[pid]), Ok(true));

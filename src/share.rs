@@ -56,7 +56,7 @@ struct Group {
     old: Option<u64>,
     place: Place,
     olds: Vec<Socket>,
-    /// Those of them that get the connections until the switch: all, but for what a dead supervisor has left.
+    /// Those of them that get the connections until the switch.
     serving: Range,
     news: Vec<Newcomer>,
     /// The new server has listened here, be it that it has closed its sockets since.
@@ -74,22 +74,12 @@ struct Newcomer {
 }
 
 impl Group {
-    fn add(&mut self, old: Socket) {
+    fn add(&mut self, old: Socket, serves: bool) {
+        if serves && self.serving.count == 0 {
+            self.serving.first = self.olds.len() as u32;
+        }
+        self.serving.count += u32::from(serves);
         self.olds.push(old);
-        self.serving = Range { first: 0, count: self.olds.len() as u32 };
-    }
-
-    /// Of the old sockets only these, which have joined one after the other, get connections; all, if none is here.
-    fn narrow(&mut self, serving: &BTreeSet<u32>) -> io::Result<()> {
-        let mut serves = Vec::new();
-        for old in &self.olds {
-            serves.push(serving.contains(&old.inode()?));
-        }
-        if let Some(first) = serves.iter().position(|serves| *serves) {
-            self.serving =
-                Range { first: first as u32, count: serves.into_iter().filter(|serves| *serves).count() as u32 };
-        }
-        Ok(())
     }
 
     fn news(&self) -> Range {
@@ -120,13 +110,18 @@ impl Group {
 
     /// Every member is one that we know: an index means what we think it does.
     fn is_known(&self, listeners: &Listeners) -> io::Result<bool> {
+        self.strangers(listeners).map(|strangers| strangers == 0)
+    }
+
+    /// How many members there are that we do not know.
+    fn strangers(&self, listeners: &Listeners) -> io::Result<usize> {
         let mut inodes: Vec<u32> = self.news.iter().map(|new| new.inode).collect();
         for socket in &self.olds {
             inodes.push(socket.inode()?);
         }
         let here = Address::from(self.place.address);
-        let mut members = listeners.at(&here).filter(|s| s.ends.local == self.place.address);
-        Ok(members.all(|s| inodes.contains(&s.inode)))
+        let members = listeners.at(&here).filter(|s| s.ends.local == self.place.address);
+        Ok(members.filter(|s| !inodes.contains(&s.inode)).count())
     }
 
     /// Goes on with those new sockets that are left, if any: of a worker that died, or that were closed. The
@@ -189,6 +184,15 @@ impl Group {
     }
 }
 
+/// The sockets of a server, and whether connections that come to a place of theirs are its own.
+#[derive(Debug)]
+pub struct Block {
+    /// Its listeners.
+    pub sockets: Vec<Socket>,
+    /// Where no block of a place does, all of them do.
+    pub serves: bool,
+}
+
 /// A swap on shared ports, as the new side sees it.
 #[derive(Debug, Default)]
 pub struct Sharing {
@@ -219,13 +223,22 @@ impl Sharing {
         &mut groups[at]
     }
 
-    /// Of the sockets of one server, by their places.
-    fn of(old: Option<u64>, sockets: Vec<Socket>) -> io::Result<Sharing> {
+    /// Of the sockets of one server, or of several in the order in which they have joined, by their places.
+    fn of(old: Option<u64>, blocks: Vec<Block>) -> io::Result<Sharing> {
         let mut sharing = Sharing::default();
-        for socket in sockets {
-            sharing.at(Place::of(&socket)?, old).add(socket);
+        for Block { sockets, serves } in blocks {
+            for socket in sockets {
+                sharing.at(Place::of(&socket)?, old).add(socket, serves);
+            }
+        }
+        for group in sharing.groups_mut().filter(|group| group.serving.count == 0) {
+            group.serving = Range { first: 0, count: group.olds.len() as u32 };
         }
         Ok(sharing)
+    }
+
+    fn alone(sockets: Vec<Socket>) -> io::Result<Sharing> {
+        Sharing::of(None, vec![Block { sockets, serves: true }])
     }
 
     /// Whether no socket that we do not know is in any of the groups.
@@ -245,16 +258,15 @@ impl Sharing {
         !sockets.is_empty() && sockets.iter().all(|socket| socket.inode().is_ok_and(|inode| kept.contains(&inode)))
     }
 
-    /// Adds the sockets of an old server, under its number. Where a dead supervisor has left two of them, those of both,
-    /// the older one's first, and which of them are `serving`; if none is named, all are. The error says why they
-    /// cannot be shared; nothing is held then.
-    pub fn add_old(&mut self, old: u64, sockets: Vec<Socket>, serving: &BTreeSet<u32>) -> Result<(), String> {
+    /// Adds the sockets of an old server, under its number; with those of another, older ones first, where a dead
+    /// supervisor has left two that share their ports. The error says why they cannot be shared; nothing is held then.
+    pub fn add_old(&mut self, old: u64, blocks: Vec<Block>) -> Result<(), String> {
         let failed = |e: io::Error| crate::error::reason(&e);
-        if sockets.is_empty() || !sockets.iter().all(Socket::shares) {
+        let sockets = || blocks.iter().flat_map(|block| &block.sockets);
+        if sockets().next().is_none() || !sockets().all(Socket::shares) {
             return Err("the old server does not share its port".into());
         }
-        let mut added = Sharing::of(Some(old), sockets).map_err(failed)?;
-        added.groups_mut().try_for_each(|group| group.narrow(serving)).map_err(failed)?;
+        let added = Sharing::of(Some(old), blocks).map_err(failed)?;
         let known = added.is_known().map_err(failed)?;
         let is_taken = |group: &Group| {
             self.groups.get(&group.place.address.port()).into_iter().flatten().any(|g| g.place == group.place)
@@ -408,15 +420,21 @@ impl Sharing {
     }
 }
 
-/// New connections go to these sockets again, all that a server has at their places, whoever joined behind them.
-pub fn steer_back(sockets: Vec<Socket>) -> io::Result<()> {
-    Sharing::of(None, sockets).map(|mut sharing| sharing.switch_back())
+/// New connections go to whoever listens beside these sockets, which joined last and are all that a server has there.
+pub fn steer_away(sockets: Vec<Socket>, listeners: &Listeners) -> io::Result<()> {
+    for group in Sharing::alone(sockets)?.groups() {
+        let others = group.strangers(listeners)? as u32;
+        if let (1.., Some(socket)) = (others, group.olds.first()) {
+            socket.steer(Range { first: 0, count: others })?;
+        }
+    }
+    Ok(())
 }
 
 /// Takes off what steers and filters these sockets, all that a server has at their places. `false`, and all stays
 /// steered, if somebody else listens there too: their claimer has gone away, and its server may come only now.
 pub fn serve_alone(sockets: Vec<Socket>) -> io::Result<bool> {
-    let sharing = Sharing::of(None, sockets)?;
+    let sharing = Sharing::alone(sockets)?;
     if !sharing.is_known()? {
         return Ok(false);
     }

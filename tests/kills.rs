@@ -5,6 +5,7 @@ mod common;
 
 use common::{Gate, Load, Running, Sandbox, answered_by, children, kill, plain_server, until};
 use nix::libc;
+use std::collections::BTreeSet;
 use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
@@ -234,30 +235,37 @@ fn a_successor_that_dies_without_its_supervisor_gives_the_port_back() {
     assert_eq!(old.running.wait(), 0);
 }
 
-/// Two ports under load; the supervisor of a new server is killed before a call of its main thread. What the old one says,
-/// and the servers: the old one, and the one that answers at both ports in the end. Not one request has failed.
-fn killed_before(call: &str, nth: usize) -> (String, i32, i32) {
+/// Two ports under load, of one old server or of two; the supervisor of a new one for both is killed before a call of its
+/// main thread. What the old ones say, what the new one said, and the servers of the ports before and afterwards. Not one
+/// request has failed.
+fn killed_before(call: &str, nth: usize, olds: usize) -> ([String; 2], [i32; 2], [i32; 2]) {
     let sandbox = Sandbox::shared();
     let ports = [sandbox.port(), sandbox.port()];
     let addresses = ports.map(|port| format!("0.0.0.0:{port}"));
     let words = ["mute", &addresses[0], &addresses[1]];
-    let (old, first) = sandbox.serving(ports[0], &[], &words);
-    answered_by(ports[1], 1);
+    let apart: Vec<Vec<&str>> = words[1..].iter().map(|address| vec!["mute", address]).collect();
+    let commands = if olds == 1 { vec![words.to_vec()] } else { apart };
+    let olds: Vec<Running> = commands.iter().map(|words| sandbox.plain(&[], words)).collect();
+    olds.iter().for_each(|old| old.says("is up"));
+    until("both ports are served", || ports.iter().all(|port| common::get(*port).is_ok()));
+    let before = ports.map(|port| common::get(port).unwrap().pid);
     let crowd: Vec<Load> = ports.iter().map(|port| Load::start(*port, Duration::from_millis(2))).collect();
-    crowd.iter().for_each(|load| load.sees_server(first));
+    crowd.iter().zip(before).for_each(|(load, server)| load.sees_server(server));
     let mut command = sandbox.tracer(call, &format!("signal=SIGKILL:when={nth}"));
-    command.args(["-DDD", common::SERVERSWAP]).arg(plain_server()).args(words);
+    command.args(["-DDD", common::SERVERSWAP, "-v"]).arg(plain_server()).args(words);
     let mut new = sandbox.start(command);
     until("the new supervisor is killed, or done", || {
-        new.ended() || !common::alive(first) && new.log().contains("is up")
+        new.ended() || new.log().contains("is up") && !before.into_iter().any(common::alive)
     });
     sandbox.end_tracers();
     let program = plain_server().display().to_string();
     let servers = || sandbox.processes().into_iter().filter(|(_, command)| command.starts_with(&program)).count();
-    until("one server is left", || servers() == 1);
-    let left = common::get(ports[0]).unwrap().pid;
-    assert_eq!(common::get(ports[1]).unwrap().pid, left);
-    until("the pidfiles name it", || ports.iter().all(|port| sandbox.pidfile(&port.to_string()) == Some(left)));
+    let mut after = [0; 2];
+    until("nobody is left who does not serve, and the pidfiles name who does", || {
+        after = ports.map(|port| common::get(port).map_or(0, |answer| answer.pid));
+        servers() == BTreeSet::from(after).len()
+            && ports.iter().zip(after).all(|(port, server)| sandbox.pidfile(&port.to_string()) == Some(server))
+    });
     let (status, log) = sandbox.deploy(&words);
     assert!(status == 0 && !log.contains("plain order"), "{status}: {log}");
     let last = common::get(ports[0]).unwrap().pid;
@@ -269,26 +277,39 @@ fn killed_before(call: &str, nth: usize) -> (String, i32, i32) {
     until("nothing else is left", || sandbox.status().len() == 2 && sandbox.processes().len() == sandbox.crew());
     assert_eq!(sandbox.run(["--takedown", &addresses[0], &addresses[1]]).0, 0);
     sandbox.assert_clean();
-    (old.log(), first, left)
+    ([olds.iter().map(Running::log).collect(), new.log()], before, after)
 }
 
 /// Its keeper lets the new server live, and no connection goes there yet.
 #[test]
 fn a_supervisor_that_dies_just_before_its_switch_takes_its_server_with_it() {
     let undone = (4..20).find(|nth| {
-        let (log, first, left) = killed_before("setsockopt", *nth);
-        let undone = log.contains("it did not get to its switch");
-        assert!(!undone || left == first, "{log}");
-        undone
+        let ([old, new], before, after) = killed_before("setsockopt", *nth, 1);
+        // This it says last, when its keeper has let the server live.
+        let is_switch = new.ends_with("gets the new connections\n");
+        assert!(!is_switch || after == before && old.contains("it did not get to its switch"), "{old}{new}");
+        is_switch
     });
     assert!(undone.is_some(), "no call was that of the switch");
 }
 
-/// One address has the new pidfile, the other has not, and the old server was not told to drain.
+/// One address has the new pidfile, the other has not, and no old server was told to drain. Two of them agree.
 #[test]
 fn a_supervisor_that_dies_in_its_switch_has_made_it() {
-    let (log, first, left) = killed_before("renameat", 3);
-    assert!(left != first && log.contains("the swap goes on"), "{log}");
+    for olds in [1, 2] {
+        let decided: Vec<usize> = (2..8)
+            .map(|nth| {
+                let ([old, new], before, after) = killed_before("renameat", nth, olds);
+                assert!(
+                    after == before || after[0] == after[1] && after[0] != before[0],
+                    "{before:?}, {after:?}: {old}{new}"
+                );
+                old.matches("the swap goes on").count()
+            })
+            .collect();
+        // The records come before the pidfiles, and at the second pidfile all of them have decided.
+        assert!(decided.contains(&olds), "{decided:?}");
+    }
 }
 
 /// Whoever gets the connections in this moment goes on getting them until the next server does, and nobody is cut off.
@@ -319,7 +340,7 @@ fn a_reload_that_has_lost_its_supervisor_in_the_drain_is_gone_on_with() {
         let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::from_millis(2))).collect();
         crowd.iter().for_each(|load| load.sees_server(second));
         let (accept, at_accept) = sandbox.gate("accept");
-        let mut failing = sandbox.plain(&["-d", "--ready-timeout", "1"], &["mute", &address, &at_accept]);
+        let mut failing = sandbox.plain(&["-d", "--ready-timeout", "4"], &["mute", &address, &at_accept]);
         accept.reached();
         assert_eq!(failing.wait(), 124);
         let mut next = sandbox.plain(&["-d", "--drain", "60"], &["mute", &address]);
@@ -337,6 +358,62 @@ fn a_reload_that_has_lost_its_supervisor_in_the_drain_is_gone_on_with() {
             assert!(seen.failures.is_empty() && !seen.answers.contains_key(&first), "{seen:?}");
         }
         sandbox.take_down(&address);
+    }
+}
+
+/// The old one has two addresses, the new one the first of them.
+#[test]
+fn a_reload_that_has_lost_its_supervisor_and_an_address_is_gone_on_with() {
+    let orders = [[0, 1], [1, 0]];
+    for (takedown, order) in [false, true].into_iter().flat_map(|takedown| orders.map(|order| (takedown, order))) {
+        let sandbox = Sandbox::shared();
+        let ports = [sandbox.port(), sandbox.port()];
+        let addresses = ports.map(|port| format!("0.0.0.0:{port}"));
+        let (hold, at_hold) = sandbox.gate("hold");
+        let words = sandbox.file("words", &format!("{} {} {at_hold}", addresses[0], addresses[1]));
+        let (program, script) = (plain_server(), "exec \"$0\" mute $(cat \"$1\")");
+        let command = ["--drain", "60", "sh", "-c", script, program.to_str().unwrap(), words.to_str().unwrap()];
+        let mut running = sandbox.serverswap(command);
+        let first = answered_by(ports[0], 1).pid;
+        answered_by(ports[1], 1);
+        until("both are registered", || ports.iter().all(|port| sandbox.pidfile(&port.to_string()) == Some(first)));
+        let mut held = TcpStream::connect(("127.0.0.1", ports[1])).unwrap();
+        held.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        hold.reached();
+        std::fs::write(&words, &addresses[0]).unwrap();
+        let mut reload = sandbox.serverswap(["--reload", &addresses[0]]);
+        running.says("(generation 2)");
+        kill(running.pid(), libc::SIGKILL);
+        running.wait();
+        assert_eq!(reload.wait(), 125);
+        let second = common::get(ports[0]).unwrap().pid;
+        assert!(second != first && common::get(ports[1]).unwrap().pid == first);
+        let named = order.map(|at| addresses[at].as_str());
+        if takedown {
+            hold.open();
+            let (status, log) = sandbox.run(["--takedown"].into_iter().chain(named));
+            assert_eq!(status, 0, "{log}");
+            sandbox.assert_clean();
+            continue;
+        }
+        let crowd: Vec<Load> = ports.iter().map(|port| Load::start(*port, Duration::from_millis(2))).collect();
+        crowd.iter().zip([second, first]).for_each(|(load, server)| load.sees_server(server));
+        let mut next = sandbox.plain(&["-d", "--drain", "60"], &["mute", named[0], named[1]]);
+        next.says("is up");
+        let third = common::get(ports[0]).unwrap().pid;
+        crowd.iter().for_each(|load| load.sees_server(third));
+        hold.open();
+        let mut answer = String::new();
+        held.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with(&format!("1 {first}")), "{answer}");
+        assert_eq!(next.wait(), 0);
+        assert!(!next.log().contains("cannot be shared"), "{}", next.log());
+        for (load, not) in crowd.into_iter().zip([first, second]) {
+            let seen = load.stop();
+            assert!(seen.failures.is_empty() && !seen.answers.contains_key(&not), "{seen:?}");
+        }
+        assert_eq!(sandbox.run(["--takedown", &addresses[0], &addresses[1]]).0, 0);
+        sandbox.assert_clean();
     }
 }
 

@@ -20,8 +20,13 @@ use std::time::{Duration, Instant};
 /// How long a claimer's death may take to be seen in the run directory: its sockets close before its locks do.
 const REGAIN_FOR: Duration = Duration::from_secs(2);
 
-/// Of an orphan, to the user.
-pub(super) const TAKEN_OVER: &str = "is taken over";
+/// Why an orphan is taken over.
+pub(super) enum Adopted {
+    /// A newer server is to replace it.
+    ToBeReplaced,
+    /// Its own swap was not made.
+    ToBeEnded,
+}
 
 impl Supervisor {
     pub(super) fn carry_out(&mut self, generation: GenId, effect: Effect) {
@@ -201,10 +206,12 @@ impl Supervisor {
         let local = local.map(|(&id, _)| id);
         let to = match local {
             Some(generation) => OldTo::Local(generation),
-            None => match holder.orphan.take().and_then(|lock| self.adopt(&holder, lock, wanted, TAKEN_OVER)) {
-                Some(orphan) => OldTo::Local(orphan),
-                None => OldTo::Remote(Box::new(holder)),
-            },
+            None => {
+                match holder.orphan.take().and_then(|lock| self.adopt(&holder, lock, wanted, Adopted::ToBeReplaced)) {
+                    Some(orphan) => OldTo::Local(orphan),
+                    None => OldTo::Remote(Box::new(holder)),
+                }
+            }
         };
         let id = threads::next_id();
         self.olds.insert(
@@ -226,13 +233,13 @@ impl Supervisor {
     }
 
     /// Takes an orphan over: it is replaced by the same machine as any other, under this supervisor. It
-    /// has what its pidfiles say, and those of the wanted addresses where it listens. `why`: for the user.
+    /// has what its pidfiles say, and those of the wanted addresses where it listens.
     pub(super) fn adopt(
         &mut self,
         holder: &Holder,
         lock: Registration,
         wanted: &[Address],
-        why: &str,
+        why: Adopted,
     ) -> Option<GenId> {
         let server = Server::adopt(holder.pid, holder.start, holder.socket.to_string_lossy().into_owned())?;
         let mut named: Vec<Address> = self.dir.addresses().into_iter().collect();
@@ -248,11 +255,13 @@ impl Supervisor {
         let pidfd = server.watch().ok()?;
         threads::end_of(self.events.clone(), id, holder.pid, pidfd).ok()?;
         self.next_generation += 1;
-        self.log.say(
-            Level::Notice,
-            addresses.first(),
-            &format!("server {} has lost its supervisor and {why}", holder.pid),
-        );
+        let text = match why {
+            Adopted::ToBeReplaced => format!("server {} has lost its supervisor and is taken over", holder.pid),
+            Adopted::ToBeEnded => {
+                format!("server {} has lost its supervisor and is ended: it did not get to its switch", holder.pid)
+            }
+        };
+        self.log.say(Level::Notice, addresses.first(), &text);
         let settings = Settings {
             order: Order::Shared,
             awaited: false,
@@ -266,6 +275,7 @@ impl Supervisor {
             number: holder.generation,
             number_is_guess: false,
             registration: Some(lock),
+            replaced: holder.replaced.clone(),
             sockets: None,
             held,
             regaining: BTreeMap::new(),

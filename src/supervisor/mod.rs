@@ -47,6 +47,8 @@ struct Live {
     /// It has not said yet whom it replaces.
     number_is_guess: bool,
     registration: Option<Registration>,
+    /// Main processes of the servers in whose place it gets the connections of a shared port.
+    replaced: Vec<Pid>,
     /// Its control and notify sockets; an orphan has none of ours.
     sockets: Option<Sockets>,
     /// Addresses whose pidfile we wrote.
@@ -106,9 +108,23 @@ struct Left {
     claimer: ClaimerId,
     /// The process that it was.
     supervisor: Option<Pid>,
-    until: Instant,
-    /// Its server, which is taken over to be ended.
-    ends: Option<GenId>,
+    since: Instant,
+    wait: Wait,
+}
+
+/// What a server whose claimer has gone away waits for.
+#[derive(Clone, Copy)]
+enum Wait {
+    /// That what the claimer may have left is gone, until then.
+    Until(Instant),
+    /// The end of the server of the claimer, which was taken over for that.
+    EndOf(GenId),
+}
+
+impl Left {
+    fn is_over(&self, now: Instant) -> bool {
+        matches!(self.wait, Wait::Until(until) if until <= now)
+    }
 }
 
 /// Processes of an ended server that were told to stop, and until when they may.
@@ -363,8 +379,12 @@ impl Supervisor {
             self.poll_soon();
         }
         self.manager.tell("STOPPING=1");
+        let is_ended = |generation| {
+            let lefts = self.live.values().filter_map(|live| live.left_by.as_ref());
+            lefts.into_iter().any(|left| matches!(left.wait, Wait::EndOf(ends) if ends == generation))
+        };
         for (&generation, live) in &self.live {
-            if !live.is_orphan() {
+            if !live.is_orphan() || is_ended(generation) {
                 self.pending.push_back((generation, swap::Event::Stop { signalled }));
             }
         }

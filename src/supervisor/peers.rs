@@ -95,19 +95,20 @@ impl Supervisor {
             conn.out.close();
         }
         self.reload_waiters.retain(|waiter| *waiter != id);
-        let peer = conn.as_ref().and_then(|conn| conn.out.peer());
-        match conn.map(|conn| conn.role) {
-            Some(Role::Server(generation)) => {
+        match conn {
+            Some(Conn { role: Role::Server(generation), .. }) => {
                 let control = self.live.get(&generation).and_then(|l| l.sockets.as_ref()).map(|s| s.control);
                 // The end of the control fd says nothing: what counts is whether the process lives.
                 if control != Some(id) {
                     self.feed(generation, swap::Event::SpeakerGone(SpeakerId(id)));
                 }
             }
-            Some(Role::Peer(generation, _)) => self.claimer_closed(generation, ClaimerId(id), peer),
-            Some(Role::New(_)) => {}
+            Some(Conn { role: Role::Peer(generation, _), out, .. }) => {
+                self.claimer_closed(generation, ClaimerId(id), out.peer());
+            }
+            Some(Conn { role: Role::New(_), .. }) => {}
             // A connection that never came to be has no entry.
-            Some(Role::Holder) | None => {
+            Some(Conn { role: Role::Holder, .. }) | None => {
                 let Some(of) = self.olds.get(&id).map(|old| old.of) else { return };
                 if self.follow_orphan(id) {
                     self.feed(of, swap::Event::OldSilent(OldId(id)));

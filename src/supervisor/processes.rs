@@ -76,7 +76,7 @@ impl Supervisor {
             }
         })?;
         let mark = socket.to_string_lossy().into_owned();
-        let entry = Entry { pid: server.pid, generation: number, socket: &names[0], command: &command };
+        let entry = Entry { pid: server.pid, generation: number, socket: &names[0], command: &command, replaced: &[] };
         let registration = self.dir.register(&entry).map_err(|why| {
             server.signal_all(Signal::SIGKILL);
             for path in [&socket, &notify] {
@@ -117,6 +117,7 @@ impl Supervisor {
                 number,
                 number_is_guess: self.live.is_empty(),
                 registration: Some(registration),
+                replaced: Vec::new(),
                 sockets: Some(Sockets { control, listener, notify, names }),
                 held: BTreeSet::new(),
                 regaining: BTreeMap::new(),
@@ -280,8 +281,13 @@ impl Supervisor {
         let live = self.live.get_mut(&generation)?;
         let sockets = live.sockets.as_ref()?;
         let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
-        let entry =
-            Entry { pid: live.server.pid, generation: live.number, socket: &sockets.names[0], command: &command };
+        let entry = Entry {
+            pid: live.server.pid,
+            generation: live.number,
+            socket: &sockets.names[0],
+            command: &command,
+            replaced: &live.replaced,
+        };
         match self.dir.register(&entry) {
             Ok(new) => live.registration.replace(new),
             Err(why) => {
@@ -326,7 +332,7 @@ impl Supervisor {
                 self.feed(generation, swap::Event::Exited(status));
             }
             for (&generation, live) in &mut self.live {
-                if let Some(left) = live.left_by.take_if(|left| left.until < now) {
+                if let Some(left) = live.left_by.take_if(|left| left.is_over(now)) {
                     self.pending.push_back((generation, swap::Event::ClaimerGone(left.claimer)));
                 }
             }

@@ -3,16 +3,17 @@
 
 #![forbid(unsafe_code)]
 
-use super::effects::TAKEN_OVER;
+use super::effects::Adopted;
 use super::processes::UNCLEAR_FOR;
 use super::threads::{self, GenId, Id};
 use super::watching::Waiting;
-use super::{Left, Live, Old, OldTo, Supervisor};
+use super::{Left, Live, Old, OldTo, Supervisor, Wait};
 use crate::address::Address;
+use crate::procfs::Snapshot;
 use crate::protocol::HolderWord;
 use crate::registry::Holder;
 use crate::server::{Server, Watch};
-use crate::share::{self, Drain, Drained, Sharing};
+use crate::share::{self, Block, Drain, Drained, Sharing};
 use crate::swap::{self, ClaimerId, Level, OldId};
 use crate::sys::net::{self, Listeners};
 use crate::sys::process::Pid;
@@ -157,27 +158,17 @@ impl Supervisor {
         let held = Address::all(holds);
         let wanted = |a: &Address| a.among(&held).next().is_some();
         let failed = |e: std::io::Error| format!("its listeners cannot be had: {}", crate::error::reason(&e));
-        let mut serving = BTreeSet::new();
-        let sockets = match &old.to {
+        let blocks = match &old.to {
             OldTo::Local(generation) => {
                 let live = self.live.get(generation).ok_or("it is gone")?;
                 let own = live.server.listeners(holds).map_err(failed)?;
-                let beside = if live.is_orphan() { self.orphans(of) } else { Vec::new() };
-                if beside.len() < 2 {
-                    own
+                let orphans = if live.is_orphan() { self.orphans(of) } else { Vec::new() };
+                if orphans.len() < 2 {
+                    vec![Block { sockets: own, serves: true }]
                 } else if self.live.get(&of).and_then(|l| l.sharing.as_ref()).is_some_and(|s| s.has(&own)) {
                     return Ok(());
                 } else {
-                    let mut all = Vec::new();
-                    for orphan in beside {
-                        let sockets = orphan.server.listeners(holds).map_err(failed)?;
-                        // The first pidfile was that of the switch.
-                        if !sockets.is_empty() && (all.is_empty() || !orphan.held.is_empty()) {
-                            serving = sockets.iter().filter_map(|socket| socket.inode().ok()).collect();
-                        }
-                        all.extend(sockets);
-                    }
-                    all
+                    beside_each_other(&orphans).map_err(failed)?
                 }
             }
             OldTo::Remote(_) => {
@@ -190,11 +181,11 @@ impl Supervisor {
                     return Err(format!("only {} of its {} listeners can be had", sockets.len(), old.promised));
                 }
                 let fits = |s: &Socket| s.listens() && s.is_tcp() && s.address().is_ok_and(|at| wanted(&at.into()));
-                sockets.into_iter().filter(fits).collect()
+                vec![Block { sockets: sockets.into_iter().filter(fits).collect(), serves: true }]
             }
         };
         let live = self.live.get_mut(&of).ok_or("it is gone")?;
-        live.sharing.get_or_insert_with(Sharing::default).add_old(id, sockets, &serving)
+        live.sharing.get_or_insert_with(Sharing::default).add_old(id, blocks)
     }
 
     /// The orphans that a generation wants to replace, the oldest first: a supervisor that died in a swap of its own has
@@ -203,27 +194,42 @@ impl Supervisor {
         let local = |old: &Old| if let OldTo::Local(generation) = old.to { self.live.get(&generation) } else { None };
         let olds = self.olds.values().filter(|old| old.of == of);
         let mut orphans: Vec<&Live> = olds.filter_map(local).filter(|live| live.is_orphan()).collect();
-        orphans.sort_by_key(|live| (live.server.start, live.server.pid));
+        orphans.sort_by_key(|live| (live.number, live.server.start));
         orphans
     }
 
     pub(super) fn switch(&mut self, generation: GenId) {
-        let Some(sharing) = self.live.get_mut(&generation).and_then(|live| live.sharing.as_mut()) else { return };
-        let (abandoned, result) = sharing.switch();
-        for address in abandoned {
-            let text = format!("the new server does not listen on {address} (it is abandoned)");
-            self.log.say(Level::Warning, Some(&address.into()), &text);
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        let Some(sharing) = live.sharing.as_mut() else { return };
+        let (mut abandoned, result) = sharing.switch();
+        // Of an address that it has nothing of the machine says so.
+        let claims = Address::all(&live.machine.claims());
+        abandoned.retain(|place| Address::from(*place).among(&claims).next().is_some());
+        for place in abandoned {
+            let text = format!("the new server does not listen on {place} (it is abandoned)");
+            self.log.say(Level::Warning, Some(&place.into()), &text);
         }
         if let Err(e) = result {
             let text = format!("unable to steer the port: {} (the swap goes on)", crate::error::reason(&e));
             self.log.say(Level::Warning, None, &text);
         }
+        let replaced = self.olds.values().filter(|old| old.of == generation && old.locked);
+        self.write_replaced(generation, replaced.map(|old| old.server.0).collect());
     }
 
     pub(super) fn switch_back(&mut self, generation: GenId) {
         if let Some(sharing) = self.live.get_mut(&generation).and_then(|live| live.sharing.as_mut()) {
             sharing.switch_back();
         }
+        self.write_replaced(generation, Vec::new());
+    }
+
+    /// Whoever finds the servers of a dead supervisor reads in the record whether the swap was made.
+    fn write_replaced(&mut self, generation: GenId, replaced: Vec<Pid>) {
+        if let Some(live) = self.live.get_mut(&generation) {
+            live.replaced = replaced;
+        }
+        self.register_again(generation);
     }
 
     /// An old server stays.
@@ -301,69 +307,88 @@ impl Supervisor {
             // Whoever only looked or waited has left nothing on its sockets.
             return self.feed(generation, swap::Event::ClaimerGone(claimer));
         }
-        live.left_by = Some(Left { claimer, supervisor, until: Instant::now() + UNCLEAR_FOR, ends: None });
+        let since = Instant::now();
+        live.left_by = Some(Left { claimer, supervisor, since, wait: Wait::Until(since + UNCLEAR_FOR) });
         if let Ok(listeners) = net::listeners() {
             left_alone(generation, live, &listeners, &mut self.pending);
         }
         self.poll_soon();
     }
 
-    /// The claimer died in its switch, after it had let its server live without it, and before it asked for the drain.
-    /// What tells is its first pidfile: from there on the swap is done, and is done to its end here; until then it is
-    /// none, and the new server goes.
+    /// The claimer died after it had let its server live without it, and before it asked for the drain. Where the record
+    /// of that server says that it gets our connections the swap is made, and is done to its end here; else it is not,
+    /// and the new server goes, unless it serves elsewhere.
     pub(super) fn decide_swap_of_dead(&mut self, generation: GenId) {
         let Some(live) = self.live.get(&generation) else { return };
-        let Some(&Left { claimer, supervisor: Some(dead), ends, .. }) = live.left_by.as_ref() else { return };
+        let Some(&Left { claimer, supervisor: Some(dead), since, wait }) = live.left_by.as_ref() else { return };
         if live.machine.is_giving_way() {
             return;
         }
-        if let Some(ends) = ends {
-            let lives = self.live.contains_key(&ends);
-            if let (true, Some(left)) = (lives, self.live.get_mut(&generation).and_then(|live| live.left_by.as_mut())) {
-                left.until = Instant::now() + UNCLEAR_FOR;
+        if let Wait::EndOf(ends) = wait {
+            if !self.live.contains_key(&ends) {
+                self.wait_for_left(generation, Wait::Until(Instant::now() + UNCLEAR_FOR));
             }
             return;
         }
-        let is_left = |other: &Holder| other.supervisor == dead && other.orphan.is_some();
-        let Some(new) = self.dir.servers().into_iter().find(is_left) else { return };
+        let Ok(listeners) = net::listeners() else { return };
         let ours = live.machine.addresses();
-        let listens = |listeners: Listeners| {
-            let mark = new.socket.to_string_lossy().into_owned();
-            Server::adopt(new.pid, new.start, mark)?.holds(&listeners.at_any(&ours)).ok()
+        let our = Address::all(&ours);
+        // Where it listens beside somebody.
+        let beside = |new: &Holder| {
+            let held = new.sockets(&Snapshot::take());
+            let own = listeners.all().filter(|s| held.contains(&s.inode)).map(|s| &s.local);
+            let is_shared = |at: &&Address| listeners.at(at).any(|s| !held.contains(&s.inode));
+            let beside: BTreeSet<Address> = own.filter(is_shared).cloned().collect();
+            beside.iter().any(|at| at.among(&our).next().is_some()).then_some(beside)
         };
-        let Some(shared) = net::listeners().ok().and_then(listens).filter(|shared| !shared.is_empty()) else { return };
+        let left = self.dir.servers().into_iter().filter(|h| h.supervisor == dead && h.has_lost_its_supervisor());
+        let Some((new, beside)) = left.into_iter().find_map(|new| beside(&new).map(|at| (new, at))) else { return };
         let is_its = |a: &Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == new.pid);
-        let taken: Vec<Address> = self.dir.addresses().into_iter().filter(is_its).collect();
-        let taken = Address::all(&taken);
-        if taken.is_empty() {
-            self.end_unswitched(generation, new, &ours);
-        } else if ours.iter().any(|own| own.among(&taken).next().is_some()) {
-            for address in shared.iter().filter(|address| address.among(&taken).next().is_none()) {
-                // What is not registered is found where it listens.
-                let _ = self.dir.take(address, new.pid, &[live.server.pid]);
+        if new.replaced.contains(&live.server.pid) {
+            for address in beside.iter().filter(|at| at.among(&our).next().is_some()) {
+                // Unless it is the new server's by another name. What is not registered is found where it listens.
+                if !self.dir.colliding_with(address).iter().any(is_its) {
+                    let _ = self.dir.take(address, new.pid, &[live.server.pid]);
+                }
             }
             let text = format!("server {} has lost its supervisor in its switch (the swap goes on)", new.pid);
             self.log.say(Level::Notice, ours.first(), &text);
             self.feed(generation, swap::Event::AskedDrain(claimer));
+        } else if !self.dir.addresses().iter().any(is_its) {
+            live.listeners().unwrap_or_default().iter().for_each(|own| drop(own.accept_newcomers()));
+            let beside: Vec<Address> = beside.into_iter().collect();
+            let is_taken = new.orphan.is_none();
+            match self.end_unswitched(new, &beside, &listeners) {
+                Some(ends) => self.wait_for_left(generation, Wait::EndOf(ends)),
+                // Somebody else ends it, whom it was to replace too.
+                None if is_taken => {
+                    let time = self.run.drain + self.run.kill_after + UNCLEAR_FOR;
+                    self.wait_for_left(generation, Wait::Until(since + time));
+                }
+                None => {}
+            }
         }
     }
 
     /// Ends a new server that has lost its supervisor, like an old one: it may have got connections.
-    fn end_unswitched(&mut self, generation: GenId, mut new: Holder, ours: &[Address]) {
+    fn end_unswitched(&mut self, mut new: Holder, beside: &[Address], listeners: &Listeners) -> Option<GenId> {
         // What looked has a lock of its own.
         new.orphan = None;
-        let Some(lock) = self.dir.find(new.pid).and_then(|mut holder| holder.orphan.take()) else { return };
-        let Some(live) = self.live.get(&generation) else { return };
-        if live.listeners().and_then(share::steer_back).is_err() {
-            return;
-        }
-        let Some(ends) = self.adopt(&new, lock, ours, "is ended: it did not get to its switch") else { return };
-        if let Some(left) = self.live.get_mut(&generation).and_then(|live| live.left_by.as_mut()) {
-            left.ends = Some(ends);
-        }
+        let lock = self.dir.find(new.pid)?.orphan?;
+        let mark = new.socket.to_string_lossy().into_owned();
+        let sockets = Server::adopt(new.pid, new.start, mark)?.listeners(beside).ok()?;
+        share::steer_away(sockets, listeners).ok()?;
+        let ends = self.adopt(&new, lock, beside, Adopted::ToBeEnded)?;
         let claimer = ClaimerId(threads::next_id());
         self.feed(ends, swap::Event::Claim(claimer));
         self.feed(ends, swap::Event::AskedDrain(claimer));
+        Some(ends)
+    }
+
+    fn wait_for_left(&mut self, generation: GenId, wait: Wait) {
+        if let Some(left) = self.live.get_mut(&generation).and_then(|live| live.left_by.as_mut()) {
+            left.wait = wait;
+        }
     }
 
     /// The supervisor of an old server does not speak to us any more. What counts is when the lock of
@@ -408,7 +433,7 @@ impl Supervisor {
         let adopted = found.and_then(|mut holder| {
             let lock = holder.orphan.take()?;
             let taken = self.live.get(&of)?.machine.addresses();
-            self.adopt(&holder, lock, &taken, TAKEN_OVER)
+            self.adopt(&holder, lock, &taken, Adopted::ToBeReplaced)
         });
         match (adopted, self.olds.get_mut(&id)) {
             (Some(generation), Some(old)) => {
@@ -422,6 +447,18 @@ impl Supervisor {
             }
         }
     }
+}
+
+/// The listeners of orphans, the oldest first, at the addresses of all of them. Those of the last one that was switched to
+/// get the connections, and until there was a switch those of the first.
+fn beside_each_other(orphans: &[&Live]) -> std::io::Result<Vec<Block>> {
+    let addresses: Vec<Address> = orphans.iter().flat_map(|orphan| orphan.machine.addresses()).collect();
+    let was_replaced = |by: &Live| orphans.iter().any(|other| by.replaced.contains(&other.server.pid));
+    let serving = orphans.iter().rposition(|orphan| was_replaced(orphan)).unwrap_or(0);
+    let block = |(at, orphan): (usize, &&Live)| {
+        Ok(Block { sockets: orphan.server.listeners(&addresses)?, serves: at == serving })
+    };
+    orphans.iter().enumerate().map(block).collect()
 }
 
 /// Whether nobody else listens at the addresses of a server.
@@ -442,12 +479,13 @@ pub(super) fn left_alone(
         return false;
     }
     let alone = is_alone(live, listeners);
-    if let Some(Left { claimer, until, .. }) = live.left_by {
+    if let Some(left) = &live.left_by {
+        let claimer = left.claimer;
         // What cannot be taken off now is taken off at a later look.
         let served = alone && serve_alone(live);
         // Whoever gets the lock next would take what is left of the other server for a stranger's.
         let waits = alone || !live.machine.is_giving_way() && live.is_shared();
-        if !served && waits && Instant::now() < until {
+        if !served && waits && !left.is_over(Instant::now()) {
             return true;
         }
         live.left_by = None;

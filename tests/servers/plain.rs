@@ -170,7 +170,7 @@ fn speak(control: &UnixStream, addresses: &[String], flags: &Flags) {
         }
     }
     // The supervisor is dead. Who serves lives on; who waits for GO would wait for ever.
-    if listeners.is_empty() {
+    if listeners.is_empty() && !addresses.is_empty() {
         std::process::exit(1);
     }
     std::mem::forget(listeners);
