@@ -111,10 +111,9 @@ impl Swap {
         answered_by(port, 1);
         old.running.says("is up");
         let held = (step == Step::Draining).then(|| {
-            let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-            stream.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+            let held = request(port);
             hold.reached();
-            stream
+            held
         });
         let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::from_millis(2))).collect();
         let new = Side::start(sandbox, &new_words);
@@ -130,6 +129,19 @@ impl Swap {
         crowd.iter().for_each(|load| load.sees_server(serves));
         Swap { old, new, crowd, gates: vec![hold, release, exit, listen, accept], held }
     }
+}
+
+/// A request that is answered when its server's "hold" is open.
+fn request(port: u16) -> TcpStream {
+    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    stream.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+    stream
+}
+
+fn is_answered(mut request: TcpStream, server: i32) {
+    let mut answer = String::new();
+    request.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with(&format!("1 {server}")), "{answer}");
 }
 
 fn kill_at(step: Step, victims: &[Victim]) {
@@ -189,8 +201,7 @@ fn ten_times_turned_back_while_the_old_server_drains() {
     let old = Side::start(&sandbox, &words);
     answered_by(port, 1);
     old.running.says("is up");
-    let mut held = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    held.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+    let _held = request(port);
     hold.reached();
     for round in 0..10 {
         let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::ZERO)).collect();
@@ -321,8 +332,7 @@ fn a_reload_that_has_lost_its_supervisor_in_the_drain_is_gone_on_with() {
         let (address, (hold, at_hold)) = (format!("0.0.0.0:{port}"), sandbox.gate("hold"));
         let words = ["mute", &address, &at_hold];
         let (mut running, first) = sandbox.serving(port, &["--drain", "60"], &words);
-        let mut held = TcpStream::connect(("127.0.0.1", port)).unwrap();
-        held.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let held = request(port);
         hold.reached();
         let mut reload = sandbox.serverswap(["--reload", &address]);
         running.says("(generation 2)");
@@ -348,9 +358,7 @@ fn a_reload_that_has_lost_its_supervisor_in_the_drain_is_gone_on_with() {
         let third = common::get(port).unwrap().pid;
         crowd.iter().for_each(|load| load.sees_server(third));
         hold.open();
-        let mut answer = String::new();
-        held.read_to_string(&mut answer).unwrap();
-        assert!(answer.ends_with(&format!("1 {first}")), "{answer}");
+        is_answered(held, first);
         assert_eq!(next.wait(), 0);
         assert!(!next.log().contains("cannot be shared"), "{}", next.log());
         for load in crowd {
@@ -377,8 +385,7 @@ fn a_reload_that_has_lost_its_supervisor_and_an_address_is_gone_on_with() {
         let first = answered_by(ports[0], 1).pid;
         answered_by(ports[1], 1);
         until("both are registered", || ports.iter().all(|port| sandbox.pidfile(&port.to_string()) == Some(first)));
-        let mut held = TcpStream::connect(("127.0.0.1", ports[1])).unwrap();
-        held.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        let held = request(ports[1]);
         hold.reached();
         std::fs::write(&words, &addresses[0]).unwrap();
         let mut reload = sandbox.serverswap(["--reload", &addresses[0]]);
@@ -403,9 +410,7 @@ fn a_reload_that_has_lost_its_supervisor_and_an_address_is_gone_on_with() {
         let third = common::get(ports[0]).unwrap().pid;
         crowd.iter().for_each(|load| load.sees_server(third));
         hold.open();
-        let mut answer = String::new();
-        held.read_to_string(&mut answer).unwrap();
-        assert!(answer.ends_with(&format!("1 {first}")), "{answer}");
+        is_answered(held, first);
         assert_eq!(next.wait(), 0);
         assert!(!next.log().contains("cannot be shared"), "{}", next.log());
         for (load, not) in crowd.into_iter().zip([first, second]) {
