@@ -158,10 +158,8 @@ fn ask_down(
     if holder.orphan.is_some() {
         // A supervisor that died in a swap of its own has left two.
         let known = std::slice::from_ref(holder);
-        let mut beside: Vec<Holder> = addresses.iter().flat_map(|a| dir.beside(a, Pid::own(), known)).collect();
+        let mut beside = dir.beside(addresses, Pid::own(), known);
         beside.retain(|other| other.orphan.is_some());
-        beside.sort_by_key(|other| other.pid);
-        beside.dedup_by_key(|other| other.pid);
         let orphans = || [holder].into_iter().chain(&beside);
         let is_other = |a: &Address| !named.iter().any(|named| named.collides(a));
         let has = |a: &Address| dir.serving(a, &mut Vec::new()).is_some_and(|h| orphans().any(|own| own.pid == h.pid));

@@ -262,8 +262,10 @@ impl RunDir {
         if holders.iter().any(Holder::has_lost_its_supervisor) {
             // The supervisor that died may have left an old server that still drains: it is waited for, since
             // nobody knows how to steer among three. One without a supervisor too is replaced with it.
-            let (orphans, draining): (Vec<Holder>, Vec<Holder>) =
-                self.beside(address, me, &holders).into_iter().partition(Holder::has_lost_its_supervisor);
+            let (orphans, draining): (Vec<Holder>, Vec<Holder>) = self
+                .beside(std::slice::from_ref(address), me, &holders)
+                .into_iter()
+                .partition(Holder::has_lost_its_supervisor);
             if !draining.is_empty() {
                 return (Found::Taken(draining), true);
             }
@@ -474,14 +476,14 @@ impl RunDir {
 
     /// Servers that listen there beside those that are known; without a supervisor, and where known ones have none: that
     /// listen at any place of those.
-    pub fn beside(&self, address: &Address, me: Pid, known: &[Holder]) -> Vec<Holder> {
+    pub fn beside(&self, addresses: &[Address], me: Pid, known: &[Holder]) -> Vec<Holder> {
         let listeners = net::listeners().unwrap_or_default();
         let snapshot = Snapshot::take();
         let orphaned: BTreeSet<u32> =
             known.iter().filter(|h| h.orphan.is_some()).flat_map(|h| h.sockets(&snapshot)).collect();
         let places = listeners.all().filter(|s| orphaned.contains(&s.inode)).map(|s| &s.local);
-        let here = listeners.at_any([address]);
-        let with_orphans = listeners.at_any(places.chain([address]));
+        let here = listeners.at_any(addresses);
+        let with_orphans = listeners.at_any(places.chain(addresses));
         let listens = |other: &Holder| {
             let held = other.sockets(&snapshot);
             let sockets = if other.orphan.is_some() { &with_orphans } else { &here };

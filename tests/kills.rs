@@ -369,6 +369,60 @@ fn a_reload_that_has_lost_its_supervisor_in_the_drain_is_gone_on_with() {
     }
 }
 
+/// It has an address of its own already, and has not proven itself at the other.
+#[test]
+fn a_new_server_that_serves_elsewhere_and_has_lost_its_supervisor_gets_nothing_here() {
+    let sandbox = Sandbox::shared();
+    let [port, own] = [sandbox.port(), sandbox.port()];
+    let [address, elsewhere] = [port, own].map(|port| format!("0.0.0.0:{port}"));
+    let (old, first) = sandbox.serving(port, &[], &["mute", &address]);
+    let load = Load::start(port, Duration::from_millis(2));
+    let (accept, at_accept) = sandbox.gate("accept");
+    let mut new = sandbox.plain(&["-v"], &["mute", &elsewhere, &address, &at_accept]);
+    accept.reached();
+    new.says(&format!(":{port}: server"));
+    until("it has an address", || sandbox.pidfile(&own.to_string()).is_some());
+    let second = sandbox.pidfile(&own.to_string()).unwrap();
+    kill(new.pid(), libc::SIGKILL);
+    new.wait();
+    old.says(&format!("server {second} has lost its supervisor before its switch (it serves elsewhere)"));
+    accept.open();
+    until("it answers", || common::get(own).is_ok_and(|answer| answer.pid == second));
+    let seen = load.stop();
+    assert!(seen.failures.is_empty() && seen.answers.keys().eq([&first]), "{seen:?}");
+    let (status, log) = sandbox.deploy(&["mute", &elsewhere, &address]);
+    assert_eq!(status, 0, "{log}");
+    until("nobody else is left", || sandbox.status().len() == 2 && sandbox.processes().len() == sandbox.crew());
+    assert_eq!(sandbox.run(["--takedown", &address, &elsewhere]).0, 0);
+    sandbox.assert_clean();
+}
+
+/// They have nothing to do with each other.
+#[test]
+fn two_servers_that_have_lost_their_supervisors_are_replaced_by_one() {
+    let sandbox = Sandbox::shared();
+    let ports = [sandbox.port(), sandbox.port()];
+    let addresses = ports.map(|port| format!("0.0.0.0:{port}"));
+    for address in &addresses {
+        let mut old = sandbox.plain(&[], &["mute", address]);
+        old.says("is up");
+        kill(old.pid(), libc::SIGKILL);
+        old.wait();
+    }
+    let crowd: Vec<Load> = ports.iter().map(|port| Load::start(*port, Duration::from_millis(2))).collect();
+    crowd.iter().for_each(|load| until("it is answered", || load.is_answered()));
+    let (status, log) = sandbox.deploy(&["mute", &addresses[0], &addresses[1]]);
+    assert!(status == 0 && !log.contains("cannot be shared"), "{status}: {log}");
+    let last = common::get(ports[0]).unwrap().pid;
+    for load in crowd {
+        load.sees_server(last);
+        let seen = load.stop();
+        assert!(seen.failures.is_empty(), "{seen:?}");
+    }
+    assert_eq!(sandbox.run(["--takedown", &addresses[0], &addresses[1]]).0, 0);
+    sandbox.assert_clean();
+}
+
 /// The old one has two addresses, the new one the first of them.
 #[test]
 fn a_reload_that_has_lost_its_supervisor_and_an_address_is_gone_on_with() {

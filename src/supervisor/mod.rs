@@ -108,7 +108,6 @@ struct Left {
     claimer: ClaimerId,
     /// The process that it was.
     supervisor: Option<Pid>,
-    since: Instant,
     wait: Wait,
 }
 

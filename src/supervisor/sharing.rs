@@ -162,7 +162,7 @@ impl Supervisor {
             OldTo::Local(generation) => {
                 let live = self.live.get(generation).ok_or("it is gone")?;
                 let own = live.server.listeners(holds).map_err(failed)?;
-                let orphans = if live.is_orphan() { self.orphans(of) } else { Vec::new() };
+                let orphans = if live.is_orphan() { self.orphans_beside(of, live) } else { Vec::new() };
                 if orphans.len() < 2 {
                     vec![Block { sockets: own, serves: true }]
                 } else if self.live.get(&of).and_then(|l| l.sharing.as_ref()).is_some_and(|s| s.has(&own)) {
@@ -188,14 +188,26 @@ impl Supervisor {
         live.sharing.get_or_insert_with(Sharing::default).add_old(id, blocks)
     }
 
-    /// The orphans that a generation wants to replace, the oldest first: a supervisor that died in a swap of its own has
-    /// left two.
-    fn orphans(&self, of: GenId) -> Vec<&Live> {
-        let local = |old: &Old| if let OldTo::Local(generation) = old.to { self.live.get(&generation) } else { None };
+    /// The orphans that a generation wants to replace and that share a port with one of them, or with one that does, the
+    /// oldest first: a supervisor that died in a swap of its own has left two.
+    fn orphans_beside<'a>(&'a self, of: GenId, one: &'a Live) -> Vec<&'a Live> {
+        let local =
+            |old: &'a Old| if let OldTo::Local(generation) = old.to { self.live.get(&generation) } else { None };
         let olds = self.olds.values().filter(|old| old.of == of);
-        let mut orphans: Vec<&Live> = olds.filter_map(local).filter(|live| live.is_orphan()).collect();
-        orphans.sort_by_key(|live| (live.number, live.server.start));
-        orphans
+        let mut others: Vec<&Live> = olds.filter_map(local).filter(|live| live.is_orphan()).collect();
+        others.retain(|other| other.server.pid != one.server.pid);
+        let mut beside = vec![one];
+        let mut next = 0;
+        while let Some(known) = beside.get(next) {
+            let places = Address::all(&known.machine.addresses());
+            let shares = |other: &mut &Live| {
+                other.machine.addresses().iter().any(|at| at.is_port() && at.among(&places).next().is_some())
+            };
+            beside.extend(others.extract_if(.., shares));
+            next += 1;
+        }
+        beside.sort_by_key(|live| (live.number, live.server.start));
+        beside
     }
 
     pub(super) fn switch(&mut self, generation: GenId) {
@@ -226,10 +238,12 @@ impl Supervisor {
 
     /// Whoever finds the servers of a dead supervisor reads in the record whether the swap was made.
     fn write_replaced(&mut self, generation: GenId, replaced: Vec<Pid>) {
-        if let Some(live) = self.live.get_mut(&generation) {
+        if let Some(live) = self.live.get_mut(&generation)
+            && live.replaced != replaced
+        {
             live.replaced = replaced;
+            self.register_again(generation);
         }
-        self.register_again(generation);
     }
 
     /// An old server stays.
@@ -242,6 +256,7 @@ impl Supervisor {
     /// Lets go of the ports whose old servers are all gone; later, if our own listeners cannot be had now.
     pub(super) fn finish_sharing(&mut self) {
         let olds = &self.olds;
+        let mut finished = Vec::new();
         for (generation, live) in &mut self.live {
             if live.sharing.is_some()
                 && !olds.values().any(|old| old.of == *generation)
@@ -251,7 +266,11 @@ impl Supervisor {
             {
                 live.proving.clear();
                 sharing.finish(&listeners);
+                finished.push(*generation);
             }
+        }
+        for generation in finished {
+            self.write_replaced(generation, Vec::new());
         }
     }
 
@@ -307,8 +326,7 @@ impl Supervisor {
             // Whoever only looked or waited has left nothing on its sockets.
             return self.feed(generation, swap::Event::ClaimerGone(claimer));
         }
-        let since = Instant::now();
-        live.left_by = Some(Left { claimer, supervisor, since, wait: Wait::Until(since + UNCLEAR_FOR) });
+        live.left_by = Some(Left { claimer, supervisor, wait: Wait::Until(Instant::now() + UNCLEAR_FOR) });
         if let Ok(listeners) = net::listeners() {
             left_alone(generation, live, &listeners, &mut self.pending);
         }
@@ -320,7 +338,7 @@ impl Supervisor {
     /// and the new server goes, unless it serves elsewhere.
     pub(super) fn decide_swap_of_dead(&mut self, generation: GenId) {
         let Some(live) = self.live.get(&generation) else { return };
-        let Some(&Left { claimer, supervisor: Some(dead), since, wait }) = live.left_by.as_ref() else { return };
+        let Some(&Left { claimer, supervisor: Some(dead), wait }) = live.left_by.as_ref() else { return };
         if live.machine.is_giving_way() {
             return;
         }
@@ -341,44 +359,53 @@ impl Supervisor {
             let beside: BTreeSet<Address> = own.filter(is_shared).cloned().collect();
             beside.iter().any(|at| at.among(&our).next().is_some()).then_some(beside)
         };
+        // A look holds a lock that nobody may meet for long.
+        let unlocked = |mut new: Holder| (new.orphan.take().is_some(), new);
         let left = self.dir.servers().into_iter().filter(|h| h.supervisor == dead && h.has_lost_its_supervisor());
-        let Some((new, beside)) = left.into_iter().find_map(|new| beside(&new).map(|at| (new, at))) else { return };
+        let left: Vec<(bool, Holder)> = left.map(unlocked).collect();
+        let found = left.into_iter().find_map(|(is_free, new)| beside(&new).map(|at| (is_free, new, at)));
+        let Some((is_free, new, beside)) = found else { return };
+        let (our_places, elsewhere): (Vec<Address>, Vec<Address>) =
+            beside.into_iter().partition(|at| at.among(&our).next().is_some());
         let is_its = |a: &Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == new.pid);
-        if new.replaced.contains(&live.server.pid) {
-            for address in beside.iter().filter(|at| at.among(&our).next().is_some()) {
-                // Unless it is the new server's by another name. What is not registered is found where it listens.
-                if !self.dir.colliding_with(address).iter().any(is_its) {
-                    let _ = self.dir.take(address, new.pid, &[live.server.pid]);
-                }
+        let its: Vec<Address> = self.dir.addresses().into_iter().filter(is_its).collect();
+        let its = Address::all(&its);
+        // A pidfile of a shared port is written after the switch; that of a name may be so before.
+        let has_pidfile_here = ours.iter().any(|own| own.is_port() && own.among(&its).next().is_some());
+        if new.replaced.contains(&live.server.pid) || has_pidfile_here {
+            for address in our_places.iter().filter(|address| address.among(&its).next().is_none()) {
+                // What is not registered is found where it listens.
+                let _ = self.dir.take(address, new.pid, &[live.server.pid]);
             }
             let text = format!("server {} has lost its supervisor in its switch (the swap goes on)", new.pid);
             self.log.say(Level::Notice, ours.first(), &text);
-            self.feed(generation, swap::Event::AskedDrain(claimer));
-        } else if !self.dir.addresses().iter().any(is_its) {
-            live.listeners().unwrap_or_default().iter().for_each(|own| drop(own.accept_newcomers()));
-            let beside: Vec<Address> = beside.into_iter().collect();
-            let is_taken = new.orphan.is_none();
-            match self.end_unswitched(new, &beside, &listeners) {
+            return self.feed(generation, swap::Event::AskedDrain(claimer));
+        }
+        live.listeners().unwrap_or_default().iter().for_each(|own| drop(own.accept_newcomers()));
+        if its.is_empty() && new.replaced.is_empty() {
+            let beside: Vec<Address> = our_places.into_iter().chain(elsewhere).collect();
+            match self.end_unswitched(&new, &beside, &listeners) {
                 Some(ends) => self.wait_for_left(generation, Wait::EndOf(ends)),
                 // Somebody else ends it, whom it was to replace too.
-                None if is_taken => {
-                    let time = self.run.drain + self.run.kill_after + UNCLEAR_FOR;
-                    self.wait_for_left(generation, Wait::Until(since + time));
+                None if !is_free => {
+                    self.wait_for_left(generation, Wait::Until(Instant::now() + UNCLEAR_FOR));
                 }
                 None => {}
+            }
+        } else if steer_away(&new, &our_places, &listeners).is_some() {
+            let text = format!("server {} has lost its supervisor before its switch (it serves elsewhere)", new.pid);
+            self.log.say(Level::Warning, ours.first(), &text);
+            if let Some(left) = self.live.get_mut(&generation).and_then(|live| live.left_by.as_mut()) {
+                left.supervisor = None;
             }
         }
     }
 
     /// Ends a new server that has lost its supervisor, like an old one: it may have got connections.
-    fn end_unswitched(&mut self, mut new: Holder, beside: &[Address], listeners: &Listeners) -> Option<GenId> {
-        // What looked has a lock of its own.
-        new.orphan = None;
+    fn end_unswitched(&mut self, new: &Holder, beside: &[Address], listeners: &Listeners) -> Option<GenId> {
         let lock = self.dir.find(new.pid)?.orphan?;
-        let mark = new.socket.to_string_lossy().into_owned();
-        let sockets = Server::adopt(new.pid, new.start, mark)?.listeners(beside).ok()?;
-        share::steer_away(sockets, listeners).ok()?;
-        let ends = self.adopt(&new, lock, beside, Adopted::ToBeEnded)?;
+        steer_away(new, beside, listeners)?;
+        let ends = self.adopt(new, lock, beside, Adopted::ToBeEnded)?;
         let claimer = ClaimerId(threads::next_id());
         self.feed(ends, swap::Event::Claim(claimer));
         self.feed(ends, swap::Event::AskedDrain(claimer));
@@ -449,12 +476,25 @@ impl Supervisor {
     }
 }
 
+/// Steers away from a server that nobody here has taken over, at these addresses of its.
+fn steer_away(new: &Holder, addresses: &[Address], listeners: &Listeners) -> Option<()> {
+    let mark = new.socket.to_string_lossy().into_owned();
+    let sockets = Server::adopt(new.pid, new.start, mark)?.listeners(addresses).ok()?;
+    share::steer_away(sockets, listeners).ok()
+}
+
 /// The listeners of orphans, the oldest first, at the addresses of all of them. Those of the last one that was switched to
 /// get the connections, and until there was a switch those of the first.
 fn beside_each_other(orphans: &[&Live]) -> std::io::Result<Vec<Block>> {
     let addresses: Vec<Address> = orphans.iter().flat_map(|orphan| orphan.machine.addresses()).collect();
-    let was_replaced = |by: &Live| orphans.iter().any(|other| by.replaced.contains(&other.server.pid));
-    let serving = orphans.iter().rposition(|orphan| was_replaced(orphan)).unwrap_or(0);
+    let took = |new: &Live, old: &Live| {
+        let olds = Address::all(&old.machine.addresses());
+        // An older serverswap writes its pidfiles only.
+        new.replaced.contains(&old.server.pid)
+            || new.held.iter().any(|own| own.is_port() && own.among(&olds).next().is_some())
+    };
+    let switched = |at: &usize| orphans[..*at].iter().any(|old| took(orphans[*at], old));
+    let serving = (0..orphans.len()).rev().find(switched).unwrap_or(0);
     let block = |(at, orphan): (usize, &&Live)| {
         Ok(Block { sockets: orphan.server.listeners(&addresses)?, serves: at == serving })
     };
