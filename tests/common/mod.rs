@@ -119,6 +119,7 @@ impl Sandbox {
     /// A port that nobody has, outside the range that the kernel gives to clients. A name in the abstract
     /// namespace reserves it: two test programs that run side by side could else share one.
     pub fn port(&self) -> u16 {
+        use nix::sys::socket::{Shutdown, shutdown};
         use std::os::linux::net::SocketAddrExt;
         use std::os::unix::net::{SocketAddr, UnixListener};
         static NEXT: AtomicU16 = AtomicU16::new(0);
@@ -129,9 +130,10 @@ impl Sandbox {
             let name = SocketAddr::from_abstract_name(format!("serverswap-test-{port}")).unwrap();
             let Ok(reserved) = UnixListener::bind_addr(&name) else { continue };
             RESERVED.lock().unwrap().push(reserved);
-            let free = ["0.0.0.0", "127.0.0.1"].iter().all(|ip| TcpListener::bind((*ip, port)).is_ok())
-                && TcpListener::bind(("::", port)).is_ok();
-            if free {
+            // What another thread forks in this moment holds a copy until it executes its program: that listens no more.
+            let unlisten = |own: TcpListener| shutdown(own.as_raw_fd(), Shutdown::Both).is_ok();
+            let is_free = |ip: &&str| TcpListener::bind((*ip, port)).is_ok_and(unlisten);
+            if ["0.0.0.0", "127.0.0.1", "::"].iter().all(is_free) {
                 return port;
             }
         }
