@@ -215,8 +215,7 @@ fn is_end(error: &io::Error) -> bool {
 
 /// A server without a supervisor: nobody else can tell it to stop.
 fn stop_orphan(dir: &RunDir, holder: &Holder, log: Log) -> std::result::Result<(), String> {
-    let mark = holder.socket.to_string_lossy().into_owned();
-    let Some(server) = crate::server::Server::adopt(holder.pid, holder.start, mark) else { return Ok(()) };
+    let Some(server) = crate::server::Server::adopt(holder) else { return Ok(()) };
     log.say(Level::Notice, None, &format!("server {} has lost its supervisor and is told to stop", holder.pid));
     server.signal(nix::sys::signal::Signal::SIGTERM);
     let ended = server.watch().map_err(|e| e.to_string())?;

@@ -6,6 +6,7 @@ use crate::address::Address;
 use crate::cli::Run;
 use crate::error::{Error, Result, status};
 use crate::procfs::{self, Family, MARK, Snapshot};
+use crate::registry::Holder;
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::{self, Keeper, Pid, Pidfd};
 use crate::sys::seccomp::{self, Filter, Ledger, Notifier};
@@ -174,8 +175,9 @@ impl Server {
         })
     }
 
-    /// Takes charge of a running process, if it is still the one that started then.
-    pub fn adopt(pid: Pid, start: u64, mark: String) -> Option<Server> {
+    /// Takes charge of a running server, if its main process is still the one that started then.
+    pub fn adopt(holder: &Holder) -> Option<Server> {
+        let (pid, start, mark) = (holder.pid, holder.start, holder.socket.to_string_lossy().into_owned());
         let pidfd = Pidfd::open(pid).ok()?;
         let stat = procfs::stat(pid).filter(|s| s.start == start)?;
         let group = Pid::new(stat.group.into()).filter(|g| *g == pid);

@@ -144,6 +144,15 @@ fn is_answered(mut request: TcpStream, server: i32) {
     assert!(answer.ends_with(&format!("1 {server}")), "{answer}");
 }
 
+/// Every client has come to this server in the end, and none has met a failure.
+fn none_failed(crowd: Vec<Load>, server: i32) {
+    for load in crowd {
+        load.sees_server(server);
+        let seen = load.stop();
+        assert!(seen.failures.is_empty(), "{seen:?}");
+    }
+}
+
 fn kill_at(step: Step, victims: &[Victim]) {
     for &victim in victims {
         eprintln!("{step:?}, {victim:?}");
@@ -250,6 +259,7 @@ fn a_successor_that_dies_without_its_supervisor_gives_the_port_back() {
 /// main thread. What the old ones say, what the new one said, and the servers of the ports before and afterwards. Not one
 /// request has failed.
 fn killed_before(call: &str, nth: usize, olds: usize) -> ([String; 2], [i32; 2], [i32; 2]) {
+    eprintln!("{call} {nth}, {olds}");
     let sandbox = Sandbox::shared();
     let ports = [sandbox.port(), sandbox.port()];
     let addresses = ports.map(|port| format!("0.0.0.0:{port}"));
@@ -280,11 +290,7 @@ fn killed_before(call: &str, nth: usize, olds: usize) -> ([String; 2], [i32; 2],
     let (status, log) = sandbox.deploy(&words);
     assert!(status == 0 && !log.contains("plain order"), "{status}: {log}");
     let last = common::get(ports[0]).unwrap().pid;
-    for load in crowd {
-        load.sees_server(last);
-        let seen = load.stop();
-        assert!(seen.failures.is_empty(), "{call} {nth}: {seen:?}");
-    }
+    none_failed(crowd, last);
     until("nothing else is left", || sandbox.status().len() == 2 && sandbox.processes().len() == sandbox.crew());
     assert_eq!(sandbox.run(["--takedown", &addresses[0], &addresses[1]]).0, 0);
     sandbox.assert_clean();
@@ -414,11 +420,7 @@ fn two_servers_that_have_lost_their_supervisors_are_replaced_by_one() {
     let (status, log) = sandbox.deploy(&["mute", &addresses[0], &addresses[1]]);
     assert!(status == 0 && !log.contains("cannot be shared"), "{status}: {log}");
     let last = common::get(ports[0]).unwrap().pid;
-    for load in crowd {
-        load.sees_server(last);
-        let seen = load.stop();
-        assert!(seen.failures.is_empty(), "{seen:?}");
-    }
+    none_failed(crowd, last);
     assert_eq!(sandbox.run(["--takedown", &addresses[0], &addresses[1]]).0, 0);
     sandbox.assert_clean();
 }

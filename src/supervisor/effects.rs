@@ -241,7 +241,7 @@ impl Supervisor {
         wanted: &[Address],
         why: Adopted,
     ) -> Option<GenId> {
-        let server = Server::adopt(holder.pid, holder.start, holder.socket.to_string_lossy().into_owned())?;
+        let server = Server::adopt(holder)?;
         let mut named: Vec<Address> = self.dir.addresses().into_iter().collect();
         let is_its = |a: &&Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid);
         let held: BTreeSet<Address> = named.iter().filter(is_its).cloned().collect();

@@ -359,7 +359,7 @@ impl Supervisor {
             let Some(live) = self.live.get_mut(&generation) else { continue };
             let left = left_alone(generation, live, &sockets, &mut self.pending);
             if left {
-                self.decide_swap_of_dead(generation);
+                self.decide_swap_of_dead(generation, &sockets);
             }
             let Some(live) = self.live.get_mut(&generation) else { continue };
             let sharing = left | look_at_shared(generation, live, &sockets, &mut self.pending, self.run.probe);

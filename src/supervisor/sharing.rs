@@ -336,7 +336,7 @@ impl Supervisor {
     /// The claimer died after it had let its server live without it, and before it asked for the drain. Where the record
     /// of that server says that it gets our connections the swap is made, and is done to its end here; else it is not,
     /// and the new server goes, unless it serves elsewhere.
-    pub(super) fn decide_swap_of_dead(&mut self, generation: GenId) {
+    pub(super) fn decide_swap_of_dead(&mut self, generation: GenId, listeners: &Listeners) {
         let Some(live) = self.live.get(&generation) else { return };
         let Some(&Left { claimer, supervisor: Some(dead), wait }) = live.left_by.as_ref() else { return };
         if live.machine.is_giving_way() {
@@ -348,16 +348,16 @@ impl Supervisor {
             }
             return;
         }
-        let Ok(listeners) = net::listeners() else { return };
         let ours = live.machine.addresses();
         let our = Address::all(&ours);
+        let is_ours = |at: &&Address| at.among(&our).next().is_some();
         // Where it listens beside somebody.
         let beside = |new: &Holder| {
             let held = new.sockets(&Snapshot::take());
             let own = listeners.all().filter(|s| held.contains(&s.inode)).map(|s| &s.local);
             let is_shared = |at: &&Address| listeners.at(at).any(|s| !held.contains(&s.inode));
             let beside: BTreeSet<Address> = own.filter(is_shared).cloned().collect();
-            beside.iter().any(|at| at.among(&our).next().is_some()).then_some(beside)
+            beside.iter().any(|at| is_ours(&at)).then(|| beside.into_iter().collect::<Vec<Address>>())
         };
         // A look holds a lock that nobody may meet for long.
         let unlocked = |mut new: Holder| (new.orphan.take().is_some(), new);
@@ -365,8 +365,7 @@ impl Supervisor {
         let left: Vec<(bool, Holder)> = left.map(unlocked).collect();
         let found = left.into_iter().find_map(|(is_free, new)| beside(&new).map(|at| (is_free, new, at)));
         let Some((is_free, new, beside)) = found else { return };
-        let (our_places, elsewhere): (Vec<Address>, Vec<Address>) =
-            beside.into_iter().partition(|at| at.among(&our).next().is_some());
+        let our_places: Vec<Address> = beside.iter().filter(is_ours).cloned().collect();
         let is_its = |a: &Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == new.pid);
         let its: Vec<Address> = self.dir.addresses().into_iter().filter(is_its).collect();
         let its = Address::all(&its);
@@ -383,8 +382,7 @@ impl Supervisor {
         }
         live.listeners().unwrap_or_default().iter().for_each(|own| drop(own.accept_newcomers()));
         if its.is_empty() && new.replaced.is_empty() {
-            let beside: Vec<Address> = our_places.into_iter().chain(elsewhere).collect();
-            match self.end_unswitched(&new, &beside, &listeners) {
+            match self.end_unswitched(&new, &beside, listeners) {
                 Some(ends) => self.wait_for_left(generation, Wait::EndOf(ends)),
                 // Somebody else ends it, whom it was to replace too.
                 None if !is_free => {
@@ -392,7 +390,7 @@ impl Supervisor {
                 }
                 None => {}
             }
-        } else if steer_away(&new, &our_places, &listeners).is_some() {
+        } else if steer_away(&new, &our_places, listeners).is_some() {
             let text = format!("server {} has lost its supervisor before its switch (it serves elsewhere)", new.pid);
             self.log.say(Level::Warning, ours.first(), &text);
             if let Some(left) = self.live.get_mut(&generation).and_then(|live| live.left_by.as_mut()) {
@@ -478,8 +476,7 @@ impl Supervisor {
 
 /// Steers away from a server that nobody here has taken over, at these addresses of its.
 fn steer_away(new: &Holder, addresses: &[Address], listeners: &Listeners) -> Option<()> {
-    let mark = new.socket.to_string_lossy().into_owned();
-    let sockets = Server::adopt(new.pid, new.start, mark)?.listeners(addresses).ok()?;
+    let sockets = Server::adopt(new)?.listeners(addresses).ok()?;
     share::steer_away(sockets, listeners).ok()
 }
 
