@@ -10,9 +10,11 @@ mod error;
 #[cfg(test)]
 #[path = "../tests/fuzz/targets.rs"]
 mod fuzz;
+mod members;
 mod message;
 mod notify;
 mod operator;
+mod place;
 mod procfs;
 mod protocol;
 mod record;

@@ -187,6 +187,7 @@ fn ask_down(
                 | HolderWord::Holds(_)
                 | HolderWord::Sockets(_)
                 | HolderWord::Locked
+                | HolderWord::Joins(_)
                 | HolderWord::Reloaded
                 | HolderWord::Failed(..)
                 | HolderWord::Field(..)
@@ -397,6 +398,7 @@ fn ask_status(holder: &Holder) -> (BTreeMap<String, String>, Vec<Address>) {
                 | HolderWord::Holds(_)
                 | HolderWord::Sockets(_)
                 | HolderWord::Locked
+                | HolderWord::Joins(_)
                 | HolderWord::Released(_)
                 | HolderWord::Refused(_)
                 | HolderWord::Gone

@@ -126,6 +126,56 @@ pub fn socket_fds(pid: Pid) -> Option<Vec<(i32, u32)>> {
     Some(entries.filter_map(socket).collect())
 }
 
+/// Whether a process is in the network namespace of this one; `false` where that cannot be seen.
+pub fn shares_network(pid: Pid) -> bool {
+    let own = file_id("/proc/self/ns/net");
+    own.is_some() && own == file_id(&format!("/proc/{pid}/ns/net"))
+}
+
+/// Where a socket is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// In this process.
+    pub pid: Pid,
+    /// Under this number.
+    number: i32,
+}
+
+impl Held {
+    /// Under this number in this process, as far as somebody has seen.
+    pub fn at(pid: Pid, number: i32) -> Held {
+        Held { pid, number }
+    }
+
+    /// Whether it still is: one look, unlike [`holders`].
+    pub fn is_still(&self, inode: u32) -> bool {
+        let target = fs::read_link(format!("/proc/{}/fd/{}", self.pid, self.number));
+        target.is_ok_and(|target| target.as_os_str() == format!("socket:[{inode}]").as_str())
+    }
+}
+
+/// Where these sockets are open but in serverswaps, each in one process that has it. An error where a process that
+/// may have one could not be looked at.
+pub fn holders(inodes: &BTreeSet<u32>) -> io::Result<BTreeMap<u32, Held>> {
+    let snapshot = Snapshot::take();
+    snapshot.complete()?;
+    let (is_serverswap, euid) = (serverswaps(), nix::unistd::geteuid());
+    let mut found = BTreeMap::new();
+    let mut hidden = false;
+    for stat in snapshot.all().filter(|stat| stat.pid != Pid::own()) {
+        let Some(sockets) = socket_fds(stat.pid) else {
+            hidden |= (euid.is_root() || is_of_this_user(stat.pid)) && !has_ended(stat.pid);
+            continue;
+        };
+        let held = sockets.into_iter().filter(|(_, inode)| inodes.contains(inode));
+        let held: Vec<(i32, u32)> = held.collect();
+        if !held.is_empty() && !is_serverswap(stat.pid) {
+            found.extend(held.into_iter().map(|(number, inode)| (inode, Held { pid: stat.pid, number })));
+        }
+    }
+    if hidden && found.len() < inodes.len() { Err(io::ErrorKind::PermissionDenied.into()) } else { Ok(found) }
+}
+
 /// All processes at one moment.
 pub struct Snapshot {
     alive: BTreeMap<i32, Stat>,

@@ -10,7 +10,7 @@ use std::fmt;
 pub const VERSION: &str = "serverswap 1";
 /// Longest command line in a record.
 const COMMAND_MAX: usize = 4096;
-/// Most pids of replaced servers in a record.
+/// Most pids of replaced servers in a record, and most inodes.
 const REPLACED_MAX: usize = 500;
 /// Every server is its predecessor's number plus one: there is always one more.
 const GENERATION_MAX: u64 = u64::MAX / 2;
@@ -34,6 +34,8 @@ pub struct Record<'a> {
     pub command: &'a str,
     /// Main processes of the servers in whose place it gets the connections of a shared port: those of its last switch.
     pub replaced: Vec<Pid>,
+    /// Inodes of the UDP sockets at fixed ports that the server had when it came up.
+    pub datagrams: Vec<u32>,
 }
 
 impl Record<'_> {
@@ -53,18 +55,23 @@ impl Record<'_> {
             socket: field("socket").filter(|name| !name.is_empty() && !name.contains(is_no_name))?,
             command: field("command").unwrap_or(""),
             replaced: field("replaced").unwrap_or("").split(' ').filter_map(parse_number).take(REPLACED_MAX).collect(),
+            datagrams: field("datagrams").unwrap_or("").split(' ').filter_map(|n| n.parse().ok()).take(REPLACED_MAX).collect(),
         })
     }
 }
 
 impl fmt::Display for Record<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Record { pid, start, boot, supervisor, generation, socket, command, replaced } = self;
+        let Record { pid, start, boot, supervisor, generation, socket, command, replaced, datagrams } = self;
         writeln!(f, "{VERSION}\npid {pid}\nstart {start}\nboot {boot}\nsupervisor {supervisor}")?;
         writeln!(f, "generation {generation}\nsocket {socket}\ncommand {}", one_line(command))?;
         if !replaced.is_empty() {
             let pids: Vec<String> = replaced.iter().take(REPLACED_MAX).map(Pid::to_string).collect();
             writeln!(f, "replaced {}", pids.join(" "))?;
+        }
+        if !datagrams.is_empty() {
+            let inodes: Vec<String> = datagrams.iter().take(REPLACED_MAX).map(u32::to_string).collect();
+            writeln!(f, "datagrams {}", inodes.join(" "))?;
         }
         Ok(())
     }

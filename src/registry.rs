@@ -12,6 +12,7 @@
 
 use crate::address::Address;
 use crate::error::{Error, Result, reason};
+use crate::place::Place;
 use crate::procfs::{self, Family, MARK, Snapshot};
 use crate::record::{Record, one_line, parse_number, parse_pid};
 use crate::sys::net::{self, TcpSocket};
@@ -27,7 +28,7 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest record that is read.
 const RECORD_MAX: u64 = 16 * 1024;
@@ -64,6 +65,8 @@ pub struct Holder {
     pub command: String,
     /// Main processes of the servers in whose place it gets the connections of a shared port.
     pub replaced: Vec<Pid>,
+    /// Inodes of the UDP sockets at fixed ports that its server had when it came up.
+    pub datagrams: Vec<u32>,
     /// The locked record of a server whose supervisor is dead: it is ours now.
     pub orphan: Option<Registration>,
 }
@@ -83,11 +86,45 @@ impl Holder {
     }
 }
 
+/// Who looks an address up.
+pub struct Asker<'a> {
+    /// Its main process.
+    pub me: Pid,
+    /// Tells whether a process belongs to it.
+    pub is_mine: &'a dyn Fn(Pid) -> bool,
+    /// Where its sockets are bound that wait to listen, and whether it may replace whom they meet. Without any, what
+    /// counts is the name of the address.
+    pub places: &'a [(Place, May)],
+}
+
+/// What the caller of `listen` may do to a server that it meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum May {
+    /// The socket is its own.
+    Replace,
+    /// It has become another user's since it opened the socket.
+    Nothing,
+}
+
+/// How a server stands to one that wants an address of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Relation {
+    /// It has what is wanted, or may have.
+    InTheWay,
+    /// Both can listen.
+    Beside,
+    /// It is in the way, and of another user.
+    Foreign,
+}
+
 /// What [`RunDir::look_up`] found.
 #[derive(Debug)]
 pub enum Found {
-    /// Nobody had the address; now it is registered.
-    Vacant,
+    /// Nobody had the address; now it is registered. These servers have one of the same name, beside which the kernel
+    /// lets ours listen.
+    Vacant(Vec<Pid>),
+    /// Whoever has the address is none that the caller of `listen` could replace.
+    Foreign,
     /// These servers have it.
     Taken(Vec<Holder>),
     /// It cannot be had.
@@ -114,6 +151,8 @@ pub struct Entry<'a> {
     pub command: &'a str,
     /// Main processes of the servers in whose place it gets the connections of a shared port.
     pub replaced: &'a [Pid],
+    /// Inodes of the UDP sockets at fixed ports that it had when it came up.
+    pub datagrams: &'a [u32],
 }
 
 /// Whether the server is to become ours if it is an orphan.
@@ -170,6 +209,23 @@ impl RunDir {
         &self.path
     }
 
+    /// When a file of the directory last came or went; `None` where that cannot be told.
+    pub fn changed(&self) -> Option<SystemTime> {
+        let stat = fstat(&self.dir).ok()?;
+        UNIX_EPOCH.checked_add(Duration::new(stat.st_mtime.try_into().ok()?, stat.st_mtime_nsec.try_into().ok()?))
+    }
+
+    /// The pids in the pidfiles of addresses that collide with this one.
+    pub fn named(&self, address: &Address) -> Vec<Pid> {
+        self.colliding_with(address).iter().filter_map(|own| self.read_pid(&pidfile(own)).ok()).collect()
+    }
+
+    /// Inodes of the UDP sockets that living servers but `me` had when they came up.
+    pub fn datagrams(&self, me: Option<Pid>) -> BTreeSet<u32> {
+        let others = self.servers().into_iter().filter(|holder| Some(holder.pid) != me);
+        others.flat_map(|holder| holder.datagrams).collect()
+    }
+
     /// Every address that has a pidfile.
     pub fn addresses(&self) -> Vec<Address> {
         self.addresses_that_end(String::new())
@@ -210,12 +266,11 @@ impl RunDir {
         pids.filter_map(|pid| self.holder(pid, Claim::No).ok()).collect()
     }
 
-    /// Who has the address; if nobody has, it becomes `me`'s in the same moment. `is_mine` tells
-    /// whether a process belongs to the asking server.
-    pub fn look_up(&self, address: &Address, me: Pid, is_mine: &dyn Fn(Pid) -> bool, notes: &mut Notes) -> Found {
+    /// Who has the address; if nobody has, it becomes the asker's in the same moment.
+    pub fn look_up(&self, address: &Address, asker: &Asker<'_>, notes: &mut Notes) -> Found {
         let mut looks = UNCLEAR_LOOKS;
         loop {
-            let (found, is_clear) = self.look_once(address, me, is_mine, notes);
+            let (found, is_clear) = self.look_once(address, asker, notes);
             if is_clear || looks == 0 {
                 return found;
             }
@@ -227,7 +282,8 @@ impl RunDir {
     }
 
     /// One look, and whether another might show more: sockets are there, and nobody seems to hold them.
-    fn look_once(&self, address: &Address, me: Pid, is_mine: &dyn Fn(Pid) -> bool, notes: &mut Notes) -> (Found, bool) {
+    fn look_once(&self, address: &Address, asker: &Asker<'_>, notes: &mut Notes) -> (Found, bool) {
+        let me = asker.me;
         let _guard = match self.lock() {
             Ok(guard) => guard,
             Err(why) => return (Found::Blocked(why), true),
@@ -259,6 +315,16 @@ impl RunDir {
                 }
             }
         }
+        let relations: Vec<Relation> = holders.iter().map(|holder| relation(holder, asker.places)).collect();
+        let of = |wanted: Relation| {
+            let those = holders.iter().zip(&relations).filter(move |(_, relation)| **relation == wanted);
+            those.map(|(holder, _)| holder.pid).collect::<Vec<Pid>>()
+        };
+        let (beside, foreign) = (of(Relation::Beside), of(Relation::Foreign));
+        holders.retain(|holder| !(beside.contains(&holder.pid) || foreign.contains(&holder.pid)));
+        if !foreign.is_empty() {
+            return (Found::Foreign, true);
+        }
         if holders.iter().any(Holder::has_lost_its_supervisor) {
             // The supervisor that died may have left an old server that still drains: it is waited for, since
             // nobody knows how to steer among three. One without a supervisor too is replaced with it.
@@ -274,8 +340,11 @@ impl RunDir {
             holders.extend(pids.into_iter().filter_map(|pid| self.holder(pid, Claim::Yes).ok()));
         }
         if holders.is_empty() {
-            match self.port_holder(address, is_mine) {
+            match self.port_holder(address, asker) {
                 Ok(None) => {}
+                Ok(Some(holder)) if relation(&holder, asker.places) == Relation::Foreign => {
+                    return (Found::Foreign, true);
+                }
                 Ok(Some(holder)) => holders.push(holder),
                 Err((why, is_clear)) => return (Found::Blocked(why), is_clear),
             }
@@ -283,8 +352,11 @@ impl RunDir {
         if !holders.is_empty() {
             return (Found::Taken(holders), true);
         }
-        let found = match self.write_pid(address, me) {
-            Ok(()) => Found::Vacant,
+        // The pidfile stays that of who has it.
+        let is_named = self.read_pid(&pidfile(address)).is_ok_and(|pid| beside.contains(&pid));
+        let written = if is_named { Ok(()) } else { self.write_pid(address, me) };
+        let found = match written {
+            Ok(()) => Found::Vacant(beside),
             Err(why) => Found::Blocked(format!("unable to write its pidfile: {why}")),
         };
         (found, true)
@@ -297,11 +369,15 @@ impl RunDir {
     }
 
     /// Makes the address `me`'s unless somebody living has it who is not one of `olds`. Tells whether it
-    /// is `me`'s now.
-    pub fn take(&self, address: &Address, me: Pid, olds: &[Pid]) -> std::result::Result<bool, String> {
+    /// is `me`'s now. The pidfile of a server `beside` it stays.
+    pub fn take(&self, address: &Address, me: Pid, olds: &[Pid], beside: &[Pid]) -> std::result::Result<bool, String> {
         let _guard = self.lock()?;
         let others = self.colliding(address, &mut Vec::new())?;
-        let others = others.iter().map(|(_, pid)| *pid).filter(|pid| *pid != me && !olds.contains(pid));
+        if others.iter().any(|(own, pid)| own == address && beside.contains(pid)) {
+            return Ok(true);
+        }
+        let is_known = |pid: &Pid| *pid == me || olds.contains(pid) || beside.contains(pid);
+        let others = others.iter().map(|(_, pid)| *pid).filter(|pid| !is_known(pid));
         if others.into_iter().any(|pid| !matches!(self.holder(pid, Claim::No), Err(Missing::Gone))) {
             return Ok(false);
         }
@@ -348,6 +424,7 @@ impl RunDir {
             socket: entry.socket,
             command: entry.command,
             replaced: entry.replaced.to_vec(),
+            datagrams: entry.datagrams.to_vec(),
         };
         let lock = |file: &File| file.try_lock().map_err(std::io::Error::from);
         let file = self.write_by_rename(&record_name(entry.pid), record.to_string().as_bytes(), 0o600, lock)?;
@@ -470,6 +547,7 @@ impl RunDir {
             socket: self.path.join(record.socket),
             command: record.command.to_owned(),
             replaced: record.replaced,
+            datagrams: record.datagrams,
             orphan,
         })
     }
@@ -500,12 +578,14 @@ impl RunDir {
     fn port_holder(
         &self,
         address: &Address,
-        is_mine: &dyn Fn(Pid) -> bool,
+        asker: &Asker<'_>,
     ) -> std::result::Result<Option<Holder>, (String, bool)> {
         let Address::Tcp(_, port) = *address else { return Ok(None) };
-        let sockets: Vec<TcpSocket> = net::listeners_at(port)
+        let mut sockets: Vec<TcpSocket> = net::listeners_at(port)
             .map_err(|e| (format!("unable to ask the kernel who listens: {e}"), true))?
             .at_any([address]);
+        let places = asker.places;
+        sockets.retain(|s| places.is_empty() || places.iter().any(|(place, _)| place.conflicts(&s.place())));
         if sockets.is_empty() {
             return Ok(None);
         }
@@ -516,7 +596,7 @@ impl RunDir {
             if !sockets.iter().any(|s| held.contains(&s.inode)) {
                 continue;
             }
-            if is_mine(stat.pid) {
+            if (asker.is_mine)(stat.pid) {
                 return Ok(None);
             }
             for ancestor in snapshot.ancestry(stat.pid.raw()) {
@@ -712,6 +792,26 @@ impl RunDir {
     }
 }
 
+/// How a server stands to one that has sockets at these places.
+fn relation(holder: &Holder, places: &[(Place, May)]) -> Relation {
+    let Some((first, _)) = places.first() else { return Relation::InTheWay };
+    let held = holder.sockets(&Snapshot::take());
+    // What cannot be asked may be in the way.
+    let Ok(listeners) = net::listeners_at(first.address.port()) else { return Relation::InTheWay };
+    let its: Vec<Place> = listeners.all().filter(|s| held.contains(&s.inode)).map(TcpSocket::place).collect();
+    let mut in_the_way = places.iter().flat_map(|(own, may)| {
+        its.iter().filter(|place| place.conflicts(own)).map(|place| (place.uid == own.uid, *may))
+    });
+    let is_foreign = |(is_own_user, may): &(bool, May)| !is_own_user || *may == May::Nothing;
+    match in_the_way.next() {
+        // It is about to listen, or has let go of the port.
+        None if its.is_empty() => Relation::InTheWay,
+        None => Relation::Beside,
+        Some(first) if [first].into_iter().chain(in_the_way).all(|one| is_foreign(&one)) => Relation::Foreign,
+        Some(_) => Relation::InTheWay,
+    }
+}
+
 /// Why there is no holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Missing {
@@ -800,9 +900,13 @@ mod tests {
         Address::parse("a-name").unwrap()
     }
 
+    fn asker(me: Pid) -> Asker<'static> {
+        Asker { me, is_mine: &|_| false, places: &[] }
+    }
+
     fn claim(dir: &RunDir, pid: Pid) -> (Found, Notes) {
         let mut notes = Notes::new();
-        let found = dir.look_up(&address(), pid, &|_| false, &mut notes);
+        let found = dir.look_up(&address(), &asker(pid), &mut notes);
         (found, notes)
     }
 
@@ -834,7 +938,7 @@ mod tests {
     fn a_vacant_address_is_claimed_and_only_its_owner_lets_go() {
         let (_temp, dir) = run_dir();
         let (me, other) = (Pid::own(), Pid::new(1).unwrap());
-        assert!(matches!(claim(&dir, me).0, Found::Vacant));
+        assert!(matches!(claim(&dir, me).0, Found::Vacant(_)));
         assert_eq!(std::fs::read_to_string(dir.path().join("a-name.pid")).unwrap(), format!("{me}\n"));
         dir.unhold(&address(), other);
         assert_eq!(dir.addresses(), [address()]);
@@ -847,9 +951,9 @@ mod tests {
         let (_temp, dir) = run_dir();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::of(&child);
-        let record = Entry { pid, generation: 7, socket: "1-1.sock", command: "sleep\n60", replaced: &[] };
+        let record = Entry { pid, generation: 7, socket: "1-1.sock", command: "sleep\n60", replaced: &[], datagrams: &[] };
         let registration = dir.register(&record).unwrap();
-        assert!(matches!(claim(&dir, pid).0, Found::Vacant));
+        assert!(matches!(claim(&dir, pid).0, Found::Vacant(_)));
         let Found::Taken(holders) = claim(&dir, Pid::own()).0 else { panic!() };
         assert_eq!((holders[0].pid, holders[0].generation), (pid, 7));
         assert!(holders[0].orphan.is_none() && holders[0].command == "sleep 60");
@@ -860,7 +964,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         let (found, notes) = claim(&dir, Pid::own());
-        assert!(matches!(found, Found::Vacant) && notes.len() == 1, "{notes:?}");
+        assert!(matches!(found, Found::Vacant(_)) && notes.len() == 1, "{notes:?}");
         assert!(!dir.path().join(format!("{pid}.server")).exists());
     }
 
@@ -868,7 +972,7 @@ mod tests {
     fn a_record_that_took_the_name_of_another_is_left_alone() {
         let (_temp, dir) = run_dir();
         let me = Pid::own();
-        let entry = |socket| Entry { pid: me, generation: 1, socket, command: "x", replaced: &[] };
+        let entry = |socket| Entry { pid: me, generation: 1, socket, command: "x", replaced: &[], datagrams: &[] };
         let old = dir.register(&entry("old.sock")).unwrap();
         let new = dir.register(&entry("new.sock")).unwrap();
         dir.deregister(old, &[]);
@@ -883,16 +987,16 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (pid, me) = (Pid::of(&child), Pid::own());
         let third = dir
-            .register(&Entry { pid, generation: 1, socket: "1-1.sock", command: "sleep 60", replaced: &[] })
+            .register(&Entry { pid, generation: 1, socket: "1-1.sock", command: "sleep 60", replaced: &[], datagrams: &[] })
             .unwrap();
-        assert!(matches!(claim(&dir, pid).0, Found::Vacant));
-        assert_eq!(dir.take(&address(), me, &[]), Ok(false));
-        assert_eq!(dir.take(&address(), me, &[pid]), Ok(true));
+        assert!(matches!(claim(&dir, pid).0, Found::Vacant(_)));
+        assert_eq!(dir.take(&address(), me, &[], &[]), Ok(false));
+        assert_eq!(dir.take(&address(), me, &[pid], &[]), Ok(true));
         dir.write(&address(), pid).unwrap();
         drop(third);
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(dir.take(&address(), me, &[]), Ok(true));
+        assert_eq!(dir.take(&address(), me, &[], &[]), Ok(true));
     }
 
     #[test]
@@ -924,7 +1028,7 @@ mod tests {
         std::fs::write(dir.path().join(format!("{other}.server")), text).unwrap();
         std::fs::write(dir.path().join("a-name.pid"), format!("{other}\n")).unwrap();
         let (found, notes) = claim(&dir, Pid::new(1).unwrap());
-        assert!(matches!(found, Found::Vacant) && notes.len() == 1);
+        assert!(matches!(found, Found::Vacant(_)) && notes.len() == 1);
     }
 
     #[test]
@@ -942,7 +1046,7 @@ mod tests {
         dir.clean_up();
         assert!(record.exists() && dir.path().join("a-name.pid").exists());
         drop(lock);
-        assert!(matches!(claim(&dir, Pid::own()).0, Found::Vacant));
+        assert!(matches!(claim(&dir, Pid::own()).0, Found::Vacant(_)));
         assert!(!record.exists());
         child.kill().unwrap();
         child.wait().unwrap();
@@ -965,7 +1069,7 @@ mod tests {
         for (why, plant) in plant {
             plant();
             let (found, notes) = claim(&dir, Pid::own());
-            assert!(matches!(found, Found::Vacant), "{why}");
+            assert!(matches!(found, Found::Vacant(_)), "{why}");
             assert!(notes.len() == 1 && notes[0].contains(why), "{why}: {notes:?}");
             assert_eq!(std::fs::read_to_string(&victim).unwrap(), "1\n");
             std::fs::remove_file(&pidfile).unwrap();

@@ -20,7 +20,8 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// One running server.
 pub struct Server {
@@ -41,6 +42,44 @@ pub struct Watch {
     pub notifier: Notifier,
     /// Those that wait.
     pub ledger: Arc<Ledger>,
+    /// What the thread that sees them has to know, and what it has seen.
+    pub facts: Facts,
+}
+
+/// What the main thread and the one that sees the calls of a server tell each other.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// The main process, or 0; and whether a claimer has the lock of the server.
+    main: AtomicI32,
+    lent: AtomicBool,
+    /// Inodes of UDP sockets that were made sharable.
+    datagrams: Mutex<BTreeSet<u32>>,
+}
+
+impl Facts {
+    /// The main process of the server, and whether a claimer is about to replace it.
+    pub fn read(&self) -> (Option<Pid>, bool) {
+        (Pid::new(self.main.load(Ordering::Acquire).into()), self.lent.load(Ordering::Acquire))
+    }
+
+    /// Tells what has changed.
+    pub fn tell(&self, main: Pid, lent: bool) {
+        self.main.store(main.raw(), Ordering::Release);
+        self.lent.store(lent, Ordering::Release);
+    }
+
+    /// A UDP socket was made sharable.
+    pub fn note_datagram(&self, inode: u32) {
+        self.datagrams.lock().unwrap_or_else(PoisonError::into_inner).insert(inode);
+    }
+
+    /// Those that were and are still bound; the others are forgotten.
+    pub fn datagrams(&self) -> io::Result<Vec<u32>> {
+        let bound = net::datagrams()?;
+        let mut own = self.datagrams.lock().unwrap_or_else(PoisonError::into_inner);
+        own.retain(|inode| bound.contains(inode));
+        Ok(own.iter().copied().collect())
+    }
 }
 
 /// What is left of a server whose main process has ended.
@@ -239,14 +278,23 @@ impl Server {
         Snapshot::take().family(&self.family).iter().any(|s| s.pid == pid)
     }
 
-    /// Those of the sockets that the server holds; an error where that cannot be seen.
+    /// Those of the sockets that the server holds, by their addresses; an error where that cannot be seen.
     pub fn holds(&self, sockets: &[TcpSocket]) -> io::Result<BTreeSet<Address>> {
+        Ok(self.holds_of(sockets)?.into_iter().map(|socket| socket.local).collect())
+    }
+
+    /// Those of the sockets that the server holds; an error where that cannot be seen.
+    pub fn holds_of(&self, sockets: &[TcpSocket]) -> io::Result<Vec<TcpSocket>> {
         if sockets.is_empty() {
-            return Ok(BTreeSet::new());
+            return Ok(Vec::new());
         }
         let snapshot = Snapshot::take();
         snapshot.complete()?;
-        Ok(self.holders(&snapshot, sockets).into_iter().flat_map(|(_, held)| held).collect())
+        let mut held = BTreeSet::new();
+        for stat in snapshot.family(&self.family) {
+            held.extend(procfs::sockets(stat.pid).unwrap_or_default());
+        }
+        Ok(sockets.iter().filter(|socket| held.contains(&socket.inode)).cloned().collect())
     }
 
     /// What is left of a server whose main process has ended: the topmost process that holds one of the
@@ -281,8 +329,12 @@ impl Server {
 
     /// The listeners that the server has on these addresses, as handles of our own.
     pub fn listeners(&self, wanted: &[Address]) -> io::Result<Vec<Socket>> {
-        let (mut left, mut found) = (BTreeSet::new(), Vec::new());
-        left.extend(net::listeners()?.at_any(wanted).iter().map(|s| s.inode));
+        self.sockets(net::listeners()?.at_any(wanted).iter().map(|s| s.inode).collect())
+    }
+
+    /// Those of these sockets that the server has, as handles of our own.
+    pub fn sockets(&self, mut left: BTreeSet<u32>) -> io::Result<Vec<Socket>> {
+        let mut found = Vec::new();
         let snapshot = Snapshot::take();
         snapshot.complete()?;
         for stat in snapshot.family(&self.family) {
@@ -329,7 +381,7 @@ fn receive_watch(report: &UnixStream, ledger: Arc<Ledger>) -> std::result::Resul
         Some(nix::libc::EBUSY) => "another one watches already (serverswap inside a server?)".to_owned(),
         _ => format!("the kernel or a container profile forbids it: {}", crate::error::reason(&e)),
     })?;
-    Ok(Arc::new(Watch { notifier, ledger }))
+    Ok(Arc::new(Watch { notifier, ledger, facts: Facts::default() }))
 }
 
 /// The file that a command name means, as execvp(3) finds it.

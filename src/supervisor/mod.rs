@@ -18,6 +18,7 @@ use crate::detach::Launcher;
 use crate::error::{Error, Result, status};
 use crate::message::Log;
 use crate::notify::{self, Manager, Notice};
+use crate::place::Place;
 use crate::registry::{Holder, Registration, RunDir};
 use crate::server::Server;
 use crate::share::{Drain, Sharing};
@@ -33,6 +34,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 use threads::{Event, Events, GenId, Id, NotifySocket};
 use timers::Timers;
+use sharing::{Lent, Young};
 use watching::Waiting;
 
 /// How long nothing may have happened before the memory that it took is given back.
@@ -63,8 +65,22 @@ struct Live {
     seen: BTreeSet<u32>,
     /// Its `listen` calls that wait for an answer.
     calls: Vec<Waiting>,
-    /// The ports that it is to share with an old server, until that is gone.
-    sharing: Option<Sharing>,
+    /// And those that the supervisor of a newer server is to answer.
+    lent: VecDeque<Lent>,
+    /// Whoever has the lock steers its ports.
+    handed_over: bool,
+    /// Listeners that it opened when it was up already.
+    young: Vec<Young>,
+    /// Places that it steers by programs of its own.
+    programs: BTreeSet<Place>,
+    /// What it was said that keeps it from being proven.
+    hindrances: BTreeMap<Address, String>,
+    /// Inodes of the UDP sockets at fixed ports that it had when it came up.
+    datagrams: Vec<u32>,
+    /// Main processes of servers that have an address of the same name beside it.
+    beside: Vec<Pid>,
+    /// Its listeners on their way to be proven, and those of old servers, until these are gone.
+    sharing: Sharing,
     /// Who had its lock and has gone away: keeps it for a while, or until the server of that one is gone too, and
     /// what that left on the sockets is taken off.
     left_by: Option<Left>,
@@ -163,6 +179,17 @@ struct Old {
     told: bool,
     /// Its supervisor is gone.
     orphaned: bool,
+    /// It has ended, and since then somebody else holds a listener of its.
+    lingers: Option<Linger>,
+}
+
+/// What is known of somebody who holds a listener of an old server that has ended.
+#[derive(Clone, Copy)]
+enum Linger {
+    /// Seen first then: it may be ending too.
+    Since(Instant),
+    /// And it was named.
+    Named,
 }
 
 enum OldTo {
@@ -190,6 +217,8 @@ pub struct Supervisor {
     /// Old servers that could not even be spoken to: for want of memory, say. They are looked for again.
     unreached: Vec<(GenId, swap::OldId)>,
     timers: Timers,
+    /// Calls of the old server of a reload that the new one answers.
+    moved: Vec<(GenId, Id, Waiting)>,
     /// Events of the machines that wait for their turn.
     pending: VecDeque<(GenId, swap::Event)>,
     leftovers: Vec<Leftover>,
@@ -230,6 +259,7 @@ impl Supervisor {
             olds: BTreeMap::new(),
             unreached: Vec::new(),
             timers: Timers::default(),
+            moved: Vec::new(),
             pending: VecDeque::new(),
             leftovers: Vec::new(),
             poll_at: None,
@@ -339,6 +369,7 @@ impl Supervisor {
             }
             Event::Bound(generation) => self.feed(generation, swap::Event::Bound),
             Event::Called(generation, waiting) => self.called(generation, waiting),
+            Event::Steers(generation, steering) => self.steers(generation, steering),
             Event::HungUp(id) => self.hung_up(id),
             Event::Orphaned(id) => self.orphaned(id),
             Event::Cancelled => {
@@ -427,6 +458,11 @@ impl Supervisor {
             };
             for effect in live.machine.step(event) {
                 self.carry_out(generation, effect);
+            }
+            if let Some(live) = self.live.get(&generation)
+                && let Some(watch) = live.watch()
+            {
+                watch.facts.tell(live.server.pid, live.machine.claimer().is_some());
             }
         }
         self.finish_sharing();

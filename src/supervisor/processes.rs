@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use super::peers::Role;
-use super::sharing::{left_alone, look_at_shared};
+use super::sharing::{LINGERS, left_alone, look_at_shared};
 use super::threads::{self, GenId, Id, Link, NotifySocket};
 use super::watching;
 use super::{Conn, Ended, Leftover, Live, Sockets, Supervisor};
@@ -20,7 +20,7 @@ use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -35,6 +35,7 @@ const POLL_FIRST: Duration = Duration::from_millis(1);
 const POLL_REST: u32 = 3;
 /// And at last: in a swap (or one hundredth of how long it has lasted already), and while a first server looks for its port.
 pub(super) const POLL_SWAP: Duration = Duration::from_millis(20);
+const POLL_STEERS: Duration = Duration::from_millis(100);
 const POLL_DISCOVER: Duration = Duration::from_millis(500);
 /// How long a socket that nobody seems to hold may take to close.
 pub(super) const UNCLEAR_FOR: Duration = Duration::from_secs(2);
@@ -75,8 +76,8 @@ impl Supervisor {
                 let _ = std::fs::remove_file(path);
             }
         })?;
-        let mark = socket.to_string_lossy().into_owned();
-        let entry = Entry { pid: server.pid, generation: number, socket: &names[0], command: &command, replaced: &[] };
+        let (mark, pid) = (socket.to_string_lossy().into_owned(), server.pid);
+        let entry = Entry { pid: server.pid, generation: number, socket: &names[0], command: &command, replaced: &[], datagrams: &[] };
         let registration = self.dir.register(&entry).map_err(|why| {
             server.signal_all(Signal::SIGKILL);
             for path in [&socket, &notify] {
@@ -107,7 +108,11 @@ impl Supervisor {
         let started = threads::lines(self.events.clone(), control, ours)
             .and_then(|()| threads::accept(self.events.clone(), id, listener.clone()))
             .and_then(|()| threads::notifications(self.events.clone(), id, notify.clone()))
-            .and_then(|()| watch.map_or(Ok(()), |watch| watching::watch(self.events.clone(), id, watch, mark)));
+            .and_then(|()| {
+                let Some(watch) = watch else { return Ok(()) };
+                watch.facts.tell(pid, false);
+                watching::watch(self.events.clone(), id, watch, mark, self.dir.try_clone()?)
+            });
         self.log.say(Level::Detail, None, &format!("server {} started (generation {number})", server.pid));
         self.live.insert(
             id,
@@ -126,7 +131,14 @@ impl Supervisor {
                 discover_until: Some(Instant::now() + DISCOVER_FOR),
                 seen: BTreeSet::new(),
                 calls: Vec::new(),
-                sharing: None,
+                lent: VecDeque::new(),
+                handed_over: false,
+                young: Vec::new(),
+                programs: BTreeSet::new(),
+                hindrances: BTreeMap::new(),
+                datagrams: Vec::new(),
+                beside: Vec::new(),
+                sharing: Sharing::default(),
                 left_by: None,
                 succeeded: false,
                 unshared: false,
@@ -204,7 +216,7 @@ impl Supervisor {
     fn look_for_rest(&mut self, generation: GenId, sockets: &Listeners) {
         // In a reload those of the old server are open as long as we want them to be.
         let kept: BTreeSet<u32> =
-            self.live.values().filter_map(|live| live.sharing.as_ref()).flat_map(Sharing::kept).collect();
+            self.live.values().flat_map(|live| live.sharing.kept()).collect();
         let Some(live) = self.live.get_mut(&generation) else { return };
         let Some(ended) = live.ended else { return };
         let ephemeral = ephemeral_ports();
@@ -287,6 +299,7 @@ impl Supervisor {
             socket: &sockets.names[0],
             command: &command,
             replaced: &live.replaced,
+            datagrams: &live.datagrams,
         };
         match self.dir.register(&entry) {
             Ok(new) => live.registration.replace(new),
@@ -319,6 +332,7 @@ impl Supervisor {
             self.olds.remove(&id.0);
             self.feed(of, swap::Event::OldLost(id));
         }
+        self.look_at_lingering();
         self.leftovers.retain_mut(|left| left.look(now));
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else {
@@ -371,10 +385,20 @@ impl Supervisor {
         swapping |= self.regain(now);
         swapping |= !self.leftovers.is_empty();
         let since = now.saturating_duration_since(self.poll_since);
-        let slowest = if swapping { POLL_SWAP.max(since / 100) } else { POLL_DISCOVER };
+        // What an old server closes meanwhile has to be seen soon.
+        let steers = self.live.values().any(|live| live.sharing.has_olds());
+        let slowest = match () {
+            () if steers => POLL_SWAP.max(since / 100).min(POLL_STEERS),
+            () if swapping => POLL_SWAP.max(since / 100),
+            () => POLL_DISCOVER,
+        };
         self.poll_every = (self.poll_every * 3 / 2).min(slowest);
         self.poll_took = cpu_time().saturating_sub(started);
         self.poll_at = (swapping || discovering).then(|| Instant::now() + self.poll_pause());
+        let young = self.live.values().flat_map(|live| live.young_until()).min();
+        let lingers = self.olds.values().any(|old| old.lingers.is_some()).then(|| Instant::now() + LINGERS);
+        let lent = self.live.values().flat_map(|live| live.lent_until()).min();
+        [young, lingers, lent].into_iter().flatten().for_each(|at| self.poll_by(at));
     }
 
     /// Finds the listeners of a server that says nothing of them.
