@@ -2,7 +2,7 @@
 
 mod common;
 
-use common::{DEADLINE, Running, SERVERSWAP, Sandbox, answered_by, get, until};
+use common::{DEADLINE, Running, SERVERSWAP, Sandbox, answered_by, until};
 use nix::libc;
 use std::io::{Read, Write};
 use std::net::{SocketAddr, TcpStream};
@@ -17,30 +17,41 @@ fn server(name: &str) -> String {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers").join(name).to_str().unwrap().to_owned()
 }
 
-/// Replaces a server while clients of its own protocol ask: a request of 2.5 s each, and all of them are with the old
-/// server when the new one comes. `rest` is as long as nothing may move on a connection, in seconds.
+/// Replaces a server while clients of its own protocol have asked. Nothing moves for longer than the second that was once
+/// enough to be idle, and for less than half of the time to drain.
 fn swaps_under_requests(command: &[&str], ask: &[&str], swaps: u64, clients: u64) {
     let sandbox = Sandbox::shared();
     let port = sandbox.port();
-    let words: Vec<String> = command.iter().map(|word| word.replace("PORT", &port.to_string())).collect();
-    // Half of it is longer than a request.
-    let deploy = || sandbox.run(["-d", "--drain", "7"].map(str::to_owned).iter().chain(&words));
-    assert_eq!(deploy().0, 0);
+    let address = format!("127.0.0.1:{port}");
+    let start = || {
+        let (gate, held) = sandbox.gate("hold");
+        let words: Vec<String> = command.iter().map(|word| word.replace("ADDRESS", &address)).chain([held]).collect();
+        let running = sandbox.serverswap(["--drain", "30"].map(str::to_owned).iter().chain(&words));
+        running.says("is up");
+        (gate, running)
+    };
+    let (mut gate, mut old) = start();
+    until("it listens", || TcpStream::connect(&address).is_ok());
     for generation in 1..=swaps {
         let mut program = sandbox.command(ask[0]);
         program.args(&ask[1..]).args([port.to_string(), clients.to_string(), "1".to_owned()]);
         let mut asking = sandbox.start(program);
-        let asked = || connections(port) as u64 >= clients;
-        until("all have asked", asked);
-        let (status, log) = deploy();
-        assert_eq!((status, log.contains("warning")), (0, false), "{log}");
+        until("all have asked", || connections(port) as u64 == clients);
+        gate.reached();
+        let (next_gate, new) = start();
+        let since = Instant::now();
+        until("nothing has moved for a while", || since.elapsed() > Duration::from_millis(2500));
+        gate.open();
         assert_eq!(asking.wait(), 0, "{}", asking.log());
         let log = asking.log();
         let answered = log.lines().filter(|line| line.starts_with(&format!("{generation} "))).count();
         assert_eq!((answered as u64, log.lines().count() as u64), (clients, clients), "{log}");
+        assert_eq!(old.wait(), 0, "{}", old.log());
+        assert!(!old.log().contains("warning"), "{}", old.log());
+        (gate, old) = (next_gate, new);
     }
-    assert!(!sandbox.said().contains(OVERDUE), "{}", sandbox.said());
-    sandbox.take_down(&format!("127.0.0.1:{port}"));
+    sandbox.take_down(&address);
+    assert_eq!(old.wait(), 0, "{}", old.log());
 }
 
 /// How many connections the server at a port has over which it was sent something, and has sent something.
@@ -62,15 +73,15 @@ fn a_request_over_tls_whose_answer_takes_a_while_is_not_cut() {
     let made = Command::new("openssl").args(words).output().unwrap();
     assert!(made.status.success(), "{made:?}");
     let (key, cert) = (format!("KEY={key}"), format!("CERT={cert}"));
-    let command = ["env", &key, &cert, "node", &server("web.js"), "127.0.0.1:PORT", "https"];
-    swaps_under_requests(&command, &["python3", &server("ask.py"), "https-slow"], 2, 10);
+    let command = ["env", &key, &cert, "node", &server("web.js"), "ADDRESS", "https"];
+    swaps_under_requests(&command, &["python3", &server("ask.py"), "https:/hold"], 2, 10);
 }
 
 /// Neither are SETTINGS, the answer to a PING, or that of another stream.
 #[test]
 fn a_request_over_http_2_whose_answer_takes_a_while_is_not_cut() {
-    let command = ["node", &server("web.js"), "127.0.0.1:PORT", "http2"];
-    swaps_under_requests(&command, &["node", &server("ask.js")], 2, 10);
+    let command = ["node", &server("web.js"), "ADDRESS", "http2"];
+    swaps_under_requests(&command, &["node", &server("ask.js"), "/hold"], 2, 10);
 }
 
 /// Connections that were answered at once, as of a proxy on this machine: question, answer and acknowledgement within a
@@ -130,7 +141,7 @@ fn silent_kept_connections_do_not_keep_the_old_server() {
         let address = format!("127.0.0.1:{port}");
         let options = if command[0] == "node" { vec!["keep"] } else { vec![] };
         let deploy = || {
-            let words: Vec<&str> = [&["-d", "--drain", "4"], command, &[&address], &options].concat();
+            let words: Vec<&str> = [&["-d", "--drain", "6"], command, &[&address], &options].concat();
             sandbox.run(words)
         };
         assert_eq!(deploy().0, 0);
@@ -139,7 +150,7 @@ fn silent_kept_connections_do_not_keep_the_old_server() {
             let kept = Kept::open(port, 20);
             // For the second one it is the drain that has to wait for it.
             if generation == 1 {
-                kept.rest(Duration::from_secs(2));
+                kept.rest(Duration::from_secs(3));
             }
             let (status, log) = deploy();
             assert_eq!((status, log.contains("warning")), (0, false), "{log}");
@@ -166,15 +177,16 @@ impl Draining {
         let (python, address) = (server("unmodified.py"), format!("127.0.0.1:{port}"));
         let words = ["--drain", drain, "python3", &python, &address, &held];
         let old = sandbox.serverswap(words);
-        old.says("is up");
-        let mut request = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        answered_by(port, 1);
+        let own = SocketAddr::from(([127, 0, 0, 1], sandbox.port()));
+        let mut request = connect_from(own, SocketAddr::from(([127, 0, 0, 1], port))).unwrap();
         request.set_read_timeout(Some(DEADLINE)).unwrap();
         request.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
         gate.reached();
         let mut command = sandbox.command(SERVERSWAP);
         command.args(["python3", &python, &address]);
         sandbox.start(command).says("is up");
-        assert_eq!(get(port).map(|answer| answer.generation), Ok(2));
+        answered_by(port, 2);
         Draining { sandbox, gate, request, old, address }
     }
 
@@ -212,7 +224,12 @@ fn a_connection_that_the_server_has_closed_is_not_counted_as_cut() {
     swap.request.read_to_string(&mut answer).unwrap();
     let (own, peer) = (swap.request.local_addr().unwrap(), swap.request.peer_addr().unwrap());
     swap.request = TcpStream::connect(peer).unwrap();
-    let mut again = connect_from(own, peer);
+    let mut again = None;
+    until("the port is free", || {
+        again = connect_from(own, peer).ok();
+        again.is_some()
+    });
+    let mut again = again.unwrap();
     again.write_all(b"GET").unwrap();
     until("the time to drain is over", || rested(&again) > Duration::from_secs(4));
     swap.old.signal(libc::SIGCONT);
@@ -220,15 +237,16 @@ fn a_connection_that_the_server_has_closed_is_not_counted_as_cut() {
     assert!(!log.contains(OVERDUE), "{log}");
 }
 
-fn connect_from(own: SocketAddr, peer: SocketAddr) -> TcpStream {
+/// A connection with a port of its own, which may be had again as soon as that is closed.
+fn connect_from(own: SocketAddr, peer: SocketAddr) -> nix::Result<TcpStream> {
     use nix::sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, setsockopt, socket, sockopt,
     };
-    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    setsockopt(&fd, sockopt::ReuseAddr, &true).unwrap();
-    bind(fd.as_raw_fd(), &SockaddrStorage::from(own)).unwrap();
-    connect(fd.as_raw_fd(), &SockaddrStorage::from(peer)).unwrap();
-    fd.into()
+    let fd = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    setsockopt(&fd, sockopt::ReuseAddr, &true)?;
+    bind(fd.as_raw_fd(), &SockaddrStorage::from(own))?;
+    connect(fd.as_raw_fd(), &SockaddrStorage::from(peer))?;
+    Ok(fd.into())
 }
 
 /// A client that has gone away waits for no answer, even if the server does not notice.

@@ -1,10 +1,11 @@
 // Clients of an HTTP/2 server, as ask.py has them for other protocols. Each request has a connection of its own. While
-// it waits for /slow, the connection says more: a PING and a window, and a second stream is answered. Arguments: a port,
-// how many clients, how many requests each (0: until the end of standard input).
+// it waits, the connection says more: a PING and a window, and a second stream is answered. Arguments: what is asked
+// for, a port, how many clients, how many requests each (0: until the end of standard input).
 
 const http2 = require('http2');
 
-const [port, clients, times] = process.argv.slice(2).map(Number);
+const path = process.argv[2];
+const [port, clients, times] = process.argv.slice(3).map(Number);
 let stopped = false;
 if (times === 0) process.stdin.on('end', () => { stopped = true; }).resume();
 
@@ -21,7 +22,7 @@ async function ask(client) {
   const lost = new Promise((_, reject) => session.on('error', reject));
   let said;
   try {
-    const slow = stream(session, '/slow');
+    const slow = stream(session, path);
     slow.catch(() => {});
     await Promise.race([stream(session, '/'), lost]);
     session.setLocalWindowSize(1 << 20);

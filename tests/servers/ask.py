@@ -1,7 +1,7 @@
 """Clients of servers that do not speak HTTP/1. Each request has a connection of its own and is one line on standard
 output: the generation that answered, or `refused`, `reset`, `empty`, `timed-out` or `other`; the number of the client;
-the milliseconds that it took; then what there is to say. Arguments: a protocol, a port, how many clients, how many
-requests each (0: until the end of standard input)."""
+the milliseconds that it took; then what there is to say. Arguments: a protocol, and perhaps what is asked for, as in
+`https:/slow`; a port; how many clients; how many requests each (0: until the end of standard input)."""
 
 import os
 import socket
@@ -11,8 +11,8 @@ import sys
 import threading
 import time
 
-PATIENCE = 10
-protocol, port, clients, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
+PATIENCE = 30
+what, port, clients, times = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])
 stopped = threading.Event()
 
 
@@ -172,22 +172,20 @@ def grpc(path):
 
 
 PROTOCOLS = {
-    "redis": (redis, ""),
-    "mqtt": (mqtt, ""),
-    "fastcgi": (fastcgi, ""),
-    "dns": (dns, ""),
-    "dns-udp": (dns_udp, ""),
-    "https": (https, "/"),
-    "https-slow": (https, "/slow"),
-    "grpc": (grpc, ""),
-    "grpc-slow": (grpc, "slow"),
+    "redis": redis,
+    "mqtt": mqtt,
+    "fastcgi": fastcgi,
+    "dns": dns,
+    "dns-udp": dns_udp,
+    "https": https,
+    "grpc": grpc,
 }
+protocol, _, path = what.partition(":")
 
 
 def attempt():
-    ask, path = PROTOCOLS[protocol]
     try:
-        return str(ask(path)), None
+        return str(PROTOCOLS[protocol](path)), None
     except ConnectionRefusedError as e:
         return "refused", e
     except (ConnectionResetError, BrokenPipeError) as e:

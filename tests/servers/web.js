@@ -1,12 +1,15 @@
 // Servers of Node that speak something else than HTTP/1, and know nothing of serverswap. Arguments: an address, then
-// `https` or `http2`. /slow answers after 2.5 s. KEY and CERT are PEM files.
+// `https` or `http2`; then perhaps `hold=FIFO`: /hold is answered when the fifo was opened and closed. /slow is answered
+// after 2.5 s. KEY and CERT are PEM files.
 
 const fs = require('fs');
 
-const [address, kind] = process.argv.slice(2);
-const answer = (request, response) => {
-  const say = () => response.end(`${process.env.SERVERSWAP_GENERATION} ${process.pid}\n`);
-  setTimeout(say, request.url === '/slow' ? 2500 : 0);
+const [address, kind, hold] = process.argv.slice(2);
+let gate;
+const answer = async (request, response) => {
+  if (request.url === '/slow') await new Promise((resolve) => { setTimeout(resolve, 2500); });
+  if (request.url === '/hold') await (gate ??= fs.promises.readFile(hold.slice('hold='.length)));
+  response.end(`${process.env.SERVERSWAP_GENERATION} ${process.pid}\n`);
 };
 const start = {
   https: () => require('https').createServer({
