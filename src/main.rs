@@ -6,6 +6,7 @@
 mod address;
 mod cli;
 mod detach;
+mod drain;
 mod error;
 #[cfg(test)]
 #[path = "../tests/fuzz/targets.rs"]

@@ -9,12 +9,13 @@ use super::threads::{self, GenId, Id};
 use super::watching::{Steering, Waiting};
 use super::{Left, Linger, Live, Old, OldTo, Supervisor, Wait};
 use crate::address::Address;
+use crate::drain::{Drain, Drained};
 use crate::place::Place;
 use crate::procfs::{self, Snapshot};
 use crate::protocol::{HolderWord, PeerWord};
 use crate::registry::Holder;
 use crate::server::{Server, Watch};
-use crate::share::{self, Block, Drain, Drained};
+use crate::share::{self, Block};
 use crate::swap::{self, ClaimerId, Level, OldId};
 use crate::sys::net::{self, Listeners};
 use crate::sys::process::Pid;
@@ -504,15 +505,17 @@ impl Supervisor {
 
     pub(super) fn cut_off(&mut self, generation: GenId) {
         let Some(live) = self.live.get(&generation) else { return };
-        let busy = live.drain.as_ref().map_or(0, Drain::busy);
-        if live.drains && live.drain.is_none() {
-            let text = "the time to drain is up, and its connections could not be watched (any are cut)";
-            self.log.say(Level::Warning, live.name.as_ref(), text);
+        if !live.drains {
+            return;
         }
-        if busy > 0 {
-            let text = format!("the time to drain is up with {busy} busy connections (they are cut)");
-            self.log.say(Level::Warning, live.name.as_ref(), &text);
-        }
+        let text = match live.drain.as_ref().map(|drain| drain.busy(&live.server)) {
+            Some(Ok(0)) => return,
+            Some(Ok(busy)) => format!("the time to drain is up with {busy} busy connections (they are cut)"),
+            Some(Err(_)) | None => {
+                "the time to drain is up, and its connections could not be watched (any are cut)".into()
+            }
+        };
+        self.log.say(Level::Warning, live.name.as_ref(), &text);
     }
 
     /// A claimer has gone away: if its server serves in our place, ours still has to go.
@@ -763,7 +766,8 @@ fn listen_alone(waiting: Waiting, may_share: bool) -> bool {
 }
 
 fn start_drain(live: &mut Live) -> std::io::Result<()> {
-    live.drain = Some(live.listeners().and_then(Drain::start)?);
+    let time = live.machine.drain_time();
+    live.drain = Some(live.listeners().and_then(|listeners| Drain::start(listeners, time))?);
     Ok(())
 }
 

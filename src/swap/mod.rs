@@ -432,6 +432,11 @@ impl Generation {
         self.slots.keys().cloned().collect()
     }
 
+    /// `--drain`: how long it may take when a newer server has taken over.
+    pub fn drain_time(&self) -> Duration {
+        self.settings.drain
+    }
+
     /// `starting`, `serving` or `draining`, as `--status` says it.
     pub fn state(&self) -> &'static str {
         match self.stage {

@@ -6,12 +6,12 @@ use crate::place::{Families, Place};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, socket,
 };
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// A TCP socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct TcpSocket {
     pub unacknowledged: u32,
     /// Of a v6 listener: whether it takes v4 packets too.
     pub families: Families,
-    /// When it last sent data, received some, and received an acknowledgement.
+    /// What moved on it; `None` if the kernel does not tell.
     pub moved: Option<Moved>,
 }
 
@@ -47,15 +47,31 @@ pub struct Ends {
     pub interface: u32,
 }
 
-/// How long ago data moved, in milliseconds (TCP_INFO).
+/// What moved on a connection, and how long ago (TCP_INFO).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moved {
-    /// Since the last data was sent.
+    /// Milliseconds since this end last sent data; since the connection was made, if it never did.
     pub sent: u32,
-    /// Since the last data was received.
+    /// Milliseconds since it last received some, in the same way.
     pub received: u32,
-    /// Since the last acknowledgement was received; data brings one along.
-    pub acknowledged: u32,
+    /// Bytes that it has sent.
+    pub bytes_sent: u64,
+    /// Bytes that it has received.
+    pub bytes_received: u64,
+}
+
+impl Moved {
+    /// Whether the last byte was certainly the peer's. The clock of the times ticks every few milliseconds: in a tie the
+    /// answer may have come before the question or after it, and counts as the last, but for a peer that was never
+    /// sent anything.
+    fn is_peers_last(&self) -> bool {
+        self.bytes_received > 0 && (self.bytes_sent == 0 || self.received < self.sent)
+    }
+
+    /// How long nothing has moved.
+    fn rested(&self) -> Duration {
+        Duration::from_millis(self.sent.min(self.received).into())
+    }
 }
 
 impl TcpSocket {
@@ -64,27 +80,28 @@ impl TcpSocket {
         Place { address: self.ends.local, families: self.families, device: self.ends.interface, uid: self.uid }
     }
 
-    /// Whether the server owes this connection something: data is under way, or the last byte was the
-    /// client's, or something moved within a second (an answer that is streamed pauses). When in doubt,
-    /// busy. A side that the server has closed needs it no more.
-    ///
-    /// The clock of these times ticks every few milliseconds, so a fast answer is as old as its question,
-    /// or as a question that came right after it. Such a question would have been the last to arrive but
-    /// for the acknowledgements of keep-alive probes, which take a second to begin. So if a bare
-    /// acknowledgement came after that tick and within a second, it is that of the answer. Where the client
-    /// is so near that it comes within the tick, the doubt stays.
-    pub fn is_busy(&self) -> bool {
-        if !matches!(self.state, TCP_ESTABLISHED | TCP_CLOSE_WAIT) {
+    /// Whether the server may owe this connection something: data is under way, or the last byte was the client's, or
+    /// something has moved within the time `rest`. What was sent last may be no answer (a TLS ticket, a frame of another
+    /// HTTP/2 stream), and an answer that is streamed pauses. In doubt it is busy. A side that the server has
+    /// closed needs it no more.
+    pub fn is_busy(&self, rest: Duration) -> bool {
+        if !self.is_open() {
             return false;
         }
         let Some(moved) = self.moved else { return true };
-        let last_is_clients = match moved.received.cmp(&moved.sent) {
-            Ordering::Less => true,
-            Ordering::Equal => !ANSWER_ACKNOWLEDGED.contains(&moved.received.saturating_sub(moved.acknowledged)),
-            Ordering::Greater => false,
-        };
-        let waits = self.unread > 0 || self.unacknowledged > 0 || last_is_clients;
-        waits || moved.sent < 1000
+        // The end of what the client sends counts as a byte.
+        let unread = self.unread > u32::from(self.state == TCP_CLOSE_WAIT);
+        unread || self.unacknowledged > 0 || moved.is_peers_last() || moved.rested() < rest
+    }
+
+    /// Whether the server has not closed it.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, TCP_ESTABLISHED | TCP_CLOSE_WAIT)
+    }
+
+    /// Whether the client has closed it, for its direction at least.
+    pub fn is_closed_by_peer(&self) -> bool {
+        self.state == TCP_CLOSE_WAIT
     }
 
     /// Whether it is a connection that its server has not accepted: it belongs to no file.
@@ -208,10 +225,6 @@ fn families(is_v4: Option<bool>) -> impl Iterator<Item = i32> {
 pub fn handshakes() -> io::Result<Vec<TcpSocket>> {
     Diag::open()?.dump(1 << TCP_SYN_RECV, 0)
 }
-
-/// Milliseconds from a question to the acknowledgement of its answer: more than a tick of the slowest clock
-/// (100 Hz), less than the shortest time to a keep-alive probe.
-const ANSWER_ACKNOWLEDGED: std::ops::Range<u32> = 11..1000;
 
 /// States of linux/tcp_states.h.
 const TCP_ESTABLISHED: u8 = 1;
@@ -408,14 +421,22 @@ fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     None
 }
 
-/// tcpi_last_data_sent, tcpi_last_data_recv and tcpi_last_ack_recv of a `tcp_info` (linux/tcp.h).
+/// tcpi_last_data_sent, tcpi_last_data_recv, tcpi_bytes_sent and tcpi_bytes_received of a `tcp_info` (linux/tcp.h).
 fn moved(info: &[u8]) -> Option<Moved> {
-    let at = |at| u32_at(info, at);
-    (info.len() >= 60).then(|| Moved { sent: at(44), received: at(52), acknowledged: at(56) })
+    (info.len() >= 208).then(|| Moved {
+        sent: u32_at(info, 44),
+        received: u32_at(info, 52),
+        bytes_sent: u64_at(info, 200),
+        bytes_received: u64_at(info, 128),
+    })
 }
 
 fn u32_at(data: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]])
+}
+
+fn u64_at(data: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(std::array::from_fn(|i| data[at + i]))
 }
 
 #[cfg(test)]
@@ -476,6 +497,7 @@ mod tests {
     #[test]
     fn an_exact_query_tells_busy_from_idle() {
         use std::io::{Read, Write};
+        let rest = Duration::from_millis(300);
         for bind in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(bind).unwrap();
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -483,27 +505,74 @@ mod tests {
             let ends = Ends { local: server.local_addr().unwrap(), peer, interface: 0 };
             let diag = Diag::open().unwrap();
             let find = || diag.find(ends).unwrap();
+            let moved = || find().unwrap().moved.unwrap();
+            let is_busy = |rest| find().unwrap().is_busy(rest);
+            // Nothing has ever moved.
+            while moved().rested() < rest {}
+            assert!(!is_busy(rest) && is_busy(Duration::from_secs(60)));
             client.write_all(b"question").unwrap();
             while find().unwrap().unread != 8 {}
-            assert!(find().unwrap().is_busy());
+            assert!(is_busy(Duration::ZERO));
             server.read_exact(&mut [0; 8]).unwrap();
-            assert!(find().unwrap().is_busy());
-            // An answer within the same tick of the kernel's clock would leave it in doubt.
-            while find().unwrap().moved.unwrap().received < 20 {}
+            while moved().received < 20 {}
+            assert!(is_busy(Duration::ZERO));
             server.write_all(b"answer").unwrap();
-            assert!(find().unwrap().is_busy());
-            let started = std::time::Instant::now();
-            while find().unwrap().is_busy() && started.elapsed().as_secs() < 30 {}
-            assert!(!find().unwrap().is_busy());
+            assert!(is_busy(rest));
+            let until_idle = || {
+                let started = std::time::Instant::now();
+                while is_busy(rest) && started.elapsed().as_secs() < 30 {}
+                assert!(!is_busy(rest));
+            };
+            until_idle();
+            // Later than the last answer, whatever the clock has ticked meanwhile.
+            client.write_all(b"?").unwrap();
+            server.read_exact(&mut [0; 1]).unwrap();
+            assert!(is_busy(Duration::ZERO));
+            server.write_all(b"!").unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            while !find().unwrap().is_closed_by_peer() {}
+            until_idle();
             drop(server);
-            assert!(find().is_none_or(|s| !s.is_busy()));
+            assert!(find().is_none_or(|s| !s.is_busy(Duration::from_secs(60))));
         }
     }
 
+    /// Question, answer and acknowledgement within one tick, which an exact query cannot tell apart.
     #[test]
-    fn an_answer_as_old_as_its_question_is_idle_once_it_was_acknowledged() {
+    fn a_connection_that_was_answered_at_once_is_idle_when_it_has_rested() {
+        use std::io::{Read, Write};
+        let rest = Duration::from_millis(50);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, peer) = listener.accept().unwrap();
+        let ends = Ends { local: server.local_addr().unwrap(), peer, interface: 0 };
+        let diag = Diag::open().unwrap();
+        let find = || diag.find(ends).unwrap().unwrap();
+        let mut ties = 0;
+        while ties < 3 {
+            client.write_all(b"?").unwrap();
+            server.read_exact(&mut [0; 1]).unwrap();
+            server.write_all(b"!").unwrap();
+            client.read_exact(&mut [0; 1]).unwrap();
+            let started = std::time::Instant::now();
+            while find().is_busy(rest) && started.elapsed().as_secs() < 30 {}
+            let moved = find().moved.unwrap();
+            assert!(!find().is_busy(rest), "{moved:?}");
+            ties += usize::from(moved.sent == moved.received);
+        }
+    }
+
+    /// A connection of which the kernel says this: who sent something, and how many milliseconds ago.
+    fn connection(sent: Option<u32>, received: Option<u32>, age: u32) -> TcpSocket {
         let ends = Ends { local: "127.0.0.1:1".parse().unwrap(), peer: "127.0.0.1:2".parse().unwrap(), interface: 0 };
-        let socket = |sent, received, acknowledged| TcpSocket {
+        let bytes = |at: Option<u32>| u64::from(at.is_some());
+        let moved = Moved {
+            sent: sent.unwrap_or(age),
+            received: received.unwrap_or(age),
+            bytes_sent: bytes(sent),
+            bytes_received: bytes(received),
+        };
+        TcpSocket {
             local: Address::from(ends.local),
             ends,
             inode: 1,
@@ -512,15 +581,46 @@ mod tests {
             unread: 0,
             unacknowledged: 0,
             families: Families::Own,
-            moved: Some(Moved { sent, received, acknowledged }),
-        };
-        assert!(!socket(2000, 2000, 1960).is_busy());
-        for acknowledged in [2000, 2004, 1990, 1000, 0] {
-            assert!(socket(2000, 2000, acknowledged).is_busy());
+            moved: Some(moved),
         }
-        assert!(socket(2000, 1996, 1996).is_busy());
-        assert!(!socket(2000, 2004, 2000).is_busy());
-        assert!(socket(900, 900, 860).is_busy());
+    }
+
+    /// Every order of the last question, the last answer, and the time that a connection has to rest.
+    #[test]
+    fn a_connection_is_idle_when_it_has_rested_unless_the_last_byte_was_the_clients_alone() {
+        let rest = Duration::from_secs(5);
+        // Around the rest, a tick of the clock apart.
+        let ages = [0, 4, 996, 1000, 4992, 4996, 5000, 5004, 60_000];
+        let moments = || ages.into_iter().map(Some).chain([None]);
+        for (sent, received) in moments().flat_map(|sent| moments().map(move |received| (sent, received))) {
+            for age in ages.into_iter().filter(|age| sent.max(received).is_none_or(|oldest| *age >= oldest)) {
+                let last_is_clients = match (sent, received) {
+                    (_, None) => false,
+                    (None, Some(_)) => true,
+                    (Some(sent), Some(received)) => received < sent,
+                };
+                let youngest = sent.into_iter().chain(received).min().unwrap_or(age);
+                let busy = last_is_clients || youngest < 5000;
+                let socket = connection(sent, received, age);
+                assert_eq!(socket.is_busy(rest), busy, "{socket:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn data_under_way_is_busy_and_what_the_server_has_closed_is_not() {
+        let rest = Duration::from_secs(1);
+        let idle = connection(Some(2000), Some(2000), 2000);
+        assert!(!idle.is_busy(rest));
+        assert!(TcpSocket { unread: 1, ..idle.clone() }.is_busy(rest));
+        assert!(TcpSocket { unacknowledged: 1, ..idle.clone() }.is_busy(rest));
+        assert!(TcpSocket { moved: None, ..idle.clone() }.is_busy(rest));
+        let half = |unread| TcpSocket { state: TCP_CLOSE_WAIT, unread, ..idle.clone() };
+        assert!(!half(0).is_busy(rest) && !half(1).is_busy(rest) && half(2).is_busy(rest));
+        for state in [TCP_SYN_RECV, TCP_LISTEN, TCP_NEW_SYN_RECV, 4, 5, 6, 7, 9, 11] {
+            let closed = TcpSocket { state, unread: 1, unacknowledged: 1, moved: None, ..idle.clone() };
+            assert!(!closed.is_busy(rest), "{state}");
+        }
     }
 
     #[test]

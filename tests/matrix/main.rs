@@ -10,7 +10,7 @@ mod servers;
 
 use client::{Crowd, Failure, Habit, Seen};
 use common::{Sandbox, answered_by, until};
-use servers::Server;
+use servers::{Clients, Server};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -19,10 +19,16 @@ use std::time::{Duration, Instant};
 /// machine that is too busy makes clients wait.
 const LANES: usize = 3;
 
+/// Of each server.
+const SWAPS: u64 = 20;
+
 fn main() {
     let (options, names): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|word| word.starts_with('-'));
-    let chosen = |server: &Server| names.is_empty() || names.iter().any(|name| server.name.contains(name.as_str()));
-    let servers: Vec<Server> = servers::all().into_iter().filter(chosen).collect();
+    let chosen = |server: &Server| match names.is_empty() {
+        true => server.awaits.is_none(),
+        false => names.iter().any(|name| server.name.contains(name.as_str())),
+    };
+    let (servers, others): (Vec<Server>, Vec<Server>) = servers::all().into_iter().partition(chosen);
     let (queue, red) = (Mutex::new(servers.iter()), Mutex::new(Vec::new()));
     let started = Instant::now();
     println!(
@@ -53,6 +59,9 @@ fn main() {
             });
         }
     });
+    for (name, what) in others.iter().filter_map(|server| Some((server.name, server.awaits?))) {
+        println!("{name:<30} not run: it waits for {what}");
+    }
     let red = red.into_inner().unwrap();
     red.iter().for_each(|fault| println!("{fault}"));
     println!(
@@ -81,9 +90,8 @@ impl Row {
     fn run(server: &Server, options: &[String]) -> Row {
         let started = Instant::now();
         let mut row = Row::default();
-        let swaps = if server.slow { 10 } else { 20 };
         // The sandbox says on standard error what it knows, and ends every process of the row.
-        let result = std::thread::scope(|scope| scope.spawn(|| row.swap(server, options, swaps)).join());
+        let result = std::thread::scope(|scope| scope.spawn(|| row.swap(server, options, SWAPS)).join());
         if result.is_err() {
             row.faults.push("see above".into());
         }
@@ -111,7 +119,6 @@ impl Row {
         if !self.faults.is_empty() {
             return;
         }
-        answered_by(port, 1);
         let mut addresses = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))];
         if server.both {
             addresses.push(SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
@@ -121,7 +128,18 @@ impl Row {
         } else {
             &[(4, Habit::Fresh), (2, Habit::Pooled), (2, Habit::Browsing)]
         };
-        let crowd = Crowd::start(&addresses, habits);
+        let crowd = match &server.clients {
+            Clients::Http => {
+                answered_by(port, 1);
+                Crowd::start(&addresses, habits)
+            }
+            Clients::Program(words, count) => {
+                let mut command = sandbox.command(&words[0]);
+                command.args(&words[1..]).arg(port.to_string());
+                Crowd::program(command, *count)
+            }
+        };
+        until("all clients are answered", || crowd.all_saw(1));
         for generation in 2..=swaps + 1 {
             if let Some(fault) = deploy(&words, generation) {
                 self.faults.push(fault);
