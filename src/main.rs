@@ -7,6 +7,7 @@ mod address;
 mod cli;
 mod detach;
 mod error;
+mod family;
 #[cfg(test)]
 #[path = "../tests/fuzz/targets.rs"]
 mod fuzz;

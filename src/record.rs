@@ -22,6 +22,8 @@ pub struct Record<'a> {
     pub pid: Pid,
     /// Start time of that.
     pub start: u64,
+    /// The session of that, if its supervisor is not in it.
+    pub session: Option<i32>,
     /// The boot that the start time counts from.
     pub boot: &'a str,
     /// Its supervisor.
@@ -46,6 +48,7 @@ impl Record<'_> {
         Some(Record {
             pid: parse_number(field("pid")?)?,
             start: field("start")?.parse().ok()?,
+            session: field("session").and_then(parse_number).map(Pid::raw),
             boot: field("boot").filter(|id| !id.contains(char::is_control))?,
             supervisor: parse_number(field("supervisor")?)?,
             generation: field("generation")?.parse().ok().filter(|&number| number <= GENERATION_MAX)?,
@@ -59,9 +62,12 @@ impl Record<'_> {
 
 impl fmt::Display for Record<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Record { pid, start, boot, supervisor, generation, socket, command, replaced } = self;
+        let Record { pid, start, session, boot, supervisor, generation, socket, command, replaced } = self;
         writeln!(f, "{VERSION}\npid {pid}\nstart {start}\nboot {boot}\nsupervisor {supervisor}")?;
         writeln!(f, "generation {generation}\nsocket {socket}\ncommand {}", one_line(command))?;
+        if let Some(session) = session {
+            writeln!(f, "session {session}")?;
+        }
         if !replaced.is_empty() {
             let pids: Vec<String> = replaced.iter().take(REPLACED_MAX).map(Pid::to_string).collect();
             writeln!(f, "replaced {}", pids.join(" "))?;

@@ -12,7 +12,8 @@
 
 use crate::address::Address;
 use crate::error::{Error, Result, reason};
-use crate::procfs::{self, Family, MARK, Snapshot};
+use crate::family::{Descent, Family};
+use crate::procfs::{self, MARK, Snapshot};
 use crate::record::{Record, one_line, parse_number, parse_pid};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
@@ -58,6 +59,8 @@ pub struct Holder {
     pub generation: u64,
     /// Its supervisor, alive or not.
     pub supervisor: Pid,
+    /// The session that is the server's alone, if it has one.
+    pub session: Option<i32>,
     /// The control socket.
     pub socket: PathBuf,
     /// Its command line.
@@ -78,8 +81,12 @@ impl Holder {
     pub fn sockets(&self, snapshot: &Snapshot) -> BTreeSet<u32> {
         let mark = self.socket.to_string_lossy().into_owned();
         let session = procfs::stat(self.pid).map_or(0, |stat| stat.session);
-        let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark };
-        snapshot.sockets(&family).unwrap_or_default()
+        let descent = match self.has_lost_its_supervisor() {
+            false => Descent::From(self.supervisor),
+            true => Descent::Lost(self.session),
+        };
+        let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark, descent };
+        family.sockets(snapshot).unwrap_or_default()
     }
 }
 
@@ -339,9 +346,12 @@ impl RunDir {
 
     /// Writes and locks the record of a server.
     pub fn register(&self, entry: &Entry<'_>) -> std::result::Result<Registration, String> {
+        let stat = procfs::stat(entry.pid);
+        let ours = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
         let record = Record {
             pid: entry.pid,
-            start: procfs::stat(entry.pid).map_or(0, |s| s.start),
+            start: stat.as_ref().map_or(0, |s| s.start),
+            session: stat.map(|s| s.session).filter(|session| *session != ours),
             boot: &procfs::boot_id(),
             supervisor: Pid::own(),
             generation: entry.generation,
@@ -467,6 +477,7 @@ impl RunDir {
             start: record.start,
             generation: record.generation,
             supervisor: record.supervisor,
+            session: record.session,
             socket: self.path.join(record.socket),
             command: record.command.to_owned(),
             replaced: record.replaced,

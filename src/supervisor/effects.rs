@@ -85,10 +85,16 @@ impl Supervisor {
             }
             Effect::SwitchBack => self.switch_back(generation),
             Effect::AskStay(old) => self.ask(old, Event::AskedStay(ClaimerId(old.0)), PeerWord::Stay),
-            Effect::Drain => self.drain(generation),
+            Effect::Drain => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.gave_way = true;
+                }
+                self.drain(generation);
+            }
             Effect::StopDrain => {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.stop_drain();
+                    live.gave_way = live.machine.is_leaving();
                 }
             }
             Effect::CutOff => self.cut_off(generation),
@@ -111,23 +117,30 @@ impl Supervisor {
             }
             Effect::Signal => {
                 if let Some(live) = self.live.get(&generation) {
+                    live.server.tell_jobs();
                     live.server.signal(self.run.stop_signal);
                 }
             }
             Effect::Kill => {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.killed = true;
-                    live.server.signal_all(Signal::SIGKILL);
+                    live.server.signal_all(Signal::SIGKILL, live.jobs());
                 }
             }
-            Effect::Grant(claimer, holds) => match self.local_claimer(claimer) {
-                Some(of) => self.locked(of, claimer.0, holds),
-                None => {
-                    self.hand_over(generation, claimer, &holds);
-                    let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
-                    self.tell_peer(claimer, words);
+            Effect::Grant(claimer, holds) => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.claimed = Some(claimer);
+                    live.server.tell_jobs();
                 }
-            },
+                match self.local_claimer(claimer) {
+                    Some(of) => self.locked(of, claimer.0, holds),
+                    None => {
+                        self.hand_over(generation, claimer, &holds);
+                        let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
+                        self.tell_peer(claimer, words);
+                    }
+                }
+            }
             Effect::TellReleased(claimer, address) => match self.local_claimer(claimer) {
                 Some(of) => self.feed(of, Event::OldReleased(OldId(claimer.0), address)),
                 None => self.tell_peer(claimer, [HolderWord::Released(address)]),
@@ -291,6 +304,8 @@ impl Supervisor {
             proving: BTreeSet::new(),
             settled: false,
             killed: false,
+            claimed: None,
+            gave_way: false,
             drains: false,
             drain: None,
             quiesced: false,
@@ -478,9 +493,10 @@ impl Supervisor {
                 self.reload_failed(&waiters, status::FAILED, "the server is gone");
             }
         }
-        if live.server.signal_rest(self.run.stop_signal) || live.killed {
+        let jobs = live.jobs();
+        if live.server.signal_rest(self.run.stop_signal, jobs) || live.killed {
             let patience = if live.killed { Duration::ZERO } else { self.run.kill_after };
-            self.leftovers.push(Leftover::new(live.server, Instant::now() + patience));
+            self.leftovers.push(Leftover::new(live.server, jobs, Instant::now() + patience));
             self.poll_soon();
         }
     }

@@ -97,6 +97,8 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String)
                 }
                 Call::Listen(backlog) => match see_listen(&call, &bound) {
                     Ok(Some((socket, address))) if noted => {
+                        // By it the server is known, whatever it does to its environment.
+                        let _ = socket.inode().map(|inode| watch.seen.listener(inode));
                         let call = Held { watch: watch.clone(), id: call.id, errno: libc::EINTR };
                         if events.send(Event::Called(generation, Waiting { call, socket, address, backlog })).is_err() {
                             return;
