@@ -80,7 +80,8 @@ impl Seen {
         lock(&self.0).sessions.contains(&session)
     }
 
-    fn had(&self, inode: u32) -> bool {
+    /// Whether it had the listener.
+    pub fn had(&self, inode: u32) -> bool {
         lock(&self.0).listeners.contains(&inode)
     }
 }

@@ -535,6 +535,13 @@ impl RunDir {
                     return Ok(Some(holder));
                 }
             }
+            // What a server left behind is a child of its supervisor.
+            let is_above = |pid: Pid| snapshot.ancestry(stat.pid.raw()).any(|ancestor| ancestor.pid == pid);
+            let parents =
+                self.servers().into_iter().filter(|other| other.orphan.is_none() && is_above(other.supervisor));
+            if let Some(holder) = parents.max_by_key(|other| other.generation) {
+                return Ok(Some(holder));
+            }
             stranger.get_or_insert(stat.pid);
         }
         let is_clear =

@@ -247,6 +247,10 @@ impl Server {
     /// Its processes but the main one; an error where it cannot be seen which of them are to be spared.
     fn others<'a>(&self, snapshot: &'a Snapshot, jobs: Jobs) -> io::Result<Vec<&'a Stat>> {
         let mut rest = self.family.members(snapshot);
+        if let Descent::Lost(_) = self.family.descent {
+            let listeners: Vec<TcpSocket> = net::listeners()?.all().cloned().collect();
+            rest.extend(self.heirs(snapshot, &listeners, &rest));
+        }
         rest.retain(|stat| stat.pid != self.pid);
         let own = |stat: &&Stat| stat.group == self.pid.raw() || self.seen.has_session(stat.session);
         if jobs == Jobs::Spared && !rest.iter().all(own) {
@@ -308,7 +312,11 @@ impl Server {
 
     fn holders(&self, snapshot: &Snapshot, sockets: &[TcpSocket]) -> Vec<(Pid, Vec<Address>)> {
         let mut holders = Vec::new();
-        for stat in self.family.members(snapshot) {
+        let mut members = self.family.members(snapshot);
+        if !members.iter().any(|stat| stat.pid == self.pid) {
+            members.extend(self.heirs(snapshot, sockets, &members));
+        }
+        for stat in members {
             let inodes = procfs::sockets(stat.pid).unwrap_or_default();
             let held: Vec<&TcpSocket> = sockets.iter().filter(|s| inodes.contains(&s.inode)).collect();
             if !held.is_empty() {
@@ -317,6 +325,20 @@ impl Server {
             }
         }
         holders
+    }
+
+    /// Of an orphan, from which nobody is known to descend: whoever else of its user has listeners that it had. Nobody
+    /// that is older, as a service manager is that gave it the listeners.
+    fn heirs<'a>(&self, snapshot: &'a Snapshot, sockets: &[TcpSocket], members: &[&Stat]) -> Vec<&'a Stat> {
+        let left: BTreeSet<u32> = sockets.iter().map(|s| s.inode).filter(|inode| self.seen.had(*inode)).collect();
+        if left.is_empty() || !matches!(self.family.descent, Descent::Lost(_)) {
+            return Vec::new();
+        }
+        let is_serverswap = procfs::serverswaps();
+        let is_other = |stat: &&Stat| stat.start >= self.start && members.iter().all(|member| member.pid != stat.pid);
+        let holds = |stat: &&Stat| procfs::sockets(stat.pid).is_some_and(|held| !held.is_disjoint(&left));
+        let may = |stat: &&Stat| procfs::is_of_this_user(stat.pid) && !is_serverswap(stat.pid);
+        snapshot.all().filter(|stat| is_other(stat) && holds(stat) && may(stat)).collect()
     }
 
     /// The listeners that the server has on these addresses, as handles of our own.

@@ -272,6 +272,29 @@ fn a_job_in_a_session_of_its_own_lives_on_when_its_server_is_reloaded() {
     assert_nobody(&sandbox);
 }
 
+/// It has a session and an environment of its own, and outlives the rest of the server.
+#[test]
+fn a_holder_of_the_listener_goes_with_its_server() {
+    for (how, is_orphan) in [("foreground", false), ("wipe", false), ("foreground", true), ("wipe", true)] {
+        let sandbox = Sandbox::shared();
+        let port = sandbox.port();
+        let number = port.to_string();
+        let file = sandbox.path("holder");
+        let keeps = format!("keeps={}", file.display());
+        deploy(&sandbox, port, &daemon(&number, &[how, &keeps]));
+        let holder = pid_in(&file);
+        if is_orphan {
+            let supervisor = supervisor_of(&sandbox);
+            kill(supervisor, libc::SIGKILL);
+            until("it has no supervisor", || !alive(supervisor));
+        }
+        let (log, new) = deploy(&sandbox, port, &daemon(&number, &[how]));
+        assert!(!alive(holder), "{how}: {log}");
+        (0..20).for_each(|_| assert_eq!(get(port).unwrap().pid, new));
+        take_down(&sandbox, port);
+    }
+}
+
 /// What a shell started before it executed serverswap is a child of the supervisor, and none of the server's.
 #[test]
 fn a_child_from_before_the_start_gets_no_signal() {

@@ -2,7 +2,7 @@
 before it forks, else afterwards; `late=SECS`: so much later; `wipe`: it writes over its environment, as those do that
 set their title; `mute`: never listens; `deaf`: never accepts; `foreground`: forks only what the other words say;
 `session=FILE`, `group=FILE`: starts a job in a session of its own, in its own group, which writes its pid to the file;
-`helper=FILE`: the same with an empty environment and in a session of its own, and it leaves the server."""
+`helper=FILE`: as `session`, with an empty environment; `keeps=FILE`: as `helper`, and it has the listener."""
 
 import os
 import socket
@@ -24,13 +24,15 @@ def wipe():
     ctypes.memset(start, ord("x"), end - start - 1)
 
 
-def job(name, detach, environment):
+def job(name, detach, environment, fd=None):
     if name not in values or os.fork():
         return
     if detach:
         os.setsid()
         if os.fork():
             os._exit(0)
+    if fd is not None:
+        os.set_inheritable(fd, True)
     with open(values[name] + ".new", "w") as file:
         file.write(str(os.getpid()))
     os.rename(values[name] + ".new", values[name])
@@ -73,6 +75,7 @@ listener = listener or listen()
 job("session", True, dict(os.environ))
 job("group", False, dict(os.environ))
 job("helper", True, {})
+job("keeps", True, {}, listener.fileno())
 while "deaf" in words:
     time.sleep(1)
 while True:
