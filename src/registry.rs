@@ -21,13 +21,13 @@ use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// Longest record that is read.
@@ -46,6 +46,8 @@ pub struct RunDir {
     dir: OwnedFd,
     /// The last wait for its lock was in vain: nobody waits again before the lock was had.
     stuck: AtomicBool,
+    /// Orphans of which nobody here wants anything yet.
+    reserved: Mutex<BTreeMap<Pid, File>>,
 }
 
 /// Whoever has an address.
@@ -164,7 +166,7 @@ impl RunDir {
         if path.as_os_str().len() + "/2147483647-4294967295.notify".len() > SUN_PATH_MAX {
             return Err(unusable(&path, "the path is too long for a socket in it"));
         }
-        Ok(RunDir { path, dir, stuck: AtomicBool::new(false) })
+        Ok(RunDir { path, dir, stuck: AtomicBool::new(false), reserved: Mutex::default() })
     }
 
     /// Whether the directory that would be used is there: reading commands need none.
@@ -213,8 +215,12 @@ impl RunDir {
 
     /// Every living server, whether it has an address or not.
     pub fn servers(&self) -> Vec<Holder> {
-        let pids = self.names().into_iter().filter_map(|n| parse_number(n.strip_suffix(".server")?));
-        pids.filter_map(|pid| self.holder(pid, Claim::No).ok()).collect()
+        self.pids().filter_map(|pid| self.holder(pid, Claim::No).ok()).collect()
+    }
+
+    /// The main processes that have a record.
+    fn pids(&self) -> impl Iterator<Item = Pid> {
+        self.names().into_iter().filter_map(|name| parse_number(name.strip_suffix(".server")?))
     }
 
     /// Who has the address; if nobody has, it becomes `me`'s in the same moment. `is_mine` tells
@@ -280,6 +286,9 @@ impl RunDir {
             let pids: Vec<Pid> = orphans.into_iter().map(|other| other.pid).collect();
             holders.extend(pids.into_iter().filter_map(|pid| self.holder(pid, Claim::Yes).ok()));
         }
+        if holders.iter().any(|holder| holder.orphan.is_some()) {
+            self.reserve(&holders);
+        }
         if holders.is_empty() {
             match self.port_holder(address, is_mine) {
                 Ok(None) => {}
@@ -295,6 +304,26 @@ impl RunDir {
             Err(why) => Found::Blocked(format!("unable to write its pidfile: {why}")),
         };
         (found, true)
+    }
+
+    /// Takes every other orphan too: the asking server may want them next. Of two that want two orphans each could else
+    /// have one and wait for the other for ever.
+    fn reserve(&self, taken: &[Holder]) {
+        let others = self.pids().filter(|pid| taken.iter().all(|holder| holder.pid != *pid));
+        for holder in others.filter_map(|pid| self.holder(pid, Claim::Yes).ok()) {
+            if let Some(Registration { lock, pid }) = holder.orphan {
+                self.reserved().insert(pid, lock);
+            }
+        }
+    }
+
+    /// Lets go of the orphans that nobody here has wanted.
+    pub fn release_orphans(&self) {
+        self.reserved().clear();
+    }
+
+    fn reserved(&self) -> MutexGuard<'_, BTreeMap<Pid, File>> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the address `me`'s, whoever had it.
@@ -428,7 +457,8 @@ impl RunDir {
 
     /// A second handle on the same directory.
     pub fn try_clone(&self) -> std::io::Result<RunDir> {
-        Ok(RunDir { path: self.path.clone(), dir: self.dir.try_clone()?, stuck: AtomicBool::new(false) })
+        let (path, dir) = (self.path.clone(), self.dir.try_clone()?);
+        Ok(RunDir { path, dir, stuck: AtomicBool::new(false), reserved: Mutex::default() })
     }
 
     /// The record of `pid` if that server lives, locked if its supervisor does not.
@@ -454,6 +484,14 @@ impl RunDir {
         let locked = match claim {
             Claim::Yes => file.try_lock(),
             Claim::No => file.try_lock_shared(),
+        };
+        let reserved = match claim {
+            Claim::Yes => self.reserved().remove(&pid),
+            Claim::No => None,
+        };
+        let (file, locked) = match (locked, reserved) {
+            (Err(TryLockError::WouldBlock), Some(ours)) if is_same(&file, &ours) => (ours, Ok(())),
+            (locked, _) => (file, locked),
         };
         let orphan = match locked {
             Err(TryLockError::WouldBlock) => None,
@@ -793,6 +831,11 @@ fn has(pid: Pid, address: &Address) -> bool {
     let own: Vec<&TcpSocket> = listeners.all().filter(|s| held.contains(&s.inode)).collect();
     // What cannot be seen does not speak against the pidfile.
     snapshot.complete().is_err() || own.is_empty() || own.iter().any(|s| s.local.collides(address))
+}
+
+fn is_same(one: &File, other: &File) -> bool {
+    let id = |file: &File| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+    id(one).is_ok_and(|one| id(other) == Ok(one))
 }
 
 /// The name of a user, or the number where there is none.

@@ -441,6 +441,7 @@ impl Supervisor {
         let Some(live) = self.live.get_mut(&generation) else { return };
         let before = std::mem::replace(&mut self.current, generation);
         (self.answers_for, live.was_up) = (generation, true);
+        self.dir.release_orphans();
         let addresses = live.machine.addresses();
         live.name = addresses.first().cloned();
         let more = match addresses.len() {
@@ -471,6 +472,7 @@ impl Supervisor {
 
     fn end(&mut self, generation: GenId, status: u8) {
         let Some(live) = self.clear_away(generation) else { return };
+        self.dir.release_orphans();
         if !live.is_orphan() {
             if generation == self.answers_for {
                 self.status = status;

@@ -312,6 +312,17 @@ impl Gate {
         });
     }
 
+    /// Whether somebody waits at the gate; who does is held.
+    pub fn is_reached(&self) -> bool {
+        use std::os::unix::fs::OpenOptionsExt;
+        let opened = File::options().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&self.path);
+        let mut held = self.held.lock().unwrap();
+        if let Ok(opened) = opened {
+            *held = Some(opened);
+        }
+        held.is_some()
+    }
+
     /// Lets whoever waits, and has been waited for by [`Gate::reached`], go on.
     pub fn open(&self) {
         *self.held.lock().unwrap() = None;
