@@ -350,6 +350,7 @@ impl Supervisor {
             let status = if self.status == status::DONE { status::NOT_UP } else { self.status };
             launcher.tell(status);
         }
+        self.dir.leave();
         self.status
     }
 

@@ -2,6 +2,7 @@
 //! with types. It decides nothing and prints nothing.
 
 mod below;
+pub mod namespace;
 pub mod net;
 pub mod pid;
 pub mod process;
