@@ -12,26 +12,30 @@
 
 use crate::address::Address;
 use crate::error::{Error, Result, reason};
+use crate::family::{Descent, Family};
 use crate::place::Place;
-use crate::procfs::{self, Family, MARK, Snapshot};
+use crate::procfs::{self, MARK, Snapshot};
 use crate::record::{Record, one_line, parse_number, parse_pid};
+use crate::sys::namespace::Namespaces;
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest record that is read.
 const RECORD_MAX: u64 = 16 * 1024;
+/// What the name of a part of it begins with that is another namespace's.
+const PART: &str = "ns-";
 /// Longest path that a unix socket address holds (unix(7)), with its final NUL.
 const SUN_PATH_MAX: usize = 107;
 /// The lock is held for microseconds; only a stopped process can hold it longer.
@@ -44,8 +48,15 @@ const UNCLEAR_LOOKS_EVERY: Duration = Duration::from_millis(20);
 pub struct RunDir {
     path: PathBuf,
     dir: OwnedFd,
+    namespaces: Namespaces,
+    /// The directory of which this is a part, for servers of other namespaces than those in it.
+    whole: Option<Box<RunDir>>,
+    /// And nobody may remove that part.
+    kept: Option<Flock<OwnedFd>>,
     /// The last wait for its lock was in vain: nobody waits again before the lock was had.
     stuck: AtomicBool,
+    /// Orphans of which nobody here wants anything yet.
+    reserved: Mutex<BTreeMap<Pid, File>>,
 }
 
 /// Whoever has an address.
@@ -59,6 +70,8 @@ pub struct Holder {
     pub generation: u64,
     /// Its supervisor, alive or not.
     pub supervisor: Pid,
+    /// The session that is the server's alone, if it has one.
+    pub session: Option<i32>,
     /// The control socket.
     pub socket: PathBuf,
     /// Its command line.
@@ -81,8 +94,12 @@ impl Holder {
     pub fn sockets(&self, snapshot: &Snapshot) -> BTreeSet<u32> {
         let mark = self.socket.to_string_lossy().into_owned();
         let session = procfs::stat(self.pid).map_or(0, |stat| stat.session);
-        let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark };
-        snapshot.sockets(&family).unwrap_or_default()
+        let descent = match self.has_lost_its_supervisor() {
+            false => Descent::From(self.supervisor),
+            true => Descent::Lost(self.session),
+        };
+        let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark, descent };
+        family.sockets(snapshot).unwrap_or_default()
     }
 }
 
@@ -166,8 +183,46 @@ enum Claim {
 pub type Notes = Vec<String>;
 
 impl RunDir {
-    /// Opens the run directory; with `create` it is made if it is not there.
+    /// Opens the run directory, or the part of it that is for servers of our namespaces; with `create` it is made if it
+    /// is not there.
     pub fn open(given: Option<&Path>, create: bool) -> Result<RunDir> {
+        RunDir::open_whole(given, create)?.part(create)
+    }
+
+    /// A pid and an address mean something in their namespaces only. Servers of others than those that are here have a
+    /// directory of their own in this one, as long as there are any.
+    fn part(self, create: bool) -> Result<RunDir> {
+        let Namespaces { pid: Some(pid), net: Some(net) } = self.namespaces else { return Ok(self) };
+        let path = self.path.join(format!("{PART}{pid:x}-{net:x}"));
+        let is_elsewhere = |pid| self.holder(pid, Claim::No).err() == Some(Missing::Elsewhere);
+        if !(path.is_dir() || create && self.pids().any(is_elsewhere)) {
+            return Ok(self);
+        }
+        let guard = self.lock().map_err(|why| unusable(&self.path, why))?;
+        let mut part = RunDir::open_whole(Some(&path), create)?;
+        let kept = part.dir.try_clone().map_err(|e| unusable(&path, e))?;
+        part.kept = Flock::lock(kept, FlockArg::LockSharedNonblock).ok();
+        drop(guard);
+        part.whole = Some(Box::new(self));
+        Ok(part)
+    }
+
+    /// Lets go of it. Who is the last in a part in which there is nothing any more removes that.
+    pub fn leave(self) {
+        let (Some(whole), Some(kept)) = (self.whole, self.kept) else { return };
+        let Ok(_guard) = whole.lock() else { return };
+        let is_empty =
+            || std::fs::read_dir(&self.path).is_ok_and(|names| names.flatten().all(|e| e.file_name() == "lock"));
+        if kept.relock(FlockArg::LockExclusiveNonblock).is_ok()
+            && is_empty()
+            && let Some(name) = self.path.file_name()
+        {
+            let _ = unlinkat(&self.dir, "lock", UnlinkatFlags::NoRemoveDir);
+            let _ = unlinkat(&whole.dir, name, UnlinkatFlags::RemoveDir);
+        }
+    }
+
+    fn open_whole(given: Option<&Path>, create: bool) -> Result<RunDir> {
         let path = match given {
             Some(path) => path.to_owned(),
             None => default_path(),
@@ -196,7 +251,9 @@ impl RunDir {
         if path.as_os_str().len() + "/2147483647-4294967295.notify".len() > SUN_PATH_MAX {
             return Err(unusable(&path, "the path is too long for a socket in it"));
         }
-        Ok(RunDir { path, dir, stuck: AtomicBool::new(false) })
+        let namespaces = Namespaces::own();
+        let stuck = AtomicBool::new(false);
+        Ok(RunDir { path, dir, namespaces, whole: None, kept: None, stuck, reserved: Mutex::default() })
     }
 
     /// Whether the directory that would be used is there: reading commands need none.
@@ -262,8 +319,12 @@ impl RunDir {
 
     /// Every living server, whether it has an address or not.
     pub fn servers(&self) -> Vec<Holder> {
-        let pids = self.names().into_iter().filter_map(|n| parse_number(n.strip_suffix(".server")?));
-        pids.filter_map(|pid| self.holder(pid, Claim::No).ok()).collect()
+        self.pids().filter_map(|pid| self.holder(pid, Claim::No).ok()).collect()
+    }
+
+    /// The main processes that have a record.
+    fn pids(&self) -> impl Iterator<Item = Pid> {
+        self.names().into_iter().filter_map(|name| parse_number(name.strip_suffix(".server")?))
     }
 
     /// Who has the address; if nobody has, it becomes the asker's in the same moment.
@@ -302,6 +363,12 @@ impl RunDir {
                 Err(Missing::Unclear) => {
                     return (Found::Blocked(format!("unable to read the record of server {pid}")), true);
                 }
+                // Both have come at the same moment.
+                Err(Missing::Elsewhere) => {
+                    return (Found::Blocked("a server of another namespace has its pidfile".into()), true);
+                }
+                // What is listened to here, and by whom, is not in that pidfile.
+                Err(Missing::Unseen) => {}
                 Ok(_) => {
                     let note = format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}");
                     if !notes.contains(&note) {
@@ -339,6 +406,9 @@ impl RunDir {
             let pids: Vec<Pid> = orphans.into_iter().map(|other| other.pid).collect();
             holders.extend(pids.into_iter().filter_map(|pid| self.holder(pid, Claim::Yes).ok()));
         }
+        if holders.iter().any(|holder| holder.orphan.is_some()) {
+            self.reserve(&holders);
+        }
         if holders.is_empty() {
             match self.port_holder(address, asker) {
                 Ok(None) => {}
@@ -362,6 +432,26 @@ impl RunDir {
         (found, true)
     }
 
+    /// Takes every other orphan too: the asking server may want them next. Of two that want two orphans each could else
+    /// have one and wait for the other for ever.
+    fn reserve(&self, taken: &[Holder]) {
+        let others = self.pids().filter(|pid| taken.iter().all(|holder| holder.pid != *pid));
+        for holder in others.filter_map(|pid| self.holder(pid, Claim::Yes).ok()) {
+            if let Some(Registration { lock, pid }) = holder.orphan {
+                self.reserved().insert(pid, lock);
+            }
+        }
+    }
+
+    /// Lets go of the orphans that nobody here has wanted.
+    pub fn release_orphans(&self) {
+        self.reserved().clear();
+    }
+
+    fn reserved(&self) -> MutexGuard<'_, BTreeMap<Pid, File>> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Makes the address `me`'s, whoever had it.
     pub fn write(&self, address: &Address, me: Pid) -> std::result::Result<(), String> {
         let _guard = self.lock()?;
@@ -378,7 +468,8 @@ impl RunDir {
         }
         let is_known = |pid: &Pid| *pid == me || olds.contains(pid) || beside.contains(pid);
         let others = others.iter().map(|(_, pid)| *pid).filter(|pid| !is_known(pid));
-        if others.into_iter().any(|pid| !matches!(self.holder(pid, Claim::No), Err(Missing::Gone))) {
+        let is_there = |pid| !matches!(self.holder(pid, Claim::No), Err(Missing::Gone | Missing::Unseen));
+        if others.into_iter().any(is_there) {
             return Ok(false);
         }
         self.write_pid(address, me).map(|()| true)
@@ -398,7 +489,7 @@ impl RunDir {
         match self.read_pid(&pidfile(address)) {
             Ok(pid) => match self.holder(pid, Claim::No) {
                 Ok(holder) => Some(holder),
-                Err(Missing::Gone) => None,
+                Err(Missing::Gone | Missing::Elsewhere | Missing::Unseen) => None,
                 Err(Missing::Unclear) => {
                     notes.push(format!("unable to read the record of server {pid} (it is left alone)"));
                     None
@@ -415,11 +506,15 @@ impl RunDir {
 
     /// Writes and locks the record of a server.
     pub fn register(&self, entry: &Entry<'_>) -> std::result::Result<Registration, String> {
+        let stat = procfs::stat(entry.pid);
+        let ours = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
         let record = Record {
             pid: entry.pid,
-            start: procfs::stat(entry.pid).map_or(0, |s| s.start),
+            start: stat.as_ref().map_or(0, |s| s.start),
+            session: stat.map(|s| s.session).filter(|session| *session != ours),
             boot: &procfs::boot_id(),
             supervisor: Pid::own(),
+            namespaces: self.namespaces,
             generation: entry.generation,
             socket: entry.socket,
             command: entry.command,
@@ -495,7 +590,9 @@ impl RunDir {
 
     /// A second handle on the same directory.
     pub fn try_clone(&self) -> std::io::Result<RunDir> {
-        Ok(RunDir { path: self.path.clone(), dir: self.dir.try_clone()?, stuck: AtomicBool::new(false) })
+        let (path, dir) = (self.path.clone(), self.dir.try_clone()?);
+        let (namespaces, stuck) = (self.namespaces, AtomicBool::new(false));
+        Ok(RunDir { path, dir, namespaces, whole: None, kept: None, stuck, reserved: Mutex::default() })
     }
 
     /// The record of `pid` if that server lives, locked if its supervisor does not.
@@ -517,10 +614,33 @@ impl RunDir {
             let held = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
             return Err(if held { Missing::Unclear } else { Missing::Gone });
         };
+        if !record.namespaces.may_be(&self.namespaces) {
+            let held = || matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+            let boot = procfs::boot_id();
+            // In another namespace its pid is somebody else's, or nobody's, and says nothing.
+            let is_here = || record.namespaces.pid == self.namespaces.pid;
+            return Err(match procfs::find(pid) {
+                _ if held() => Missing::Elsewhere,
+                _ if !boot.is_empty() && record.boot != boot => Missing::Gone,
+                Ok(stat) if is_here() && !stat.as_ref().is_some_and(|s| s.start == record.start && !s.zombie) => {
+                    Missing::Gone
+                }
+                Ok(_) if is_here() => Missing::Elsewhere,
+                Ok(_) | Err(_) => Missing::Unseen,
+            });
+        }
         // Who only looks must not look like a supervisor to others who look.
         let locked = match claim {
             Claim::Yes => file.try_lock(),
             Claim::No => file.try_lock_shared(),
+        };
+        let reserved = match claim {
+            Claim::Yes => self.reserved().remove(&pid),
+            Claim::No => None,
+        };
+        let (file, locked) = match (locked, reserved) {
+            (Err(TryLockError::WouldBlock), Some(ours)) if is_same(&file, &ours) => (ours, Ok(())),
+            (locked, _) => (file, locked),
         };
         let orphan = match locked {
             Err(TryLockError::WouldBlock) => None,
@@ -544,6 +664,7 @@ impl RunDir {
             start: record.start,
             generation: record.generation,
             supervisor: record.supervisor,
+            session: record.session,
             socket: self.path.join(record.socket),
             command: record.command.to_owned(),
             replaced: record.replaced,
@@ -603,6 +724,13 @@ impl RunDir {
                 if let Ok(holder) = self.holder(ancestor.pid, Claim::Yes) {
                     return Ok(Some(holder));
                 }
+            }
+            // What a server left behind is a child of its supervisor.
+            let is_above = |pid: Pid| snapshot.ancestry(stat.pid.raw()).any(|ancestor| ancestor.pid == pid);
+            let parents =
+                self.servers().into_iter().filter(|other| other.orphan.is_none() && is_above(other.supervisor));
+            if let Some(holder) = parents.max_by_key(|other| other.generation) {
+                return Ok(Some(holder));
             }
             stranger.get_or_insert(stat.pid);
         }
@@ -738,16 +866,20 @@ impl RunDir {
     /// With the lock held.
     fn sweep(&self) -> Vec<Holder> {
         let mut servers = Vec::new();
+        let foreign = |pid| matches!(self.holder(pid, Claim::No), Err(Missing::Elsewhere | Missing::Unseen));
+        let foreign: BTreeSet<String> =
+            self.pids().filter(|pid| foreign(*pid)).filter_map(|pid| self.sockets_of(pid)).collect();
         for name in self.names() {
             if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
                 match self.holder(pid, Claim::No) {
                     Ok(holder) => servers.push(holder),
                     Err(Missing::Gone) => self.unlink(&name),
-                    Err(Missing::Unclear) => {}
+                    Err(Missing::Unclear | Missing::Elsewhere | Missing::Unseen) => {}
                 }
             } else if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify"))
                 && let Some(supervisor) = stem.split('-').next().and_then(parse_number)
                 && procfs::has_ended(supervisor)
+                && !foreign.contains(stem)
             {
                 self.unlink(&name);
             } else if let Some(writer) = name.strip_prefix(".new.").and_then(parse_number)
@@ -757,6 +889,14 @@ impl RunDir {
             }
         }
         servers
+    }
+
+    /// What the names of a server's sockets begin with.
+    fn sockets_of(&self, pid: Pid) -> Option<String> {
+        let (file, _) = self.open_ours(&record_name(pid)).ok()?;
+        let mut text = String::new();
+        file.take(RECORD_MAX).read_to_string(&mut text).ok()?;
+        Record::parse(&text)?.socket.strip_suffix(".sock").map(str::to_owned)
     }
 
     fn lock(&self) -> std::result::Result<File, String> {
@@ -817,6 +957,10 @@ fn relation(holder: &Holder, places: &[(Place, May)]) -> Relation {
 enum Missing {
     /// No such server lives.
     Gone,
+    /// It lives in another namespace.
+    Elsewhere,
+    /// It was started where other pids are seen, and has lost its supervisor: it may live.
+    Unseen,
     /// It may live: there is no fd or no memory to look, or its record is of another version.
     Unclear,
 }
@@ -875,6 +1019,11 @@ fn has(pid: Pid, address: &Address) -> bool {
     let own: Vec<&TcpSocket> = listeners.all().filter(|s| held.contains(&s.inode)).collect();
     // What cannot be seen does not speak against the pidfile.
     snapshot.complete().is_err() || own.is_empty() || own.iter().any(|s| s.local.collides(address))
+}
+
+fn is_same(one: &File, other: &File) -> bool {
+    let id = |file: &File| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+    id(one).is_ok_and(|one| id(other) == Ok(one))
 }
 
 /// The name of a user, or the number where there is none.

@@ -88,10 +88,16 @@ impl Supervisor {
             }
             Effect::SwitchBack => self.switch_back(generation),
             Effect::AskStay(old) => self.ask(old, Event::AskedStay(ClaimerId(old.0)), PeerWord::Stay),
-            Effect::Drain => self.drain(generation),
+            Effect::Drain => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.gave_way = true;
+                }
+                self.drain(generation);
+            }
             Effect::StopDrain => {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.stop_drain();
+                    live.gave_way = live.machine.is_leaving();
                 }
             }
             Effect::CutOff => self.cut_off(generation),
@@ -114,23 +120,30 @@ impl Supervisor {
             }
             Effect::Signal => {
                 if let Some(live) = self.live.get(&generation) {
+                    live.server.tell_jobs();
                     live.server.signal(self.run.stop_signal);
                 }
             }
             Effect::Kill => {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.killed = true;
-                    live.server.signal_all(Signal::SIGKILL);
+                    live.server.signal_all(Signal::SIGKILL, live.jobs());
                 }
             }
-            Effect::Grant(claimer, holds) => match self.local_claimer(claimer) {
-                Some(of) => self.locked(of, claimer.0, holds),
-                None => {
-                    self.hand_over(generation, claimer, &holds);
-                    let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
-                    self.tell_peer(claimer, words);
+            Effect::Grant(claimer, holds) => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.claimed = Some(claimer);
+                    live.server.tell_jobs();
                 }
-            },
+                match self.local_claimer(claimer) {
+                    Some(of) => self.locked(of, claimer.0, holds),
+                    None => {
+                        self.hand_over(generation, claimer, &holds);
+                        let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
+                        self.tell_peer(claimer, words);
+                    }
+                }
+            }
             Effect::TellReleased(claimer, address) => match self.local_claimer(claimer) {
                 Some(of) => self.feed(of, Event::OldReleased(OldId(claimer.0), address)),
                 None => self.tell_peer(claimer, [HolderWord::Released(address)]),
@@ -304,6 +317,8 @@ impl Supervisor {
             proving: BTreeSet::new(),
             settled: false,
             killed: false,
+            claimed: None,
+            gave_way: false,
             drains: false,
             drain: None,
             quiesced: false,
@@ -443,6 +458,7 @@ impl Supervisor {
         if let Some(Ok(datagrams)) = live.watch().map(|watch| watch.facts.datagrams()) {
             live.datagrams = datagrams;
         }
+        self.dir.release_orphans();
         let addresses = live.machine.addresses();
         live.name = addresses.first().cloned();
         let more = match addresses.len() {
@@ -476,6 +492,7 @@ impl Supervisor {
 
     fn end(&mut self, generation: GenId, status: u8) {
         let Some(live) = self.clear_away(generation) else { return };
+        self.dir.release_orphans();
         if !live.is_orphan() {
             if generation == self.answers_for {
                 self.status = status;
@@ -498,9 +515,10 @@ impl Supervisor {
                 self.reload_failed(&waiters, status::FAILED, "the server is gone");
             }
         }
-        if live.server.signal_rest(self.run.stop_signal) || live.killed {
+        let jobs = live.jobs();
+        if live.server.signal_rest(self.run.stop_signal, jobs) || live.killed {
             let patience = if live.killed { Duration::ZERO } else { self.run.kill_after };
-            self.leftovers.push(Leftover::new(live.server, Instant::now() + patience));
+            self.leftovers.push(Leftover::new(live.server, jobs, Instant::now() + patience));
             self.poll_soon();
         }
     }

@@ -17,6 +17,7 @@ use crate::cli::Run;
 use crate::detach::Launcher;
 use crate::drain::Drain;
 use crate::error::{Error, Result, status};
+use crate::family::{Household, Jobs};
 use crate::message::Log;
 use crate::notify::{self, Manager, Notice};
 use crate::place::Place;
@@ -24,6 +25,7 @@ use crate::registry::{Holder, Registration, RunDir};
 use crate::server::Server;
 use crate::share::Sharing;
 use crate::swap::{self, ClaimerId, Level, SpeakerId};
+use crate::sys::net;
 use crate::sys::process::{self, Pid};
 use nix::sys::signal::Signal;
 use peers::Conn;
@@ -94,6 +96,9 @@ struct Live {
     settled: bool,
     /// All of it was killed, and so is what turns up of it.
     killed: bool,
+    /// A newer server is to have its place: the claimer with its lock, or one that it has drained for.
+    claimed: Option<ClaimerId>,
+    gave_way: bool,
     /// New connections go to a newer server; and its own ones, if they can be watched yet.
     drains: bool,
     drain: Option<Drain>,
@@ -118,6 +123,8 @@ struct Ended {
     seen: Instant,
     /// What was left of the server was told to stop.
     rest_told: bool,
+    /// How many looks in a row saw nobody of a daemon that does not listen yet.
+    unseen: u32,
 }
 
 /// A claimer that has gone away with the lock.
@@ -146,6 +153,7 @@ impl Left {
 /// Processes of an ended server that were told to stop, and until when they may.
 struct Leftover {
     server: Server,
+    jobs: Jobs,
     until: Instant,
     unseen: u32,
 }
@@ -158,6 +166,17 @@ struct Sockets {
 }
 
 impl Live {
+    /// Whether it was up, and not as one of which nothing was seen so far.
+    fn has_served(&self) -> bool {
+        self.was_up && (self.discover_until.is_none() || !self.machine.claims().is_empty())
+    }
+
+    /// What becomes of its jobs when it ends.
+    fn jobs(&self) -> Jobs {
+        let is_replaced = self.gave_way || self.claimed.is_some_and(|claimer| self.machine.is_locked_by(claimer));
+        if self.was_up && is_replaced { Jobs::Spared } else { Jobs::Ended }
+    }
+
     fn is_orphan(&self) -> bool {
         self.sockets.is_none()
     }
@@ -208,6 +227,7 @@ pub struct Supervisor {
     events: Events,
     inbox: Receiver<Event>,
     live: BTreeMap<GenId, Live>,
+    household: Arc<Household>,
     next_generation: GenId,
     /// The generation that serves, or that is to serve first.
     current: GenId,
@@ -244,6 +264,14 @@ impl Supervisor {
         process::clean_signals();
         process::save_memory();
         process::raise_files();
+        let household = match Household::found() {
+            Ok(household) => household,
+            Err(e) => {
+                let error = Error::unable("look at its children", e, "nothing was started");
+                log.say(Level::Error, None, &error.text);
+                return error.status;
+            }
+        };
         let (events, inbox) = sync_channel(threads::BACKLOG);
         let on_terminal = launcher.is_none() && std::fs::File::open("/dev/tty").is_ok();
         let mut supervisor = Supervisor {
@@ -253,6 +281,7 @@ impl Supervisor {
             events,
             inbox,
             live: BTreeMap::new(),
+            household,
             next_generation: 1,
             current: 1,
             answers_for: 1,
@@ -323,7 +352,12 @@ impl Supervisor {
                 self.handle(event);
             }
             while let Some((generation, timer)) = self.timers.take_due() {
-                self.feed(generation, swap::Event::Timer(timer));
+                // A daemon whose starter is done is no worker, however quiet it is.
+                let is_daemon = self.live.get(&generation).is_some_and(|live| live.ended.is_some());
+                match timer {
+                    swap::Timer::Quiet if is_daemon => self.timers.arm(generation, timer, swap::QUIET),
+                    _ => self.feed(generation, swap::Event::Timer(timer)),
+                }
             }
             self.settle();
             if self.poll_at.is_some_and(|at| at <= Instant::now()) {
@@ -347,6 +381,7 @@ impl Supervisor {
             let status = if self.status == status::DONE { status::NOT_UP } else { self.status };
             launcher.tell(status);
         }
+        self.dir.leave();
         self.status
     }
 
@@ -369,7 +404,11 @@ impl Supervisor {
                 }
             }
             Event::Bound(generation) => self.feed(generation, swap::Event::Bound),
-            Event::Called(generation, waiting) => self.called(generation, waiting),
+            Event::Called(generation, waiting) => {
+                // A daemon listens when its starter has ended, as a rule.
+                self.reap();
+                self.called(generation, waiting);
+            }
             Event::Steers(generation, steering) => self.steers(generation, steering),
             Event::HungUp(id) => self.hung_up(id),
             Event::Orphaned(id) => self.orphaned(id),
@@ -452,6 +491,13 @@ impl Supervisor {
             if let swap::Event::OldGone(_) = event {
                 // Before anybody else gets the lock: our handles would be strangers to them.
                 self.finish_sharing();
+            }
+            if let swap::Event::Listens(_) | swap::Event::Accepts(_) = event
+                && self.live.get(&generation).is_some_and(|live| live.ended.is_some())
+                && let Ok(sockets) = net::listeners()
+            {
+                // Nobody is to hear of a server that has ended when another process serves.
+                self.look_for_rest(generation, &sockets);
             }
             let Some(live) = self.live.get_mut(&generation) else {
                 self.unheard(event);

@@ -10,6 +10,7 @@ use super::watching;
 use super::{Conn, Ended, Leftover, Live, Sockets, Supervisor};
 use crate::address::Address;
 use crate::error::{Error, Result, status};
+use crate::family::Jobs;
 use crate::protocol::ServerWord;
 use crate::registry::{Entry, Registration};
 use crate::server::{Rest, Server, Surroundings};
@@ -65,6 +66,7 @@ impl Supervisor {
             control: theirs,
             socket: &socket,
             notify: &notify,
+            household: &self.household,
             generation: number,
             on_terminal: self.on_terminal,
             hup_ignored: self.hup_ignored,
@@ -79,7 +81,7 @@ impl Supervisor {
         let (mark, pid) = (socket.to_string_lossy().into_owned(), server.pid);
         let entry = Entry { pid: server.pid, generation: number, socket: &names[0], command: &command, replaced: &[], datagrams: &[] };
         let registration = self.dir.register(&entry).map_err(|why| {
-            server.signal_all(Signal::SIGKILL);
+            server.signal_all(Signal::SIGKILL, Jobs::Ended);
             for path in [&socket, &notify] {
                 let _ = std::fs::remove_file(path);
             }
@@ -145,6 +147,8 @@ impl Supervisor {
                 proving: BTreeSet::new(),
                 settled: false,
                 killed: false,
+                claimed: None,
+                gave_way: false,
                 drains: false,
                 drain: None,
                 quiesced: false,
@@ -158,7 +162,7 @@ impl Supervisor {
         if let Err(e) = started {
             // Without its threads the server cannot be heard: it goes the way of one that failed.
             self.log.say(Level::Error, None, &format!("unable to start a thread: {e} (the new server is killed)"));
-            self.live[&id].server.signal_all(Signal::SIGKILL);
+            self.live[&id].server.signal_all(Signal::SIGKILL, Jobs::Ended);
         }
         for effect in effects {
             self.carry_out(id, effect);
@@ -202,7 +206,7 @@ impl Supervisor {
                 () => Level::Notice,
             };
             self.log.say(level, name.as_ref(), &format!("server {} {how}", live.server.pid));
-            live.ended = Some(Ended { status: own, seen: Instant::now(), rest_told: false });
+            live.ended = Some(Ended { status: own, seen: Instant::now(), rest_told: false, unseen: 0 });
             self.settle();
             match net::listeners() {
                 Ok(sockets) => self.look_for_rest(generation, &sockets),
@@ -213,7 +217,7 @@ impl Supervisor {
 
     /// A server whose main process has ended is gone when nothing of it listens. What listens in its
     /// place becomes the main process, or is told to stop if the server was.
-    fn look_for_rest(&mut self, generation: GenId, sockets: &Listeners) {
+    pub(super) fn look_for_rest(&mut self, generation: GenId, sockets: &Listeners) {
         // In a reload those of the old server are open as long as we want them to be.
         let kept: BTreeSet<u32> =
             self.live.values().flat_map(|live| live.sharing.kept()).collect();
@@ -235,15 +239,17 @@ impl Supervisor {
                 live.ended = Some(Ended { seen: Instant::now(), rest_told: true, ..ended });
                 match () {
                     // Who forked in the moment of the kill was not seen.
-                    () if live.killed => drop(live.server.signal_rest(Signal::SIGKILL)),
+                    () if live.killed => drop(live.server.signal_rest(Signal::SIGKILL, live.jobs())),
                     () if ended.rest_told => {}
-                    () => drop(live.server.signal_rest(self.run.stop_signal)),
+                    () => drop(live.server.signal_rest(self.run.stop_signal, live.jobs())),
                 }
             }
             Rest::Unclear => wait = ended.seen.elapsed() < UNCLEAR_FOR,
-            // A daemon whose starter is done before it listens.
-            Rest::Nobody if ended.status == 0 && !live.was_up && !live.machine.is_leaving() => {
-                wait = live.server.has_rest();
+            // A daemon whose starter is done before it listens; slow as it is it may have been taken for a worker.
+            Rest::Nobody if ended.status == 0 && !live.has_served() && !live.machine.is_leaving() => {
+                let unseen = if live.server.has_rest(Jobs::Ended) { 0 } else { ended.unseen + 1 };
+                live.ended = Some(Ended { unseen, ..ended });
+                wait = unseen < UNSEEN_LOOKS;
             }
             Rest::Nobody => wait = false,
         }
@@ -493,14 +499,17 @@ impl Supervisor {
 }
 
 impl Leftover {
-    pub(super) fn new(server: Server, until: Instant) -> Leftover {
-        Leftover { server, until, unseen: 0 }
+    pub(super) fn new(server: Server, jobs: Jobs, until: Instant) -> Leftover {
+        Leftover { server, jobs, until, unseen: 0 }
     }
 
     /// `false` if nothing is left of it, or nothing can be done about it.
     fn look(&mut self, now: Instant) -> bool {
         let is_late = self.until <= now;
-        let seen = if is_late { self.server.signal_rest(Signal::SIGKILL) } else { self.server.has_rest() };
+        let seen = match is_late {
+            true => self.server.signal_rest(Signal::SIGKILL, self.jobs),
+            false => self.server.has_rest(self.jobs),
+        };
         self.unseen = if seen { 0 } else { self.unseen + 1 };
         self.unseen < UNSEEN_LOOKS && self.until + KILLED_FOR > now
     }

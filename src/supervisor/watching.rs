@@ -134,6 +134,8 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String,
                 },
                 Call::Listen(backlog) => match watcher.listen(&call) {
                     Ok(Some((socket, place, meets, may))) if noted => {
+                        // By it the server is known, whatever it does to its environment.
+                        let _ = socket.inode().map(|inode| watch.seen.listener(inode));
                         let waiting = Waiting { call: held(), socket, place, backlog, meets, may };
                         if events.send(Event::Called(generation, waiting)).is_err() {
                             return;
