@@ -154,6 +154,17 @@ impl Held {
     }
 }
 
+/// Whether a process is ending: it shows none of its files any more, and not all of them are closed (PF_EXITING of
+/// proc_pid_stat(5)).
+pub fn is_ending(pid: Pid) -> bool {
+    const PF_EXITING: u32 = 0x4;
+    let text = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let fields = text.rsplit(')').next().unwrap_or("");
+    let flags = fields.split_whitespace().nth(6).and_then(|flags| flags.parse::<u32>().ok());
+    flags.is_some_and(|flags| flags & PF_EXITING != 0) && stat(pid).is_some_and(|stat| !stat.zombie || stat.threads > 1)
+}
+
 /// Where these sockets are open but in serverswaps, each in one process that has it. An error where a process that
 /// may have one could not be looked at.
 pub fn holders(inodes: &BTreeSet<u32>) -> io::Result<BTreeMap<u32, Held>> {

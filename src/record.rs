@@ -65,15 +65,31 @@ impl Record<'_> {
             socket: field("socket").filter(|name| !name.is_empty() && !name.contains(is_no_name))?,
             command: field("command").unwrap_or(""),
             replaced: field("replaced").unwrap_or("").split(' ').filter_map(parse_number).take(REPLACED_MAX).collect(),
-            datagrams: field("datagrams").unwrap_or("").split(' ').filter_map(|n| n.parse().ok()).take(REPLACED_MAX).collect(),
+            datagrams: field("datagrams")
+                .unwrap_or("")
+                .split(' ')
+                .filter_map(|n| n.parse().ok())
+                .take(REPLACED_MAX)
+                .collect(),
         })
     }
 }
 
 impl fmt::Display for Record<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Record { pid, start, session, boot, supervisor, namespaces, generation, socket, command, replaced, datagrams } =
-            self;
+        let Record {
+            pid,
+            start,
+            session,
+            boot,
+            supervisor,
+            namespaces,
+            generation,
+            socket,
+            command,
+            replaced,
+            datagrams,
+        } = self;
         writeln!(f, "{VERSION}\npid {pid}\nstart {start}\nboot {boot}\nsupervisor {supervisor}")?;
         writeln!(f, "generation {generation}\nsocket {socket}\ncommand {}", one_line(command))?;
         if let Some(id) = namespaces.pid {

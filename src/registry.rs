@@ -696,11 +696,7 @@ impl RunDir {
 
     /// Whoever listens there without a pidfile of ours: a server of ours that never said a word, or a
     /// stranger. The error says who, and whether that is clear.
-    fn port_holder(
-        &self,
-        address: &Address,
-        asker: &Asker<'_>,
-    ) -> std::result::Result<Option<Holder>, (String, bool)> {
+    fn port_holder(&self, address: &Address, asker: &Asker<'_>) -> std::result::Result<Option<Holder>, (String, bool)> {
         let Address::Tcp(_, port) = *address else { return Ok(None) };
         let mut sockets: Vec<TcpSocket> = net::listeners_at(port)
             .map_err(|e| (format!("unable to ask the kernel who listens: {e}"), true))?
@@ -1100,7 +1096,8 @@ mod tests {
         let (_temp, dir) = run_dir();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::of(&child);
-        let record = Entry { pid, generation: 7, socket: "1-1.sock", command: "sleep\n60", replaced: &[], datagrams: &[] };
+        let record =
+            Entry { pid, generation: 7, socket: "1-1.sock", command: "sleep\n60", replaced: &[], datagrams: &[] };
         let registration = dir.register(&record).unwrap();
         assert!(matches!(claim(&dir, pid).0, Found::Vacant(_)));
         let Found::Taken(holders) = claim(&dir, Pid::own()).0 else { panic!() };
@@ -1136,7 +1133,14 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (pid, me) = (Pid::of(&child), Pid::own());
         let third = dir
-            .register(&Entry { pid, generation: 1, socket: "1-1.sock", command: "sleep 60", replaced: &[], datagrams: &[] })
+            .register(&Entry {
+                pid,
+                generation: 1,
+                socket: "1-1.sock",
+                command: "sleep 60",
+                replaced: &[],
+                datagrams: &[],
+            })
             .unwrap();
         assert!(matches!(claim(&dir, pid).0, Found::Vacant(_)));
         assert_eq!(dir.take(&address(), me, &[], &[]), Ok(false));

@@ -17,8 +17,9 @@ use std::time::{Duration, Instant};
 /// Whose socket a member of a group is.
 #[derive(Debug)]
 enum Side {
-    /// The old server's. `serves`: it gets connections until the switch.
-    Old { handle: Handle, serves: bool },
+    /// The old server's. `serves`: it gets connections until the switch. Without a handle we have let go of it, and
+    /// it stays a member until the kernel closes it.
+    Old { handle: Option<Handle>, serves: bool },
     /// The new server's. We keep no handle on it: what its server closes is closed.
     New(Proof),
 }
@@ -137,13 +138,16 @@ impl Group {
 
     fn add(&mut self, socket: Socket, serves: bool) -> io::Result<()> {
         let inode = socket.inode()?;
-        let side = Side::Old { handle: Handle { socket, seen: None, closed: None }, serves };
+        let side = Side::Old { handle: Some(Handle { socket, seen: None, closed: None }), serves };
         self.members.join(Member { inode, side });
         Ok(())
     }
 
     fn handles(&self) -> impl Iterator<Item = &Socket> {
-        self.members.iter().filter_map(|m| if let Side::Old { handle, .. } = &m.side { Some(&handle.socket) } else { None })
+        self.members.iter().filter_map(|m| match &m.side {
+            Side::Old { handle: Some(handle), .. } => Some(&handle.socket),
+            Side::Old { handle: None, .. } | Side::New(_) => None,
+        })
     }
 
     fn kept(&self) -> Vec<u32> {
@@ -171,7 +175,8 @@ impl Group {
     fn receives(&self) -> Vec<Range> {
         let is_old = |m: &Member| matches!(m.side, Side::Old { .. });
         let serves = |m: &Member| matches!(m.side, Side::Old { serves: true, .. });
-        let olds = || Some(self.members.ranges(serves)).filter(|r| !r.is_empty()).unwrap_or(self.members.ranges(is_old));
+        let olds =
+            || Some(self.members.ranges(serves)).filter(|r| !r.is_empty()).unwrap_or(self.members.ranges(is_old));
         let (first, second) = match self.stage {
             Stage::Before => (olds(), self.members.ranges(Member::is_new)),
             Stage::Switched => (self.members.ranges(Member::is_new), olds()),
@@ -233,14 +238,14 @@ impl Group {
     /// Lets go of what the old server has closed. The last one of a place stays for a moment, as long as the new server has
     /// not proven itself: a server that replaces its listener closes one and opens another right away.
     fn drop_closed(&mut self, fetch: Fetch<'_>) {
-        let is_open = |m: &Member| matches!(&m.side, Side::Old { handle, .. } if handle.closed.is_none());
+        let is_open = |m: &Member| matches!(&m.side, Side::Old { handle: Some(h), .. } if h.closed.is_none());
         let spared = match self.stage == Stage::Switched || self.members.iter().any(is_open) {
             true => Duration::ZERO,
             false => REOPENS_WITHIN,
         };
         let is_over = |m: &Member| match &m.side {
-            Side::Old { handle, .. } => handle.closed.is_some_and(|since| since.elapsed() >= spared),
-            Side::New(_) => false,
+            Side::Old { handle: Some(h), .. } => h.closed.is_some_and(|since| since.elapsed() >= spared),
+            Side::Old { handle: None, .. } | Side::New(_) => false,
         };
         let closed: Vec<u32> = self.members.iter().filter(|m| is_over(m)).map(|m| m.inode).collect();
         closed.into_iter().for_each(|inode| self.drop_old(inode, fetch));
@@ -248,18 +253,35 @@ impl Group {
 
     /// The old server has closed a socket that we keep open: nobody is sent to it any more, and it goes.
     fn drop_old(&mut self, inode: u32, fetch: Fetch<'_>) {
-        let Some(index) = self.members.iter().position(|m| m.inode == inode && !m.is_new()) else { return };
-        if let Some(Side::Old { serves, .. }) = self.members.iter_mut().nth(index).map(|m| &mut m.side) {
-            *serves = false;
-        }
+        let Some(member) = self.members.iter_mut().find(|m| m.inode == inode && !m.is_new()) else { return };
+        let Side::Old { handle, serves } = &mut member.side else { return };
+        *serves = false;
+        let handle = handle.take();
         let others = self.members.ranges(|m| matches!(m.side, Side::Old { serves: true, .. }));
         // As long as another one serves it gets what comes in this moment.
         if self.stage == Stage::Switched || !others.is_empty() {
+            let through = self.handles().next().or(handle.as_ref().map(|handle| &handle.socket));
+            let _ = through.map(|socket| socket.steer(&self.program()));
+        }
+        drop(handle);
+        self.reap(net::listeners_at(self.place.address.port()).ok().as_ref(), fetch);
+    }
+
+    /// What the kernel has closed of that which we have let go of is no member any more. It does so a moment after the
+    /// last process has let go, later where that is ending.
+    fn reap(&mut self, listeners: Option<&Listeners>, fetch: Fetch<'_>) {
+        let Some(listeners) = listeners else { return };
+        let place = self.place;
+        let is_there = |inode: u32| listeners.at_place(&place).any(|s| s.inode == inode);
+        let is_left = |m: &Member| !matches!(m.side, Side::Old { handle: None, .. }) || is_there(m.inode);
+        let mut left = false;
+        while self.members.leave_first(is_left).is_some() {
+            left = true;
+        }
+        if left {
+            self.members.iter_mut().filter_map(Member::proof).for_each(Proof::begin_anew);
             let _ = self.steer(fetch);
         }
-        drop(self.members.leave(index));
-        self.members.iter_mut().filter_map(Member::proof).for_each(Proof::begin_anew);
-        let _ = self.steer(fetch);
     }
 
     fn switch(&mut self, fetch: Fetch<'_>) -> io::Result<()> {
@@ -296,11 +318,6 @@ impl Group {
         let steer = |group: &Group| drop(own.first().or(group.handles().next()).map(|s| s.steer(&group.program())));
         steer(&self);
         while let Some(index) = self.members.iter().rposition(|member| !member.is_new()) {
-            // Without a socket of the new server, which may let nobody have one: the last old one takes the program off.
-            if own.is_empty() && self.handles().count() == 1 {
-                let last = self.handles().next();
-                last.iter().for_each(|last| drop((last.refuse_newcomers(None), last.release())));
-            }
             drop(self.members.leave(index));
             steer(&self);
         }
@@ -371,7 +388,9 @@ impl Group {
         }
         if begun && self.guarded {
             let own = fetch(&self.inodes_of_news());
-            for probe in self.news().filter_map(|m| if let Side::New(Proof::Probing(p, _)) = &m.side { Some(p) } else { None }) {
+            for probe in
+                self.news().filter_map(|m| if let Side::New(Proof::Probing(p, _)) = &m.side { Some(p) } else { None })
+            {
                 own.iter().for_each(|socket| drop(socket.refuse_newcomers(Some(probe))));
             }
         }
@@ -399,7 +418,8 @@ impl Group {
         }
         let most = if self.in_order { usize::MAX } else { 1 };
         let proofs = || self.news().filter_map(|m| if let Side::New(proof) = &m.side { Some(proof) } else { None });
-        let is_steady = |proof: &Proof| matches!(proof, Proof::Proven) || matches!(proof, Proof::Accepted(_)) && proof.is_due();
+        let is_steady =
+            |proof: &Proof| matches!(proof, Proof::Proven) || matches!(proof, Proof::Accepted(_)) && proof.is_due();
         if proofs().take(most).all(is_steady) {
             self.members.iter_mut().filter_map(Member::proof).for_each(|proof| *proof = Proof::Proven);
             if self.old.is_none() && std::mem::take(&mut self.steered) {
@@ -616,7 +636,14 @@ impl Sharing {
 
     /// Follows what the new server has closed, and the old one; moves every probe a step on. `held` gives the
     /// sockets that the new server holds.
-    pub fn look(&mut self, listeners: &Listeners, prove: bool, held: impl FnOnce() -> Option<BTreeSet<u32>>, fetch: Fetch<'_>) {
+    pub fn look(
+        &mut self,
+        listeners: &Listeners,
+        prove: bool,
+        held: impl FnOnce() -> Option<BTreeSet<u32>>,
+        fetch: Fetch<'_>,
+    ) {
+        self.groups_mut().for_each(|group| group.reap(Some(listeners), fetch));
         self.follow_olds(fetch);
         self.follow_news(listeners, fetch);
         let is_due = |m: &Member| matches!(&m.side, Side::New(proof) if proof.is_due());
@@ -645,7 +672,7 @@ impl Sharing {
     fn follow_olds(&mut self, fetch: Fetch<'_>) {
         let mut suspects = BTreeSet::new();
         for member in self.groups_mut().flat_map(|group| group.members.iter_mut()) {
-            if let Side::Old { handle, .. } = &member.side
+            if let Side::Old { handle: Some(handle), .. } = &member.side
                 && !handle.seen.as_ref().is_some_and(|held| held.is_still(member.inode))
             {
                 suspects.insert(member.inode);
@@ -661,10 +688,14 @@ impl Sharing {
         };
         for group in self.groups_mut() {
             for member in group.members.iter_mut().filter(|member| suspects.contains(&member.inode)) {
-                if let Side::Old { handle, .. } = &mut member.side {
-                    handle.seen = held.get(&member.inode).copied();
-                    let closed = *handle.closed.get_or_insert_with(Instant::now);
-                    handle.closed = handle.seen.is_none().then_some(closed);
+                let Side::Old { handle: Some(handle), .. } = &mut member.side else { continue };
+                match (held.get(&member.inode), &handle.seen) {
+                    (Some(held), _) => (handle.seen, handle.closed) = (Some(*held), None),
+                    // Its files are closed after it has shown the last of them.
+                    (None, Some(seen)) if procfs::is_ending(seen.pid) => {}
+                    (None, _) => {
+                        handle.closed.get_or_insert_with(Instant::now);
+                    }
                 }
             }
             group.drop_closed(fetch);
@@ -767,6 +798,21 @@ impl Sharing {
     pub fn kept_of(&self, old: u64) -> BTreeSet<u32> {
         let own = self.groups().filter(|g| g.old == Some(old)).flat_map(|g| g.members.iter());
         own.filter(|m| !m.is_new()).map(|m| m.inode).collect()
+    }
+
+    /// This old server is gone, and nobody holds its listeners: lets go of them. Whether the kernel has closed them.
+    pub fn drop_olds(&mut self, old: u64, fetch: Fetch<'_>) -> bool {
+        let mut closed = true;
+        for group in self.groups_mut().filter(|group| group.old == Some(old)) {
+            if group.news().count() < group.handles().count() {
+                // For a moment the index may name an old socket: whoever meets it tries again.
+                group.handles().for_each(|old| drop(old.refuse_newcomers(None)));
+            }
+            group.kept().into_iter().for_each(|inode| group.drop_old(inode, fetch));
+            group.reap(net::listeners_at(group.place.address.port()).ok().as_ref(), fetch);
+            closed &= group.kept().is_empty();
+        }
+        closed
     }
 
     /// This old server stays: nothing is wanted of it any more.

@@ -29,6 +29,7 @@ use crate::sys::net;
 use crate::sys::process::{self, Pid};
 use nix::sys::signal::Signal;
 use peers::Conn;
+use sharing::{Lent, Young};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -37,7 +38,6 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 use threads::{Event, Events, GenId, Id, NotifySocket};
 use timers::Timers;
-use sharing::{Lent, Young};
 use watching::Waiting;
 
 /// How long nothing may have happened before the memory that it took is given back.

@@ -79,7 +79,14 @@ impl Supervisor {
             }
         })?;
         let (mark, pid) = (socket.to_string_lossy().into_owned(), server.pid);
-        let entry = Entry { pid: server.pid, generation: number, socket: &names[0], command: &command, replaced: &[], datagrams: &[] };
+        let entry = Entry {
+            pid: server.pid,
+            generation: number,
+            socket: &names[0],
+            command: &command,
+            replaced: &[],
+            datagrams: &[],
+        };
         let registration = self.dir.register(&entry).map_err(|why| {
             server.signal_all(Signal::SIGKILL, Jobs::Ended);
             for path in [&socket, &notify] {
@@ -219,8 +226,7 @@ impl Supervisor {
     /// place becomes the main process, or is told to stop if the server was.
     pub(super) fn look_for_rest(&mut self, generation: GenId, sockets: &Listeners) {
         // In a reload those of the old server are open as long as we want them to be.
-        let kept: BTreeSet<u32> =
-            self.live.values().flat_map(|live| live.sharing.kept()).collect();
+        let kept: BTreeSet<u32> = self.live.values().flat_map(|live| live.sharing.kept()).collect();
         let Some(live) = self.live.get_mut(&generation) else { return };
         let Some(ended) = live.ended else { return };
         let ephemeral = ephemeral_ports();

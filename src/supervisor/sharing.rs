@@ -94,7 +94,12 @@ impl Live {
     }
 
     /// What the server has closed before it was up is none of its addresses.
-    fn follow_closed(&mut self, generation: GenId, listeners: &Listeners, pending: &mut VecDeque<(GenId, swap::Event)>) {
+    fn follow_closed(
+        &mut self,
+        generation: GenId,
+        listeners: &Listeners,
+        pending: &mut VecDeque<(GenId, swap::Event)>,
+    ) {
         if self.was_up || self.sharing.is_empty() {
             return;
         }
@@ -130,7 +135,7 @@ impl Supervisor {
         live.discover_until = None;
         // And what it has so far is not all.
         live.settled = false;
-        if let Ok(listeners) = net::listeners_at(waiting.place.address.port()) {
+        if let Ok(listeners) = net::listeners() {
             live.follow_closed(generation, &listeners, &mut self.pending);
         }
         let (address, meets) = (Address::from(waiting.place.address), waiting.meets);
@@ -152,7 +157,8 @@ impl Supervisor {
             live.programs.remove(&place);
         }
         if done && !is_off && live.programs.insert(place) && live.steers_itself().is_some() {
-            let text = "the port cannot be shared: the server steers it by a program of its own (swaps run in plain order)";
+            let text =
+                "the port cannot be shared: the server steers it by a program of its own (swaps run in plain order)";
             self.log.say(Level::Warning, Some(&place.address.into()), text);
         }
     }
@@ -221,7 +227,8 @@ impl Supervisor {
     pub(super) fn joined(&mut self, generation: GenId, claimer: ClaimerId, errno: i32) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         if live.machine.is_locked_by(claimer)
-            && let Some(lent) = live.lent.pop_front() {
+            && let Some(lent) = live.lent.pop_front()
+        {
             lent.waiting.call.conclude(if errno == 0 { Ok(()) } else { Err(Errno::from_raw(errno).into()) });
         }
     }
@@ -461,6 +468,14 @@ impl Supervisor {
                 self.log.say(Level::Warning, name.as_ref(), &text);
             }
             return self.poll_by(Instant::now() + LINGERS);
+        }
+        if let Some(live) = self.live.get_mut(&of) {
+            let server = &live.server;
+            if !live.sharing.drop_olds(id, &|inodes| sockets(server, inodes)) {
+                // It is a stranger to whoever comes next, until the kernel has closed it.
+                old.lingers.get_or_insert(Linger::Since(Instant::now()));
+                return self.poll_soon();
+            }
         }
         self.olds.remove(&id);
         self.feed(of, swap::Event::OldGone(OldId(id)));

@@ -342,6 +342,8 @@ pub struct Generation {
     called: BTreeSet<Address>,
     /// Where the server listens already, although it is not its turn.
     listening: BTreeSet<Address>,
+    /// It has closed what it listened on before it was up: it is no worker.
+    closed: bool,
     /// What keeps it from being proven where it listens.
     hindrances: BTreeMap<Address, String>,
     /// New connections of a shared port come here.
@@ -406,6 +408,7 @@ impl Generation {
             harmed: BTreeSet::new(),
             called: BTreeSet::new(),
             listening: BTreeSet::new(),
+            closed: false,
             hindrances: BTreeMap::new(),
             switched: false,
             settled: false,
@@ -1221,10 +1224,12 @@ impl Generation {
 
     /// The server has closed all that it had at the address. Before it is up that was none of its addresses.
     fn closed(&mut self, own: &Address, effects: &mut Vec<Effect>) {
-        let closed = matches!(self.slots.get(own), Some(Slot::Joined(..) | Slot::Proven(..) | Slot::Proving | Slot::Held));
+        let closed =
+            matches!(self.slots.get(own), Some(Slot::Joined(..) | Slot::Proven(..) | Slot::Proving | Slot::Held));
         if self.stage == Stage::Starting && closed {
             self.slots.remove(own);
             self.hindrances.remove(own);
+            self.closed = true;
             effects.push(Effect::Unhold(own.clone()));
         }
     }
@@ -1332,7 +1337,8 @@ impl Generation {
     fn become_up(&mut self, effects: &mut Vec<Effect>) {
         let acquiring = self.acquires() || self.slots.any([Kind::Going, Kind::Proving]);
         if self.stage == Stage::Starting {
-            let worker = self.slots.is_empty() && (self.said_up || (self.quiet && !self.settings.awaited));
+            let worker =
+                self.slots.is_empty() && !self.closed && (self.said_up || (self.quiet && !self.settings.awaited));
             let serves = self.slots.any([Kind::Held]);
             if acquiring || !(worker || serves) || self.uncovered().next().is_some() {
                 return;
@@ -1453,7 +1459,7 @@ impl Generation {
         if blocks && self.settings.ready_timeout.is_none() && !self.armed.contains(&Timer::Ready) {
             self.arm(Timer::Ready, READY_TIMEOUT, effects);
         }
-        let worker = self.stage == Stage::Starting && self.slots.is_empty() && !self.settings.awaited;
+        let worker = self.stage == Stage::Starting && self.slots.is_empty() && !self.closed && !self.settings.awaited;
         // One that has all locks is held back only until the others are proven.
         let unlocked =
             |slot: &Slot| matches!(slot, Slot::Waiting(_, olds) if olds.iter().any(|id| self.olds[id].lock.is_none()));

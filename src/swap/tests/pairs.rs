@@ -426,7 +426,8 @@ fn starts() -> Vec<Subject> {
 /// after the switch, an old one that drains.
 fn middles() -> Vec<Subject> {
     let [.., mut new, _, mut old] = <[Subject; 8]>::try_from(starts()).ok().unwrap();
-    for event in [Event::Calls(a(":1"), Meets::Server), Event::Taken(a(":1"), vec![OldId(1)]), Event::Shares(OldId(1))] {
+    for event in [Event::Calls(a(":1"), Meets::Server), Event::Taken(a(":1"), vec![OldId(1)]), Event::Shares(OldId(1))]
+    {
         new.step(&event);
     }
     new.step(&Event::Locked(OldId(1), vec![a(":1")]));
