@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 
 /// A swap waits most of its time for idle connections, so some rows run at the same time; not many, since a
 /// machine that is too busy makes clients wait.
-const LANES: usize = 3;
+const LANES: usize = 4;
 
 /// Of each server.
 const SWAPS: u64 = 20;

@@ -44,7 +44,7 @@ pub fn file(name: &str) -> String {
 pub fn all() -> Vec<Server> {
     let row = |name, command: &[&str]| Server {
         name,
-        // Half of it is how long a kept connection has to rest: less than a client that looks at a page does.
+        // Half of it is how long a kept connection has to rest.
         options: &["--drain", "3"],
         command: command.iter().map(|word| (*word).to_owned()).collect(),
         clients: Clients::Http,
@@ -68,6 +68,28 @@ pub fn all() -> Vec<Server> {
     let broken = |word, row| Server { broken: Some(word), ..row };
     let awaits = |what, row| Server { awaits: Some(what), ..row };
     vec![
+        // What takes longest comes first.
+        patient(asked("grpc:slow", 8, row("gRPC, 2.5 s", &[&python, &file("rpc.py"), "PORT"]))),
+        patient(asked(
+            "https:/slow",
+            8,
+            row(
+                "Node https, 2.5 s",
+                &[
+                    "env",
+                    &format!("KEY={}", installed("key.pem")),
+                    &format!("CERT={}", installed("cert.pem")),
+                    "node",
+                    &file("web.js"),
+                    any,
+                    "https",
+                ],
+            ),
+        )),
+        patient(Server {
+            clients: Clients::Program(["node", &file("ask.js"), "/slow"].map(str::to_owned).to_vec(), 8),
+            ..row("Node http2, 2.5 s", &["node", &file("web.js"), any, "http2"])
+        }),
         row("Node http", &["node", &node, any]),
         row("Node http, graceful", &["node", &node, any, "graceful"]),
         broken("broken=2", row("Node cluster", &["node", &node, any, "workers=2"])),
@@ -145,26 +167,5 @@ pub fn all() -> Vec<Server> {
         asked("dns", 4, row("dnsmasq, DNS over TCP", &[&start, "dnsmasq", "PORT"])),
         asked("dns-udp", 4, row("dnsmasq, DNS over UDP", &[&start, "dnsmasq", "PORT"])),
         asked("grpc", 4, row("gRPC", &[&python, &file("rpc.py"), "PORT"])),
-        patient(asked("grpc:slow", 8, row("gRPC, 2.5 s", &[&python, &file("rpc.py"), "PORT"]))),
-        patient(asked(
-            "https:/slow",
-            8,
-            row(
-                "Node https, 2.5 s",
-                &[
-                    "env",
-                    &format!("KEY={}", installed("key.pem")),
-                    &format!("CERT={}", installed("cert.pem")),
-                    "node",
-                    &file("web.js"),
-                    any,
-                    "https",
-                ],
-            ),
-        )),
-        patient(Server {
-            clients: Clients::Program(["node", &file("ask.js"), "/slow"].map(str::to_owned).to_vec(), 8),
-            ..row("Node http2, 2.5 s", &["node", &file("web.js"), any, "http2"])
-        }),
     ]
 }
