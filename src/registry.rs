@@ -12,25 +12,30 @@
 
 use crate::address::Address;
 use crate::error::{Error, Result, reason};
-use crate::procfs::{self, Family, MARK, Snapshot};
+use crate::family::{Descent, Family};
+use crate::place::Place;
+use crate::procfs::{self, MARK, Snapshot};
 use crate::record::{Record, one_line, parse_number, parse_pid};
+use crate::sys::namespace::Namespaces;
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
-use std::time::{Duration, Instant};
+use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest record that is read.
 const RECORD_MAX: u64 = 16 * 1024;
+/// What the name of a part of it begins with that is another namespace's.
+const PART: &str = "ns-";
 /// Longest path that a unix socket address holds (unix(7)), with its final NUL.
 const SUN_PATH_MAX: usize = 107;
 /// The lock is held for microseconds; only a stopped process can hold it longer.
@@ -43,8 +48,15 @@ const UNCLEAR_LOOKS_EVERY: Duration = Duration::from_millis(20);
 pub struct RunDir {
     path: PathBuf,
     dir: OwnedFd,
+    namespaces: Namespaces,
+    /// The directory of which this is a part, for servers of other namespaces than those in it.
+    whole: Option<Box<RunDir>>,
+    /// And nobody may remove that part.
+    kept: Option<Flock<OwnedFd>>,
     /// The last wait for its lock was in vain: nobody waits again before the lock was had.
     stuck: AtomicBool,
+    /// Orphans of which nobody here wants anything yet.
+    reserved: Mutex<BTreeMap<Pid, File>>,
 }
 
 /// Whoever has an address.
@@ -58,12 +70,16 @@ pub struct Holder {
     pub generation: u64,
     /// Its supervisor, alive or not.
     pub supervisor: Pid,
+    /// The session that is the server's alone, if it has one.
+    pub session: Option<i32>,
     /// The control socket.
     pub socket: PathBuf,
     /// Its command line.
     pub command: String,
     /// Main processes of the servers in whose place it gets the connections of a shared port.
     pub replaced: Vec<Pid>,
+    /// Inodes of the UDP sockets at fixed ports that its server had when it came up.
+    pub datagrams: Vec<u32>,
     /// The locked record of a server whose supervisor is dead: it is ours now.
     pub orphan: Option<Registration>,
 }
@@ -78,16 +94,54 @@ impl Holder {
     pub fn sockets(&self, snapshot: &Snapshot) -> BTreeSet<u32> {
         let mark = self.socket.to_string_lossy().into_owned();
         let session = procfs::stat(self.pid).map_or(0, |stat| stat.session);
-        let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark };
-        snapshot.sockets(&family).unwrap_or_default()
+        let descent = match self.has_lost_its_supervisor() {
+            false => Descent::From(self.supervisor),
+            true => Descent::Lost(self.session),
+        };
+        let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark, descent };
+        family.sockets(snapshot).unwrap_or_default()
     }
+}
+
+/// Who looks an address up.
+pub struct Asker<'a> {
+    /// Its main process.
+    pub me: Pid,
+    /// Tells whether a process belongs to it.
+    pub is_mine: &'a dyn Fn(Pid) -> bool,
+    /// Where its sockets are bound that wait to listen, and whether it may replace whom they meet. Without any, what
+    /// counts is the name of the address.
+    pub places: &'a [(Place, May)],
+}
+
+/// What the caller of `listen` may do to a server that it meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum May {
+    /// The socket is its own.
+    Replace,
+    /// It has become another user's since it opened the socket.
+    Nothing,
+}
+
+/// How a server stands to one that wants an address of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Relation {
+    /// It has what is wanted, or may have.
+    InTheWay,
+    /// Both can listen.
+    Beside,
+    /// It is in the way, and of another user.
+    Foreign,
 }
 
 /// What [`RunDir::look_up`] found.
 #[derive(Debug)]
 pub enum Found {
-    /// Nobody had the address; now it is registered.
-    Vacant,
+    /// Nobody had the address; now it is registered. These servers have one of the same name, beside which the kernel
+    /// lets ours listen.
+    Vacant(Vec<Pid>),
+    /// Whoever has the address is none that the caller of `listen` could replace.
+    Foreign,
     /// These servers have it.
     Taken(Vec<Holder>),
     /// It cannot be had.
@@ -114,6 +168,8 @@ pub struct Entry<'a> {
     pub command: &'a str,
     /// Main processes of the servers in whose place it gets the connections of a shared port.
     pub replaced: &'a [Pid],
+    /// Inodes of the UDP sockets at fixed ports that it had when it came up.
+    pub datagrams: &'a [u32],
 }
 
 /// Whether the server is to become ours if it is an orphan.
@@ -127,8 +183,46 @@ enum Claim {
 pub type Notes = Vec<String>;
 
 impl RunDir {
-    /// Opens the run directory; with `create` it is made if it is not there.
+    /// Opens the run directory, or the part of it that is for servers of our namespaces; with `create` it is made if it
+    /// is not there.
     pub fn open(given: Option<&Path>, create: bool) -> Result<RunDir> {
+        RunDir::open_whole(given, create)?.part(create)
+    }
+
+    /// A pid and an address mean something in their namespaces only. Servers of others than those that are here have a
+    /// directory of their own in this one, as long as there are any.
+    fn part(self, create: bool) -> Result<RunDir> {
+        let Namespaces { pid: Some(pid), net: Some(net) } = self.namespaces else { return Ok(self) };
+        let path = self.path.join(format!("{PART}{pid:x}-{net:x}"));
+        let is_elsewhere = |pid| self.holder(pid, Claim::No).err() == Some(Missing::Elsewhere);
+        if !(path.is_dir() || create && self.pids().any(is_elsewhere)) {
+            return Ok(self);
+        }
+        let guard = self.lock().map_err(|why| unusable(&self.path, why))?;
+        let mut part = RunDir::open_whole(Some(&path), create)?;
+        let kept = part.dir.try_clone().map_err(|e| unusable(&path, e))?;
+        part.kept = Flock::lock(kept, FlockArg::LockSharedNonblock).ok();
+        drop(guard);
+        part.whole = Some(Box::new(self));
+        Ok(part)
+    }
+
+    /// Lets go of it. Who is the last in a part in which there is nothing any more removes that.
+    pub fn leave(self) {
+        let (Some(whole), Some(kept)) = (self.whole, self.kept) else { return };
+        let Ok(_guard) = whole.lock() else { return };
+        let is_empty =
+            || std::fs::read_dir(&self.path).is_ok_and(|names| names.flatten().all(|e| e.file_name() == "lock"));
+        if kept.relock(FlockArg::LockExclusiveNonblock).is_ok()
+            && is_empty()
+            && let Some(name) = self.path.file_name()
+        {
+            let _ = unlinkat(&self.dir, "lock", UnlinkatFlags::NoRemoveDir);
+            let _ = unlinkat(&whole.dir, name, UnlinkatFlags::RemoveDir);
+        }
+    }
+
+    fn open_whole(given: Option<&Path>, create: bool) -> Result<RunDir> {
         let path = match given {
             Some(path) => path.to_owned(),
             None => default_path(),
@@ -157,7 +251,9 @@ impl RunDir {
         if path.as_os_str().len() + "/2147483647-4294967295.notify".len() > SUN_PATH_MAX {
             return Err(unusable(&path, "the path is too long for a socket in it"));
         }
-        Ok(RunDir { path, dir, stuck: AtomicBool::new(false) })
+        let namespaces = Namespaces::own();
+        let stuck = AtomicBool::new(false);
+        Ok(RunDir { path, dir, namespaces, whole: None, kept: None, stuck, reserved: Mutex::default() })
     }
 
     /// Whether the directory that would be used is there: reading commands need none.
@@ -168,6 +264,23 @@ impl RunDir {
     /// Its absolute path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// When a file of the directory last came or went; `None` where that cannot be told.
+    pub fn changed(&self) -> Option<SystemTime> {
+        let stat = fstat(&self.dir).ok()?;
+        UNIX_EPOCH.checked_add(Duration::new(stat.st_mtime.try_into().ok()?, stat.st_mtime_nsec.try_into().ok()?))
+    }
+
+    /// The pids in the pidfiles of addresses that collide with this one.
+    pub fn named(&self, address: &Address) -> Vec<Pid> {
+        self.colliding_with(address).iter().filter_map(|own| self.read_pid(&pidfile(own)).ok()).collect()
+    }
+
+    /// Inodes of the UDP sockets that living servers but `me` had when they came up.
+    pub fn datagrams(&self, me: Option<Pid>) -> BTreeSet<u32> {
+        let others = self.servers().into_iter().filter(|holder| Some(holder.pid) != me);
+        others.flat_map(|holder| holder.datagrams).collect()
     }
 
     /// Every address that has a pidfile.
@@ -206,16 +319,19 @@ impl RunDir {
 
     /// Every living server, whether it has an address or not.
     pub fn servers(&self) -> Vec<Holder> {
-        let pids = self.names().into_iter().filter_map(|n| parse_number(n.strip_suffix(".server")?));
-        pids.filter_map(|pid| self.holder(pid, Claim::No).ok()).collect()
+        self.pids().filter_map(|pid| self.holder(pid, Claim::No).ok()).collect()
     }
 
-    /// Who has the address; if nobody has, it becomes `me`'s in the same moment. `is_mine` tells
-    /// whether a process belongs to the asking server.
-    pub fn look_up(&self, address: &Address, me: Pid, is_mine: &dyn Fn(Pid) -> bool, notes: &mut Notes) -> Found {
+    /// The main processes that have a record.
+    fn pids(&self) -> impl Iterator<Item = Pid> {
+        self.names().into_iter().filter_map(|name| parse_number(name.strip_suffix(".server")?))
+    }
+
+    /// Who has the address; if nobody has, it becomes the asker's in the same moment.
+    pub fn look_up(&self, address: &Address, asker: &Asker<'_>, notes: &mut Notes) -> Found {
         let mut looks = UNCLEAR_LOOKS;
         loop {
-            let (found, is_clear) = self.look_once(address, me, is_mine, notes);
+            let (found, is_clear) = self.look_once(address, asker, notes);
             if is_clear || looks == 0 {
                 return found;
             }
@@ -227,7 +343,8 @@ impl RunDir {
     }
 
     /// One look, and whether another might show more: sockets are there, and nobody seems to hold them.
-    fn look_once(&self, address: &Address, me: Pid, is_mine: &dyn Fn(Pid) -> bool, notes: &mut Notes) -> (Found, bool) {
+    fn look_once(&self, address: &Address, asker: &Asker<'_>, notes: &mut Notes) -> (Found, bool) {
+        let me = asker.me;
         let _guard = match self.lock() {
             Ok(guard) => guard,
             Err(why) => return (Found::Blocked(why), true),
@@ -246,6 +363,12 @@ impl RunDir {
                 Err(Missing::Unclear) => {
                     return (Found::Blocked(format!("unable to read the record of server {pid}")), true);
                 }
+                // Both have come at the same moment.
+                Err(Missing::Elsewhere) => {
+                    return (Found::Blocked("a server of another namespace has its pidfile".into()), true);
+                }
+                // What is listened to here, and by whom, is not in that pidfile.
+                Err(Missing::Unseen) => {}
                 Ok(_) => {
                     let note = format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}");
                     if !notes.contains(&note) {
@@ -258,6 +381,16 @@ impl RunDir {
                     self.sweep();
                 }
             }
+        }
+        let relations: Vec<Relation> = holders.iter().map(|holder| relation(holder, asker.places)).collect();
+        let of = |wanted: Relation| {
+            let those = holders.iter().zip(&relations).filter(move |(_, relation)| **relation == wanted);
+            those.map(|(holder, _)| holder.pid).collect::<Vec<Pid>>()
+        };
+        let (beside, foreign) = (of(Relation::Beside), of(Relation::Foreign));
+        holders.retain(|holder| !(beside.contains(&holder.pid) || foreign.contains(&holder.pid)));
+        if !foreign.is_empty() {
+            return (Found::Foreign, true);
         }
         if holders.iter().any(Holder::has_lost_its_supervisor) {
             // The supervisor that died may have left an old server that still drains: it is waited for, since
@@ -273,9 +406,15 @@ impl RunDir {
             let pids: Vec<Pid> = orphans.into_iter().map(|other| other.pid).collect();
             holders.extend(pids.into_iter().filter_map(|pid| self.holder(pid, Claim::Yes).ok()));
         }
+        if holders.iter().any(|holder| holder.orphan.is_some()) {
+            self.reserve(&holders);
+        }
         if holders.is_empty() {
-            match self.port_holder(address, is_mine) {
+            match self.port_holder(address, asker) {
                 Ok(None) => {}
+                Ok(Some(holder)) if relation(&holder, asker.places) == Relation::Foreign => {
+                    return (Found::Foreign, true);
+                }
                 Ok(Some(holder)) => holders.push(holder),
                 Err((why, is_clear)) => return (Found::Blocked(why), is_clear),
             }
@@ -283,11 +422,34 @@ impl RunDir {
         if !holders.is_empty() {
             return (Found::Taken(holders), true);
         }
-        let found = match self.write_pid(address, me) {
-            Ok(()) => Found::Vacant,
+        // The pidfile stays that of who has it.
+        let is_named = self.read_pid(&pidfile(address)).is_ok_and(|pid| beside.contains(&pid));
+        let written = if is_named { Ok(()) } else { self.write_pid(address, me) };
+        let found = match written {
+            Ok(()) => Found::Vacant(beside),
             Err(why) => Found::Blocked(format!("unable to write its pidfile: {why}")),
         };
         (found, true)
+    }
+
+    /// Takes every other orphan too: the asking server may want them next. Of two that want two orphans each could else
+    /// have one and wait for the other for ever.
+    fn reserve(&self, taken: &[Holder]) {
+        let others = self.pids().filter(|pid| taken.iter().all(|holder| holder.pid != *pid));
+        for holder in others.filter_map(|pid| self.holder(pid, Claim::Yes).ok()) {
+            if let Some(Registration { lock, pid }) = holder.orphan {
+                self.reserved().insert(pid, lock);
+            }
+        }
+    }
+
+    /// Lets go of the orphans that nobody here has wanted.
+    pub fn release_orphans(&self) {
+        self.reserved().clear();
+    }
+
+    fn reserved(&self) -> MutexGuard<'_, BTreeMap<Pid, File>> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the address `me`'s, whoever had it.
@@ -297,12 +459,17 @@ impl RunDir {
     }
 
     /// Makes the address `me`'s unless somebody living has it who is not one of `olds`. Tells whether it
-    /// is `me`'s now.
-    pub fn take(&self, address: &Address, me: Pid, olds: &[Pid]) -> std::result::Result<bool, String> {
+    /// is `me`'s now. The pidfile of a server `beside` it stays.
+    pub fn take(&self, address: &Address, me: Pid, olds: &[Pid], beside: &[Pid]) -> std::result::Result<bool, String> {
         let _guard = self.lock()?;
         let others = self.colliding(address, &mut Vec::new())?;
-        let others = others.iter().map(|(_, pid)| *pid).filter(|pid| *pid != me && !olds.contains(pid));
-        if others.into_iter().any(|pid| !matches!(self.holder(pid, Claim::No), Err(Missing::Gone))) {
+        if others.iter().any(|(own, pid)| own == address && beside.contains(pid)) {
+            return Ok(true);
+        }
+        let is_known = |pid: &Pid| *pid == me || olds.contains(pid) || beside.contains(pid);
+        let others = others.iter().map(|(_, pid)| *pid).filter(|pid| !is_known(pid));
+        let is_there = |pid| !matches!(self.holder(pid, Claim::No), Err(Missing::Gone | Missing::Unseen));
+        if others.into_iter().any(is_there) {
             return Ok(false);
         }
         self.write_pid(address, me).map(|()| true)
@@ -322,7 +489,7 @@ impl RunDir {
         match self.read_pid(&pidfile(address)) {
             Ok(pid) => match self.holder(pid, Claim::No) {
                 Ok(holder) => Some(holder),
-                Err(Missing::Gone) => None,
+                Err(Missing::Gone | Missing::Elsewhere | Missing::Unseen) => None,
                 Err(Missing::Unclear) => {
                     notes.push(format!("unable to read the record of server {pid} (it is left alone)"));
                     None
@@ -339,15 +506,20 @@ impl RunDir {
 
     /// Writes and locks the record of a server.
     pub fn register(&self, entry: &Entry<'_>) -> std::result::Result<Registration, String> {
+        let stat = procfs::stat(entry.pid);
+        let ours = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
         let record = Record {
             pid: entry.pid,
-            start: procfs::stat(entry.pid).map_or(0, |s| s.start),
+            start: stat.as_ref().map_or(0, |s| s.start),
+            session: stat.map(|s| s.session).filter(|session| *session != ours),
             boot: &procfs::boot_id(),
             supervisor: Pid::own(),
+            namespaces: self.namespaces,
             generation: entry.generation,
             socket: entry.socket,
             command: entry.command,
             replaced: entry.replaced.to_vec(),
+            datagrams: entry.datagrams.to_vec(),
         };
         let lock = |file: &File| file.try_lock().map_err(std::io::Error::from);
         let file = self.write_by_rename(&record_name(entry.pid), record.to_string().as_bytes(), 0o600, lock)?;
@@ -418,7 +590,9 @@ impl RunDir {
 
     /// A second handle on the same directory.
     pub fn try_clone(&self) -> std::io::Result<RunDir> {
-        Ok(RunDir { path: self.path.clone(), dir: self.dir.try_clone()?, stuck: AtomicBool::new(false) })
+        let (path, dir) = (self.path.clone(), self.dir.try_clone()?);
+        let (namespaces, stuck) = (self.namespaces, AtomicBool::new(false));
+        Ok(RunDir { path, dir, namespaces, whole: None, kept: None, stuck, reserved: Mutex::default() })
     }
 
     /// The record of `pid` if that server lives, locked if its supervisor does not.
@@ -440,10 +614,33 @@ impl RunDir {
             let held = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
             return Err(if held { Missing::Unclear } else { Missing::Gone });
         };
+        if !record.namespaces.may_be(&self.namespaces) {
+            let held = || matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+            let boot = procfs::boot_id();
+            // In another namespace its pid is somebody else's, or nobody's, and says nothing.
+            let is_here = || record.namespaces.pid == self.namespaces.pid;
+            return Err(match procfs::find(pid) {
+                _ if held() => Missing::Elsewhere,
+                _ if !boot.is_empty() && record.boot != boot => Missing::Gone,
+                Ok(stat) if is_here() && !stat.as_ref().is_some_and(|s| s.start == record.start && !s.zombie) => {
+                    Missing::Gone
+                }
+                Ok(_) if is_here() => Missing::Elsewhere,
+                Ok(_) | Err(_) => Missing::Unseen,
+            });
+        }
         // Who only looks must not look like a supervisor to others who look.
         let locked = match claim {
             Claim::Yes => file.try_lock(),
             Claim::No => file.try_lock_shared(),
+        };
+        let reserved = match claim {
+            Claim::Yes => self.reserved().remove(&pid),
+            Claim::No => None,
+        };
+        let (file, locked) = match (locked, reserved) {
+            (Err(TryLockError::WouldBlock), Some(ours)) if is_same(&file, &ours) => (ours, Ok(())),
+            (locked, _) => (file, locked),
         };
         let orphan = match locked {
             Err(TryLockError::WouldBlock) => None,
@@ -467,9 +664,11 @@ impl RunDir {
             start: record.start,
             generation: record.generation,
             supervisor: record.supervisor,
+            session: record.session,
             socket: self.path.join(record.socket),
             command: record.command.to_owned(),
             replaced: record.replaced,
+            datagrams: record.datagrams,
             orphan,
         })
     }
@@ -500,12 +699,14 @@ impl RunDir {
     fn port_holder(
         &self,
         address: &Address,
-        is_mine: &dyn Fn(Pid) -> bool,
+        asker: &Asker<'_>,
     ) -> std::result::Result<Option<Holder>, (String, bool)> {
         let Address::Tcp(_, port) = *address else { return Ok(None) };
-        let sockets: Vec<TcpSocket> = net::listeners_at(port)
+        let mut sockets: Vec<TcpSocket> = net::listeners_at(port)
             .map_err(|e| (format!("unable to ask the kernel who listens: {e}"), true))?
             .at_any([address]);
+        let places = asker.places;
+        sockets.retain(|s| places.is_empty() || places.iter().any(|(place, _)| place.conflicts(&s.place())));
         if sockets.is_empty() {
             return Ok(None);
         }
@@ -516,13 +717,20 @@ impl RunDir {
             if !sockets.iter().any(|s| held.contains(&s.inode)) {
                 continue;
             }
-            if is_mine(stat.pid) {
+            if (asker.is_mine)(stat.pid) {
                 return Ok(None);
             }
             for ancestor in snapshot.ancestry(stat.pid.raw()) {
                 if let Ok(holder) = self.holder(ancestor.pid, Claim::Yes) {
                     return Ok(Some(holder));
                 }
+            }
+            // What a server left behind is a child of its supervisor.
+            let is_above = |pid: Pid| snapshot.ancestry(stat.pid.raw()).any(|ancestor| ancestor.pid == pid);
+            let parents =
+                self.servers().into_iter().filter(|other| other.orphan.is_none() && is_above(other.supervisor));
+            if let Some(holder) = parents.max_by_key(|other| other.generation) {
+                return Ok(Some(holder));
             }
             stranger.get_or_insert(stat.pid);
         }
@@ -658,16 +866,20 @@ impl RunDir {
     /// With the lock held.
     fn sweep(&self) -> Vec<Holder> {
         let mut servers = Vec::new();
+        let foreign = |pid| matches!(self.holder(pid, Claim::No), Err(Missing::Elsewhere | Missing::Unseen));
+        let foreign: BTreeSet<String> =
+            self.pids().filter(|pid| foreign(*pid)).filter_map(|pid| self.sockets_of(pid)).collect();
         for name in self.names() {
             if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
                 match self.holder(pid, Claim::No) {
                     Ok(holder) => servers.push(holder),
                     Err(Missing::Gone) => self.unlink(&name),
-                    Err(Missing::Unclear) => {}
+                    Err(Missing::Unclear | Missing::Elsewhere | Missing::Unseen) => {}
                 }
             } else if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify"))
                 && let Some(supervisor) = stem.split('-').next().and_then(parse_number)
                 && procfs::has_ended(supervisor)
+                && !foreign.contains(stem)
             {
                 self.unlink(&name);
             } else if let Some(writer) = name.strip_prefix(".new.").and_then(parse_number)
@@ -677,6 +889,14 @@ impl RunDir {
             }
         }
         servers
+    }
+
+    /// What the names of a server's sockets begin with.
+    fn sockets_of(&self, pid: Pid) -> Option<String> {
+        let (file, _) = self.open_ours(&record_name(pid)).ok()?;
+        let mut text = String::new();
+        file.take(RECORD_MAX).read_to_string(&mut text).ok()?;
+        Record::parse(&text)?.socket.strip_suffix(".sock").map(str::to_owned)
     }
 
     fn lock(&self) -> std::result::Result<File, String> {
@@ -712,11 +932,35 @@ impl RunDir {
     }
 }
 
+/// How a server stands to one that has sockets at these places.
+fn relation(holder: &Holder, places: &[(Place, May)]) -> Relation {
+    let Some((first, _)) = places.first() else { return Relation::InTheWay };
+    let held = holder.sockets(&Snapshot::take());
+    // What cannot be asked may be in the way.
+    let Ok(listeners) = net::listeners_at(first.address.port()) else { return Relation::InTheWay };
+    let its: Vec<Place> = listeners.all().filter(|s| held.contains(&s.inode)).map(TcpSocket::place).collect();
+    let mut in_the_way = places.iter().flat_map(|(own, may)| {
+        its.iter().filter(|place| place.conflicts(own)).map(|place| (place.uid == own.uid, *may))
+    });
+    let is_foreign = |(is_own_user, may): &(bool, May)| !is_own_user || *may == May::Nothing;
+    match in_the_way.next() {
+        // It is about to listen, or has let go of the port.
+        None if its.is_empty() => Relation::InTheWay,
+        None => Relation::Beside,
+        Some(first) if [first].into_iter().chain(in_the_way).all(|one| is_foreign(&one)) => Relation::Foreign,
+        Some(_) => Relation::InTheWay,
+    }
+}
+
 /// Why there is no holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Missing {
     /// No such server lives.
     Gone,
+    /// It lives in another namespace.
+    Elsewhere,
+    /// It was started where other pids are seen, and has lost its supervisor: it may live.
+    Unseen,
     /// It may live: there is no fd or no memory to look, or its record is of another version.
     Unclear,
 }
@@ -777,6 +1021,11 @@ fn has(pid: Pid, address: &Address) -> bool {
     snapshot.complete().is_err() || own.is_empty() || own.iter().any(|s| s.local.collides(address))
 }
 
+fn is_same(one: &File, other: &File) -> bool {
+    let id = |file: &File| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+    id(one).is_ok_and(|one| id(other) == Ok(one))
+}
+
 /// The name of a user, or the number where there is none.
 pub fn user_name(uid: u32) -> String {
     match nix::unistd::User::from_uid(uid.into()) {
@@ -800,9 +1049,13 @@ mod tests {
         Address::parse("a-name").unwrap()
     }
 
+    fn asker(me: Pid) -> Asker<'static> {
+        Asker { me, is_mine: &|_| false, places: &[] }
+    }
+
     fn claim(dir: &RunDir, pid: Pid) -> (Found, Notes) {
         let mut notes = Notes::new();
-        let found = dir.look_up(&address(), pid, &|_| false, &mut notes);
+        let found = dir.look_up(&address(), &asker(pid), &mut notes);
         (found, notes)
     }
 
@@ -834,7 +1087,7 @@ mod tests {
     fn a_vacant_address_is_claimed_and_only_its_owner_lets_go() {
         let (_temp, dir) = run_dir();
         let (me, other) = (Pid::own(), Pid::new(1).unwrap());
-        assert!(matches!(claim(&dir, me).0, Found::Vacant));
+        assert!(matches!(claim(&dir, me).0, Found::Vacant(_)));
         assert_eq!(std::fs::read_to_string(dir.path().join("a-name.pid")).unwrap(), format!("{me}\n"));
         dir.unhold(&address(), other);
         assert_eq!(dir.addresses(), [address()]);
@@ -847,9 +1100,9 @@ mod tests {
         let (_temp, dir) = run_dir();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::of(&child);
-        let record = Entry { pid, generation: 7, socket: "1-1.sock", command: "sleep\n60", replaced: &[] };
+        let record = Entry { pid, generation: 7, socket: "1-1.sock", command: "sleep\n60", replaced: &[], datagrams: &[] };
         let registration = dir.register(&record).unwrap();
-        assert!(matches!(claim(&dir, pid).0, Found::Vacant));
+        assert!(matches!(claim(&dir, pid).0, Found::Vacant(_)));
         let Found::Taken(holders) = claim(&dir, Pid::own()).0 else { panic!() };
         assert_eq!((holders[0].pid, holders[0].generation), (pid, 7));
         assert!(holders[0].orphan.is_none() && holders[0].command == "sleep 60");
@@ -860,7 +1113,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         let (found, notes) = claim(&dir, Pid::own());
-        assert!(matches!(found, Found::Vacant) && notes.len() == 1, "{notes:?}");
+        assert!(matches!(found, Found::Vacant(_)) && notes.len() == 1, "{notes:?}");
         assert!(!dir.path().join(format!("{pid}.server")).exists());
     }
 
@@ -868,7 +1121,7 @@ mod tests {
     fn a_record_that_took_the_name_of_another_is_left_alone() {
         let (_temp, dir) = run_dir();
         let me = Pid::own();
-        let entry = |socket| Entry { pid: me, generation: 1, socket, command: "x", replaced: &[] };
+        let entry = |socket| Entry { pid: me, generation: 1, socket, command: "x", replaced: &[], datagrams: &[] };
         let old = dir.register(&entry("old.sock")).unwrap();
         let new = dir.register(&entry("new.sock")).unwrap();
         dir.deregister(old, &[]);
@@ -883,16 +1136,16 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (pid, me) = (Pid::of(&child), Pid::own());
         let third = dir
-            .register(&Entry { pid, generation: 1, socket: "1-1.sock", command: "sleep 60", replaced: &[] })
+            .register(&Entry { pid, generation: 1, socket: "1-1.sock", command: "sleep 60", replaced: &[], datagrams: &[] })
             .unwrap();
-        assert!(matches!(claim(&dir, pid).0, Found::Vacant));
-        assert_eq!(dir.take(&address(), me, &[]), Ok(false));
-        assert_eq!(dir.take(&address(), me, &[pid]), Ok(true));
+        assert!(matches!(claim(&dir, pid).0, Found::Vacant(_)));
+        assert_eq!(dir.take(&address(), me, &[], &[]), Ok(false));
+        assert_eq!(dir.take(&address(), me, &[pid], &[]), Ok(true));
         dir.write(&address(), pid).unwrap();
         drop(third);
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(dir.take(&address(), me, &[]), Ok(true));
+        assert_eq!(dir.take(&address(), me, &[], &[]), Ok(true));
     }
 
     #[test]
@@ -924,7 +1177,7 @@ mod tests {
         std::fs::write(dir.path().join(format!("{other}.server")), text).unwrap();
         std::fs::write(dir.path().join("a-name.pid"), format!("{other}\n")).unwrap();
         let (found, notes) = claim(&dir, Pid::new(1).unwrap());
-        assert!(matches!(found, Found::Vacant) && notes.len() == 1);
+        assert!(matches!(found, Found::Vacant(_)) && notes.len() == 1);
     }
 
     #[test]
@@ -942,7 +1195,7 @@ mod tests {
         dir.clean_up();
         assert!(record.exists() && dir.path().join("a-name.pid").exists());
         drop(lock);
-        assert!(matches!(claim(&dir, Pid::own()).0, Found::Vacant));
+        assert!(matches!(claim(&dir, Pid::own()).0, Found::Vacant(_)));
         assert!(!record.exists());
         child.kill().unwrap();
         child.wait().unwrap();
@@ -965,7 +1218,7 @@ mod tests {
         for (why, plant) in plant {
             plant();
             let (found, notes) = claim(&dir, Pid::own());
-            assert!(matches!(found, Found::Vacant), "{why}");
+            assert!(matches!(found, Found::Vacant(_)), "{why}");
             assert!(notes.len() == 1 && notes[0].contains(why), "{why}: {notes:?}");
             assert_eq!(std::fs::read_to_string(&victim).unwrap(), "1\n");
             std::fs::remove_file(&pidfile).unwrap();

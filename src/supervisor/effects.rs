@@ -8,13 +8,15 @@ use super::{Leftover, Live, Old, OldTo, Supervisor};
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
-use crate::registry::{Found, Holder, Registration};
+use crate::place::Place;
+use crate::registry::{Asker, Found, Holder, May, Registration};
 use crate::server::Server;
+use crate::share::Sharing;
 use crate::swap::{self, ClaimerId, Effect, Event, Level, OldId, Order, Settings};
 use crate::sys::net;
 use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// How long a claimer's death may take to be seen in the run directory: its sockets close before its locks do.
@@ -71,6 +73,7 @@ impl Supervisor {
             }
             Effect::AskStop(_, old) => self.ask(old, Event::AskedStop(ClaimerId(old.0)), PeerWord::Stop),
             Effect::Admit(address) => self.admit(generation, &address),
+            Effect::Pass(address) => self.pass(generation, &address),
             Effect::Deny(address) => self.deny(generation, &address),
             Effect::Join(address) => self.join(generation, &address),
             Effect::Settle => {
@@ -85,10 +88,16 @@ impl Supervisor {
             }
             Effect::SwitchBack => self.switch_back(generation),
             Effect::AskStay(old) => self.ask(old, Event::AskedStay(ClaimerId(old.0)), PeerWord::Stay),
-            Effect::Drain => self.drain(generation),
+            Effect::Drain => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.gave_way = true;
+                }
+                self.drain(generation);
+            }
             Effect::StopDrain => {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.stop_drain();
+                    live.gave_way = live.machine.is_leaving();
                 }
             }
             Effect::CutOff => self.cut_off(generation),
@@ -111,23 +120,30 @@ impl Supervisor {
             }
             Effect::Signal => {
                 if let Some(live) = self.live.get(&generation) {
+                    live.server.tell_jobs();
                     live.server.signal(self.run.stop_signal);
                 }
             }
             Effect::Kill => {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.killed = true;
-                    live.server.signal_all(Signal::SIGKILL);
+                    live.server.signal_all(Signal::SIGKILL, live.jobs());
                 }
             }
-            Effect::Grant(claimer, holds) => match self.local_claimer(claimer) {
-                Some(of) => self.locked(of, claimer.0, holds),
-                None => {
-                    self.hand_over(generation, claimer, &holds);
-                    let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
-                    self.tell_peer(claimer, words);
+            Effect::Grant(claimer, holds) => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.claimed = Some(claimer);
+                    live.server.tell_jobs();
                 }
-            },
+                match self.local_claimer(claimer) {
+                    Some(of) => self.locked(of, claimer.0, holds),
+                    None => {
+                        self.hand_over(generation, claimer, &holds);
+                        let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
+                        self.tell_peer(claimer, words);
+                    }
+                }
+            }
             Effect::TellReleased(claimer, address) => match self.local_claimer(claimer) {
                 Some(of) => self.feed(of, Event::OldReleased(OldId(claimer.0), address)),
                 None => self.tell_peer(claimer, [HolderWord::Released(address)]),
@@ -140,10 +156,7 @@ impl Supervisor {
                 // Whoever hears of it may look at the run directory at once.
                 self.retire(generation);
                 match self.local_claimer(claimer) {
-                    Some(of) => {
-                        self.olds.remove(&claimer.0);
-                        self.feed(of, Event::OldGone(OldId(claimer.0)));
-                    }
+                    Some(_) => self.old_gone(claimer.0),
                     None => self.tell_peer(claimer, [HolderWord::Gone]),
                 }
             }
@@ -164,12 +177,17 @@ impl Supervisor {
         live.discover_until = None;
         let (pid, server) = (live.server.pid, &live.server);
         let mut notes = Vec::new();
-        let found = self.dir.look_up(&address, pid, &|other| server.owns(other), &mut notes);
+        let calls = live.calls.iter().filter(|call| Address::from(call.place.address) == address);
+        let places: Vec<(Place, May)> = calls.map(|call| (call.place, call.may)).collect();
+        let asker = Asker { me: pid, is_mine: &|other| server.owns(other), places: &places };
+        let found = self.dir.look_up(&address, &asker, &mut notes);
         for note in notes {
             self.log.say(Level::Warning, Some(&address), &note);
         }
         let event = match found {
-            Found::Vacant => {
+            Found::Foreign => Event::Foreign(address),
+            Found::Vacant(beside) => {
+                live.beside.extend(beside);
                 live.held.insert(address.clone());
                 // There was nobody before it.
                 if std::mem::take(&mut live.number_is_guess) && live.number > 1 {
@@ -227,6 +245,7 @@ impl Supervisor {
                 asked: Vec::new(),
                 told: false,
                 orphaned: false,
+                lingers: None,
             },
         );
         id
@@ -284,13 +303,22 @@ impl Supervisor {
             discover_until: None,
             seen: BTreeSet::new(),
             calls: Vec::new(),
-            sharing: None,
+            lent: VecDeque::new(),
+            handed_over: false,
+            young: Vec::new(),
+            programs: BTreeSet::new(),
+            hindrances: BTreeMap::new(),
+            datagrams: holder.datagrams.clone(),
+            beside: Vec::new(),
+            sharing: Sharing::default(),
             left_by: None,
             succeeded: false,
             unshared: false,
             proving: BTreeSet::new(),
             settled: false,
             killed: false,
+            claimed: None,
+            gave_way: false,
             drains: false,
             drain: None,
             quiesced: false,
@@ -377,7 +405,7 @@ impl Supervisor {
     /// Writes the pidfile; `false` if somebody living has the address who is not one of `olds`.
     pub(super) fn register(&mut self, generation: GenId, address: &Address, olds: &[Pid]) -> bool {
         let Some(live) = self.live.get_mut(&generation) else { return true };
-        match self.dir.take(address, live.server.pid, olds) {
+        match self.dir.take(address, live.server.pid, olds, &live.beside) {
             Ok(false) => return false,
             Ok(true) => {
                 live.held.insert(address.clone());
@@ -426,6 +454,11 @@ impl Supervisor {
         let Some(live) = self.live.get_mut(&generation) else { return };
         let before = std::mem::replace(&mut self.current, generation);
         (self.answers_for, live.was_up) = (generation, true);
+        // UDP sockets that it has by now are those that a successor may have beside it.
+        if let Some(Ok(datagrams)) = live.watch().map(|watch| watch.facts.datagrams()) {
+            live.datagrams = datagrams;
+        }
+        self.dir.release_orphans();
         let addresses = live.machine.addresses();
         live.name = addresses.first().cloned();
         let more = match addresses.len() {
@@ -435,6 +468,9 @@ impl Supervisor {
         };
         let text = format!("server {} is up (generation {}{more})", live.server.pid, live.number);
         self.log.say(Level::Notice, addresses.first(), &text);
+        if !live.datagrams.is_empty() {
+            self.register_again(generation);
+        }
         self.manager.tell("READY=1");
         // A reload replaces even what has no address in common with it.
         let replaced = |old: &Old| old.of == generation && matches!(old.to, OldTo::Local(to) if to == before);
@@ -456,6 +492,7 @@ impl Supervisor {
 
     fn end(&mut self, generation: GenId, status: u8) {
         let Some(live) = self.clear_away(generation) else { return };
+        self.dir.release_orphans();
         if !live.is_orphan() {
             if generation == self.answers_for {
                 self.status = status;
@@ -478,9 +515,10 @@ impl Supervisor {
                 self.reload_failed(&waiters, status::FAILED, "the server is gone");
             }
         }
-        if live.server.signal_rest(self.run.stop_signal) || live.killed {
+        let jobs = live.jobs();
+        if live.server.signal_rest(self.run.stop_signal, jobs) || live.killed {
             let patience = if live.killed { Duration::ZERO } else { self.run.kill_after };
-            self.leftovers.push(Leftover::new(live.server, Instant::now() + patience));
+            self.leftovers.push(Leftover::new(live.server, jobs, Instant::now() + patience));
             self.poll_soon();
         }
     }

@@ -17,12 +17,15 @@ use crate::cli::Run;
 use crate::detach::Launcher;
 use crate::drain::Drain;
 use crate::error::{Error, Result, status};
+use crate::family::{Household, Jobs};
 use crate::message::Log;
 use crate::notify::{self, Manager, Notice};
+use crate::place::Place;
 use crate::registry::{Holder, Registration, RunDir};
 use crate::server::Server;
 use crate::share::Sharing;
 use crate::swap::{self, ClaimerId, Level, SpeakerId};
+use crate::sys::net;
 use crate::sys::process::{self, Pid};
 use nix::sys::signal::Signal;
 use peers::Conn;
@@ -34,6 +37,7 @@ use std::sync::mpsc::{Receiver, sync_channel};
 use std::time::{Duration, Instant};
 use threads::{Event, Events, GenId, Id, NotifySocket};
 use timers::Timers;
+use sharing::{Lent, Young};
 use watching::Waiting;
 
 /// How long nothing may have happened before the memory that it took is given back.
@@ -64,8 +68,22 @@ struct Live {
     seen: BTreeSet<u32>,
     /// Its `listen` calls that wait for an answer.
     calls: Vec<Waiting>,
-    /// The ports that it is to share with an old server, until that is gone.
-    sharing: Option<Sharing>,
+    /// And those that the supervisor of a newer server is to answer.
+    lent: VecDeque<Lent>,
+    /// Whoever has the lock steers its ports.
+    handed_over: bool,
+    /// Listeners that it opened when it was up already.
+    young: Vec<Young>,
+    /// Places that it steers by programs of its own.
+    programs: BTreeSet<Place>,
+    /// What it was said that keeps it from being proven.
+    hindrances: BTreeMap<Address, String>,
+    /// Inodes of the UDP sockets at fixed ports that it had when it came up.
+    datagrams: Vec<u32>,
+    /// Main processes of servers that have an address of the same name beside it.
+    beside: Vec<Pid>,
+    /// Its listeners on their way to be proven, and those of old servers, until these are gone.
+    sharing: Sharing,
     /// Who had its lock and has gone away: keeps it for a while, or until the server of that one is gone too, and
     /// what that left on the sockets is taken off.
     left_by: Option<Left>,
@@ -78,6 +96,9 @@ struct Live {
     settled: bool,
     /// All of it was killed, and so is what turns up of it.
     killed: bool,
+    /// A newer server is to have its place: the claimer with its lock, or one that it has drained for.
+    claimed: Option<ClaimerId>,
+    gave_way: bool,
     /// New connections go to a newer server; and its own ones, if they can be watched yet.
     drains: bool,
     drain: Option<Drain>,
@@ -102,6 +123,8 @@ struct Ended {
     seen: Instant,
     /// What was left of the server was told to stop.
     rest_told: bool,
+    /// How many looks in a row saw nobody of a daemon that does not listen yet.
+    unseen: u32,
 }
 
 /// A claimer that has gone away with the lock.
@@ -130,6 +153,7 @@ impl Left {
 /// Processes of an ended server that were told to stop, and until when they may.
 struct Leftover {
     server: Server,
+    jobs: Jobs,
     until: Instant,
     unseen: u32,
 }
@@ -142,6 +166,17 @@ struct Sockets {
 }
 
 impl Live {
+    /// Whether it was up, and not as one of which nothing was seen so far.
+    fn has_served(&self) -> bool {
+        self.was_up && (self.discover_until.is_none() || !self.machine.claims().is_empty())
+    }
+
+    /// What becomes of its jobs when it ends.
+    fn jobs(&self) -> Jobs {
+        let is_replaced = self.gave_way || self.claimed.is_some_and(|claimer| self.machine.is_locked_by(claimer));
+        if self.was_up && is_replaced { Jobs::Spared } else { Jobs::Ended }
+    }
+
     fn is_orphan(&self) -> bool {
         self.sockets.is_none()
     }
@@ -164,6 +199,17 @@ struct Old {
     told: bool,
     /// Its supervisor is gone.
     orphaned: bool,
+    /// It has ended, and since then somebody else holds a listener of its.
+    lingers: Option<Linger>,
+}
+
+/// What is known of somebody who holds a listener of an old server that has ended.
+#[derive(Clone, Copy)]
+enum Linger {
+    /// Seen first then: it may be ending too.
+    Since(Instant),
+    /// And it was named.
+    Named,
 }
 
 enum OldTo {
@@ -181,6 +227,7 @@ pub struct Supervisor {
     events: Events,
     inbox: Receiver<Event>,
     live: BTreeMap<GenId, Live>,
+    household: Arc<Household>,
     next_generation: GenId,
     /// The generation that serves, or that is to serve first.
     current: GenId,
@@ -191,6 +238,8 @@ pub struct Supervisor {
     /// Old servers that could not even be spoken to: for want of memory, say. They are looked for again.
     unreached: Vec<(GenId, swap::OldId)>,
     timers: Timers,
+    /// Calls of the old server of a reload that the new one answers.
+    moved: Vec<(GenId, Id, Waiting)>,
     /// Events of the machines that wait for their turn.
     pending: VecDeque<(GenId, swap::Event)>,
     leftovers: Vec<Leftover>,
@@ -215,6 +264,14 @@ impl Supervisor {
         process::clean_signals();
         process::save_memory();
         process::raise_files();
+        let household = match Household::found() {
+            Ok(household) => household,
+            Err(e) => {
+                let error = Error::unable("look at its children", e, "nothing was started");
+                log.say(Level::Error, None, &error.text);
+                return error.status;
+            }
+        };
         let (events, inbox) = sync_channel(threads::BACKLOG);
         let on_terminal = launcher.is_none() && std::fs::File::open("/dev/tty").is_ok();
         let mut supervisor = Supervisor {
@@ -224,6 +281,7 @@ impl Supervisor {
             events,
             inbox,
             live: BTreeMap::new(),
+            household,
             next_generation: 1,
             current: 1,
             answers_for: 1,
@@ -231,6 +289,7 @@ impl Supervisor {
             olds: BTreeMap::new(),
             unreached: Vec::new(),
             timers: Timers::default(),
+            moved: Vec::new(),
             pending: VecDeque::new(),
             leftovers: Vec::new(),
             poll_at: None,
@@ -293,7 +352,12 @@ impl Supervisor {
                 self.handle(event);
             }
             while let Some((generation, timer)) = self.timers.take_due() {
-                self.feed(generation, swap::Event::Timer(timer));
+                // A daemon whose starter is done is no worker, however quiet it is.
+                let is_daemon = self.live.get(&generation).is_some_and(|live| live.ended.is_some());
+                match timer {
+                    swap::Timer::Quiet if is_daemon => self.timers.arm(generation, timer, swap::QUIET),
+                    _ => self.feed(generation, swap::Event::Timer(timer)),
+                }
             }
             self.settle();
             if self.poll_at.is_some_and(|at| at <= Instant::now()) {
@@ -317,6 +381,7 @@ impl Supervisor {
             let status = if self.status == status::DONE { status::NOT_UP } else { self.status };
             launcher.tell(status);
         }
+        self.dir.leave();
         self.status
     }
 
@@ -339,7 +404,12 @@ impl Supervisor {
                 }
             }
             Event::Bound(generation) => self.feed(generation, swap::Event::Bound),
-            Event::Called(generation, waiting) => self.called(generation, waiting),
+            Event::Called(generation, waiting) => {
+                // A daemon listens when its starter has ended, as a rule.
+                self.reap();
+                self.called(generation, waiting);
+            }
+            Event::Steers(generation, steering) => self.steers(generation, steering),
             Event::HungUp(id) => self.hung_up(id),
             Event::Orphaned(id) => self.orphaned(id),
             Event::Cancelled => {
@@ -422,12 +492,24 @@ impl Supervisor {
                 // Before anybody else gets the lock: our handles would be strangers to them.
                 self.finish_sharing();
             }
+            if let swap::Event::Listens(_) | swap::Event::Accepts(_) = event
+                && self.live.get(&generation).is_some_and(|live| live.ended.is_some())
+                && let Ok(sockets) = net::listeners()
+            {
+                // Nobody is to hear of a server that has ended when another process serves.
+                self.look_for_rest(generation, &sockets);
+            }
             let Some(live) = self.live.get_mut(&generation) else {
                 self.unheard(event);
                 continue;
             };
             for effect in live.machine.step(event) {
                 self.carry_out(generation, effect);
+            }
+            if let Some(live) = self.live.get(&generation)
+                && let Some(watch) = live.watch()
+            {
+                watch.facts.tell(live.server.pid, live.machine.claimer().is_some());
             }
         }
         self.finish_sharing();

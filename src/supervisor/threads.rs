@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::watching::Waiting;
+use super::watching::{Steering, Waiting};
 use crate::protocol::Splitter;
 use crate::registry::RunDir;
 use crate::sys::process::{self, Pid, Pidfd};
@@ -65,6 +65,8 @@ pub enum Event {
     Unshared(GenId, String),
     /// A generation wants to listen.
     Called(GenId, Waiting),
+    /// A generation puts a program on a port.
+    Steers(GenId, Steering),
     /// The supervisor of an old server that does not speak to us any more lives on.
     HungUp(Id),
     /// The supervisor of an old server that drains is gone.

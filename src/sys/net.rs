@@ -2,6 +2,7 @@
 //! `/proc/net/tcp` takes seconds where there are many connections.
 
 use crate::address::Address;
+use crate::place::{Families, Place};
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, socket,
 };
@@ -27,8 +28,10 @@ pub struct TcpSocket {
     pub state: u8,
     /// Bytes that its process has not read yet (of a listener: connections to accept).
     pub unread: u32,
-    /// Bytes that its peer has not acknowledged yet.
+    /// Bytes that its peer has not acknowledged yet (of a listener: how many connections may wait).
     pub unacknowledged: u32,
+    /// Of a v6 listener: whether it takes v4 packets too.
+    pub families: Families,
     /// What moved on it; `None` if the kernel does not tell.
     pub moved: Option<Moved>,
 }
@@ -72,6 +75,11 @@ impl Moved {
 }
 
 impl TcpSocket {
+    /// The place of a listener.
+    pub fn place(&self) -> Place {
+        Place { address: self.ends.local, families: self.families, device: self.ends.interface, uid: self.uid }
+    }
+
     /// Whether the server may owe this connection something: data is under way, or the last byte was the client's, or
     /// something has moved within the time `rest`. What was sent last may be no answer (a TLS ticket, a frame of another
     /// HTTP/2 stream), and an answer that is streamed pauses. In doubt it is busy. A side that the server has
@@ -96,6 +104,17 @@ impl TcpSocket {
         self.state == TCP_CLOSE_WAIT
     }
 
+    /// Whether it is a connection that its server has not accepted: it belongs to no file.
+    pub fn is_unaccepted(&self) -> bool {
+        let waits = matches!(self.state, TCP_ESTABLISHED | TCP_CLOSE_WAIT) && self.inode == 0;
+        waits || self.is_handshake()
+    }
+
+    /// Whether no connection more fits into the queue of a listener (`sk_acceptq_is_full` of the kernel).
+    pub fn is_full(&self) -> bool {
+        self.unread > self.unacknowledged
+    }
+
     /// Whether its handshake is not finished.
     pub fn is_handshake(&self) -> bool {
         matches!(self.state, TCP_SYN_RECV | TCP_NEW_SYN_RECV)
@@ -111,6 +130,11 @@ impl Listeners {
     pub fn at(&self, address: &Address) -> impl Iterator<Item = &TcpSocket> {
         let port = if let Address::Tcp(_, port) = address { *port } else { 0 };
         self.0.get(&port).into_iter().flatten().filter(|s| s.local.collides(address))
+    }
+
+    /// Those of one place.
+    pub fn at_place<'a>(&'a self, place: &'a Place) -> impl Iterator<Item = &'a TcpSocket> {
+        self.0.get(&place.address.port()).into_iter().flatten().filter(move |s| s.place() == *place)
     }
 
     /// Those that collide with any of some addresses.
@@ -152,6 +176,51 @@ pub fn connections() -> io::Result<Vec<TcpSocket>> {
     Diag::open()?.dump(1 << TCP_ESTABLISHED | 1 << TCP_CLOSE_WAIT, 0)
 }
 
+/// Inodes of the UDP sockets that are bound where a socket at this address would meet them, and whose they are
+/// (udp(7)). `wide`: it takes packets of both families.
+pub fn datagrams_at(address: SocketAddr, wide: bool) -> io::Result<Vec<(u32, u32)>> {
+    static KEPT: Mutex<Option<Diag>> = Mutex::new(None);
+    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let diag = kept.map_or_else(Diag::open, Ok)?;
+    let mut sockets = Vec::new();
+    // Whoever is bound to one address is in the way of all of them; and a lookup names one of several.
+    if address.ip().is_unspecified() || diag.find_datagram(address)?.is_some() {
+        for family in families(if wide || address.is_ipv4() { None } else { Some(false) }) {
+            let mut question = request(family, nix::libc::NLM_F_DUMP, u32::MAX);
+            question[17] = nix::libc::IPPROTO_UDP as u8;
+            question[24..26].copy_from_slice(&address.port().to_be_bytes());
+            diag.ask_family(family, &question, &mut sockets)?;
+        }
+        let meets = |ip: IpAddr| ip == address.ip() || ip.is_unspecified() || address.ip().is_unspecified();
+        sockets.retain(|socket| meets(socket.ends.local.ip()));
+    }
+    *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(diag);
+    Ok(sockets.into_iter().map(|socket| (socket.inode, socket.uid)).collect())
+}
+
+/// Names the network namespace of this process (SO_NETNS_COOKIE, Linux 5.14).
+pub fn namespace() -> io::Result<u64> {
+    let any = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    super::steer::Socket::new(any).namespace()
+}
+
+/// Inodes of all UDP sockets that are bound.
+pub fn datagrams() -> io::Result<BTreeSet<u32>> {
+    let (diag, mut sockets) = (Diag::open()?, Vec::new());
+    for family in families(None) {
+        let mut question = request(family, nix::libc::NLM_F_DUMP, u32::MAX);
+        question[17] = nix::libc::IPPROTO_UDP as u8;
+        diag.ask_family(family, &question, &mut sockets)?;
+    }
+    Ok(sockets.into_iter().map(|socket| socket.inode).collect())
+}
+
+/// Both families, or one.
+fn families(is_v4: Option<bool>) -> impl Iterator<Item = i32> {
+    let all = [(nix::libc::AF_INET, true), (nix::libc::AF_INET6, false)];
+    all.into_iter().filter(move |(_, v4)| is_v4.is_none_or(|wanted| wanted == *v4)).map(|(family, _)| family)
+}
+
 /// Handshakes that are under way. A dump costs milliseconds: for once, not for polling.
 pub fn handshakes() -> io::Result<Vec<TcpSocket>> {
     Diag::open()?.dump(1 << TCP_SYN_RECV, 0)
@@ -167,12 +236,15 @@ const TCP_NEW_SYN_RECV: u8 = 12;
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// The attribute that holds `tcp_info` (linux/inet_diag.h), and the bit that asks for it.
 const INET_DIAG_INFO: u16 = 2;
+/// The attribute that says IPV6_V6ONLY of a v6 listener.
+const INET_DIAG_SKV6ONLY: u16 = 11;
 /// nlmsghdr (16 bytes) and inet_diag_req_v2 (56).
 const REQUEST_LEN: usize = 72;
 /// The fixed part of inet_diag_msg.
 const ANSWER_LEN: usize = 72;
 
 /// A netlink socket for questions about sockets.
+#[derive(Debug)]
 pub struct Diag(OwnedFd);
 
 impl Diag {
@@ -186,40 +258,52 @@ impl Diag {
     /// All sockets in some states (bits of 1 << state), on a port of this side if it is not 0.
     fn dump(&self, states: u32, port: u16) -> io::Result<Vec<TcpSocket>> {
         let mut sockets = Vec::new();
-        for family in [nix::libc::AF_INET, nix::libc::AF_INET6] {
+        for family in families(None) {
             let mut question = request(family, nix::libc::NLM_F_DUMP, states);
             question[24..26].copy_from_slice(&port.to_be_bytes());
-            match self.ask(&question, &mut sockets) {
-                // A kernel without IPv6.
-                Err(e) if family == nix::libc::AF_INET6 && e.raw_os_error() == Some(nix::libc::ENOENT) => {}
-                asked => asked?,
-            }
+            self.ask_family(family, &question, &mut sockets)?;
         }
         Ok(sockets)
     }
 
+    fn ask_family(&self, family: i32, question: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<()> {
+        match self.ask(question, sockets) {
+            // A kernel without IPv6.
+            Err(e) if family == nix::libc::AF_INET6 && e.raw_os_error() == Some(nix::libc::ENOENT) => Ok(()),
+            asked => asked,
+        }
+    }
+
+    /// The UDP socket that gets what is sent to an address: one lookup. Its own address stands where that of the other
+    /// end is for TCP (udp_dump_one of the kernel).
+    fn find_datagram(&self, address: SocketAddr) -> io::Result<Option<TcpSocket>> {
+        let mut question = request(family_of(address), 0, u32::MAX);
+        question[17] = nix::libc::IPPROTO_UDP as u8;
+        question[26..28].copy_from_slice(&address.port().to_be_bytes());
+        put_ip(&mut question, 44, address.ip());
+        self.find_one(&mut question)
+    }
+
     /// One connection, by a lookup that costs microseconds. `None`: it is gone.
     pub fn find(&self, ends: Ends) -> io::Result<Option<TcpSocket>> {
-        let family = if ends.local.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
-        let mut question = request(family, 0, u32::MAX);
+        let mut question = request(family_of(ends.local), 0, u32::MAX);
         question[24..26].copy_from_slice(&ends.local.port().to_be_bytes());
         question[26..28].copy_from_slice(&ends.peer.port().to_be_bytes());
-        for (at, ip) in [(28, ends.local.ip()), (44, ends.peer.ip())] {
-            match ip {
-                IpAddr::V4(ip) => question[at..at + 4].copy_from_slice(&ip.octets()),
-                IpAddr::V6(ip) => question[at..at + 16].copy_from_slice(&ip.octets()),
-            }
-        }
+        put_ip(&mut question, 28, ends.local.ip());
+        put_ip(&mut question, 44, ends.peer.ip());
         question[60..64].copy_from_slice(&ends.interface.to_ne_bytes());
+        // Where there is no such connection the kernel names the listener that would take it.
+        Ok(self.find_one(&mut question)?.filter(|s| s.state != TCP_LISTEN))
+    }
+
+    fn find_one(&self, question: &mut [u8; REQUEST_LEN]) -> io::Result<Option<TcpSocket>> {
         // INET_DIAG_NOCOOKIE: whichever socket it is.
         question[64..72].fill(0xff);
         let mut sockets = Vec::new();
-        match self.ask(&question, &mut sockets) {
-            Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => {}
-            asked => asked?,
+        match self.ask(&question[..], &mut sockets) {
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => Ok(None),
+            asked => asked.map(|()| sockets.pop()),
         }
-        // Where there is no such connection the kernel names the listener that would take it.
-        Ok(sockets.into_iter().find(|s| s.state != TCP_LISTEN))
     }
 
     fn ask(&self, question: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<()> {
@@ -246,6 +330,17 @@ fn request(family: i32, flags: i32, states: u32) -> [u8; REQUEST_LEN] {
     request[18] = 1 << (INET_DIAG_INFO - 1);
     request[20..24].copy_from_slice(&states.to_ne_bytes());
     request
+}
+
+fn family_of(address: SocketAddr) -> i32 {
+    if address.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 }
+}
+
+fn put_ip(question: &mut [u8; REQUEST_LEN], at: usize, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => question[at..at + 4].copy_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => question[at..at + 16].copy_from_slice(&ip.octets()),
+    }
 }
 
 fn receive(fd: i32, buffer: &mut [u8]) -> io::Result<usize> {
@@ -297,36 +392,43 @@ fn socket_of(message: &[u8]) -> TcpSocket {
         }
     };
     let ends = Ends { local: end(4, 8), peer: end(6, 24), interface };
+    let attributes = &message[ANSWER_LEN..];
+    let only_v6 = attribute(attributes, INET_DIAG_SKV6ONLY).is_none_or(|only| only.first() != Some(&0));
     TcpSocket {
         local: Address::from(ends.local),
+        families: if only_v6 { Families::Own } else { Families::Both },
         ends,
         state: message[1],
         unread: u32_at(message, 56),
         unacknowledged: u32_at(message, 60),
         uid: u32_at(message, 64),
         inode: u32_at(message, 68),
-        moved: moved(&message[ANSWER_LEN..]),
+        moved: attribute(attributes, INET_DIAG_INFO).and_then(moved),
     }
 }
 
-/// Finds `tcp_info` among the attributes of a message.
-fn moved(mut attributes: &[u8]) -> Option<Moved> {
+/// Finds an attribute of a message.
+fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     while attributes.len() >= 4 {
         let len = usize::from(u16::from_ne_bytes([attributes[0], attributes[1]]));
         let kind = u16::from_ne_bytes([attributes[2], attributes[3]]);
         let value = attributes.get(4..len)?;
-        if kind == INET_DIAG_INFO {
-            // tcpi_last_data_sent, tcpi_last_data_recv, tcpi_bytes_sent and tcpi_bytes_received (linux/tcp.h).
-            return (value.len() >= 208).then(|| Moved {
-                sent: u32_at(value, 44),
-                received: u32_at(value, 52),
-                bytes_sent: u64_at(value, 200),
-                bytes_received: u64_at(value, 128),
-            });
+        if kind == wanted {
+            return Some(value);
         }
         attributes = &attributes[attributes.len().min(len.next_multiple_of(4))..];
     }
     None
+}
+
+/// tcpi_last_data_sent, tcpi_last_data_recv, tcpi_bytes_sent and tcpi_bytes_received of a `tcp_info` (linux/tcp.h).
+fn moved(info: &[u8]) -> Option<Moved> {
+    (info.len() >= 208).then(|| Moved {
+        sent: u32_at(info, 44),
+        received: u32_at(info, 52),
+        bytes_sent: u64_at(info, 200),
+        bytes_received: u64_at(info, 128),
+    })
 }
 
 fn u32_at(data: &[u8], at: usize) -> u32 {
@@ -478,6 +580,7 @@ mod tests {
             state: TCP_ESTABLISHED,
             unread: 0,
             unacknowledged: 0,
+            families: Families::Own,
             moved: Some(moved),
         }
     }
