@@ -135,29 +135,35 @@ fn rested(stream: &TcpStream) -> Duration {
 fn silent_kept_connections_do_not_keep_the_old_server() {
     let (plain, node, python) = (common::plain_server(), server("unmodified.js"), server("unmodified.py"));
     let servers: [&[&str]; 3] = [&[plain.to_str().unwrap()], &["node", &node], &["python3", &python]];
-    for command in servers {
-        let sandbox = Sandbox::shared();
-        let port = sandbox.port();
-        let address = format!("127.0.0.1:{port}");
-        let options = if command[0] == "node" { vec!["keep"] } else { vec![] };
-        let deploy = || {
-            let words: Vec<&str> = [&["-d", "--drain", "6"], command, &[&address], &options].concat();
-            sandbox.run(words)
-        };
-        assert_eq!(deploy().0, 0);
-        for generation in 1..=2 {
-            assert_eq!(answered_by(port, generation).generation, generation);
-            let kept = Kept::open(port, 20);
-            // For the second one it is the drain that has to wait for it.
-            if generation == 1 {
-                kept.rest(Duration::from_secs(3));
-            }
-            let (status, log) = deploy();
-            assert_eq!((status, log.contains("warning")), (0, false), "{log}");
+    std::thread::scope(|scope| {
+        for command in servers {
+            scope.spawn(move || swaps_with_kept_connections(command));
         }
-        assert!(!sandbox.said().contains(OVERDUE), "{}", sandbox.said());
-        sandbox.take_down(&address);
+    });
+}
+
+fn swaps_with_kept_connections(command: &[&str]) {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let address = format!("127.0.0.1:{port}");
+    let options: &[&str] = if command[0] == "node" { &["keep"] } else { &[] };
+    let deploy = || {
+        let words: Vec<&str> = [&["-d", "--drain", "6"], command, &[&address], options].concat();
+        sandbox.run(words)
+    };
+    assert_eq!(deploy().0, 0);
+    for generation in 1..=2 {
+        assert_eq!(answered_by(port, generation).generation, generation);
+        let kept = Kept::open(port, 20);
+        // For the second one it is the drain that has to wait for it.
+        if generation == 1 {
+            kept.rest(Duration::from_secs(3));
+        }
+        let (status, log) = deploy();
+        assert_eq!((status, log.contains("warning")), (0, false), "{log}");
     }
+    assert!(!sandbox.said().contains(OVERDUE), "{}", sandbox.said());
+    sandbox.take_down(&address);
 }
 
 /// A swap in its drain: the old server has a request to finish, and its supervisor says what became of that.

@@ -169,8 +169,9 @@ impl Client {
     fn pause(&self, turn: usize) -> Duration {
         match self.habit {
             // Not all of them at the same time.
-            Habit::Browsing if (turn + self.number).is_multiple_of(10) => Duration::from_millis(2500),
-            Habit::Browsing | Habit::Pooled | Habit::Fresh => Duration::from_millis(2),
+            // So long that, with two of them, both rest for the half of `--drain` of the rows at times.
+            Habit::Browsing if (turn + self.number).is_multiple_of(10) => Duration::from_secs(4),
+            Habit::Browsing | Habit::Pooled | Habit::Fresh => Duration::from_millis(5),
         }
     }
 

@@ -16,8 +16,6 @@ pub struct Server {
     pub slow: bool,
     /// Last words of a version that listens and never serves, in place of the last one of the command.
     pub broken: Option<&'static str>,
-    /// What serverswap has to learn for it. Until then it runs only if it is named.
-    pub awaits: Option<&'static str>,
 }
 
 /// Who asks a server.
@@ -44,14 +42,13 @@ pub fn file(name: &str) -> String {
 pub fn all() -> Vec<Server> {
     let row = |name, command: &[&str]| Server {
         name,
-        // Half of it is how long a kept connection has to rest: less than a client that looks at a page does.
+        // Half of it is how long a kept connection has to rest.
         options: &["--drain", "3"],
         command: command.iter().map(|word| (*word).to_owned()).collect(),
         clients: Clients::Http,
         both: false,
         slow: false,
         broken: None,
-        awaits: None,
     };
     let (node, app) = (file("unmodified.js"), installed("npm/app.js"));
     let python = installed("venv/bin/python");
@@ -66,8 +63,29 @@ pub fn all() -> Vec<Server> {
     let patient = |row| Server { options: &["--drain", "6"], ..row };
     let slow = |row| Server { slow: true, ..row };
     let broken = |word, row| Server { broken: Some(word), ..row };
-    let awaits = |what, row| Server { awaits: Some(what), ..row };
     vec![
+        // What takes longest comes first.
+        patient(asked("grpc:slow", 8, row("gRPC, 2.5 s", &[&python, &file("rpc.py"), "PORT"]))),
+        patient(asked(
+            "https:/slow",
+            8,
+            row(
+                "Node https, 2.5 s",
+                &[
+                    "env",
+                    &format!("KEY={}", installed("key.pem")),
+                    &format!("CERT={}", installed("cert.pem")),
+                    "node",
+                    &file("web.js"),
+                    any,
+                    "https",
+                ],
+            ),
+        )),
+        patient(Server {
+            clients: Clients::Program(["node", &file("ask.js"), "/slow"].map(str::to_owned).to_vec(), 8),
+            ..row("Node http2, 2.5 s", &["node", &file("web.js"), any, "http2"])
+        }),
         row("Node http", &["node", &node, any]),
         row("Node http, graceful", &["node", &node, any, "graceful"]),
         broken("broken=2", row("Node cluster", &["node", &node, any, "workers=2"])),
@@ -97,7 +115,7 @@ pub fn all() -> Vec<Server> {
         ),
         quit(row("nginx", &[&start, "nginx", "PORT", ""])),
         quit(row("nginx, reuseport", &[&start, "nginx", "PORT", "reuseport"])),
-        awaits("descent", quit(row("nginx, daemon on", &[&start, "nginx", "PORT", "", "on"]))),
+        quit(row("nginx, daemon on", &[&start, "nginx", "PORT", "", "on"])),
         row(
             "haproxy",
             &["env", "PORT=PORT", "PATH=/usr/sbin:/usr/bin:/bin", "haproxy", "-db", "-f", &file("haproxy.cfg")],
@@ -111,7 +129,7 @@ pub fn all() -> Vec<Server> {
         slow(row("Python http.server, 200 ms", &[&python, &file("unmodified.py"), any, "slow=200"])),
         slow(row("Go net/http, 200 ms", &[&installed("web-go"), ":PORT", "200"])),
         row("Node cluster, exclusive", &["node", &node, any, "workers=2", "exclusive"]),
-        awaits("MPTCP", row("Go net/http, MPTCP", &[&installed("web-go-new"), ":PORT"])),
+        row("Go net/http, MPTCP", &[&installed("web-go-new"), ":PORT"]),
         row("apache, event", &[&start, "apache", "PORT"]),
         row("caddy", &[&start, "caddy", "PORT"]),
         row("lighttpd", &[&start, "lighttpd", "PORT", "-D"]),
@@ -138,33 +156,12 @@ pub fn all() -> Vec<Server> {
             ],
         ),
         asked("fastcgi", 4, row("php-fpm", &[&start, "php-fpm", "PORT", "--nodaemonize"])),
-        awaits("descent", asked("fastcgi", 4, row("php-fpm, daemon", &[&start, "php-fpm", "PORT", "--daemonize"]))),
+        asked("fastcgi", 4, row("php-fpm, daemon", &[&start, "php-fpm", "PORT", "--daemonize"])),
         asked("redis", 4, row("redis", &[&start, "redis", "PORT"])),
-        awaits("descent", asked("redis", 4, row("redis, daemon", &[&start, "redis", "PORT", "--daemonize", "yes"]))),
+        asked("redis", 4, row("redis, daemon", &[&start, "redis", "PORT", "--daemonize", "yes"])),
         asked("mqtt", 4, row("mosquitto", &[&start, "mosquitto", "PORT"])),
         asked("dns", 4, row("dnsmasq, DNS over TCP", &[&start, "dnsmasq", "PORT"])),
         asked("dns-udp", 4, row("dnsmasq, DNS over UDP", &[&start, "dnsmasq", "PORT"])),
         asked("grpc", 4, row("gRPC", &[&python, &file("rpc.py"), "PORT"])),
-        patient(asked("grpc:slow", 8, row("gRPC, 2.5 s", &[&python, &file("rpc.py"), "PORT"]))),
-        patient(asked(
-            "https:/slow",
-            8,
-            row(
-                "Node https, 2.5 s",
-                &[
-                    "env",
-                    &format!("KEY={}", installed("key.pem")),
-                    &format!("CERT={}", installed("cert.pem")),
-                    "node",
-                    &file("web.js"),
-                    any,
-                    "https",
-                ],
-            ),
-        )),
-        patient(Server {
-            clients: Clients::Program(["node", &file("ask.js"), "/slow"].map(str::to_owned).to_vec(), 8),
-            ..row("Node http2, 2.5 s", &["node", &file("web.js"), any, "http2"])
-        }),
     ]
 }

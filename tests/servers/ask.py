@@ -209,7 +209,7 @@ def client(number):
         sys.stdout.write(f"{said} {number} {took} {repr(why) if why else ''}".rstrip() + "\n")
         sys.stdout.flush()
         if times == 0:
-            time.sleep(0.002)
+            time.sleep(0.01)
 
 
 threads = [threading.Thread(target=client, args=[number]) for number in range(clients)]

@@ -185,8 +185,8 @@ fn pick<'a>(random: &mut Random, servers: &'a [Server]) -> &'a Server {
 }
 
 fn quick() -> Vec<Server> {
-    let asked_by_ours = |server: &Server| matches!(server.clients, Clients::Http) && server.awaits.is_none();
-    servers::all().into_iter().filter(|server| !server.slow && !server.both && asked_by_ours(server)).collect()
+    let asked_by_ours = |server: &Server| matches!(server.clients, Clients::Http) && !server.slow && !server.both;
+    servers::all().into_iter().filter(asked_by_ours).collect()
 }
 
 fn count(name: &str, seen: &Seen) {
