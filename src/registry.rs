@@ -133,6 +133,14 @@ pub struct Entry<'a> {
     pub replaced: &'a [Pid],
 }
 
+/// What belongs to the server that asks.
+pub struct Mine<'a> {
+    /// Whether a process does.
+    pub owns: &'a dyn Fn(Pid) -> bool,
+    /// Whether one of these sockets does.
+    pub holds: &'a dyn Fn(&[TcpSocket]) -> bool,
+}
+
 /// Whether the server is to become ours if it is an orphan.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Claim {
@@ -271,12 +279,11 @@ impl RunDir {
         self.names().into_iter().filter_map(|name| parse_number(name.strip_suffix(".server")?))
     }
 
-    /// Who has the address; if nobody has, it becomes `me`'s in the same moment. `is_mine` tells
-    /// whether a process belongs to the asking server.
-    pub fn look_up(&self, address: &Address, me: Pid, is_mine: &dyn Fn(Pid) -> bool, notes: &mut Notes) -> Found {
+    /// Who has the address; if nobody has, it becomes `me`'s in the same moment.
+    pub fn look_up(&self, address: &Address, me: Pid, mine: &Mine<'_>, notes: &mut Notes) -> Found {
         let mut looks = UNCLEAR_LOOKS;
         loop {
-            let (found, is_clear) = self.look_once(address, me, is_mine, notes);
+            let (found, is_clear) = self.look_once(address, me, mine, notes);
             if is_clear || looks == 0 {
                 return found;
             }
@@ -288,7 +295,7 @@ impl RunDir {
     }
 
     /// One look, and whether another might show more: sockets are there, and nobody seems to hold them.
-    fn look_once(&self, address: &Address, me: Pid, is_mine: &dyn Fn(Pid) -> bool, notes: &mut Notes) -> (Found, bool) {
+    fn look_once(&self, address: &Address, me: Pid, mine: &Mine<'_>, notes: &mut Notes) -> (Found, bool) {
         let _guard = match self.lock() {
             Ok(guard) => guard,
             Err(why) => return (Found::Blocked(why), true),
@@ -344,7 +351,7 @@ impl RunDir {
             self.reserve(&holders);
         }
         if holders.is_empty() {
-            match self.port_holder(address, is_mine) {
+            match self.port_holder(address, mine) {
                 Ok(None) => {}
                 Ok(Some(holder)) => holders.push(holder),
                 Err((why, is_clear)) => return (Found::Blocked(why), is_clear),
@@ -618,11 +625,7 @@ impl RunDir {
 
     /// Whoever listens there without a pidfile of ours: a server of ours that never said a word, or a
     /// stranger. The error says who, and whether that is clear.
-    fn port_holder(
-        &self,
-        address: &Address,
-        is_mine: &dyn Fn(Pid) -> bool,
-    ) -> std::result::Result<Option<Holder>, (String, bool)> {
+    fn port_holder(&self, address: &Address, mine: &Mine<'_>) -> std::result::Result<Option<Holder>, (String, bool)> {
         let Address::Tcp(_, port) = *address else { return Ok(None) };
         let sockets: Vec<TcpSocket> = net::listeners_at(port)
             .map_err(|e| (format!("unable to ask the kernel who listens: {e}"), true))?
@@ -637,7 +640,7 @@ impl RunDir {
             if !sockets.iter().any(|s| held.contains(&s.inode)) {
                 continue;
             }
-            if is_mine(stat.pid) {
+            if (mine.owns)(stat.pid) {
                 return Ok(None);
             }
             for ancestor in snapshot.ancestry(stat.pid.raw()) {
@@ -653,6 +656,10 @@ impl RunDir {
                 return Ok(Some(holder));
             }
             stranger.get_or_insert(stat.pid);
+        }
+        // It may not be looked at.
+        if stranger.is_none() && (mine.holds)(&sockets) {
+            return Ok(None);
         }
         let is_clear =
             snapshot.complete().is_ok() && (stranger.is_some() || !snapshot.misses_holder_of(&sockets, None));
@@ -951,7 +958,7 @@ mod tests {
 
     fn claim(dir: &RunDir, pid: Pid) -> (Found, Notes) {
         let mut notes = Notes::new();
-        let found = dir.look_up(&address(), pid, &|_| false, &mut notes);
+        let found = dir.look_up(&address(), pid, &Mine { owns: &|_| false, holds: &|_| false }, &mut notes);
         (found, notes)
     }
 

@@ -8,7 +8,7 @@ use super::{Leftover, Live, Old, OldTo, Supervisor};
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
-use crate::registry::{Found, Holder, Registration};
+use crate::registry::{Found, Holder, Mine, Registration};
 use crate::server::Server;
 use crate::swap::{self, ClaimerId, Effect, Event, Level, OldId, Order, Settings};
 use crate::sys::net;
@@ -19,6 +19,9 @@ use std::time::{Duration, Instant};
 
 /// How long a claimer's death may take to be seen in the run directory: its sockets close before its locks do.
 const REGAIN_FOR: Duration = Duration::from_secs(2);
+
+/// What the machine says of a server that it has killed.
+const KILLED: &str = "it is killed";
 
 /// Why an orphan is taken over.
 pub(super) enum Adopted {
@@ -125,6 +128,11 @@ impl Supervisor {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.killed = true;
                     live.server.signal_all(Signal::SIGKILL, live.jobs());
+                    if !live.was_up && live.server.is_out_of_reach() {
+                        // It never ends for us, and whoever waits for the swap is told how it went.
+                        self.server_is_gone(generation);
+                        self.feed(generation, Event::Exited(status::NOT_UP));
+                    }
                 }
             }
             Effect::Grant(claimer, holds) => {
@@ -164,7 +172,14 @@ impl Supervisor {
             Effect::Disarm(timer) => self.timers.disarm(generation, timer),
             Effect::Pause(timer) => self.timers.pause(generation, timer),
             Effect::Resume(timer) => self.timers.resume(generation, timer),
-            Effect::Report(level, address, text) => self.log.say(level, address.as_ref(), &text),
+            Effect::Report(level, address, text) => {
+                let is_out_of_reach = |live: &Live| live.server.is_out_of_reach();
+                let text = match text.contains(KILLED) && self.live.get(&generation).is_some_and(is_out_of_reach) {
+                    true => text.replace(KILLED, "it runs as another user and cannot be killed: it lives on"),
+                    false => text,
+                };
+                self.log.say(level, address.as_ref(), &text);
+            }
             Effect::Up => self.up(generation),
             Effect::Done => self.done(generation),
             Effect::End(status) => self.end(generation, status),
@@ -176,8 +191,10 @@ impl Supervisor {
         // It speaks for itself: what it listens on beside its READYs is its own affair.
         live.discover_until = None;
         let (pid, server) = (live.server.pid, &live.server);
+        let holds = |sockets: &[net::TcpSocket]| server.holds(sockets).is_ok_and(|held| !held.is_empty());
+        let mine = Mine { owns: &|other| server.owns(other), holds: &holds };
         let mut notes = Vec::new();
-        let found = self.dir.look_up(&address, pid, &|other| server.owns(other), &mut notes);
+        let found = self.dir.look_up(&address, pid, &mine, &mut notes);
         for note in notes {
             self.log.say(Level::Warning, Some(&address), &note);
         }

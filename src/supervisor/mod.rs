@@ -19,6 +19,7 @@ use crate::error::{Error, Result, status};
 use crate::family::{Household, Jobs};
 use crate::message::Log;
 use crate::notify::{self, Manager, Notice};
+use crate::procfs;
 use crate::registry::{Holder, Registration, RunDir};
 use crate::server::Server;
 use crate::share::{Drain, Sharing};
@@ -234,11 +235,18 @@ impl Supervisor {
         process::clean_signals();
         process::save_memory();
         process::raise_files();
-        let household = match Household::found() {
+        let household = match procfs::is_ours() {
+            true => Household::found(),
+            false => Err(std::io::Error::other("/proc is not mounted, or is that of another pid namespace")),
+        };
+        let household = match household {
             Ok(household) => household,
             Err(e) => {
-                let error = Error::unable("look at its children", e, "nothing was started");
+                let error = Error::unable("look at processes", e, "nothing was started");
                 log.say(Level::Error, None, &error.text);
+                if let Some(launcher) = launcher {
+                    launcher.tell(error.status);
+                }
                 return error.status;
             }
         };

@@ -134,6 +134,10 @@ fn see_bind(watch: &Watch, call: &Notification, bound: &mut Vec<Bound>, look_at:
     let (cookie, inode, tcp) = (socket.cookie()?, socket.inode()?, socket.is_tcp());
     // A second socket of this server at the same place gets EADDRINUSE, as ever: only what the server
     // itself made sharable shares with itself.
+    if tcp {
+        // It may be out of reach when it listens: its process may have changed its user.
+        watch.seen.listener(inode);
+    }
     let alone = tcp && !socket.shares();
     let mut twice = false;
     // A look at all processes: only where it is needed, and once.
