@@ -378,6 +378,11 @@ impl RunDir {
         }
     }
 
+    /// Whether there are orphans that nobody here has wanted so far.
+    pub fn has_reserved(&self) -> bool {
+        !self.reserved().is_empty()
+    }
+
     /// Lets go of the orphans that nobody here has wanted.
     pub fn release_orphans(&self) {
         self.reserved().clear();

@@ -458,7 +458,6 @@ impl Supervisor {
         let Some(live) = self.live.get_mut(&generation) else { return };
         let before = std::mem::replace(&mut self.current, generation);
         (self.answers_for, live.was_up) = (generation, true);
-        self.dir.release_orphans();
         let addresses = live.machine.addresses();
         live.name = addresses.first().cloned();
         let more = match addresses.len() {
@@ -468,6 +467,12 @@ impl Supervisor {
         };
         let text = format!("server {} is up (generation {}{more})", live.server.pid, live.number);
         self.log.say(Level::Notice, addresses.first(), &text);
+        if self.dir.has_reserved() {
+            // It may want them: not every server listens everywhere in one moment.
+            let until = Instant::now() + swap::QUIET;
+            self.orphans_until = Some(until);
+            self.poll_by(until);
+        }
         self.manager.tell("READY=1");
         // A reload replaces even what has no address in common with it.
         let replaced = |old: &Old| old.of == generation && matches!(old.to, OldTo::Local(to) if to == before);
@@ -489,8 +494,8 @@ impl Supervisor {
 
     fn end(&mut self, generation: GenId, status: u8) {
         let Some(live) = self.clear_away(generation) else { return };
-        self.dir.release_orphans();
         if !live.is_orphan() {
+            self.dir.release_orphans();
             if generation == self.answers_for {
                 self.status = status;
             }

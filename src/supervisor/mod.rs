@@ -214,6 +214,8 @@ pub struct Supervisor {
     /// Events of the machines that wait for their turn.
     pending: VecDeque<(GenId, swap::Event)>,
     leftovers: Vec<Leftover>,
+    /// Until when orphans are kept that nobody here wants so far.
+    orphans_until: Option<Instant>,
     poll_at: Option<Instant>,
     poll_every: Duration,
     poll_took: Duration,
@@ -269,6 +271,7 @@ impl Supervisor {
             timers: Timers::default(),
             pending: VecDeque::new(),
             leftovers: Vec::new(),
+            orphans_until: None,
             poll_at: None,
             poll_every: Duration::ZERO,
             poll_took: Duration::ZERO,

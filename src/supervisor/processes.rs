@@ -326,6 +326,9 @@ impl Supervisor {
             self.feed(of, swap::Event::OldLost(id));
         }
         self.leftovers.retain_mut(|left| left.look(now));
+        if self.orphans_until.take_if(|until| *until <= now).is_some() {
+            self.dir.release_orphans();
+        }
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else {
             self.poll_at = Some(now + POLL_SWAP);
@@ -381,6 +384,9 @@ impl Supervisor {
         self.poll_every = (self.poll_every * 3 / 2).min(slowest);
         self.poll_took = cpu_time().saturating_sub(started);
         self.poll_at = (swapping || discovering).then(|| Instant::now() + self.poll_pause());
+        if let Some(until) = self.orphans_until {
+            self.poll_by(until);
+        }
     }
 
     /// Finds the listeners of a server that says nothing of them.
