@@ -104,9 +104,22 @@ pub fn environment(pid: Pid, name: &str) -> Option<String> {
 /// Whether this user runs a process: its real uid, since whoever starts a set-user-ID program chooses its
 /// environment.
 pub fn is_of_this_user(pid: Pid) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
-    uid == Some(nix::unistd::geteuid().as_raw())
+    uid(pid, 0) == Some(nix::unistd::geteuid().as_raw())
+}
+
+/// The user as which a process acts: its effective uid.
+pub fn user(pid: Pid) -> Option<u32> {
+    uid(pid, 1)
+}
+
+fn uid(pid: Pid, at: usize) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(at)?.parse().ok())
+}
+
+/// Whether `/proc` is there, and shows the processes of our pid namespace.
+pub fn is_ours() -> bool {
+    fs::read_link("/proc/self").is_ok_and(|own| own.to_str() == Some(&Pid::own().to_string()))
 }
 
 /// Inodes of the sockets that a process holds; `None` if it may not be asked.
@@ -116,14 +129,21 @@ pub fn sockets(pid: Pid) -> Option<BTreeSet<u32>> {
 
 /// The sockets that a process holds, by fd number and inode; `None` if it may not be asked.
 pub fn socket_fds(pid: Pid) -> Option<Vec<(i32, u32)>> {
-    let entries = fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten();
-    let socket = |entry: fs::DirEntry| {
-        let number = entry.file_name().to_str()?.parse().ok()?;
-        let target = fs::read_link(entry.path()).ok()?;
-        let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
-        Some((number, inode))
-    };
-    Some(entries.filter_map(socket).collect())
+    let mut sockets = Vec::new();
+    for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
+        let target = match fs::read_link(entry.path()) {
+            Ok(target) => target,
+            // To list them takes less than to look at them.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return None,
+            // It was closed since.
+            Err(_) => continue,
+        };
+        let inode = || target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
+        if let (Some(number), Some(inode)) = (entry.file_name().to_str().and_then(|n| n.parse().ok()), inode()) {
+            sockets.push((number, inode));
+        }
+    }
+    Some(sockets)
 }
 
 /// Whether a process is in the network namespace of this one; `false` where that cannot be seen.

@@ -107,8 +107,8 @@ impl Holder {
 pub struct Asker<'a> {
     /// Its main process.
     pub me: Pid,
-    /// Tells whether a process belongs to it.
-    pub is_mine: &'a dyn Fn(Pid) -> bool,
+    /// What belongs to it.
+    pub mine: Mine<'a>,
     /// Where its sockets are bound that wait to listen, and whether it may replace whom they meet. Without any, what
     /// counts is the name of the address.
     pub places: &'a [(Place, May)],
@@ -170,6 +170,14 @@ pub struct Entry<'a> {
     pub replaced: &'a [Pid],
     /// Inodes of the UDP sockets at fixed ports that it had when it came up.
     pub datagrams: &'a [u32],
+}
+
+/// What belongs to the server that asks.
+pub struct Mine<'a> {
+    /// Whether a process does.
+    pub owns: &'a dyn Fn(Pid) -> bool,
+    /// Whether one of these sockets does.
+    pub holds: &'a dyn Fn(&[TcpSocket]) -> bool,
 }
 
 /// Whether the server is to become ours if it is an orphan.
@@ -443,6 +451,11 @@ impl RunDir {
         }
     }
 
+    /// Whether there are orphans that nobody here has wanted so far.
+    pub fn has_reserved(&self) -> bool {
+        !self.reserved().is_empty()
+    }
+
     /// Lets go of the orphans that nobody here has wanted.
     pub fn release_orphans(&self) {
         self.reserved().clear();
@@ -713,7 +726,7 @@ impl RunDir {
             if !sockets.iter().any(|s| held.contains(&s.inode)) {
                 continue;
             }
-            if (asker.is_mine)(stat.pid) {
+            if (asker.mine.owns)(stat.pid) {
                 return Ok(None);
             }
             for ancestor in snapshot.ancestry(stat.pid.raw()) {
@@ -729,6 +742,10 @@ impl RunDir {
                 return Ok(Some(holder));
             }
             stranger.get_or_insert(stat.pid);
+        }
+        // It may not be looked at.
+        if stranger.is_none() && (asker.mine.holds)(&sockets) {
+            return Ok(None);
         }
         let is_clear =
             snapshot.complete().is_ok() && (stranger.is_some() || !snapshot.misses_holder_of(&sockets, None));
@@ -1046,7 +1063,7 @@ mod tests {
     }
 
     fn asker(me: Pid) -> Asker<'static> {
-        Asker { me, is_mine: &|_| false, places: &[] }
+        Asker { me, mine: Mine { owns: &|_| false, holds: &|_| false }, places: &[] }
     }
 
     fn claim(dir: &RunDir, pid: Pid) -> (Found, Notes) {

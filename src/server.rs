@@ -33,6 +33,8 @@ pub struct Server {
     pidfd: Pidfd,
     family: Family,
     seen: Seen,
+    /// Inodes of those that listened before it was started.
+    before: Option<BTreeSet<u32>>,
     keeper: Option<Keeper>,
     /// Where its calls are seen, or why they cannot be.
     pub watch: Option<std::result::Result<Arc<Watch>, String>>,
@@ -154,12 +156,15 @@ impl Server {
             }
         }
         let privileged = nix::unistd::geteuid().is_root();
-        let filter = match around.watched {
-            true if !privileged && path_of(name).is_some_and(|p| process::raises_privileges(&p)) => {
+        let filter = match (around.watched, net::can_be_asked()) {
+            (true, Err(e)) => {
+                Some(Err(format!("the kernel may not be asked about sockets: {}", crate::error::reason(&e))))
+            }
+            (true, Ok(())) if !privileged && path_of(name).is_some_and(|p| process::raises_privileges(&p)) => {
                 Some(Err("COMMAND would lose its file capabilities or setuid bit".to_owned()))
             }
-            true => Some(Filter::new().ok_or_else(|| "this architecture is not supported".to_owned())),
-            false => None,
+            (true, Ok(())) => Some(Filter::new().ok_or_else(|| "this architecture is not supported".to_owned())),
+            (false, _) => None,
         };
         let (report, theirs) = UnixStream::pair().map_err(|e| failed("start", e))?;
         let (filter, refused) = match filter {
@@ -169,6 +174,7 @@ impl Server {
         };
         let watching = filter.is_some();
         let ledger = Ledger::new().map(Arc::new).map_err(|e| failed("watch", e))?;
+        let before = net::listeners().ok().map(|listeners| listeners.all().map(|s| s.inode).collect());
         let mut failure = None;
         // Before the server runs: a supervisor that is killed at any moment leaves none that nobody knows.
         let prepare = |pid: Pid, keeper: io::Result<Keeper>| {
@@ -195,7 +201,9 @@ impl Server {
                 Ok((pidfd, keeper))
             });
             match kept {
-                Ok((pidfd, keeper)) => Some(Server { pid, start, pidfd, family, seen, keeper: Some(keeper), watch }),
+                Ok((pidfd, keeper)) => {
+                    Some(Server { pid, start, pidfd, family, seen, before, keeper: Some(keeper), watch })
+                }
                 Err(error) => {
                     failure = Some(error);
                     None
@@ -231,7 +239,7 @@ impl Server {
         let (session, seen) = (stat.session, Seen::default());
         seen.session(session);
         let family = Family { main: pid, start, group, session, mark, descent: Descent::Lost(holder.session) };
-        Some(Server { pid, start, pidfd, family, seen, keeper: None, watch: None })
+        Some(Server { pid, start, pidfd, family, seen, before: None, keeper: None, watch: None })
     }
 
     /// From here on the server does not end with this supervisor.
@@ -244,6 +252,11 @@ impl Server {
     /// Signals the main process.
     pub fn signal(&self, signal: Signal) {
         let _ = self.pidfd.signal(signal);
+    }
+
+    /// Whether it runs as another user, and we are not root: no signal reaches it.
+    pub fn is_out_of_reach(&self) -> bool {
+        self.pidfd.is_out_of_reach()
     }
 
     /// A handle for a thread that waits for the end of the main process.
@@ -364,15 +377,59 @@ impl Server {
         if !members.iter().any(|stat| stat.pid == self.pid) {
             members.extend(self.heirs(snapshot, sockets, &members));
         }
+        let family = members.iter().map(|stat| stat.pid).collect();
+        let mut hidden = Vec::new();
         for stat in members {
-            let inodes = procfs::sockets(stat.pid).unwrap_or_default();
+            let Some(inodes) = procfs::sockets(stat.pid) else {
+                if !procfs::has_ended(stat.pid) {
+                    hidden.push(stat);
+                }
+                continue;
+            };
             let held: Vec<&TcpSocket> = sockets.iter().filter(|s| inodes.contains(&s.inode)).collect();
             if !held.is_empty() {
                 held.iter().for_each(|s| self.seen.listener(s.inode));
                 holders.push((stat.pid, held.into_iter().map(|s| s.local.clone()).collect()));
             }
         }
+        holders.extend(self.holder_among(&hidden, &family, snapshot, sockets));
         holders
+    }
+
+    /// Of processes that may not be looked at, since they have changed their user: what was seen of the server, and what
+    /// has come since it was started, is of one of their users, and can be nobody else's.
+    fn holder_among(
+        &self,
+        hidden: &[&Stat],
+        members: &BTreeSet<Pid>,
+        snapshot: &Snapshot,
+        sockets: &[TcpSocket],
+    ) -> Option<(Pid, Vec<Address>)> {
+        let holder = hidden.iter().find(|stat| stat.pid == self.pid).or(hidden.first())?;
+        let own = nix::unistd::geteuid().as_raw();
+        let mut users: BTreeSet<u32> = hidden.iter().filter_map(|stat| procfs::user(stat.pid)).collect();
+        users.insert(own);
+        let is_new = |s: &TcpSocket| self.before.as_ref().is_some_and(|before| !before.contains(&s.inode));
+        let may = |s: &&TcpSocket| self.seen.had(s.inode) || is_new(s) && users.contains(&s.uid);
+        let mut left: Vec<&TcpSocket> = sockets.iter().filter(may).collect();
+        let is_serverswap = procfs::serverswaps();
+        let mut others = snapshot.all().filter(|stat| !members.contains(&stat.pid));
+        while let (false, Some(stat)) = (left.is_empty(), others.next()) {
+            match procfs::sockets(stat.pid) {
+                // A supervisor has a copy for the time of a swap.
+                Some(held) if left.iter().any(|s| held.contains(&s.inode)) && !is_serverswap(stat.pid) => {
+                    left.retain(|s| !held.contains(&s.inode));
+                }
+                Some(_) => {}
+                // It may have what it made itself, and what it got from before it changed its user.
+                None if !procfs::has_ended(stat.pid) => {
+                    let user = procfs::user(stat.pid);
+                    left.retain(|s| self.seen.had(s.inode) || Some(s.uid) != user && s.uid != own);
+                }
+                None => {}
+            }
+        }
+        (!left.is_empty()).then(|| (holder.pid, left.into_iter().map(|s| s.local.clone()).collect()))
     }
 
     /// Of an orphan, from which nobody is known to descend: whoever else of its user has listeners that it had. Nobody

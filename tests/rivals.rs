@@ -69,7 +69,7 @@ fn two_rivals_do_not_wait_for_each_other_with_an_orphan_each() {
 /// In whichever order they come.
 #[test]
 fn two_rivals_that_come_at_once_replace_two_orphans_one_after_the_other() {
-    for _ in 0..10 {
+    for _ in 0..5 {
         let sandbox = Sandbox::shared();
         let ports = orphans(&sandbox);
         let rivals = [start(&sandbox, ports, &[]), start(&sandbox, [ports[1], ports[0]], &[])];

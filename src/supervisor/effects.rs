@@ -9,7 +9,7 @@ use crate::address::Address;
 use crate::error::status;
 use crate::place::Place;
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
-use crate::registry::{Asker, Found, Holder, May, Registration};
+use crate::registry::{Asker, Found, Holder, May, Mine, Registration};
 use crate::server::Server;
 use crate::share::Sharing;
 use crate::swap::{self, ClaimerId, Effect, Event, Level, OldId, Order, Settings};
@@ -21,6 +21,9 @@ use std::time::{Duration, Instant};
 
 /// How long a claimer's death may take to be seen in the run directory: its sockets close before its locks do.
 const REGAIN_FOR: Duration = Duration::from_secs(2);
+
+/// What the machine says of a server that it has killed.
+const KILLED: &str = "it is killed";
 
 /// Why an orphan is taken over.
 pub(super) enum Adopted {
@@ -128,6 +131,11 @@ impl Supervisor {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.killed = true;
                     live.server.signal_all(Signal::SIGKILL, live.jobs());
+                    if !live.was_up && live.server.is_out_of_reach() {
+                        // It never ends for us, and whoever waits for the swap is told how it went.
+                        self.server_is_gone(generation);
+                        self.feed(generation, Event::Exited(status::NOT_UP));
+                    }
                 }
             }
             Effect::Grant(claimer, holds) => {
@@ -164,7 +172,14 @@ impl Supervisor {
             Effect::Disarm(timer) => self.timers.disarm(generation, timer),
             Effect::Pause(timer) => self.timers.pause(generation, timer),
             Effect::Resume(timer) => self.timers.resume(generation, timer),
-            Effect::Report(level, address, text) => self.log.say(level, address.as_ref(), &text),
+            Effect::Report(level, address, text) => {
+                let is_out_of_reach = |live: &Live| live.server.is_out_of_reach();
+                let text = match text.contains(KILLED) && self.live.get(&generation).is_some_and(is_out_of_reach) {
+                    true => text.replace(KILLED, "it runs as another user and cannot be killed: it lives on"),
+                    false => text,
+                };
+                self.log.say(level, address.as_ref(), &text);
+            }
             Effect::Up => self.up(generation),
             Effect::Done => self.done(generation),
             Effect::End(status) => self.end(generation, status),
@@ -176,10 +191,12 @@ impl Supervisor {
         // It speaks for itself: what it listens on beside its READYs is its own affair.
         live.discover_until = None;
         let (pid, server) = (live.server.pid, &live.server);
+        let holds = |sockets: &[net::TcpSocket]| server.holds(sockets).is_ok_and(|held| !held.is_empty());
+        let mine = Mine { owns: &|other| server.owns(other), holds: &holds };
         let mut notes = Vec::new();
         let calls = live.calls.iter().filter(|call| Address::from(call.place.address) == address);
         let places: Vec<(Place, May)> = calls.map(|call| (call.place, call.may)).collect();
-        let asker = Asker { me: pid, is_mine: &|other| server.owns(other), places: &places };
+        let asker = Asker { me: pid, mine, places: &places };
         let found = self.dir.look_up(&address, &asker, &mut notes);
         for note in notes {
             self.log.say(Level::Warning, Some(&address), &note);
@@ -458,7 +475,6 @@ impl Supervisor {
         if let Some(Ok(datagrams)) = live.watch().map(|watch| watch.facts.datagrams()) {
             live.datagrams = datagrams;
         }
-        self.dir.release_orphans();
         let addresses = live.machine.addresses();
         live.name = addresses.first().cloned();
         let more = match addresses.len() {
@@ -470,6 +486,12 @@ impl Supervisor {
         self.log.say(Level::Notice, addresses.first(), &text);
         if !live.datagrams.is_empty() {
             self.register_again(generation);
+        }
+        if self.dir.has_reserved() {
+            // It may want them: not every server listens everywhere in one moment.
+            let until = Instant::now() + swap::QUIET;
+            self.orphans_until = Some(until);
+            self.poll_by(until);
         }
         self.manager.tell("READY=1");
         // A reload replaces even what has no address in common with it.
@@ -492,8 +514,8 @@ impl Supervisor {
 
     fn end(&mut self, generation: GenId, status: u8) {
         let Some(live) = self.clear_away(generation) else { return };
-        self.dir.release_orphans();
         if !live.is_orphan() {
+            self.dir.release_orphans();
             if generation == self.answers_for {
                 self.status = status;
             }

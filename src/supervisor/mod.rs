@@ -21,6 +21,7 @@ use crate::family::{Household, Jobs};
 use crate::message::Log;
 use crate::notify::{self, Manager, Notice};
 use crate::place::Place;
+use crate::procfs;
 use crate::registry::{Holder, Registration, RunDir};
 use crate::server::Server;
 use crate::share::Sharing;
@@ -243,6 +244,8 @@ pub struct Supervisor {
     /// Events of the machines that wait for their turn.
     pending: VecDeque<(GenId, swap::Event)>,
     leftovers: Vec<Leftover>,
+    /// Until when orphans are kept that nobody here wants so far.
+    orphans_until: Option<Instant>,
     poll_at: Option<Instant>,
     poll_every: Duration,
     poll_took: Duration,
@@ -264,11 +267,18 @@ impl Supervisor {
         process::clean_signals();
         process::save_memory();
         process::raise_files();
-        let household = match Household::found() {
+        let household = match procfs::is_ours() {
+            true => Household::found(),
+            false => Err(std::io::Error::other("/proc is not mounted, or is that of another pid namespace")),
+        };
+        let household = match household {
             Ok(household) => household,
             Err(e) => {
-                let error = Error::unable("look at its children", e, "nothing was started");
+                let error = Error::unable("look at processes", e, "nothing was started");
                 log.say(Level::Error, None, &error.text);
+                if let Some(launcher) = launcher {
+                    launcher.tell(error.status);
+                }
                 return error.status;
             }
         };
@@ -292,6 +302,7 @@ impl Supervisor {
             moved: Vec::new(),
             pending: VecDeque::new(),
             leftovers: Vec::new(),
+            orphans_until: None,
             poll_at: None,
             poll_every: Duration::ZERO,
             poll_took: Duration::ZERO,

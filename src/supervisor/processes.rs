@@ -346,6 +346,9 @@ impl Supervisor {
         }
         self.look_at_lingering();
         self.leftovers.retain_mut(|left| left.look(now));
+        if self.orphans_until.take_if(|until| *until <= now).is_some() {
+            self.dir.release_orphans();
+        }
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else {
             self.poll_at = Some(now + POLL_SWAP);
@@ -411,6 +414,9 @@ impl Supervisor {
         let lingers = self.olds.values().any(|old| old.lingers.is_some()).then(|| Instant::now() + LINGERS);
         let lent = self.live.values().flat_map(|live| live.lent_until()).min();
         [young, lingers, lent].into_iter().flatten().for_each(|at| self.poll_by(at));
+        if let Some(until) = self.orphans_until {
+            self.poll_by(until);
+        }
     }
 
     /// Finds the listeners of a server that says nothing of them.

@@ -192,6 +192,8 @@ impl Watcher {
             return Ok(Meets::Nobody);
         }
         self.bound.insert(socket.cookie()?, address.port());
+        // It may be out of reach when it listens: its process may have changed its user.
+        self.watch.seen.listener(socket.inode()?);
         if self.bound.len() > BOUND_MAX {
             self.bound.pop_first();
         }

@@ -3,6 +3,7 @@
 
 use crate::address::Address;
 use crate::place::{Families, Place};
+use crate::sys::table;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, socket,
 };
@@ -162,13 +163,35 @@ pub fn listeners_at(port: u16) -> io::Result<Listeners> {
     // One is kept: who has run out of files may have to find out who listens before it can let go of any.
     static KEPT: Mutex<Option<Diag>> = Mutex::new(None);
     let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let diag = kept.map_or_else(Diag::open, Ok)?;
+    let found = match kept.map_or_else(Diag::open, Ok) {
+        Ok(diag) => {
+            let found = diag.dump(1 << TCP_LISTEN, port)?;
+            *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(diag);
+            found
+        }
+        Err(e) if is_forbidden(&e) => table::listeners(port)?,
+        Err(e) => return Err(e),
+    };
     let mut by_port = BTreeMap::<u16, Vec<TcpSocket>>::new();
-    for socket in diag.dump(1 << TCP_LISTEN, port)? {
+    for socket in found {
         by_port.entry(socket.ends.local.port()).or_default().push(socket);
     }
-    *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(diag);
     Ok(Listeners(by_port))
+}
+
+/// Whether the kernel answers questions about sockets, as a swap on a shared port needs it.
+pub fn can_be_asked() -> io::Result<()> {
+    match Diag::open() {
+        Err(e) if is_forbidden(&e) => Err(e),
+        // What is lacking now may be had later.
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// A service manager or a container profile may allow no netlink, and a kernel may have none.
+fn is_forbidden(e: &io::Error) -> bool {
+    use nix::libc::{EACCES, EAFNOSUPPORT, EPERM, EPROTONOSUPPORT};
+    matches!(e.raw_os_error(), Some(EACCES | EAFNOSUPPORT | EPERM | EPROTONOSUPPORT))
 }
 
 /// Connections that a server has: established, or closed by the client only.
@@ -230,7 +253,7 @@ pub fn handshakes() -> io::Result<Vec<TcpSocket>> {
 const TCP_ESTABLISHED: u8 = 1;
 const TCP_SYN_RECV: u8 = 3;
 const TCP_CLOSE_WAIT: u8 = 8;
-const TCP_LISTEN: u8 = 10;
+pub(super) const TCP_LISTEN: u8 = 10;
 const TCP_NEW_SYN_RECV: u8 = 12;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;

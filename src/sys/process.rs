@@ -47,6 +47,14 @@ impl Pidfd {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
+    /// Whether this process may not signal it.
+    pub fn is_out_of_reach(&self) -> bool {
+        let (fd, info) = (self.0.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: integers and a null pointer; signal 0 only asks.
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, 0, info, 0) };
+        result < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+    }
+
     /// Signals the process group that this process leads or led, at one moment: nobody forks out of it (Linux
     /// 6.9; an error before that).
     pub fn signal_group(&self, signal: Signal) -> io::Result<()> {

@@ -1,5 +1,6 @@
 """A server that knows nothing of serverswap and listens on two ports, one after the other. Arguments: the ports, then
-perhaps `between=FIFO`: after the first it waits until somebody has opened the fifo and closed it again."""
+perhaps `between=FIFO`: after the first it waits until somebody has opened the fifo and closed it again. It accepts only
+when it listens on both."""
 
 import os
 import socket
@@ -20,13 +21,16 @@ def serve(listener):
         connection.close()
 
 
+listeners = []
 for port in sys.argv[1:3]:
     listener = socket.socket()
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind(("127.0.0.1", int(port)))
     listener.listen(128)
-    threading.Thread(target=serve, args=(listener,)).start()
+    listeners.append(listener)
     for gate in sys.argv[3:]:
         if port == sys.argv[1]:
             with open(gate.removeprefix("between="), "rb") as fifo:
                 fifo.read()
+for listener in listeners:
+    threading.Thread(target=serve, args=(listener,)).start()
