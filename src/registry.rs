@@ -285,6 +285,27 @@ impl RunDir {
         self.colliding_with(address).iter().filter_map(|own| self.read_pid(&pidfile(own)).ok()).collect()
     }
 
+    /// Whether there are records that no pidfile names.
+    pub fn has_unnamed(&self) -> bool {
+        let named: BTreeSet<Pid> =
+            self.addresses().iter().filter_map(|address| self.read_pid(&pidfile(address)).ok()).collect();
+        self.pids().any(|pid| !named.contains(&pid))
+    }
+
+    /// Servers that no pidfile names and that listen at an address: somebody has removed it.
+    pub fn unnamed_at(&self, address: &Address) -> Vec<Pid> {
+        let named: BTreeSet<Pid> =
+            self.addresses().iter().filter_map(|address| self.read_pid(&pidfile(address)).ok()).collect();
+        let Ok(listeners) = net::listeners() else { return Vec::new() };
+        let snapshot = Snapshot::take();
+        let listens = |holder: &Holder| {
+            let held = holder.sockets(&snapshot);
+            listeners.at(address).any(|socket| held.contains(&socket.inode))
+        };
+        let unnamed = self.servers().into_iter().filter(|holder| !named.contains(&holder.pid));
+        unnamed.filter(listens).map(|holder| holder.pid).collect()
+    }
+
     /// Inodes of the UDP sockets that living servers but `me` had when they came up.
     pub fn datagrams(&self, me: Option<Pid>) -> BTreeSet<u32> {
         let others = self.servers().into_iter().filter(|holder| Some(holder.pid) != me);

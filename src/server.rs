@@ -347,11 +347,9 @@ impl Server {
         }
         let snapshot = Snapshot::take();
         snapshot.complete()?;
-        let mut held = BTreeSet::new();
-        for stat in self.family.members(&snapshot) {
-            held.extend(procfs::sockets(stat.pid).unwrap_or_default());
-        }
-        Ok(sockets.iter().filter(|socket| held.contains(&socket.inode)).cloned().collect())
+        let held = self.holders(&snapshot, sockets).into_iter().flat_map(|(_, held)| held);
+        let inodes: BTreeSet<u32> = held.map(|socket| socket.inode).collect();
+        Ok(sockets.iter().filter(|socket| inodes.contains(&socket.inode)).cloned().collect())
     }
 
     /// What is left of a server whose main process has ended: the topmost process that holds one of the
@@ -371,7 +369,7 @@ impl Server {
         }
     }
 
-    fn holders(&self, snapshot: &Snapshot, sockets: &[TcpSocket]) -> Vec<(Pid, Vec<Address>)> {
+    fn holders<'a>(&self, snapshot: &Snapshot, sockets: &'a [TcpSocket]) -> Vec<(Pid, Vec<&'a TcpSocket>)> {
         let mut holders = Vec::new();
         let mut members = self.family.members(snapshot);
         if !members.iter().any(|stat| stat.pid == self.pid) {
@@ -389,7 +387,7 @@ impl Server {
             let held: Vec<&TcpSocket> = sockets.iter().filter(|s| inodes.contains(&s.inode)).collect();
             if !held.is_empty() {
                 held.iter().for_each(|s| self.seen.listener(s.inode));
-                holders.push((stat.pid, held.into_iter().map(|s| s.local.clone()).collect()));
+                holders.push((stat.pid, held));
             }
         }
         holders.extend(self.holder_among(&hidden, &family, snapshot, sockets));
@@ -398,13 +396,13 @@ impl Server {
 
     /// Of processes that may not be looked at, since they have changed their user: what was seen of the server, and what
     /// has come since it was started, is of one of their users, and can be nobody else's.
-    fn holder_among(
+    fn holder_among<'a>(
         &self,
         hidden: &[&Stat],
         members: &BTreeSet<Pid>,
         snapshot: &Snapshot,
-        sockets: &[TcpSocket],
-    ) -> Option<(Pid, Vec<Address>)> {
+        sockets: &'a [TcpSocket],
+    ) -> Option<(Pid, Vec<&'a TcpSocket>)> {
         let holder = hidden.iter().find(|stat| stat.pid == self.pid).or(hidden.first())?;
         let own = nix::unistd::geteuid().as_raw();
         let mut users: BTreeSet<u32> = hidden.iter().filter_map(|stat| procfs::user(stat.pid)).collect();
@@ -429,7 +427,7 @@ impl Server {
                 None => {}
             }
         }
-        (!left.is_empty()).then(|| (holder.pid, left.into_iter().map(|s| s.local.clone()).collect()))
+        (!left.is_empty()).then_some((holder.pid, left))
     }
 
     /// Of an orphan, from which nobody is known to descend: whoever else of its user has listeners that it had. Nobody
