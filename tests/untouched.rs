@@ -81,7 +81,8 @@ fn a_source_port_that_is_in_use_is_not_had_twice() {
     let sandbox = Sandbox::shared();
     let port = sandbox.port();
     let far = TcpListener::bind("127.0.0.1:0").unwrap();
-    let words = [vec!["env".to_owned(), format!("FAR={}", far.local_addr().unwrap().port())], odd("source_port", port, &[])];
+    let words =
+        [vec!["env".to_owned(), format!("FAR={}", far.local_addr().unwrap().port())], odd("source_port", port, &[])];
     let first = swapped(&sandbox, &words.concat());
     let second = swapped(&sandbox, &words.concat());
     assert_ne!(line(&first, "from"), line(&second, "from"));
