@@ -285,11 +285,11 @@ impl RunDir {
         self.colliding_with(address).iter().filter_map(|own| self.read_pid(&pidfile(own)).ok()).collect()
     }
 
-    /// Whether there are records that no pidfile names.
-    pub fn has_unnamed(&self) -> bool {
+    /// Whether there are records of others than `me` that no pidfile names.
+    pub fn has_unnamed(&self, me: Option<Pid>) -> bool {
         let named: BTreeSet<Pid> =
             self.addresses().iter().filter_map(|address| self.read_pid(&pidfile(address)).ok()).collect();
-        self.pids().any(|pid| !named.contains(&pid))
+        self.pids().any(|pid| Some(pid) != me && !named.contains(&pid))
     }
 
     /// Servers that no pidfile names and that listen at an address: somebody has removed it.

@@ -11,6 +11,7 @@ use crate::registry::{May, RunDir};
 use crate::server::Watch;
 use crate::swap::Meets;
 use crate::sys::net::{self, TcpSocket};
+use crate::sys::process::Pid;
 use crate::sys::seccomp::{Call, Notification};
 use crate::sys::steer::{OwnProgram, Socket};
 use nix::libc;
@@ -211,13 +212,13 @@ impl Watcher {
     /// Whether a server that may be replaced listens where this socket is to be bound.
     fn meets(&mut self, call: &Notification, address: SocketAddr, socket: &Socket) -> io::Result<bool> {
         let (main, lent) = self.watch.facts.read();
-        self.named.read();
+        self.named.read(main);
         let is_named = self.named.ports.contains(&address.port());
         if !(is_named || self.named.unnamed) || !self.is_here(call, socket) {
             return Ok(false);
         }
         let mut named = self.named.dir.named(&address.into());
-        if !is_named && net::listens_at(address)? {
+        if named.is_empty() && net::listens_at(address)? {
             named = self.named.dir.unnamed_at(&address.into());
         }
         // At its own address only while another one is about to replace it, which may listen there already.
@@ -340,7 +341,7 @@ struct Named {
 const TICK: Duration = Duration::from_millis(50);
 
 impl Named {
-    fn read(&mut self) {
+    fn read(&mut self, me: Option<Pid>) {
         let changed = self.dir.changed();
         let is_settled = |(then, read): (SystemTime, SystemTime)| {
             changed == Some(then) && read.duration_since(then).is_ok_and(|age| age > TICK)
@@ -349,7 +350,7 @@ impl Named {
             let read = SystemTime::now();
             let port_of = |address| if let Address::Tcp(_, port) = address { Some(port) } else { None };
             self.ports = self.dir.addresses().into_iter().filter_map(port_of).collect();
-            self.unnamed = self.dir.has_unnamed();
+            self.unnamed = self.dir.has_unnamed(me);
             self.at = changed.map(|changed| (changed, read));
         }
     }

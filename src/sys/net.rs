@@ -223,11 +223,15 @@ pub fn datagrams_at(address: SocketAddr, wide: bool) -> io::Result<Vec<(u32, u32
 
 /// Whether somebody listens who would get a connection to this address: one lookup.
 pub fn listens_at(address: SocketAddr) -> io::Result<bool> {
-    let diag = Diag::open()?;
+    static KEPT: Mutex<Option<Diag>> = Mutex::new(None);
+    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let diag = kept.map_or_else(Diag::open, Ok)?;
     let mut question = request(family_of(address), 0, 1 << TCP_LISTEN);
     question[24..26].copy_from_slice(&address.port().to_be_bytes());
     put_ip(&mut question, 28, address.ip());
-    Ok(diag.find_one(&mut question)?.is_some())
+    let found = diag.find_one(&mut question)?;
+    *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(diag);
+    Ok(found.is_some())
 }
 
 /// Names the network namespace of this process (SO_NETNS_COOKIE, Linux 5.14).

@@ -207,6 +207,9 @@ fn send_result(report: RawFd, result: Result<RawFd, i32>) {
     }
 }
 
+/// SECCOMP_IOCTL_NOTIF_SET_FLAGS of linux/seccomp.h, which libc lacks.
+const NOTIF_SET_FLAGS: libc::c_ulong = 0x4008_2104;
+
 /// Takes what the child sent before its exec.
 pub fn receive_result(report: &std::os::unix::net::UnixStream) -> io::Result<Notifier> {
     let mut errno: i32 = libc::EIO;
@@ -226,6 +229,9 @@ pub fn receive_result(report: &std::os::unix::net::UnixStream) -> io::Result<Not
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         if errno == 0 && !header.is_null() && (*header).cmsg_type == libc::SCM_RIGHTS {
             let fd = libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned();
+            // SECCOMP_USER_NOTIF_FD_SYNC_WAKE_UP (Linux 6.6): whoever calls and we take turns, on one processor. A
+            // kernel that does not know it does without.
+            libc::ioctl(fd, NOTIF_SET_FLAGS, 1u64);
             return Ok(Notifier(OwnedFd::from_raw_fd(fd)));
         }
     }

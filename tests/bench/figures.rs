@@ -20,6 +20,7 @@ fn main() {
     idle();
     let server = common::example("bench-server");
     throughput::bind(&server);
+    throughput::binding_client(&server);
     throughput::requests(&server);
     orders::shared(&server);
     orders::plain();

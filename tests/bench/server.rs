@@ -1,6 +1,7 @@
 //! The server of `make bench`: answers with its generation and pid over connections that stay open, and on
 //! SIGTERM finishes what it has. It takes its socket from Server::Starter if that started it. Arguments: an
-//! address; or `bind`: prints how many nanoseconds one bind takes, in the middle.
+//! address; or `bind`: prints how many nanoseconds one bind takes, in the middle; or `ask ADDRESS`: prints how many
+//! requests it gets answered in two seconds, each from a source port that it binds.
 
 use nix::sys::socket::{self, AddressFamily, SockFlag, SockType, SockaddrIn, sockopt};
 use nix::sys::time::TimeVal;
@@ -17,6 +18,9 @@ fn main() {
     let word = std::env::args().nth(1).expect("an address, or bind");
     if word == "bind" {
         return println!("{}", time_of_bind());
+    }
+    if word == "ask" {
+        return println!("{}", asked(&std::env::args().nth(2).expect("an address")));
     }
     let mut signals = signal_hook::iterator::Signals::new([signal_hook::consts::SIGTERM]).expect("signals");
     std::thread::spawn(move || signals.forever().for_each(|_| STOPS.store(1, Ordering::SeqCst)));
@@ -71,6 +75,27 @@ fn serve(mut stream: TcpStream, answer: &str) -> std::io::Result<()> {
             return Ok(());
         }
     }
+}
+
+/// A program that no swap is about: a client that wants to come from a port of its choice.
+fn asked(address: &str) -> usize {
+    let to: SockaddrIn = address.parse().expect("an address of IPv4");
+    let (started, mut answered) = (Instant::now(), 0);
+    for port in (20_000..30_000).cycle() {
+        if started.elapsed() > Duration::from_secs(2) {
+            break;
+        }
+        let fd = socket::socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).expect("a socket");
+        socket::setsockopt(&fd, sockopt::ReuseAddr, &true).expect("an option");
+        // One that is in use, or was a moment ago, is left out, as by whoever tries port after port.
+        let is_bound = socket::bind(fd.as_raw_fd(), &SockaddrIn::new(127, 79, 0, 1, port)).is_ok();
+        if is_bound && socket::connect(fd.as_raw_fd(), &to).is_ok() {
+            let mut stream = TcpStream::from(fd);
+            let (mut answer, question) = (Vec::new(), b"GET / HTTP/1.1\r\nConnection: close\r\n\r\n");
+            answered += usize::from(stream.write_all(question).is_ok() && stream.read_to_end(&mut answer).is_ok());
+        }
+    }
+    answered
 }
 
 /// Each at an address of its own.

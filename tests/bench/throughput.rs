@@ -100,6 +100,50 @@ pub fn bind(server: &Path) {
         direct.push(time(&mut sandbox.command(server)));
         supervised.push(time(sandbox.command(SERVERSWAP).arg(server)));
     }
-    row("bind of a supervised server, median, us", median(supervised) / 1000, "");
+    row("bind of a supervised server that meets nothing, median, us", median(supervised) / 1000, "60");
     row("  the same without serverswap, us", median(direct) / 1000, "");
+    let sleepers: Vec<_> = (0..300).map(|_| sandbox.command("sleep").arg("600").spawn().unwrap()).collect();
+    let crowded = (0..11).map(|_| time(sandbox.command(SERVERSWAP).arg(server))).collect();
+    for mut sleeper in sleepers {
+        sleeper.kill().and_then(|()| sleeper.wait()).unwrap();
+    }
+    row("  supervised, beside 300 more processes, us", median(crowded) / 1000, "60");
+}
+
+/// A client that binds a source port for each request, which no swap is about.
+pub fn binding_client(server: &Path) {
+    let sandbox = Sandbox::shared();
+    let address = format!("127.0.0.1:{}", sandbox.port());
+    let mut running = sandbox.start({
+        let mut command = sandbox.command(server);
+        command.arg(&address);
+        command
+    });
+    until("the server answers", || std::net::TcpStream::connect(&address).is_ok());
+    let ask = |mut command: Command| {
+        let output = command.args(["ask", &address]).stderr(Stdio::null()).output().unwrap();
+        String::from_utf8_lossy(&output.stdout).trim().parse::<u64>().unwrap()
+    };
+    let mut ratios = Vec::new();
+    for pair in 0..7 {
+        let direct = || ask(sandbox.command(server));
+        let supervised = || {
+            let mut command = sandbox.command(SERVERSWAP);
+            command.arg(server);
+            ask(command)
+        };
+        // In turn, so that nobody is always the second.
+        let (direct, supervised) = match pair % 2 {
+            0 => (direct(), supervised()),
+            _ => {
+                let supervised = supervised();
+                (direct(), supervised)
+            }
+        };
+        ratios.push(supervised * 10_000 / direct.max(1));
+    }
+    running.signal(nix::libc::SIGTERM);
+    running.wait();
+    let ratio = format!("{:.3}", median(ratios) as f64 / 1e4);
+    row("requests of a client that binds for each, supervised to direct", ratio, "0.95");
 }
