@@ -16,10 +16,9 @@ use crate::server::{Rest, Server, Surroundings};
 use crate::share::Sharing;
 use crate::swap::{self, Level, Order, Settings, SpeakerId};
 use crate::sys::net::{self, Listeners, TcpSocket};
-use crate::sys::process::Pid;
+use crate::sys::process::{self, Pid};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
@@ -157,18 +156,10 @@ impl Supervisor {
 
     /// Reaps every child that has ended: the servers', and as a subreaper all that they left behind.
     pub(super) fn reap(&mut self) {
-        loop {
-            let (pid, status, how) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, code as u8, format!("exited with status {code}")),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    (pid, (128 + signal as i32) as u8, format!("was ended by {signal}"))
-                }
-                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => break,
-                Ok(_) | Err(_) => continue,
-            };
-            let main = self.live.iter().find(|(_, live)| live.server.pid.raw() == pid.as_raw()).map(|(id, _)| *id);
+        while let Some((pid, end)) = process::reap() {
+            let main = self.live.iter().find(|(_, live)| live.server.pid == pid).map(|(id, _)| *id);
             if let Some(generation) = main {
-                self.main_ended(generation, status, &how);
+                self.main_ended(generation, end.status(), &end.to_string());
             }
         }
         if !self.leftovers.is_empty() || self.live.values().any(|live| live.ended.is_some()) {

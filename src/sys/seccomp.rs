@@ -72,16 +72,21 @@ impl Filter {
             // SAFETY: errno of this thread.
             if fd >= 0 { Ok(fd as RawFd) } else { Err(unsafe { *libc::__errno_location() }) }
         };
-        let mut result = set(base | killable);
-        if result == Err(libc::EACCES) {
-            // Without CAP_SYS_ADMIN the filter is only for those who give up setuid for good.
-            // SAFETY: integers only.
-            unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-            result = set(base | killable);
-        }
-        if result == Err(libc::EINVAL) {
-            result = set(base);
-        }
+        // Each may come before the other, and after it.
+        let (mut flags, mut privileged) = (base | killable, true);
+        let result = loop {
+            match set(flags) {
+                // Before Linux 5.19.
+                Err(libc::EINVAL) if flags != base => flags = base,
+                // Without CAP_SYS_ADMIN the filter is only for those who give up setuid for good.
+                Err(libc::EACCES) if privileged => {
+                    privileged = false;
+                    // SAFETY: integers only.
+                    unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+                }
+                result => break result,
+            }
+        };
         send_result(report, result);
     }
 }
@@ -140,6 +145,10 @@ pub fn receive_result(report: &std::os::unix::net::UnixStream) -> io::Result<Not
         let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
         if libc::recvmsg(report.as_raw_fd(), &raw mut message, flags) < 0 {
             return Err(io::Error::last_os_error());
+        }
+        if message.msg_flags & libc::MSG_CTRUNC != 0 {
+            // The only file that comes: there was no room for it.
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
         }
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         if errno == 0 && !header.is_null() && (*header).cmsg_type == libc::SCM_RIGHTS {
@@ -369,5 +378,34 @@ fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
         libc::AF_INET => Some((<[u8; 4]>::try_from(bytes.get(4..8)?).ok()?, port).into()),
         libc::AF_INET6 => Some((<[u8; 16]>::try_from(bytes.get(8..24)?).ok()?, port).into()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::os::fd::AsRawFd;
+    use std::os::unix::net::UnixStream;
+
+    /// In a child of its own, which may have no more files than it has.
+    #[test]
+    fn a_file_for_which_there_is_no_room_is_no_success() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        // SAFETY: a plain call; `send_result` takes the fd.
+        send_result(theirs.as_raw_fd(), Ok(unsafe { libc::dup(0) }));
+        // SAFETY: the child makes async-signal-safe calls only, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            // SAFETY: a pointer to a struct of ours.
+            unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) };
+            let errno = receive_result(&ours).map_or_else(|e| e.raw_os_error().unwrap_or(255), |_| 254);
+            // SAFETY: the end of this process.
+            unsafe { libc::_exit(errno) };
+        }
+        let mut status = 0;
+        // SAFETY: a pointer to an int of ours.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        assert_eq!((libc::WIFEXITED(status), libc::WEXITSTATUS(status)), (true, libc::EMFILE));
     }
 }

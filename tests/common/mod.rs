@@ -451,6 +451,13 @@ pub fn kill(pid: i32, signal: i32) {
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::try_from(signal).unwrap());
 }
 
+/// The same for signals without a name: the real-time ones.
+pub fn kill_by(pid: i32, signal: i32) {
+    assert!(pid > 1);
+    // SAFETY: two integers.
+    assert_eq!(unsafe { nix::libc::kill(pid, signal) }, 0);
+}
+
 /// The children of a process.
 pub fn children(pid: i32) -> Vec<i32> {
     let list = fs::read_to_string(format!("/proc/{pid}/task/{pid}/children")).unwrap_or_default();
