@@ -445,8 +445,7 @@ impl Supervisor {
 
     fn done(&mut self, generation: GenId) {
         if let Some(launcher) = self.launcher.take() {
-            launcher.tell(status::DONE);
-            launcher.detach();
+            self.telling = launcher.dismiss(status::DONE);
         }
         if let Some(live) = self.live.get_mut(&generation) {
             let waiters = std::mem::take(&mut live.waiters);

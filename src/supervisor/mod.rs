@@ -30,6 +30,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use threads::{Event, Events, GenId, Id, NotifySocket};
 use timers::Timers;
@@ -203,6 +204,8 @@ pub struct Supervisor {
     on_terminal: bool,
     hup_ignored: bool,
     launcher: Option<Launcher>,
+    /// Tells the launcher that the swap is done.
+    telling: Option<JoinHandle<()>>,
     manager: Manager,
     status: u8,
 }
@@ -242,6 +245,7 @@ impl Supervisor {
             on_terminal,
             hup_ignored,
             launcher,
+            telling: None,
             manager: Manager::from_environment(),
             status: status::FAILED,
         };
@@ -315,6 +319,9 @@ impl Supervisor {
             // Not told yet: the swap is not done, and the caller must not take it for a success.
             let status = if self.status == status::DONE { status::NOT_UP } else { self.status };
             launcher.tell(status);
+        }
+        if let Some(telling) = self.telling.take() {
+            let _ = telling.join();
         }
         self.status
     }
