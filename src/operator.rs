@@ -229,10 +229,14 @@ fn stop_orphan(dir: &RunDir, holder: &Holder, log: Log) -> std::result::Result<(
         let _ = receiver.recv();
     }
     server.signal_rest(nix::sys::signal::Signal::SIGTERM);
-    for address in dir.addresses() {
-        dir.unhold(&address, holder.pid);
+    if dir.hold() {
+        dir.addresses().iter().for_each(|address| dir.unhold(address, holder.pid));
+        dir.clean_up();
+        dir.release();
+    } else {
+        let text = "unable to lock the run directory: somebody holds its lock and does not let go (its files stay)";
+        log.say(Level::Warning, None, text);
     }
-    dir.clean_up();
     Ok(())
 }
 

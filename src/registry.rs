@@ -25,8 +25,7 @@ use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant};
 
 /// Longest record that is read.
@@ -34,17 +33,16 @@ const RECORD_MAX: u64 = 16 * 1024;
 /// Longest path that a unix socket address holds (unix(7)), with its final NUL.
 const SUN_PATH_MAX: usize = 107;
 /// The lock is held for microseconds; only a stopped process can hold it longer.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-/// How often, and after how long, a socket that nobody seems to hold is looked at again.
-const UNCLEAR_LOOKS: u32 = 50;
-const UNCLEAR_LOOKS_EVERY: Duration = Duration::from_millis(20);
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The run directory of this user.
 pub struct RunDir {
     path: PathBuf,
     dir: OwnedFd,
-    /// The last wait for its lock was in vain: nobody waits again before the lock was had.
-    stuck: AtomicBool,
+    /// How long its lock is waited for.
+    patience: Duration,
+    /// Its lock, where it is held for more than one step.
+    held: Mutex<Option<Arc<File>>>,
 }
 
 /// Whoever has an address.
@@ -92,6 +90,8 @@ pub enum Found {
     Taken(Vec<Holder>),
     /// It cannot be had.
     Blocked(String),
+    /// It cannot be had, as it seems: another look may show more. Sockets are there, and nobody seems to hold them.
+    Unclear(String),
 }
 
 /// The record of a running server, locked as long as this value lives.
@@ -157,7 +157,7 @@ impl RunDir {
         if path.as_os_str().len() + "/2147483647-4294967295.notify".len() > SUN_PATH_MAX {
             return Err(unusable(&path, "the path is too long for a socket in it"));
         }
-        Ok(RunDir { path, dir, stuck: AtomicBool::new(false) })
+        Ok(RunDir { path, dir, patience: LOCK_PATIENCE, held: Mutex::default() })
     }
 
     /// Whether the directory that would be used is there: reading commands need none.
@@ -213,29 +213,14 @@ impl RunDir {
     /// Who has the address; if nobody has, it becomes `me`'s in the same moment. `is_mine` tells
     /// whether a process belongs to the asking server.
     pub fn look_up(&self, address: &Address, me: Pid, is_mine: &dyn Fn(Pid) -> bool, notes: &mut Notes) -> Found {
-        let mut looks = UNCLEAR_LOOKS;
-        loop {
-            let (found, is_clear) = self.look_once(address, me, is_mine, notes);
-            if is_clear || looks == 0 {
-                return found;
-            }
-            // Nothing tells when the last thread of a killed process has let go of its sockets. Not with
-            // the lock held: others look as well.
-            std::thread::sleep(UNCLEAR_LOOKS_EVERY);
-            looks -= 1;
-        }
-    }
-
-    /// One look, and whether another might show more: sockets are there, and nobody seems to hold them.
-    fn look_once(&self, address: &Address, me: Pid, is_mine: &dyn Fn(Pid) -> bool, notes: &mut Notes) -> (Found, bool) {
         let _guard = match self.lock() {
             Ok(guard) => guard,
-            Err(why) => return (Found::Blocked(why), true),
+            Err(denied) => return Found::Blocked(denied.into()),
         };
         let mut holders: Vec<Holder> = Vec::new();
         let colliding = match self.colliding(address, notes) {
             Ok(colliding) => colliding,
-            Err(why) => return (Found::Blocked(why), true),
+            Err(why) => return Found::Blocked(why),
         };
         for (own, pid) in colliding {
             if pid == me || holders.iter().any(|h| h.pid == pid) {
@@ -244,7 +229,7 @@ impl RunDir {
             match self.holder(pid, Claim::Yes) {
                 Ok(holder) if holder.orphan.is_none() || has(pid, &own) => holders.push(holder),
                 Err(Missing::Unclear) => {
-                    return (Found::Blocked(format!("unable to read the record of server {pid}")), true);
+                    return Found::Blocked(format!("unable to read the record of server {pid}"));
                 }
                 Ok(_) => {
                     let note = format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}");
@@ -267,7 +252,7 @@ impl RunDir {
                 .into_iter()
                 .partition(Holder::has_lost_its_supervisor);
             if !draining.is_empty() {
-                return (Found::Taken(draining), true);
+                return Found::Taken(draining);
             }
             // A look holds the lock that the claim takes.
             let pids: Vec<Pid> = orphans.into_iter().map(|other| other.pid).collect();
@@ -277,17 +262,17 @@ impl RunDir {
             match self.port_holder(address, is_mine) {
                 Ok(None) => {}
                 Ok(Some(holder)) => holders.push(holder),
-                Err((why, is_clear)) => return (Found::Blocked(why), is_clear),
+                Err((why, true)) => return Found::Blocked(why),
+                Err((why, false)) => return Found::Unclear(why),
             }
         }
         if !holders.is_empty() {
-            return (Found::Taken(holders), true);
+            return Found::Taken(holders);
         }
-        let found = match self.write_pid(address, me) {
+        match self.write_pid(address, me) {
             Ok(()) => Found::Vacant,
             Err(why) => Found::Blocked(format!("unable to write its pidfile: {why}")),
-        };
-        (found, true)
+        }
     }
 
     /// Makes the address `me`'s, whoever had it.
@@ -418,7 +403,8 @@ impl RunDir {
 
     /// A second handle on the same directory.
     pub fn try_clone(&self) -> std::io::Result<RunDir> {
-        Ok(RunDir { path: self.path.clone(), dir: self.dir.try_clone()?, stuck: AtomicBool::new(false) })
+        let path = self.path.clone();
+        Ok(RunDir { path, dir: self.dir.try_clone()?, patience: self.patience, held: Mutex::default() })
     }
 
     /// The record of `pid` if that server lives, locked if its supervisor does not.
@@ -679,36 +665,90 @@ impl RunDir {
         servers
     }
 
-    fn lock(&self) -> std::result::Result<File, String> {
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let unable = |e: &dyn std::fmt::Display| format!("unable to lock the run directory: {e}");
-        let file = openat(&self.dir, "lock", flags, Mode::from_bits_truncate(0o600)).map_err(|e| unable(&e.desc()))?;
-        let file = File::from(file);
-        let held = || unable(&"somebody holds its lock and does not let go");
-        match file.try_lock() {
-            Ok(()) => {
-                self.stuck.store(false, Ordering::Relaxed);
-                return Ok(file);
-            }
-            Err(TryLockError::WouldBlock) if self.stuck.load(Ordering::Relaxed) => return Err(held()),
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(e)) => return Err(unable(&e)),
+    /// As the same directory, whose lock is waited for so long.
+    pub fn with_patience(self, patience: Duration) -> RunDir {
+        RunDir { patience, ..self }
+    }
+
+    /// Takes the lock for several steps, until [`RunDir::release`]; `false` if somebody has it. Where it cannot be had
+    /// for another reason each step says why.
+    pub fn hold(&self) -> bool {
+        match self.lock() {
+            Ok(lock) => *self.held() = Some(lock),
+            Err(Denied::Busy) => return false,
+            Err(Denied::Because(_)) => {}
         }
-        let waiting = file.try_clone().map_err(|e| unable(&e))?;
+        true
+    }
+
+    /// As [`RunDir::hold`], with the lock that a thread has waited for.
+    pub fn keep(&self, lock: File) {
+        *self.held() = Some(Arc::new(lock));
+    }
+
+    /// Gives the lock back.
+    pub fn release(&self) {
+        *self.held() = None;
+    }
+
+    /// Waits for the lock, however long it takes.
+    pub fn wait_for_lock(&self) -> std::io::Result<File> {
+        let file = self.open_lock()?;
+        file.lock()?;
+        Ok(file)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Arc<File>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_lock(&self) -> nix::Result<File> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        openat(&self.dir, "lock", flags, Mode::from_bits_truncate(0o600)).map(File::from)
+    }
+
+    fn lock(&self) -> std::result::Result<Arc<File>, Denied> {
+        if let Some(held) = &*self.held() {
+            return Ok(held.clone());
+        }
+        let because = |e: &dyn std::fmt::Display| Denied::Because(e.to_string());
+        let file = self.open_lock().map_err(|e| because(&e.desc()))?;
+        match file.try_lock() {
+            Ok(()) => return Ok(Arc::new(file)),
+            Err(TryLockError::WouldBlock) if self.patience.is_zero() => return Err(Denied::Busy),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(e)) => return Err(because(&e)),
+        }
+        let waiting = file.try_clone().map_err(|e| because(&e))?;
         let (sender, receiver) = mpsc::channel();
         // The thread outlives an impatient caller; its handle on the lock ends with it.
         let waiter = std::thread::Builder::new().stack_size(64 * 1024).spawn(move || {
             let _ = sender.send(waiting.lock());
         });
-        waiter.map_err(|e| unable(&e))?;
-        match receiver.recv_timeout(LOCK_PATIENCE) {
-            Ok(Ok(())) => Ok(file),
-            Ok(Err(e)) => Err(unable(&e)),
-            Err(_) => {
-                self.stuck.store(true, Ordering::Relaxed);
-                Err(held())
-            }
+        waiter.map_err(|e| because(&e))?;
+        match receiver.recv_timeout(self.patience) {
+            Ok(Ok(())) => Ok(Arc::new(file)),
+            Ok(Err(e)) => Err(because(&e)),
+            Err(_) => Err(Denied::Busy),
         }
+    }
+}
+
+/// Why the lock of the directory was not had.
+enum Denied {
+    /// Somebody has it.
+    Busy,
+    /// It cannot be taken at all.
+    Because(String),
+}
+
+impl From<Denied> for String {
+    fn from(denied: Denied) -> String {
+        let why = match denied {
+            Denied::Busy => "somebody holds its lock and does not let go".into(),
+            Denied::Because(why) => why,
+        };
+        format!("unable to lock the run directory: {why}")
     }
 }
 

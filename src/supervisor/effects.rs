@@ -8,7 +8,7 @@ use super::{Leftover, Live, Old, OldTo, Supervisor};
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
-use crate::registry::{Found, Holder, Registration};
+use crate::registry::{Holder, Registration};
 use crate::server::Server;
 use crate::swap::{self, ClaimerId, Effect, Event, Level, OldId, Order, Settings};
 use crate::sys::net;
@@ -29,7 +29,7 @@ pub(super) enum Adopted {
 }
 
 impl Supervisor {
-    pub(super) fn carry_out(&mut self, generation: GenId, effect: Effect) {
+    pub(super) fn carry_out_now(&mut self, generation: GenId, effect: Effect) {
         self.note(generation, &effect);
         match effect {
             Effect::Say(speaker, word) => {
@@ -158,38 +158,8 @@ impl Supervisor {
         }
     }
 
-    fn look_up(&mut self, generation: GenId, address: Address) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
-        // It speaks for itself: what it listens on beside its READYs is its own affair.
-        live.discover_until = None;
-        let (pid, server) = (live.server.pid, &live.server);
-        let mut notes = Vec::new();
-        let found = self.dir.look_up(&address, pid, &|other| server.owns(other), &mut notes);
-        for note in notes {
-            self.log.say(Level::Warning, Some(&address), &note);
-        }
-        let event = match found {
-            Found::Vacant => {
-                live.held.insert(address.clone());
-                // There was nobody before it.
-                if std::mem::take(&mut live.number_is_guess) && live.number > 1 {
-                    live.number = 1;
-                    self.register_again(generation);
-                }
-                Event::Vacant(address)
-            }
-            Found::Blocked(why) => Event::Blocked(address, why),
-            Found::Taken(holders) => {
-                let wanted = std::slice::from_ref(&address);
-                let olds = holders.into_iter().map(|holder| OldId(self.old(generation, holder, wanted))).collect();
-                Event::Taken(address, olds)
-            }
-        };
-        self.feed(generation, event);
-    }
-
     /// The number under which a generation knows an old server: one for all of its addresses.
-    fn old(&mut self, of: GenId, mut holder: Holder, wanted: &[Address]) -> Id {
+    pub(super) fn old(&mut self, of: GenId, mut holder: Holder, wanted: &[Address]) -> Id {
         let server = (holder.pid, holder.start);
         let known = self.olds.iter().find(|(_, old)| old.of == of && old.server == server);
         if let Some((&id, _)) = known {
@@ -253,7 +223,7 @@ impl Supervisor {
         addresses.extend(held.iter().cloned());
         let id = self.next_generation;
         let pidfd = server.watch().ok()?;
-        threads::end_of(self.events.clone(), id, holder.pid, pidfd).ok()?;
+        let end = threads::end_of(self.events.clone(), id, holder.pid, pidfd).ok()?;
         self.next_generation += 1;
         let text = match why {
             Adopted::ToBeReplaced => format!("server {} has lost its supervisor and is taken over", holder.pid),
@@ -272,6 +242,7 @@ impl Supervisor {
         let live = Live {
             machine: swap::Generation::serving(settings, addresses),
             server,
+            end: Some(end),
             number: holder.generation,
             number_is_guess: false,
             registration: Some(lock),
@@ -325,7 +296,7 @@ impl Supervisor {
         }
     }
 
-    fn unlock(&mut self, id: OldId) {
+    pub(super) fn unlock(&mut self, id: OldId) {
         let Some(old) = self.olds.remove(&id.0) else { return };
         self.share_no_more(old.of, id.0);
         match old.to {
@@ -335,6 +306,8 @@ impl Supervisor {
                 let unwanted = self.live.get(&generation).is_some_and(|l| l.is_orphan() && l.machine.is_up());
                 if unwanted {
                     self.live.remove(&generation);
+                    self.timers.forget(generation);
+                    self.clear_desk(generation);
                 }
             }
             OldTo::Remote(_) => {

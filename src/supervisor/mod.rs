@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod directory;
 mod effects;
 mod outbox;
 mod peers;
@@ -24,6 +25,7 @@ use crate::share::{Drain, Sharing};
 use crate::swap::{self, ClaimerId, Level, SpeakerId};
 use crate::sys::process::{self, Pid};
 use nix::sys::signal::Signal;
+use directory::{Desk, PARTING};
 use peers::Conn;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
@@ -43,6 +45,8 @@ const REST_AFTER: Duration = Duration::from_secs(1);
 struct Live {
     machine: swap::Generation,
     server: Server,
+    /// The thread that waits for its end, where it is no child of ours.
+    end: Option<threads::EndOf>,
     /// Which generation it is, counted from the first server of its addresses.
     number: u64,
     /// It has not said yet whom it replaces.
@@ -191,6 +195,7 @@ pub struct Supervisor {
     /// Old servers that could not even be spoken to: for want of memory, say. They are looked for again.
     unreached: Vec<(GenId, swap::OldId)>,
     timers: Timers,
+    desk: Desk,
     /// Events of the machines that wait for their turn.
     pending: VecDeque<(GenId, swap::Event)>,
     leftovers: Vec<Leftover>,
@@ -221,7 +226,7 @@ impl Supervisor {
         let on_terminal = launcher.is_none() && std::fs::File::open("/dev/tty").is_ok();
         let mut supervisor = Supervisor {
             run,
-            dir,
+            dir: dir.with_patience(Duration::ZERO),
             log,
             events,
             inbox,
@@ -233,6 +238,7 @@ impl Supervisor {
             olds: BTreeMap::new(),
             unreached: Vec::new(),
             timers: Timers::default(),
+            desk: Desk::default(),
             pending: VecDeque::new(),
             leftovers: Vec::new(),
             poll_at: None,
@@ -282,7 +288,7 @@ impl Supervisor {
     /// The main loop: one event, and everything that follows from it.
     fn serve(&mut self) {
         while !self.is_over() {
-            let wake_at = [self.timers.next(), self.poll_at].into_iter().flatten().min();
+            let wake_at = [self.timers.next(), self.poll_at, self.directory_at()].into_iter().flatten().min();
             let event = match wake_at {
                 None => self.inbox.recv_timeout(REST_AFTER).ok().or_else(|| {
                     // Nothing to do and nothing to wait for, and what others did for us is over: this may last for
@@ -299,6 +305,10 @@ impl Supervisor {
                 self.feed(generation, swap::Event::Timer(timer));
             }
             self.settle();
+            if self.directory_at().is_some_and(|at| at <= Instant::now()) {
+                self.work_on_directory();
+                self.settle();
+            }
             if self.poll_at.is_some_and(|at| at <= Instant::now()) {
                 self.poll();
                 self.settle();
@@ -314,7 +324,7 @@ impl Supervisor {
 
     fn finish(mut self) -> u8 {
         // Whoever was killed meanwhile could not do it.
-        self.dir.clean_up();
+        self.dir.with_patience(PARTING).clean_up();
         if let Some(launcher) = self.launcher.take() {
             // Not told yet: the swap is not done, and the caller must not take it for a success.
             let status = if self.status == status::DONE { status::NOT_UP } else { self.status };
@@ -346,6 +356,7 @@ impl Supervisor {
             }
             Event::Bound(generation) => self.feed(generation, swap::Event::Bound),
             Event::Called(generation, waiting) => self.called(generation, waiting),
+            Event::Directory(lock) => self.directory_is_ours(lock),
             Event::HungUp(id) => self.hung_up(id),
             Event::Orphaned(id) => self.orphaned(id),
             Event::Cancelled => {

@@ -11,7 +11,7 @@ use super::{Conn, Ended, Leftover, Live, Sockets, Supervisor};
 use crate::address::Address;
 use crate::error::{Error, Result, status};
 use crate::protocol::ServerWord;
-use crate::registry::{Entry, Registration};
+use crate::registry::{Entry, LOCK_PATIENCE, Registration};
 use crate::server::{Rest, Server, Surroundings};
 use crate::share::Sharing;
 use crate::swap::{self, Level, Order, Settings, SpeakerId};
@@ -113,6 +113,7 @@ impl Supervisor {
             Live {
                 machine,
                 server,
+                end: None,
                 number,
                 number_is_guess: self.live.is_empty(),
                 registration: Some(registration),
@@ -243,19 +244,24 @@ impl Supervisor {
         // The new record first, then the pidfiles, then the old record goes: whoever looks meanwhile finds
         // the server.
         let before = self.write_record(generation);
-        let Some(live) = self.live.get(&generation) else { return };
-        for address in &live.held {
-            if let Err(why) = self.dir.write(address, pid) {
-                self.log.say(Level::Warning, Some(address), &format!("unable to write its pidfile: {why}"));
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        if self.dir.hold() {
+            for address in &live.held {
+                if let Err(why) = self.dir.write(address, pid) {
+                    self.log.say(Level::Warning, Some(address), &format!("unable to write its pidfile: {why}"));
+                }
             }
+            self.dir.release();
+        } else {
+            let until = Instant::now() + LOCK_PATIENCE;
+            live.regaining.extend(live.held.iter().map(|address| (address.clone(), until)));
+            self.poll_at = Some(Instant::now() + POLL_FIRST);
         }
         if let Some(before) = before {
             self.dir.forget(before, pid);
         }
-        if let Some(live) = self.live.get(&generation)
-            && let Ok(pidfd) = live.server.watch()
-        {
-            let _ = threads::end_of(self.events.clone(), generation, pid, pidfd);
+        if let Ok(pidfd) = live.server.watch() {
+            live.end = threads::end_of(self.events.clone(), generation, pid, pidfd).ok();
         }
     }
 
@@ -408,6 +414,13 @@ impl Supervisor {
             .iter()
             .flat_map(|(id, live)| live.regaining.iter().map(|(address, until)| (*id, address.clone(), *until)))
             .collect();
+        if wanted.is_empty() {
+            return false;
+        }
+        // Somebody has the directory at this moment, as a rule not for long.
+        if !self.dir.hold() && wanted.iter().any(|(_, _, until)| *until + LOCK_PATIENCE > now) {
+            return true;
+        }
         let mut waits = false;
         for (generation, address, until) in wanted {
             let done = self.register(generation, &address, &[]) || until <= now;
@@ -416,6 +429,7 @@ impl Supervisor {
                 live.regaining.remove(&address);
             }
         }
+        self.dir.release();
         waits
     }
 
@@ -435,6 +449,7 @@ impl Supervisor {
         self.retire(generation);
         let live = self.live.remove(&generation)?;
         self.timers.forget(generation);
+        self.clear_desk(generation);
         if let Some(sockets) = &live.sockets {
             // Wakes the threads that block on them.
             let _ = nix::sys::socket::shutdown(
@@ -454,7 +469,9 @@ impl Supervisor {
             }
             !ends
         });
-        self.olds.retain(|_, old| old.of != generation);
+        // Found after it had ended: an orphan among them is left as it was found.
+        let olds: Vec<Id> = self.olds.iter().filter(|(_, old)| old.of == generation).map(|(&id, _)| id).collect();
+        olds.into_iter().for_each(|id| self.unlock(swap::OldId(id)));
         Some(live)
     }
 }

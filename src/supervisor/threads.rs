@@ -11,8 +11,9 @@ use crate::sys::socket;
 use nix::sys::signal::Signal;
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithRawSiginfo;
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -65,6 +66,8 @@ pub enum Event {
     Unshared(GenId, String),
     /// A generation wants to listen.
     Called(GenId, Waiting),
+    /// The lock of the run directory was waited for, and is ours.
+    Directory(io::Result<File>),
     /// The supervisor of an old server that does not speak to us any more lives on.
     HungUp(Id),
     /// The supervisor of an old server that drains is gone.
@@ -302,12 +305,25 @@ pub fn notifications(events: Events, generation: GenId, notify: Arc<NotifySocket
     })
 }
 
-/// Waits for the end of a process that is no child of ours.
-pub fn end_of(events: Events, generation: GenId, pid: Pid, pidfd: Pidfd) -> io::Result<()> {
-    start("end", move || {
-        pidfd.wait();
-        let _ = events.send(Event::Ended(generation, pid));
+/// Waits for the lock of the run directory.
+pub fn directory(events: Events, dir: RunDir) -> io::Result<()> {
+    start("directory", move || {
+        let _ = events.send(Event::Directory(dir.wait_for_lock()));
     })
+}
+
+/// A thread that waits for the end of a process. It ends with this value: nobody wants to know any more.
+pub struct EndOf(#[expect(dead_code, reason = "its end is what counts")] UnixStream);
+
+/// Waits for the end of a process that is no child of ours.
+pub fn end_of(events: Events, generation: GenId, pid: Pid, pidfd: Pidfd) -> io::Result<EndOf> {
+    let (ours, theirs) = UnixStream::pair()?;
+    start("end", move || {
+        if pidfd.ends_before(theirs.as_fd()) {
+            let _ = events.send(Event::Ended(generation, pid));
+        }
+    })?;
+    Ok(EndOf(ours))
 }
 
 #[cfg(test)]

@@ -60,12 +60,22 @@ impl Pidfd {
 
     /// Waits until the process has ended (a zombie counts as ended).
     pub fn wait(&self) {
-        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        self.wait_with(-1);
+    }
+
+    /// Waits until the process has ended, or the other end of a socket is closed; `true` if it has ended.
+    pub fn ends_before(&self, closed: BorrowedFd<'_>) -> bool {
+        self.wait_with(closed.as_raw_fd())
+    }
+
+    fn wait_with(&self, other: RawFd) -> bool {
+        let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut polls = [poll(self.0.as_raw_fd()), poll(other)];
         loop {
-            // SAFETY: one valid pollfd, and the count says one.
-            let ready = unsafe { libc::poll(&raw mut poll, 1, -1) };
+            // SAFETY: two valid pollfds, and the count says two; one with a negative number is left alone.
+            let ready = unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) };
             if ready > 0 || (ready < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted) {
-                return;
+                return polls[1].revents == 0;
             }
         }
     }
