@@ -3,12 +3,17 @@
 
 mod common;
 
-use common::{SERVERSWAP, Sandbox, answered_by, get, in_both_orders, kill, plain_server, until};
+use common::{
+    DEADLINE, Load, SERVERSWAP, Sandbox, answered_by, children, get, in_both_orders, kill, plain_server, until,
+};
 use nix::libc;
 use std::fs::{self, File};
-use std::io::{Read, Write};
+use std::io::{BufRead, BufReader, Read, Write};
 use std::os::fd::OwnedFd;
+use std::os::unix::net::UnixStream;
+use std::path::PathBuf;
 use std::process::{Child, Stdio};
+use std::time::Duration;
 
 /// A standard error that nobody reads, full to the last byte.
 struct Unread(File, OwnedFd);
@@ -141,9 +146,7 @@ fn messages_that_nobody_read_are_counted() {
     let address = format!(":{port}");
     let mut running = unread.start(&sandbox, &["-vv", &server(), &address]);
     answered_by(port, 1);
-    let socket = fs::read_dir(sandbox.run_dir()).unwrap().flatten().map(|entry| entry.path());
-    let socket = socket.into_iter().find(|path| path.extension().is_some_and(|kind| kind == "sock")).unwrap();
-    let mut control = std::os::unix::net::UnixStream::connect(socket).unwrap();
+    let (mut control, _answers) = speaker(&sandbox);
     // Each is said at -v: "server PID is told GO ...".
     for n in 0..2000 {
         control.write_all(format!("READY any-name-with-some-letters-more-{n}\n").as_bytes()).unwrap();
@@ -163,4 +166,161 @@ fn messages_that_nobody_read_are_counted() {
     sandbox.assert_clean();
     let rest = unread.read();
     assert!(rest.ends_with("was ended by SIGTERM\n"), "{rest}");
+}
+
+/// A stopped process that holds the lock of the run directory.
+struct Stopped(Child);
+
+impl Stopped {
+    fn new(sandbox: &Sandbox) -> Stopped {
+        let mut command = sandbox.command("flock");
+        command.arg(sandbox.run_dir().join("lock")).args(["sh", "-c", "kill -STOP $$"]);
+        let holder = Stopped(command.spawn().unwrap());
+        until("it holds the lock, and has stopped", || holder.is_stopped());
+        holder
+    }
+
+    fn stopped(&self) -> Option<i32> {
+        children(self.0.id() as i32).into_iter().next()
+    }
+
+    fn is_stopped(&self) -> bool {
+        let stat = |pid| fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        self.stopped().is_some_and(|pid| stat(pid).contains(") T "))
+    }
+
+    /// It ends, and the lock is free.
+    fn let_go(mut self) {
+        kill(self.stopped().unwrap(), libc::SIGKILL);
+        self.0.wait().unwrap();
+    }
+}
+
+const NO_LOCK: &str = "unable to lock the run directory";
+
+/// A file that plain-server makes when its supervisor has taken its READY in.
+fn said(sandbox: &Sandbox) -> (PathBuf, String) {
+    let path = sandbox.path("said");
+    let word = format!("said={}", path.display());
+    (path, word)
+}
+
+/// Says words on the control socket of the only server.
+fn speaker(sandbox: &Sandbox) -> (UnixStream, BufReader<UnixStream>) {
+    let names = fs::read_dir(sandbox.run_dir()).unwrap().flatten().map(|entry| entry.path());
+    let socket = names.into_iter().find(|path| path.extension().is_some_and(|kind| kind == "sock")).unwrap();
+    let stream = UnixStream::connect(socket).unwrap();
+    stream.set_read_timeout(Some(DEADLINE)).unwrap();
+    (stream.try_clone().unwrap(), BufReader::new(stream))
+}
+
+fn next_line(reader: &mut BufReader<UnixStream>) -> String {
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
+}
+
+#[test]
+fn term_is_heard_while_a_stopped_process_holds_the_run_directory() {
+    in_both_orders(|sandbox| {
+        // The first makes the directory.
+        assert_eq!(sandbox.run(["true"]).0, 0);
+        let (holder, (said, word), port) = (Stopped::new(&sandbox), said(&sandbox), sandbox.port());
+        let mut running = sandbox.plain(&[], &[&format!(":{port}"), &word]);
+        until("READY is taken in", || said.exists());
+        running.signal(libc::SIGTERM);
+        assert_eq!(running.wait(), 128 + libc::SIGTERM, "{}", running.log());
+        assert!(!running.log().contains(NO_LOCK), "{}", running.log());
+        assert!(holder.is_stopped());
+        holder.let_go();
+        sandbox.assert_clean();
+    });
+}
+
+#[test]
+fn a_swap_goes_on_when_the_lock_of_the_run_directory_is_let_go() {
+    in_both_orders(|sandbox| {
+        let (port, (said, word)) = (sandbox.port(), said(&sandbox));
+        let address = format!(":{port}");
+        let (mut old, pid) = sandbox.serving(port, &[], &[&address]);
+        let load = Load::start(port, Duration::from_millis(5));
+        let holder = Stopped::new(&sandbox);
+        let mut new = sandbox.plain(&["-d"], &[&address, &word]);
+        until("READY is taken in", || said.exists());
+        assert_eq!(get(port).map(|answer| answer.pid), Ok(pid));
+        holder.let_go();
+        assert_eq!(new.wait(), 0, "{}", new.log());
+        load.sees(2);
+        assert_eq!(old.wait(), 0, "{}", old.log());
+        let failed = load.stop().failures;
+        assert!(failed.is_empty() || !sandbox.is_shared(), "{failed:?}");
+        sandbox.take_down(&address);
+    });
+}
+
+#[test]
+fn a_supervisor_that_waits_for_the_run_directory_answers_and_goes() {
+    in_both_orders(|sandbox| {
+        let port = sandbox.port();
+        let address = format!(":{port}");
+        let (mut running, pid) = sandbox.serving(port, &[], &[&address]);
+        let holder = Stopped::new(&sandbox);
+        let (mut control, mut answers) = speaker(&sandbox);
+        control.write_all(b"READY another\nPING\n").unwrap();
+        assert_eq!(next_line(&mut answers), "ERROR unknown word");
+        let status = sandbox.status();
+        assert_eq!((&*status[0][2], &*status[0][5]), (&*pid.to_string(), "serving"), "{status:?}");
+        // And what waited is done in its turn.
+        holder.let_go();
+        assert_eq!(next_line(&mut answers), "GO another");
+        let holder = Stopped::new(&sandbox);
+        let (status, log) = sandbox.run(["--takedown", &address, "another"]);
+        assert_eq!(status, 0, "{log}");
+        assert_eq!(running.wait(), 0, "{}", running.log());
+        assert!(holder.is_stopped());
+        holder.let_go();
+    });
+}
+
+/// Whoever waited in vain for the lock once waits for it again.
+#[test]
+fn one_long_wait_for_the_run_directory_does_not_refuse_what_comes_later() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let address = format!(":{port}");
+    let (mut running, _) = sandbox.serving(port, &[], &[&address]);
+    let holder = Stopped::new(&sandbox);
+    let (mut control, mut answers) = speaker(&sandbox);
+    control.write_all(b"READY one\n").unwrap();
+    let refused = next_line(&mut answers);
+    assert!(refused.starts_with(&format!("ERROR one: {NO_LOCK}")), "{refused}");
+    control.write_all(b"READY two\nPING\n").unwrap();
+    assert_eq!(next_line(&mut answers), "ERROR unknown word");
+    holder.let_go();
+    assert_eq!(next_line(&mut answers), "GO two");
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.wait(), 128 + libc::SIGTERM);
+    sandbox.assert_clean();
+}
+
+/// A listener that is on its way from one process to another is nobody's, and nobody knows for how long.
+#[test]
+fn a_supervisor_hears_while_it_looks_for_whoever_holds_a_port() {
+    in_both_orders(|sandbox| {
+        let (port, (said, word)) = (sandbox.port(), said(&sandbox));
+        let listener = std::net::TcpListener::bind(("0.0.0.0", port)).unwrap();
+        let (ours, _theirs) = UnixStream::pair().unwrap();
+        let fds = [std::os::fd::AsRawFd::as_raw_fd(&listener)];
+        let rights = [nix::sys::socket::ControlMessage::ScmRights(&fds)];
+        let (bytes, none) = ([std::io::IoSlice::new(b"x")], nix::sys::socket::MsgFlags::empty());
+        let fd = std::os::fd::AsRawFd::as_raw_fd(&ours);
+        nix::sys::socket::sendmsg::<()>(fd, &bytes, &rights, none, None).unwrap();
+        drop(listener);
+        let mut running = sandbox.plain(&[], &[&format!(":{port}"), &word]);
+        until("READY is taken in", || said.exists());
+        running.signal(libc::SIGTERM);
+        assert_eq!(running.wait(), 128 + libc::SIGTERM, "{}", running.log());
+        assert!(!running.log().contains("is held by"), "{}", running.log());
+        sandbox.assert_clean();
+    });
 }

@@ -14,6 +14,7 @@ use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+use std::time::Duration;
 
 /// A call that waits. Dropped without an answer it fails: its server is gone, and what is left of it must be able
 /// to hear signals.
@@ -49,6 +50,18 @@ pub struct Waiting {
 }
 
 impl Watch {
+    /// The next call of the server, in the ledger already: if we die from here on, the keeper answers. `None` when nobody
+    /// is left. While the kernel gives none although there is one `failed` hears why.
+    fn next(&self, failed: impl Fn(String)) -> Option<Notification> {
+        loop {
+            match self.notifier.next(&self.ledger) {
+                Ok(call) => return call,
+                Err(e) => failed(format!("its calls cannot be seen: {}", crate::error::reason(&e))),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Lets a call run as if nobody had looked.
     pub fn proceed(&self, id: u64) {
         self.notifier.proceed(id);
@@ -67,9 +80,7 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String)
     start("watch", move || {
         let (mut bound, mut look_at) = (Vec::new(), BOUND_LOOK);
         let unshared = |why: String| drop(events.send(Event::Unshared(generation, why)));
-        while let Some(call) = watch.notifier.next() {
-            // First of all: if we die from here on, the keeper answers.
-            let noted = watch.ledger.note(call.id);
+        while let Some(call) = watch.next(unshared) {
             // The filter also sees what runs under another serverswap inside this server.
             let foreign = call.process().and_then(|pid| procfs::environment(pid, MARK)).is_some_and(|m| m != mark);
             if foreign {
@@ -96,14 +107,12 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String)
                     watch.proceed(call.id);
                 }
                 Call::Listen(backlog) => match see_listen(&call, &bound) {
-                    Ok(Some((socket, address))) if noted => {
+                    Ok(Some((socket, address))) => {
                         let call = Held { watch: watch.clone(), id: call.id, errno: libc::EINTR };
                         if events.send(Event::Called(generation, Waiting { call, socket, address, backlog })).is_err() {
                             return;
                         }
                     }
-                    // Nobody would answer it in our stead, and it must not listen beside an old server unseen.
-                    Ok(Some(_)) => watch.conclude(call.id, libc::EADDRINUSE),
                     Ok(None) | Err(_) => watch.proceed(call.id),
                 },
             }
