@@ -25,6 +25,8 @@ const FIELDS_MAX: usize = 64;
 const LOOKS: u32 = 100;
 const LOOKS_EVERY: Duration = Duration::from_millis(20);
 
+const NOTHING: &str = "nothing was done";
+
 /// A conversation with a supervisor.
 struct Supervisor {
     stream: UnixStream,
@@ -77,7 +79,8 @@ fn find(dir: &RunDir, address: &Address, log: Log) -> Result<Holder> {
     let mut holder = dir.serving(address, &mut notes);
     if holder.is_none() {
         // `:8080` is also how a person calls the only server there is on port 8080.
-        let same: Vec<Address> = dir.colliding_with(address).into_iter().filter(|a| a != address).collect();
+        let mut same = dir.colliding_with(address).map_err(|e| Error::unable("list the run directory", e, NOTHING))?;
+        same.retain(|a| a != address);
         if let [only] = &same[..] {
             holder = dir.serving(only, &mut notes);
         }
@@ -91,7 +94,7 @@ fn find(dir: &RunDir, address: &Address, log: Log) -> Result<Holder> {
 /// The only server that has an address without a pidfile: that may be on its way back to it, from a successor that
 /// was killed, or was removed by somebody.
 fn without_pidfile(dir: &RunDir, address: &Address) -> Option<Holder> {
-    if !dir.colliding_with(address).is_empty() {
+    if !dir.colliding_with(address).is_ok_and(|colliding| colliding.is_empty()) {
         return None;
     }
     let has = |other: &Holder| ask_status(other).1.iter().any(|a| a.collides(address));
@@ -158,13 +161,19 @@ fn ask_down(
     if holder.orphan.is_some() {
         // A supervisor that died in a swap of its own has left two.
         let known = std::slice::from_ref(holder);
-        let mut beside = dir.beside(addresses, Pid::own(), known);
+        let unclear = |e: io::Error| format!("unable to see who else listens: {} ({NOTHING})", reason(&e));
+        let mut beside = dir.beside(addresses, Pid::own(), known).map_err(unclear)?;
         beside.retain(|other| other.orphan.is_some());
         let orphans = || [holder].into_iter().chain(&beside);
         let is_other = |a: &Address| !named.iter().any(|named| named.collides(a));
         let has = |a: &Address| dir.serving(a, &mut Vec::new()).is_some_and(|h| orphans().any(|own| own.pid == h.pid));
-        let others: Vec<String> =
-            dir.addresses().iter().filter(|a| is_other(a) && has(a)).map(Address::to_string).collect();
+        let others: Vec<String> = dir
+            .find_addresses()
+            .map_err(unclear)?
+            .iter()
+            .filter(|a| is_other(a) && has(a))
+            .map(Address::to_string)
+            .collect();
         if !others.is_empty() {
             let others = others.join(", ");
             return Err(format!("the same server also has {others} and has lost its supervisor (nothing was done)"));
@@ -294,14 +303,14 @@ pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Res
             [] => all,
             list => all.into_iter().filter(|a| list.iter().any(|wanted| wanted.collides(a))).collect(),
         };
-        let connections = net::connections().unwrap_or_default();
+        let connections = net::connections().ok();
         let snapshot = Snapshot::take();
         let mut seen = BTreeMap::new();
         let mut shown = BTreeSet::new();
         for address in asked {
             let mut notes = Vec::new();
             if let Some(holder) = dir.serving(&address, &mut notes) {
-                let row = row(Some(&address), &holder, &connections, &snapshot, &mut seen, people);
+                let row = row(Some(&address), &holder, connections.as_deref(), &snapshot, &mut seen, people);
                 shown.insert(holder.pid);
                 rows.push((Some(address.clone()), row));
             }
@@ -314,11 +323,11 @@ pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Res
         for holder in dir.servers().into_iter().filter(|h| !shown.contains(&h.pid)) {
             let holds = seen.entry(holder.pid).or_insert_with(|| Seen::of(&holder, &snapshot)).holds.clone();
             if holds.is_empty() && addresses.is_empty() {
-                rows.push((None, row(None, &holder, &connections, &snapshot, &mut seen, people)));
+                rows.push((None, row(None, &holder, connections.as_deref(), &snapshot, &mut seen, people)));
             }
             for address in holds {
                 if addresses.is_empty() || addresses.iter().any(|wanted| wanted.collides(&address)) {
-                    let row = row(Some(&address), &holder, &connections, &snapshot, &mut seen, people);
+                    let row = row(Some(&address), &holder, connections.as_deref(), &snapshot, &mut seen, people);
                     rows.push((Some(address), row));
                 }
             }
@@ -354,7 +363,7 @@ impl Seen {
 fn row(
     address: Option<&Address>,
     holder: &Holder,
-    connections: &[net::TcpSocket],
+    connections: Option<&[net::TcpSocket]>,
     snapshot: &Snapshot,
     seen: &mut BTreeMap<Pid, Seen>,
     people: bool,
@@ -363,7 +372,8 @@ fn row(
     let field = |key: &str, or: &str| seen.fields.get(key).cloned().unwrap_or_else(|| or.to_owned());
     let state = if holder.orphan.is_some() { "serving" } else { "not answering" };
     let here = |s: &&net::TcpSocket| address.is_some_and(|a| s.local.collides(a)) && seen.sockets.contains(&s.inode);
-    let count = connections.iter().filter(here).count();
+    // What could not be asked is not 0.
+    let count = connections.map(|all| all.iter().filter(here).count().to_string());
     let uptime = procfs::stat(holder.pid).and_then(|s| procfs::age(&s)).unwrap_or(0);
     let uid = std::fs::metadata(format!("/proc/{}", holder.pid)).map(|m| m.uid());
     let mut command = field("command", &holder.command);
@@ -380,7 +390,7 @@ fn row(
         field("state", state),
         field("mode", "-"),
         if people { for_people(uptime) } else { uptime.to_string() },
-        count.to_string(),
+        count.unwrap_or_else(|| "-".into()),
         command.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
     ])
 }

@@ -12,7 +12,7 @@
 
 use crate::address::Address;
 use crate::error::{Error, Result, reason};
-use crate::procfs::{self, Family, MARK, Snapshot};
+use crate::procfs::{self, Family, MARK, Snapshot, Stat};
 use crate::record::{Record, one_line, parse_number, parse_pid};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
@@ -74,10 +74,21 @@ impl Holder {
 
     /// Inodes of the sockets that its server holds.
     pub fn sockets(&self, snapshot: &Snapshot) -> BTreeSet<u32> {
+        self.find_sockets(snapshot).unwrap_or_default()
+    }
+
+    /// As [`Holder::sockets`]; an error where they cannot be looked at, for want of fds, say.
+    fn find_sockets(&self, snapshot: &Snapshot) -> std::io::Result<BTreeSet<u32>> {
+        snapshot.complete()?;
         let mark = self.socket.to_string_lossy().into_owned();
-        let session = procfs::stat(self.pid).map_or(0, |stat| stat.session);
+        let session = procfs::find(self.pid)?.map_or(0, |stat| stat.session);
         let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark };
-        snapshot.sockets(&family).unwrap_or_default()
+        let mut all = BTreeSet::new();
+        for stat in snapshot.family(&family) {
+            let fds = procfs::find_sockets(stat.pid)?.unwrap_or_default();
+            all.extend(fds.into_iter().map(|(_, inode)| inode));
+        }
+        Ok(all)
     }
 }
 
@@ -106,6 +117,8 @@ pub struct Registration {
 pub struct Entry<'a> {
     /// Main process of the server.
     pub pid: Pid,
+    /// Start time of it.
+    pub start: u64,
     /// Its generation.
     pub generation: u64,
     /// Name of the control socket in the run directory.
@@ -122,6 +135,9 @@ enum Claim {
     Yes,
     No,
 }
+
+/// Tells whether a process belongs to the asking server, where that can be seen.
+pub type IsMine<'a> = dyn Fn(Pid) -> std::io::Result<bool> + 'a;
 
 /// Lines for the user about files that were not what they should be.
 pub type Notes = Vec<String>;
@@ -170,33 +186,38 @@ impl RunDir {
         &self.path
     }
 
-    /// Every address that has a pidfile.
+    /// Every address that has a pidfile, for whoever does not mind if there seem to be none.
     pub fn addresses(&self) -> Vec<Address> {
+        self.find_addresses().unwrap_or_default()
+    }
+
+    /// Every address that has a pidfile.
+    pub fn find_addresses(&self) -> std::io::Result<Vec<Address>> {
         self.addresses_that_end(String::new())
     }
 
     /// Those whose name ends like this: to understand all of a thousand names takes longer than to read them.
-    fn addresses_that_end(&self, end: String) -> Vec<Address> {
+    fn addresses_that_end(&self, end: String) -> std::io::Result<Vec<Address>> {
         let end = end + ".pid";
-        let names = self.names().into_iter().filter(|name| name.ends_with(&end));
+        let names = self.names()?.into_iter().filter(|name| name.ends_with(&end));
         let mut addresses: Vec<Address> =
             names.filter_map(|name| Address::from_stem(name.strip_suffix(".pid")?)).collect();
         addresses.sort();
-        addresses
+        Ok(addresses)
     }
 
     /// Those that have a pidfile and cannot coexist with this one.
-    pub fn colliding_with(&self, address: &Address) -> Vec<Address> {
-        match address {
+    pub fn colliding_with(&self, address: &Address) -> std::io::Result<Vec<Address>> {
+        Ok(match address {
             Address::Tcp(None, port) => {
-                self.addresses_that_end(port.to_string()).into_iter().filter(|a| a.collides(address)).collect()
+                self.addresses_that_end(port.to_string())?.into_iter().filter(|a| a.collides(address)).collect()
             }
             Address::Tcp(Some(_), port) => [Address::Tcp(None, *port), address.clone()]
                 .into_iter()
                 .filter(|a| self.read_pid(&pidfile(a)) != Err(Bad::Absent))
                 .collect(),
             Address::Name(_) => vec![address.clone()],
-        }
+        })
     }
 
     /// The server with this main process, if it lives.
@@ -204,15 +225,19 @@ impl RunDir {
         self.holder(pid, Claim::Yes).ok()
     }
 
-    /// Every living server, whether it has an address or not.
+    /// Every living server, whether it has an address or not, for whoever does not mind if there seem to be none.
     pub fn servers(&self) -> Vec<Holder> {
-        let pids = self.names().into_iter().filter_map(|n| parse_number(n.strip_suffix(".server")?));
-        pids.filter_map(|pid| self.holder(pid, Claim::No).ok()).collect()
+        self.find_servers().unwrap_or_default()
+    }
+
+    fn find_servers(&self) -> std::io::Result<Vec<Holder>> {
+        let pids = self.names()?.into_iter().filter_map(|n| parse_number(n.strip_suffix(".server")?));
+        Ok(pids.filter_map(|pid| self.holder(pid, Claim::No).ok()).collect())
     }
 
     /// Who has the address; if nobody has, it becomes `me`'s in the same moment. `is_mine` tells
     /// whether a process belongs to the asking server.
-    pub fn look_up(&self, address: &Address, me: Pid, is_mine: &dyn Fn(Pid) -> bool, notes: &mut Notes) -> Found {
+    pub fn look_up(&self, address: &Address, me: Pid, is_mine: &IsMine, notes: &mut Notes) -> Found {
         let _guard = match self.lock() {
             Ok(guard) => guard,
             Err(denied) => return Found::Blocked(denied.into()),
@@ -220,7 +245,7 @@ impl RunDir {
         let mut holders: Vec<Holder> = Vec::new();
         let colliding = match self.colliding(address, notes) {
             Ok(colliding) => colliding,
-            Err(why) => return Found::Blocked(why),
+            Err(why) => return Found::Unclear(why),
         };
         for (own, pid) in colliding {
             if pid == me || holders.iter().any(|h| h.pid == pid) {
@@ -247,10 +272,12 @@ impl RunDir {
         if holders.iter().any(Holder::has_lost_its_supervisor) {
             // The supervisor that died may have left an old server that still drains: it is waited for, since
             // nobody knows how to steer among three. One without a supervisor too is replaced with it.
-            let (orphans, draining): (Vec<Holder>, Vec<Holder>) = self
-                .beside(std::slice::from_ref(address), me, &holders)
-                .into_iter()
-                .partition(Holder::has_lost_its_supervisor);
+            let beside = match self.beside(std::slice::from_ref(address), me, &holders) {
+                Ok(beside) => beside,
+                Err(e) => return Found::Unclear(format!("unable to see who else listens: {}", reason(&e))),
+            };
+            let (orphans, draining): (Vec<Holder>, Vec<Holder>) =
+                beside.into_iter().partition(Holder::has_lost_its_supervisor);
             if !draining.is_empty() {
                 return Found::Taken(draining);
             }
@@ -324,10 +351,15 @@ impl RunDir {
 
     /// Writes and locks the record of a server.
     pub fn register(&self, entry: &Entry<'_>) -> std::result::Result<Registration, String> {
+        let boot = procfs::boot_id();
+        if boot.is_empty() {
+            // It would be taken for that of a server before the machine was started.
+            return Err("unable to read /proc/sys/kernel/random/boot_id".into());
+        }
         let record = Record {
             pid: entry.pid,
-            start: procfs::stat(entry.pid).map_or(0, |s| s.start),
-            boot: &procfs::boot_id(),
+            start: entry.start,
+            boot: &boot,
             supervisor: Pid::own(),
             generation: entry.generation,
             socket: entry.socket,
@@ -462,47 +494,47 @@ impl RunDir {
 
     /// Servers that listen there beside those that are known; without a supervisor, and where known ones have none: that
     /// listen at any place of those.
-    pub fn beside(&self, addresses: &[Address], me: Pid, known: &[Holder]) -> Vec<Holder> {
-        let listeners = net::listeners().unwrap_or_default();
+    pub fn beside(&self, addresses: &[Address], me: Pid, known: &[Holder]) -> std::io::Result<Vec<Holder>> {
+        let listeners = net::listeners()?;
         let snapshot = Snapshot::take();
-        let orphaned: BTreeSet<u32> =
-            known.iter().filter(|h| h.orphan.is_some()).flat_map(|h| h.sockets(&snapshot)).collect();
+        let mut orphaned = BTreeSet::new();
+        for orphan in known.iter().filter(|h| h.orphan.is_some()) {
+            orphaned.extend(orphan.find_sockets(&snapshot)?);
+        }
         let places = listeners.all().filter(|s| orphaned.contains(&s.inode)).map(|s| &s.local);
         let here = listeners.at_any(addresses);
         let with_orphans = listeners.at_any(places.chain(addresses));
-        let listens = |other: &Holder| {
-            let held = other.sockets(&snapshot);
+        let mut beside = Vec::new();
+        for other in self.find_servers()? {
+            if other.pid == me || known.iter().any(|h| h.pid == other.pid) {
+                continue;
+            }
+            let held = other.find_sockets(&snapshot)?;
             let sockets = if other.orphan.is_some() { &with_orphans } else { &here };
-            sockets.iter().any(|s| held.contains(&s.inode))
-        };
-        let mut others = self.servers();
-        others.retain(|other| other.pid != me && known.iter().all(|h| h.pid != other.pid));
-        others.retain(listens);
-        others
+            if sockets.iter().any(|s| held.contains(&s.inode)) {
+                beside.push(other);
+            }
+        }
+        Ok(beside)
     }
 
     /// Whoever listens there without a pidfile of ours: a server of ours that never said a word, or a
     /// stranger. The error says who, and whether that is clear.
-    fn port_holder(
-        &self,
-        address: &Address,
-        is_mine: &dyn Fn(Pid) -> bool,
-    ) -> std::result::Result<Option<Holder>, (String, bool)> {
+    fn port_holder(&self, address: &Address, is_mine: &IsMine) -> std::result::Result<Option<Holder>, (String, bool)> {
         let Address::Tcp(_, port) = *address else { return Ok(None) };
-        let sockets: Vec<TcpSocket> = net::listeners_at(port)
-            .map_err(|e| (format!("unable to ask the kernel who listens: {e}"), true))?
-            .at_any([address]);
+        let unclear = |e: std::io::Error| (format!("unable to see who listens: {}", reason(&e)), false);
+        let sockets: Vec<TcpSocket> = net::listeners_at(port).map_err(unclear)?.at_any([address]);
         if sockets.is_empty() {
             return Ok(None);
         }
         let snapshot = Snapshot::take();
         let mut stranger = None;
         for stat in snapshot.all() {
-            let held = procfs::sockets(stat.pid).unwrap_or_default();
-            if !sockets.iter().any(|s| held.contains(&s.inode)) {
+            let held = procfs::find_sockets(stat.pid).map_err(unclear)?.unwrap_or_default();
+            if !sockets.iter().any(|s| held.iter().any(|(_, inode)| *inode == s.inode)) {
                 continue;
             }
-            if is_mine(stat.pid) {
+            if is_mine(stat.pid).map_err(unclear)? {
                 return Ok(None);
             }
             for ancestor in snapshot.ancestry(stat.pid.raw()) {
@@ -541,7 +573,8 @@ impl RunDir {
     /// Pidfiles of addresses that cannot coexist with this one, with the pid in them.
     fn colliding(&self, address: &Address, notes: &mut Notes) -> std::result::Result<Vec<(Address, Pid)>, String> {
         let mut pids = Vec::new();
-        for own in self.colliding_with(address) {
+        let listed = self.colliding_with(address);
+        for own in listed.map_err(|e| format!("unable to list the run directory: {}", reason(&e)))? {
             match self.read_pid(&pidfile(&own)) {
                 Ok(pid) => pids.push((own, pid)),
                 Err(Bad::Absent) => {}
@@ -628,9 +661,12 @@ impl RunDir {
         let _ = unlinkat(&self.dir, name, UnlinkatFlags::NoRemoveDir);
     }
 
-    fn names(&self) -> Vec<String> {
-        let listing = std::fs::read_dir(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
-        listing.into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
+    fn names(&self) -> std::io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(format!("/proc/self/fd/{}", self.dir.as_raw_fd()))? {
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
     }
 
     /// Removes what dead supervisors and dead servers left behind, and gives the servers that live.
@@ -644,7 +680,8 @@ impl RunDir {
     /// With the lock held.
     fn sweep(&self) -> Vec<Holder> {
         let mut servers = Vec::new();
-        for name in self.names() {
+        // What cannot be listed stays.
+        for name in self.names().into_iter().flatten() {
             if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
                 match self.holder(pid, Claim::No) {
                     Ok(holder) => servers.push(holder),
@@ -804,16 +841,19 @@ fn has(pid: Pid, address: &Address) -> bool {
     if let Address::Name(_) = address {
         return true;
     }
-    let listeners = net::listeners().unwrap_or_default();
-    let snapshot = Snapshot::take();
-    let held: BTreeSet<u32> = snapshot
-        .all()
-        .filter(|stat| snapshot.ancestry(stat.pid.raw()).any(|a| a.pid == pid || a.group == pid.raw()))
-        .filter_map(|stat| procfs::sockets(stat.pid))
-        .flatten()
-        .collect();
-    let own: Vec<&TcpSocket> = listeners.all().filter(|s| held.contains(&s.inode)).collect();
     // What cannot be seen does not speak against the pidfile.
+    let Ok(listeners) = net::listeners() else { return true };
+    let snapshot = Snapshot::take();
+    let mut held = BTreeSet::new();
+    let is_its = |stat: &&Stat| snapshot.ancestry(stat.pid.raw()).any(|a| a.pid == pid || a.group == pid.raw());
+    for stat in snapshot.all().filter(is_its) {
+        match procfs::find_sockets(stat.pid) {
+            Ok(Some(fds)) => held.extend(fds.into_iter().map(|(_, inode)| inode)),
+            Ok(None) if procfs::has_ended(stat.pid) => {}
+            Ok(None) | Err(_) => return true,
+        }
+    }
+    let own: Vec<&TcpSocket> = listeners.all().filter(|s| held.contains(&s.inode)).collect();
     snapshot.complete().is_err() || own.is_empty() || own.iter().any(|s| s.local.collides(address))
 }
 
@@ -836,13 +876,17 @@ mod tests {
         (temp, dir)
     }
 
+    fn start(pid: Pid) -> u64 {
+        procfs::stat(pid).unwrap().start
+    }
+
     fn address() -> Address {
         Address::parse("a-name").unwrap()
     }
 
     fn claim(dir: &RunDir, pid: Pid) -> (Found, Notes) {
         let mut notes = Notes::new();
-        let found = dir.look_up(&address(), pid, &|_| false, &mut notes);
+        let found = dir.look_up(&address(), pid, &|_| Ok(false), &mut notes);
         (found, notes)
     }
 
@@ -887,7 +931,8 @@ mod tests {
         let (_temp, dir) = run_dir();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::of(&child);
-        let record = Entry { pid, generation: 7, socket: "1-1.sock", command: "sleep\n60", replaced: &[] };
+        let record =
+            Entry { pid, start: start(pid), generation: 7, socket: "1-1.sock", command: "sleep\n60", replaced: &[] };
         let registration = dir.register(&record).unwrap();
         assert!(matches!(claim(&dir, pid).0, Found::Vacant));
         let Found::Taken(holders) = claim(&dir, Pid::own()).0 else { panic!() };
@@ -908,7 +953,7 @@ mod tests {
     fn a_record_that_took_the_name_of_another_is_left_alone() {
         let (_temp, dir) = run_dir();
         let me = Pid::own();
-        let entry = |socket| Entry { pid: me, generation: 1, socket, command: "x", replaced: &[] };
+        let entry = |socket| Entry { pid: me, start: start(me), generation: 1, socket, command: "x", replaced: &[] };
         let old = dir.register(&entry("old.sock")).unwrap();
         let new = dir.register(&entry("new.sock")).unwrap();
         dir.deregister(old, &[]);
@@ -923,7 +968,14 @@ mod tests {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (pid, me) = (Pid::of(&child), Pid::own());
         let third = dir
-            .register(&Entry { pid, generation: 1, socket: "1-1.sock", command: "sleep 60", replaced: &[] })
+            .register(&Entry {
+                pid,
+                start: start(pid),
+                generation: 1,
+                socket: "1-1.sock",
+                command: "sleep 60",
+                replaced: &[],
+            })
             .unwrap();
         assert!(matches!(claim(&dir, pid).0, Found::Vacant));
         assert_eq!(dir.take(&address(), me, &[]), Ok(false));
@@ -944,7 +996,7 @@ mod tests {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         dir.clean_up();
-        let mut left = dir.names();
+        let mut left = dir.names().unwrap();
         left.retain(|name| name != "lock");
         left.sort();
         let mut expected = names(me).to_vec();

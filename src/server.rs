@@ -127,12 +127,20 @@ impl Server {
         let mut failure = None;
         // Before the server runs: a supervisor that is killed at any moment leaves none that nobody knows.
         let prepare = |pid: Pid, keeper: io::Result<Keeper>| {
-            let (start, session) = procfs::stat(pid).map_or((0, 0), |s| (s.start, s.session));
+            // Without its start it would be taken for another that has its pid.
+            let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+            let stat = match procfs::find(pid).and_then(|stat| stat.ok_or_else(gone)) {
+                Ok(stat) => stat,
+                Err(e) => {
+                    failure = Some(failed("watch", e));
+                    return None;
+                }
+            };
             let family = Family {
                 main: pid,
-                start,
+                start: stat.start,
                 group: (!around.on_terminal).then_some(pid),
-                session,
+                session: stat.session,
                 mark: around.socket.to_string_lossy().into_owned(),
             };
             let watch = match refused {
@@ -148,7 +156,9 @@ impl Server {
                 Ok((pidfd, keeper.map_err(|e| failed("keep", e))?))
             });
             match kept {
-                Ok((pidfd, keeper)) => Some(Server { pid, start, pidfd, family, keeper: Some(keeper), watch }),
+                Ok((pidfd, keeper)) => {
+                    Some(Server { pid, start: stat.start, pidfd, family, keeper: Some(keeper), watch })
+                }
                 Err(error) => {
                     failure = Some(error);
                     None
@@ -234,9 +244,11 @@ impl Server {
         snapshot.complete().is_err() || snapshot.family(&self.family).iter().any(|s| s.pid != self.pid)
     }
 
-    /// Whether the process belongs to the server.
-    pub fn owns(&self, pid: Pid) -> bool {
-        Snapshot::take().family(&self.family).iter().any(|s| s.pid == pid)
+    /// Whether the process belongs to the server; an error where that cannot be seen.
+    pub fn owns(&self, pid: Pid) -> io::Result<bool> {
+        let snapshot = Snapshot::take();
+        let owns = snapshot.family(&self.family).iter().any(|s| s.pid == pid);
+        if owns { Ok(true) } else { snapshot.complete().map(|()| false) }
     }
 
     /// Those of the sockets that the server holds; an error where that cannot be seen.
@@ -246,7 +258,7 @@ impl Server {
         }
         let snapshot = Snapshot::take();
         snapshot.complete()?;
-        Ok(self.holders(&snapshot, sockets).into_iter().flat_map(|(_, held)| held).collect())
+        Ok(self.holders(&snapshot, sockets)?.into_iter().flat_map(|(_, held)| held).collect())
     }
 
     /// What is left of a server whose main process has ended: the topmost process that holds one of the
@@ -257,7 +269,8 @@ impl Server {
         }
         let snapshot = Snapshot::take();
         let depth = |pid: &Pid| snapshot.ancestry(pid.raw()).count();
-        let holders = self.holders(&snapshot, sockets).into_iter().map(|(pid, _)| pid);
+        let Ok(holders) = self.holders(&snapshot, sockets) else { return Rest::Unclear };
+        let holders = holders.into_iter().map(|(pid, _)| pid);
         match holders.min_by_key(|pid| (depth(pid), *pid)) {
             Some(pid) => Rest::Holder(pid),
             None if snapshot.complete().is_err() => Rest::Unclear,
@@ -266,17 +279,18 @@ impl Server {
         }
     }
 
-    fn holders(&self, snapshot: &Snapshot, sockets: &[TcpSocket]) -> Vec<(Pid, Vec<Address>)> {
+    fn holders(&self, snapshot: &Snapshot, sockets: &[TcpSocket]) -> io::Result<Vec<(Pid, Vec<Address>)>> {
         let mut holders = Vec::new();
         for stat in snapshot.family(&self.family) {
-            let inodes = procfs::sockets(stat.pid).unwrap_or_default();
+            let fds = procfs::find_sockets(stat.pid)?.unwrap_or_default();
+            let inodes: BTreeSet<u32> = fds.into_iter().map(|(_, inode)| inode).collect();
             let held: Vec<Address> =
                 sockets.iter().filter(|s| inodes.contains(&s.inode)).map(|s| s.local.clone()).collect();
             if !held.is_empty() {
                 holders.push((stat.pid, held));
             }
         }
-        holders
+        Ok(holders)
     }
 
     /// The listeners that the server has on these addresses, as handles of our own.
@@ -286,7 +300,7 @@ impl Server {
         let snapshot = Snapshot::take();
         snapshot.complete()?;
         for stat in snapshot.family(&self.family) {
-            for (number, inode) in procfs::socket_fds(stat.pid).unwrap_or_default() {
+            for (number, inode) in procfs::find_sockets(stat.pid)?.unwrap_or_default() {
                 if left.contains(&inode) {
                     let socket = match Pidfd::open(stat.pid).and_then(|pidfd| pidfd.fd(number)) {
                         Ok(fd) => Socket::new(fd),

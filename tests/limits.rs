@@ -2,10 +2,10 @@
 
 mod common;
 
-use common::{Commons, Running, SERVERSWAP, Sandbox, answered_by, get, kill_by, plain_server, until};
+use common::{Commons, Running, SERVERSWAP, Sandbox, answered_by, get, kill_by, next_line, plain_server, until};
 use nix::libc;
 use std::fs;
-use std::io;
+use std::io::{self, Write};
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
@@ -136,4 +136,73 @@ fn ports_are_shared_without_privilege_on_a_kernel_that_does_not_know_the_last_fl
     let mut down = sandbox.start(commons.nobody(&commons.serverswap, &run_dir, &words));
     assert_eq!(down.wait(), 0, "{}", down.log());
     until("all has ended", || sandbox.processes().is_empty());
+}
+
+/// What it listens on comes before its UP: else it would be up without an address, like a worker.
+#[test]
+fn a_server_that_says_up_while_nobody_can_look_is_up_with_its_addresses() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let (gate, before_ready) = sandbox.gate("before-ready");
+    let mut running = sandbox.plain(&["--ready-timeout", "50"], &["mute", &format!(":{port}"), &before_ready]);
+    gate.reached();
+    let tracer = sandbox.inject(running.pid(), "recvfrom:error=ENOMEM");
+    gate.open();
+    answered_by(port, 1);
+    let (mut control, mut answers) = sandbox.speaker();
+    control.write_all(b"UP\nPING\n").unwrap();
+    assert_eq!(next_line(&mut answers), "ERROR unknown word");
+    assert!(!running.log().contains("is up"), "{}", running.log());
+    tracer.signal(libc::SIGTERM);
+    running.says(&format!(":{port}: server"));
+    running.says("is up (generation 1)");
+    running.signal(libc::SIGTERM);
+    assert_eq!(running.wait(), 128 + libc::SIGTERM);
+    sandbox.assert_clean();
+}
+
+/// In plain order the new server binds when the old one has let go, by the kernel's word.
+#[test]
+fn an_address_is_not_released_while_the_kernel_cannot_be_asked() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let address = format!(":{port}");
+    let (mut old, pid) = sandbox.serving(port, &["--kill-after", "1"], &[&address, "stubborn"]);
+    let (mut control, mut answers) = sandbox.speaker();
+    control.write_all(format!("TAKEDOWN {address}\nPING\n").as_bytes()).unwrap();
+    assert_eq!(next_line(&mut answers), "ERROR unknown word");
+    let tracer = sandbox.inject(old.pid(), "recvfrom:error=ENOMEM");
+    let mut new = sandbox.plain(&["-d"], &[&address]);
+    assert_eq!(next_line(&mut answers), format!("TAKEDOWN {address}"));
+    control.write_all(format!("RELEASED {address}\n").as_bytes()).unwrap();
+    assert_eq!(new.wait(), 0, "{}", new.log());
+    assert_ne!(get(port).map(|answer| answer.pid), Ok(pid));
+    assert_eq!(old.wait(), 0, "{}", old.log());
+    sandbox.end_tracers();
+    drop(tracer);
+    sandbox.take_down(&address);
+}
+
+/// A first server has been told to bind, and has its pidfile; nothing but that says so.
+#[test]
+fn a_run_directory_that_cannot_be_listed_is_not_taken_for_empty() {
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let (one, all) = (format!("127.0.0.1:{port}"), format!(":{port}"));
+    let (listens, before_listen) = sandbox.gate("before-listen");
+    let mut old = sandbox.plain(&[], &[&one, &before_listen]);
+    listens.reached();
+    let (ready, before_ready) = sandbox.gate("before-ready");
+    let mut new = sandbox.plain(&["-v"], &[&all, &before_ready]);
+    ready.reached();
+    let tracer = sandbox.inject(new.pid(), "getdents64:error=ENOMEM:when=1");
+    ready.open();
+    until("it could not list the directory", || tracer.log().contains("(INJECTED)"));
+    listens.open();
+    answered_by(port, 2);
+    assert_eq!(old.wait(), 0, "{}", old.log());
+    new.says("is up");
+    sandbox.end_tracers();
+    sandbox.take_down(&all);
+    assert_eq!(new.wait(), 0, "{}", new.log());
 }

@@ -4,11 +4,11 @@
 mod common;
 
 use common::{
-    DEADLINE, Load, SERVERSWAP, Sandbox, answered_by, children, get, in_both_orders, kill, plain_server, until,
+    Load, SERVERSWAP, Sandbox, answered_by, children, get, in_both_orders, kill, next_line, plain_server, until,
 };
 use nix::libc;
 use std::fs::{self, File};
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::path::PathBuf;
@@ -146,7 +146,7 @@ fn messages_that_nobody_read_are_counted() {
     let address = format!(":{port}");
     let mut running = unread.start(&sandbox, &["-vv", &server(), &address]);
     answered_by(port, 1);
-    let (mut control, _answers) = speaker(&sandbox);
+    let (mut control, _answers) = sandbox.speaker();
     // Each is said at -v: "server PID is told GO ...".
     for n in 0..2000 {
         control.write_all(format!("READY any-name-with-some-letters-more-{n}\n").as_bytes()).unwrap();
@@ -205,21 +205,6 @@ fn said(sandbox: &Sandbox) -> (PathBuf, String) {
     (path, word)
 }
 
-/// Says words on the control socket of the only server.
-fn speaker(sandbox: &Sandbox) -> (UnixStream, BufReader<UnixStream>) {
-    let names = fs::read_dir(sandbox.run_dir()).unwrap().flatten().map(|entry| entry.path());
-    let socket = names.into_iter().find(|path| path.extension().is_some_and(|kind| kind == "sock")).unwrap();
-    let stream = UnixStream::connect(socket).unwrap();
-    stream.set_read_timeout(Some(DEADLINE)).unwrap();
-    (stream.try_clone().unwrap(), BufReader::new(stream))
-}
-
-fn next_line(reader: &mut BufReader<UnixStream>) -> String {
-    let mut line = String::new();
-    reader.read_line(&mut line).unwrap();
-    line.trim_end().to_owned()
-}
-
 #[test]
 fn term_is_heard_while_a_stopped_process_holds_the_run_directory() {
     in_both_orders(|sandbox| {
@@ -265,7 +250,7 @@ fn a_supervisor_that_waits_for_the_run_directory_answers_and_goes() {
         let address = format!(":{port}");
         let (mut running, pid) = sandbox.serving(port, &[], &[&address]);
         let holder = Stopped::new(&sandbox);
-        let (mut control, mut answers) = speaker(&sandbox);
+        let (mut control, mut answers) = sandbox.speaker();
         control.write_all(b"READY another\nPING\n").unwrap();
         assert_eq!(next_line(&mut answers), "ERROR unknown word");
         let status = sandbox.status();
@@ -290,7 +275,7 @@ fn one_long_wait_for_the_run_directory_does_not_refuse_what_comes_later() {
     let address = format!(":{port}");
     let (mut running, _) = sandbox.serving(port, &[], &[&address]);
     let holder = Stopped::new(&sandbox);
-    let (mut control, mut answers) = speaker(&sandbox);
+    let (mut control, mut answers) = sandbox.speaker();
     control.write_all(b"READY one\n").unwrap();
     let refused = next_line(&mut answers);
     assert!(refused.starts_with(&format!("ERROR one: {NO_LOCK}")), "{refused}");

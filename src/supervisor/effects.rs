@@ -212,13 +212,14 @@ impl Supervisor {
         why: Adopted,
     ) -> Option<GenId> {
         let server = Server::adopt(holder)?;
-        let mut named: Vec<Address> = self.dir.addresses().into_iter().collect();
+        // What cannot be looked at now may be its: it is found again.
+        let mut named = self.dir.find_addresses().ok()?;
         let is_its = |a: &&Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid);
         let held: BTreeSet<Address> = named.iter().filter(is_its).cloned().collect();
         // Its successor may have taken its pidfiles already: of these too.
         named.extend_from_slice(wanted);
-        let listeners = net::listeners().unwrap_or_default().at_any(&named);
-        let mut addresses = server.holds(&listeners).unwrap_or_default();
+        let listeners = net::listeners().ok()?.at_any(&named);
+        let mut addresses = server.holds(&listeners).ok()?;
         addresses.retain(|a| !held.iter().any(|held| held.collides(a)));
         addresses.extend(held.iter().cloned());
         let id = self.next_generation;

@@ -195,6 +195,8 @@ pub struct Supervisor {
     /// Old servers that could not even be spoken to: for want of memory, say. They are looked for again.
     unreached: Vec<(GenId, swap::OldId)>,
     timers: Timers,
+    /// Who has said UP, and could not be looked at since.
+    ups: Vec<(GenId, SpeakerId)>,
     desk: Desk,
     /// Events of the machines that wait for their turn.
     pending: VecDeque<(GenId, swap::Event)>,
@@ -238,6 +240,7 @@ impl Supervisor {
             olds: BTreeMap::new(),
             unreached: Vec::new(),
             timers: Timers::default(),
+            ups: Vec::new(),
             desk: Desk::default(),
             pending: VecDeque::new(),
             leftovers: Vec::new(),

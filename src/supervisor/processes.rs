@@ -24,8 +24,8 @@ use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often the kernel is asked at first while something is waited for that it does not tell.
@@ -75,7 +75,8 @@ impl Supervisor {
             }
         })?;
         let mark = socket.to_string_lossy().into_owned();
-        let entry = Entry { pid: server.pid, generation: number, socket: &names[0], command: &command, replaced: &[] };
+        let (pid, start) = (server.pid, server.start);
+        let entry = Entry { pid, start, generation: number, socket: &names[0], command: &command, replaced: &[] };
         let registration = self.dir.register(&entry).map_err(|why| {
             server.signal_all(Signal::SIGKILL);
             for path in [&socket, &notify] {
@@ -280,6 +281,7 @@ impl Supervisor {
         let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let entry = Entry {
             pid: live.server.pid,
+            start: live.server.start,
             generation: live.number,
             socket: &sockets.names[0],
             command: &command,
@@ -312,6 +314,10 @@ impl Supervisor {
     /// Looks at who listens, for all that waits for that.
     pub(super) fn poll(&mut self) {
         let (now, started) = (Instant::now(), cpu_time());
+        self.poll_at = None;
+        for (generation, speaker) in std::mem::take(&mut self.ups) {
+            self.said_up(generation, speaker);
+        }
         for (of, id) in std::mem::take(&mut self.unreached) {
             self.olds.remove(&id.0);
             self.feed(of, swap::Event::OldLost(id));
@@ -349,7 +355,7 @@ impl Supervisor {
             }
             if live.discover_until.is_some_and(|until| until > now) {
                 discovering = true;
-                self.discover(generation, &sockets);
+                let _ = self.discover(generation, &sockets);
             } else {
                 live.discover_until = None;
             }
@@ -371,27 +377,32 @@ impl Supervisor {
         let slowest = if swapping { POLL_SWAP.max(since / 100) } else { POLL_DISCOVER };
         self.poll_every = (self.poll_every * 3 / 2).min(slowest);
         self.poll_took = cpu_time().saturating_sub(started);
+        swapping |= !self.ups.is_empty();
         self.poll_at = (swapping || discovering).then(|| Instant::now() + self.poll_pause());
     }
 
-    /// Finds the listeners of a server that says nothing of them.
-    fn discover(&mut self, generation: GenId, sockets: &Listeners) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    /// Finds the listeners of a server that says nothing of them; `false` if they could not be looked at.
+    fn discover(&mut self, generation: GenId, sockets: &Listeners) -> bool {
+        let Some(live) = self.live.get_mut(&generation) else { return true };
         let ephemeral = ephemeral_ports();
         let fixed: Vec<TcpSocket> = sockets.all().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
         let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
         if !inodes.is_subset(&live.seen) {
             // One that cannot be looked at now is looked at again.
-            let Ok(found) = live.server.holds(&fixed) else { return };
+            let Ok(found) = live.server.holds(&fixed) else { return false };
             self.pending.extend(found.into_iter().map(|address| (generation, swap::Event::Listens(address))));
         }
         live.seen = inodes;
+        true
     }
 
     /// The server says that it is up: what it listens on by now comes first.
     pub(super) fn said_up(&mut self, generation: GenId, speaker: SpeakerId) {
-        if self.live.get(&generation).is_some_and(|live| live.discover_until.is_some()) {
-            self.discover(generation, &net::listeners().unwrap_or_default());
+        let discovers = self.live.get(&generation).is_some_and(|live| live.discover_until.is_some());
+        if discovers && !net::listeners().is_ok_and(|sockets| self.discover(generation, &sockets)) {
+            // Else it would be up without an address.
+            self.ups.push((generation, speaker));
+            return self.poll_by(Instant::now() + POLL_SWAP);
         }
         self.feed(generation, swap::Event::Said(speaker, ServerWord::Up));
     }
@@ -400,7 +411,7 @@ impl Supervisor {
     /// agree, now or at a later look.
     pub(super) fn said_released(&mut self, generation: GenId, speaker: SpeakerId, address: Address) {
         let is_asked_for = self.live.get(&generation).is_some_and(|live| live.machine.is_asked_for(&address));
-        let listens = |port| net::listeners_at(port).is_ok_and(|sockets| sockets.at(&address).next().is_some());
+        let listens = |port| !net::listeners_at(port).is_ok_and(|sockets| sockets.at(&address).next().is_none());
         match address {
             Address::Tcp(_, port) if is_asked_for && listens(port) => self.poll_soon(),
             _ => self.feed(generation, swap::Event::Said(speaker, ServerWord::Released(address))),
@@ -528,12 +539,15 @@ fn is_left_behind(path: &Path) -> bool {
 /// Ports that the kernel gives to who asks for any (ip(7)): listeners there do not count unless the
 /// server said READY for them.
 fn ephemeral_ports() -> std::ops::RangeInclusive<u16> {
+    // Where it cannot be read at the moment: as it was.
+    static LAST: Mutex<(u16, u16)> = Mutex::new((32768, 60999));
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let mut bounds = text.split_whitespace().filter_map(|n| n.parse().ok());
-    match (bounds.next(), bounds.next()) {
-        (Some(first), Some(last)) => first..=last,
-        _ => 32768..=60999,
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let (Some(first), Some(end)) = (bounds.next(), bounds.next()) {
+        *last = (first, end);
     }
+    last.0..=last.1
 }
 
 fn is_fixed(address: &Address, ephemeral: &std::ops::RangeInclusive<u16>) -> bool {
