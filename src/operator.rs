@@ -17,7 +17,7 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// How long a supervisor may take to say what it is doing.
+/// How long a supervisor may take to be spoken to, and to say what it is doing.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 /// How many fields of a later version there may be.
 const FIELDS_MAX: usize = 64;
@@ -38,7 +38,7 @@ struct Supervisor {
 
 impl Supervisor {
     fn of(holder: &Holder) -> io::Result<Supervisor> {
-        let stream = socket::connect_to_own(&holder.socket)?;
+        let stream = socket::connect_to_own(&holder.socket, Some(STATUS_PATIENCE))?;
         let supervisor = Supervisor { stream, splitter: Splitter::default(), words: VecDeque::new(), until: None };
         supervisor.say(&PeerWord::Peer(PEER_VERSION))?;
         Ok(supervisor)

@@ -206,3 +206,35 @@ fn a_run_directory_that_cannot_be_listed_is_not_taken_for_empty() {
     sandbox.take_down(&all);
     assert_eq!(new.wait(), 0, "{}", new.log());
 }
+
+/// It wants an address of an orphan and of a server whose supervisor does not answer, and then no more: what was taken
+/// over for that is let go.
+#[test]
+fn an_orphan_that_is_let_go_leaves_no_thread_behind() {
+    let sandbox = Sandbox::new();
+    let (port, own) = (sandbox.port(), sandbox.port());
+    let [one, two] = ["127.0.0.1", "127.0.0.2"].map(|ip| format!("{ip}:{port}"));
+    let mut orphaned = sandbox.plain(&[], &[&one]);
+    orphaned.says("is up");
+    orphaned.signal(libc::SIGKILL);
+    orphaned.wait();
+    let mut stopped = sandbox.plain(&[], &[&two]);
+    stopped.says("is up");
+    stopped.signal(libc::SIGSTOP);
+    let (mut running, _) = sandbox.serving(own, &[], &[&format!(":{own}")]);
+    let threads = || fs::read_dir(format!("/proc/{}/task", running.pid())).unwrap().count();
+    let before = threads();
+    let socket = sandbox.run_dir().join(format!("{}-1.sock", running.pid()));
+    for times in 1..4 {
+        let mut control = std::os::unix::net::UnixStream::connect(&socket).unwrap();
+        control.write_all(format!("READY :{port}\n").as_bytes()).unwrap();
+        until("it is taken over", || running.log().matches("is taken over").count() == times);
+        drop(control);
+        until("as many threads as before", || threads() == before);
+    }
+    stopped.signal(libc::SIGCONT);
+    let (status, log) = sandbox.run(["--takedown", &one, &two, &format!(":{own}")]);
+    assert_eq!(status, 0, "{log}");
+    assert_eq!((stopped.wait(), running.wait()), (0, 0));
+    sandbox.assert_clean();
+}

@@ -309,3 +309,35 @@ fn a_supervisor_hears_while_it_looks_for_whoever_holds_a_port() {
         sandbox.assert_clean();
     });
 }
+
+/// And has no room left for another connection.
+#[test]
+fn a_stopped_supervisor_is_not_waited_for_by_status() {
+    use nix::sys::socket::{AddressFamily, SockFlag, SockType, UnixAddr, connect, socket};
+    let sandbox = Sandbox::new();
+    let port = sandbox.port();
+    let address = format!(":{port}");
+    let (mut running, pid) = sandbox.serving(port, &[], &[&address]);
+    running.signal(libc::SIGSTOP);
+    let name = sandbox.files().into_iter().find(|name| name.ends_with(".sock")).unwrap();
+    let at = UnixAddr::new(&sandbox.run_dir().join(name)).unwrap();
+    let mut crowd = Vec::new();
+    loop {
+        let one = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_NONBLOCK, None).unwrap();
+        match connect(std::os::fd::AsRawFd::as_raw_fd(&one), &at) {
+            // Nobody else finds room.
+            Err(nix::errno::Errno::EAGAIN) => break,
+            connected => connected.unwrap(),
+        }
+        crowd.push(one);
+    }
+    let rows = sandbox.status();
+    assert_eq!((&*rows[0][2], &*rows[0][5]), (&*pid.to_string(), "not answering"), "{rows:?}");
+    let (status, log) = sandbox.run(["--takedown", &address]);
+    assert_eq!(status, 125, "{log}");
+    assert!(log.contains("its supervisor does not answer: Connection timed out (nothing was done)"), "{log}");
+    drop(crowd);
+    running.signal(libc::SIGCONT);
+    sandbox.take_down(&address);
+    assert_eq!(running.wait(), 0, "{}", running.log());
+}

@@ -244,7 +244,7 @@ fn serve(events: &Events, generation: GenId, link: Arc<Link>) {
 /// until the lock of the server's record is free: its supervisor is about to end, or somebody else
 /// takes the orphan over.
 pub fn connect(events: Events, id: Id, socket: PathBuf, server: Pid, dir: RunDir) -> io::Result<()> {
-    start("connect", move || match socket::connect_to_own(&socket) {
+    start("connect", move || match socket::connect_to_own(&socket, None) {
         Ok(stream) => {
             let link = Link::new(stream);
             if events.send(Event::Connected(id, link.clone())).is_ok() {
@@ -331,6 +331,23 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::sync::mpsc;
+
+    #[test]
+    fn nobody_waits_for_the_end_of_a_process_that_nobody_wants_to_hear_of() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (events, heard) = mpsc::sync_channel(BACKLOG);
+        let wait = || end_of(events.clone(), 1, Pid::of(&child), Pidfd::open(Pid::of(&child)).unwrap()).unwrap();
+        drop(wait());
+        let wanted = wait();
+        drop(events);
+        child.kill().unwrap();
+        let ended = heard.recv_timeout(Duration::from_secs(60));
+        assert!(matches!(ended, Ok(Event::Ended(1, pid)) if pid == Pid::of(&child)));
+        // The other thread has ended without a word.
+        assert!(matches!(heard.recv_timeout(Duration::from_secs(60)), Err(mpsc::RecvTimeoutError::Disconnected)));
+        child.wait().unwrap();
+        drop(wanted);
+    }
 
     #[test]
     fn what_was_written_to_a_connection_that_is_closed_is_not_read_to_its_end() {
