@@ -254,7 +254,7 @@ impl RunDir {
             match self.holder(pid, Claim::Yes) {
                 Ok(holder) if holder.orphan.is_none() || has(pid, &own) => holders.push(holder),
                 Err(Missing::Unclear) => {
-                    return Found::Blocked(format!("unable to read the record of server {pid}"));
+                    return Found::Unclear(format!("unable to read the record of server {pid}"));
                 }
                 Ok(_) => {
                     let note = format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}");
@@ -1029,7 +1029,7 @@ mod tests {
         let lock = File::open(&record).unwrap();
         lock.lock().unwrap();
         std::fs::write(dir.path().join("a-name.pid"), format!("{pid}\n")).unwrap();
-        let Found::Blocked(why) = claim(&dir, Pid::own()).0 else { panic!() };
+        let Found::Unclear(why) = claim(&dir, Pid::own()).0 else { panic!() };
         assert_eq!(why, format!("unable to read the record of server {pid}"));
         dir.clean_up();
         assert!(record.exists() && dir.path().join("a-name.pid").exists());

@@ -326,6 +326,8 @@ impl Supervisor {
     }
 
     fn finish(mut self) -> u8 {
+        // The lock of the directory may be among what nobody hears any more.
+        drop(self.inbox);
         // Whoever was killed meanwhile could not do it.
         self.dir.with_patience(PARTING).clean_up();
         if let Some(launcher) = self.launcher.take() {
