@@ -23,10 +23,15 @@ pub fn connect_to_own(path: &Path, patience: Option<Duration>) -> io::Result<Uni
     let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     let stream = UnixStream::from(socket);
     stream.set_write_timeout(patience)?;
-    connect(stream.as_raw_fd(), &UnixAddr::new(path)?).map_err(|errno| match errno {
-        Errno::EAGAIN => io::Error::from_raw_os_error(libc::ETIMEDOUT),
-        errno => errno.into(),
-    })?;
+    let address = UnixAddr::new(path)?;
+    loop {
+        match connect(stream.as_raw_fd(), &address) {
+            Ok(()) => break,
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
     match peer(&stream)?.uid() == nix::unistd::geteuid().as_raw() {
         true => Ok(stream),
         false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user")),
