@@ -53,6 +53,7 @@ need_npm     = $(call need,npm,npm for its tests (Debian: npm))
 need_python  = $(call need,python3,python3 for its tests (Debian: python3))
 need_strace  = $(call need,strace,strace for its tests (Debian: strace))
 need_ss      = $(call need,ss,ss for its tests (Debian: iproute2))
+need_openssl = $(call need,openssl,openssl for its tests (Debian: openssl))
 need_mandoc  = $(call need,mandoc,mandoc to check the manuals (Debian: mandoc))
 need_shcheck = $(call need,shellcheck,shellcheck to check its scripts (Debian: shellcheck))
 need_fmt     = { $(CARGO) fmt --version >/dev/null 2>&1 || \
@@ -71,6 +72,7 @@ test: all
 	@$(need_python)
 	@$(need_strace)
 	@$(need_ss)
+	@$(need_openssl)
 	$(CARGO) test --locked
 	$(NODE) --test $(NODE_TESTS)
 	tests/install.sh

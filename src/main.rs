@@ -6,13 +6,17 @@
 mod address;
 mod cli;
 mod detach;
+mod drain;
 mod error;
+mod family;
 #[cfg(test)]
 #[path = "../tests/fuzz/targets.rs"]
 mod fuzz;
+mod members;
 mod message;
 mod notify;
 mod operator;
+mod place;
 mod procfs;
 mod protocol;
 mod record;
@@ -54,7 +58,12 @@ fn run(cli: Cli) -> Result<u8> {
         Request::Client(_) => print(NODE_CLIENT),
         Request::Status(addresses) if !RunDir::exists(given.as_deref()) => operator::show_status(None, &addresses, log),
         Request::Status(addresses) => operator::show_status(Some(&dir(false)?), &addresses, log),
-        Request::Takedown(addresses) => operator::takedown(&dir(false)?, &addresses, log),
+        Request::Takedown(addresses) => {
+            let dir = dir(false)?;
+            let result = operator::takedown(&dir, &addresses, log);
+            dir.leave();
+            result
+        }
         Request::Reload(addresses) => operator::reload(&dir(false)?, &addresses, log),
         Request::Run(run) => {
             let dir = dir(true)?;

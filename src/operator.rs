@@ -4,6 +4,7 @@
 
 use crate::address::Address;
 use crate::error::{Error, Result, reason, status};
+use crate::family::Jobs;
 use crate::message::Log;
 use crate::procfs::{self, Snapshot};
 use crate::protocol::{HolderWord, PEER_VERSION, PeerWord, Splitter, Word, line_of};
@@ -196,6 +197,7 @@ fn ask_down(
                 | HolderWord::Holds(_)
                 | HolderWord::Sockets(_)
                 | HolderWord::Locked
+                | HolderWord::Joins(_)
                 | HolderWord::Reloaded
                 | HolderWord::Failed(..)
                 | HolderWord::Field(..)
@@ -234,10 +236,10 @@ fn stop_orphan(dir: &RunDir, holder: &Holder, log: Log) -> std::result::Result<(
         let _ = sender.send(());
     });
     if receiver.recv_timeout(Duration::from_secs(10)).is_err() {
-        server.signal_all(nix::sys::signal::Signal::SIGKILL);
+        server.signal_all(nix::sys::signal::Signal::SIGKILL, Jobs::Ended);
         let _ = receiver.recv();
     }
-    server.signal_rest(nix::sys::signal::Signal::SIGTERM);
+    server.signal_rest(nix::sys::signal::Signal::SIGTERM, Jobs::Ended);
     if dir.hold() {
         dir.addresses().iter().for_each(|address| dir.unhold(address, holder.pid));
         dir.clean_up();
@@ -411,6 +413,7 @@ fn ask_status(holder: &Holder) -> (BTreeMap<String, String>, Vec<Address>) {
                 | HolderWord::Holds(_)
                 | HolderWord::Sockets(_)
                 | HolderWord::Locked
+                | HolderWord::Joins(_)
                 | HolderWord::Released(_)
                 | HolderWord::Refused(_)
                 | HolderWord::Gone

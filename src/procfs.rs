@@ -103,10 +103,23 @@ pub fn environment(pid: Pid, name: &str) -> Option<String> {
 
 /// Whether this user runs a process: its real uid, since whoever starts a set-user-ID program chooses its
 /// environment.
-fn is_of_this_user(pid: Pid) -> bool {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).unwrap_or_default();
-    let uid = status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().next()?.parse().ok());
-    uid == Some(nix::unistd::geteuid().as_raw())
+pub fn is_of_this_user(pid: Pid) -> bool {
+    uid(pid, 0) == Some(nix::unistd::geteuid().as_raw())
+}
+
+/// The user as which a process acts: its effective uid.
+pub fn user(pid: Pid) -> Option<u32> {
+    uid(pid, 1)
+}
+
+fn uid(pid: Pid, at: usize) -> Option<u32> {
+    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
+    status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(at)?.parse().ok())
+}
+
+/// Whether `/proc` is there, and shows the processes of our pid namespace.
+pub fn is_ours() -> bool {
+    fs::read_link("/proc/self").is_ok_and(|own| own.to_str() == Some(&Pid::own().to_string()))
 }
 
 /// Inodes of the sockets that a process holds; `None` if it may not be asked.
@@ -133,6 +146,8 @@ pub fn find_sockets(pid: Pid) -> io::Result<Option<Vec<(i32, u32)>>> {
     for entry in entries {
         let (entry, target) = match entry.and_then(|entry| Ok((fs::read_link(entry.path())?, entry))) {
             Ok((target, entry)) => (entry, target),
+            // To list them takes less than to look at them.
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
             // It was closed since it was listed.
             Err(e) if is_its(&e) => continue,
             Err(e) => return Err(e),
@@ -145,6 +160,73 @@ pub fn find_sockets(pid: Pid) -> io::Result<Option<Vec<(i32, u32)>>> {
         found.extend(socket());
     }
     Ok(Some(found))
+}
+
+/// Inodes of the sockets that a process holds, as far as it may be asked; an error where it cannot be looked at, for want
+/// of fds, say.
+pub fn find_inodes(pid: Pid) -> io::Result<BTreeSet<u32>> {
+    Ok(find_sockets(pid)?.into_iter().flatten().map(|(_, inode)| inode).collect())
+}
+
+/// Whether a process is in the network namespace of this one; `false` where that cannot be seen.
+pub fn shares_network(pid: Pid) -> bool {
+    let own = file_id("/proc/self/ns/net");
+    own.is_some() && own == file_id(&format!("/proc/{pid}/ns/net"))
+}
+
+/// Where a socket is open.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Held {
+    /// In this process.
+    pub pid: Pid,
+    /// Under this number.
+    number: i32,
+}
+
+impl Held {
+    /// Under this number in this process, as far as somebody has seen.
+    pub fn at(pid: Pid, number: i32) -> Held {
+        Held { pid, number }
+    }
+
+    /// Whether it still is: one look, unlike [`holders`].
+    pub fn is_still(&self, inode: u32) -> bool {
+        let target = fs::read_link(format!("/proc/{}/fd/{}", self.pid, self.number));
+        target.is_ok_and(|target| target.as_os_str() == format!("socket:[{inode}]").as_str())
+    }
+}
+
+/// Whether a process is ending: it shows none of its files any more, and not all of them are closed (PF_EXITING of
+/// proc_pid_stat(5)).
+pub fn is_ending(pid: Pid) -> bool {
+    const PF_EXITING: u32 = 0x4;
+    let text = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let fields = text.rsplit(')').next().unwrap_or("");
+    let flags = fields.split_whitespace().nth(6).and_then(|flags| flags.parse::<u32>().ok());
+    flags.is_some_and(|flags| flags & PF_EXITING != 0) && stat(pid).is_some_and(|stat| !stat.zombie || stat.threads > 1)
+}
+
+/// Where these sockets are open but in serverswaps, each in one process that has it. An error where a process that
+/// may have one could not be looked at.
+pub fn holders(inodes: &BTreeSet<u32>) -> io::Result<BTreeMap<u32, Held>> {
+    let snapshot = Snapshot::take();
+    snapshot.complete()?;
+    let (is_serverswap, euid) = (serverswaps(), nix::unistd::geteuid());
+    let mut found = BTreeMap::new();
+    let mut hidden = false;
+    for stat in snapshot.all().filter(|stat| stat.pid != Pid::own()) {
+        let Some(sockets) = socket_fds(stat.pid) else {
+            hidden |= (euid.is_root() || is_of_this_user(stat.pid)) && !has_ended(stat.pid);
+            continue;
+        };
+        let held = sockets.into_iter().filter(|(_, inode)| inodes.contains(inode));
+        let held: Vec<(i32, u32)> = held.collect();
+        if !held.is_empty() && !is_serverswap(stat.pid) {
+            found.extend(held.into_iter().map(|(number, inode)| (inode, Held { pid: stat.pid, number })));
+        }
+    }
+    if hidden && found.len() < inodes.len() { Err(io::ErrorKind::PermissionDenied.into()) } else { Ok(found) }
 }
 
 /// All processes at one moment.
@@ -177,6 +259,13 @@ impl Snapshot {
         }
     }
 
+    /// These processes and no others.
+    #[cfg(test)]
+    pub fn of(stats: impl IntoIterator<Item = Stat>) -> Snapshot {
+        let alive = stats.into_iter().map(|stat| (stat.pid.raw(), stat)).collect();
+        Snapshot { alive, ending: Vec::new(), failed: None }
+    }
+
     /// An error if processes may be missing, for want of memory or files: then nothing follows from who is not there.
     pub fn complete(&self) -> io::Result<()> {
         self.failed.map_or(Ok(()), |errno| Err(io::Error::from_raw_os_error(errno)))
@@ -185,6 +274,11 @@ impl Snapshot {
     /// Every living process.
     pub fn all(&self) -> impl Iterator<Item = &Stat> {
         self.alive.values()
+    }
+
+    /// A living process.
+    pub fn get(&self, pid: i32) -> Option<&Stat> {
+        self.alive.get(&pid)
     }
 
     /// A process and its ancestors, youngest first.
@@ -228,49 +322,6 @@ impl Snapshot {
         }
         !left.is_empty()
     }
-
-    /// Inodes of all sockets that the processes of a server hold; `None` if one of them may not be asked.
-    pub fn sockets(&self, server: &Family) -> Option<BTreeSet<u32>> {
-        self.complete().ok()?;
-        let mut all = BTreeSet::new();
-        for stat in self.family(server) {
-            match self::sockets(stat.pid) {
-                Some(held) => all.extend(held),
-                None if has_ended(stat.pid) => {}
-                None => return None,
-            }
-        }
-        Some(all)
-    }
-
-    /// The processes of a server: its main process and the descendants of that, its process group,
-    /// and what has left both but carries the server's mark in its environment (daemons). Another
-    /// serverswap and what is below it never belongs.
-    pub fn family(&self, server: &Family) -> Vec<&Stat> {
-        let (is_serverswap, own) = (serverswaps(), Pid::own());
-        let foreign = |stat: &Stat| is_serverswap(stat.pid);
-        let is_main = |stat: &Stat| stat.pid == server.main && stat.start == server.start;
-        // Once nobody is left in a group its number, that of its first leader, is free for anybody.
-        let leader = server.group.and_then(|group| self.alive.get(&group.raw()));
-        let group = server.group.filter(|_| leader.is_none_or(is_main));
-        let in_group = |stat: &Stat| Some(stat.group) == group.map(Pid::raw) && stat.session == server.session;
-        let belongs = |stat: &&Stat| {
-            let top = |a: &&Stat| is_main(a) || a.pid == own;
-            let below: Vec<&Stat> = self.ancestry(stat.pid.raw()).take_while(|a| !top(a)).collect();
-            let above = below.last().map_or(stat.pid.raw(), |highest| highest.parent);
-            let has_mark = || environment(stat.pid, MARK).as_deref() == Some(server.mark.as_str());
-            let marked = match self.alive.get(&above) {
-                Some(top) if is_main(top) => true,
-                Some(_) => below.iter().any(|a| in_group(a)) || has_mark(),
-                // Not 0: its parent ended while we looked, and it has another one by now. Anybody can write a
-                // mark: that of a process of another user counts only below us.
-                None => below.iter().any(|a| in_group(a)) || (above != 0 && has_mark() && is_of_this_user(stat.pid)),
-            };
-            // Asked last: it costs more than all the rest, and most processes are nobody's.
-            marked && !below.iter().any(|a| foreign(a))
-        };
-        self.all().filter(belongs).collect()
-    }
 }
 
 /// The name of the main thread of every serverswap (prctl(2), PR_SET_NAME).
@@ -278,21 +329,6 @@ pub const OWN_NAME: &std::ffi::CStr = c"serverswap";
 
 /// The environment variable that differs in every server.
 pub const MARK: &str = "SERVERSWAP_SOCKET";
-
-/// What makes a process belong to a server.
-#[derive(Debug, Clone)]
-pub struct Family {
-    /// The main process.
-    pub main: Pid,
-    /// When that started: its number may be another's by now.
-    pub start: u64,
-    /// The process group, where the server has one of its own.
-    pub group: Option<Pid>,
-    /// The session of that group.
-    pub session: i32,
-    /// The value of [`MARK`].
-    pub mark: String,
-}
 
 /// Tells whether a process runs this program, or another copy of it.
 pub fn serverswaps() -> impl Fn(Pid) -> bool {
@@ -328,65 +364,6 @@ mod tests {
         for torn in ["", "12", "12 (a", "12 (a) S", "x (a) S 1", "0 (a) S 1 7 7"] {
             assert_eq!(parse_stat(torn), None);
         }
-    }
-
-    /// The parent of a process may have ended while we looked, and so may that of another user's process.
-    #[test]
-    fn a_mark_in_the_environment_of_another_user_makes_nothing_ours() {
-        use std::os::unix::process::CommandExt;
-        let mark = "/run/serverswap/1-1.sock";
-        let main = Pid::new(4_194_304).unwrap();
-        let family = Family { main, start: 0, group: None, session: 0, mark: mark.into() };
-        let root = nix::unistd::geteuid().is_root();
-        for uid in [None, root.then_some(65534)] {
-            let mut command = std::process::Command::new("sleep");
-            command.arg("60").env(MARK, mark).current_dir("/");
-            if let Some(uid) = uid {
-                command.uid(uid);
-            }
-            let mut child = command.spawn().unwrap();
-            let pid = Pid::of(&child);
-            // It may still be in the middle of execve(2).
-            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
-            while environment(pid, MARK).is_none() {
-                assert!(std::time::Instant::now() < deadline, "it has no environment");
-                std::thread::yield_now();
-            }
-            let mut torn = Snapshot::take();
-            torn.alive.retain(|other, _| *other == pid.raw());
-            let belongs = torn.family(&family).iter().any(|stat| stat.pid == pid);
-            child.kill().unwrap();
-            child.wait().unwrap();
-            assert_eq!(belongs, uid.is_none());
-        }
-    }
-
-    /// The number of a main process that has ended is given to somebody else, and so is that of its group.
-    #[test]
-    fn a_pid_or_a_group_that_was_reused_makes_nothing_ours() {
-        // No process has these: they are above the highest pid (proc(5), pid_max).
-        let [main, child, worker] = [4_194_301, 4_194_302, 4_194_303].map(|pid| Pid::new(pid).unwrap());
-        let of = |pid, parent: i32, session, start| Stat {
-            pid,
-            parent,
-            group: main.raw(),
-            session,
-            start,
-            zombie: false,
-            threads: 1,
-        };
-        let family = Family { main, start: 5, group: Some(main), session: 7, mark: "/none".into() };
-        let found = |stats: &[Stat]| {
-            let alive = stats.iter().map(|stat| (stat.pid.raw(), stat.clone())).collect();
-            let snapshot = Snapshot { alive, ending: Vec::new(), failed: None };
-            snapshot.family(&family).iter().map(|stat| stat.pid).collect::<Vec<Pid>>()
-        };
-        assert_eq!(found(&[of(main, 1, 7, 5), of(child, main.raw(), 7, 6)]), [main, child]);
-        assert_eq!(found(&[of(worker, 1, 7, 6)]), [worker]);
-        assert_eq!(found(&[of(main, 1, main.raw(), 9), of(child, main.raw(), main.raw(), 9)]), []);
-        assert_eq!(found(&[of(main, 1, 7, 9), of(child, main.raw(), 7, 9)]), []);
-        // And its leader has ended since.
-        assert_eq!(found(&[of(child, 1, main.raw(), 9)]), []);
     }
 
     /// The copy of a supervisor must not hide that the last thread of a server still holds the socket.

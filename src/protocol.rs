@@ -106,6 +106,8 @@ pub enum PeerWord {
     Stay,
     /// With the lock: stop the server, whatever addresses it has left.
     Stop,
+    /// What came of the oldest `Joins` that was not answered: 0, or an errno.
+    Joined(i32),
     /// `--takedown`: one of the addresses to take down.
     Down(Address),
     /// `--takedown`: that was all of them, do it.
@@ -128,6 +130,9 @@ pub enum HolderWord {
     Sockets(usize),
     /// The server is yours to replace; nobody else's meanwhile.
     Locked,
+    /// The server opens a listener, which comes as a file: call listen(2) on it with this backlog, and say
+    /// `Joined`. Who steers the port has to know the order in which its sockets have joined.
+    Joins(i32),
     /// The server has let go of the address.
     Released(Address),
     /// What was asked is not done, and why. Nothing has changed by it.
@@ -170,6 +175,10 @@ fn version(argument: Option<&str>) -> Result<u32, String> {
     number.ok_or("bad version".into())
 }
 
+fn number<T: std::str::FromStr>(argument: Option<&str>) -> Result<T, String> {
+    argument.and_then(|text| text.parse().ok()).ok_or("bad number".into())
+}
+
 fn nothing<T>(argument: Option<&str>, word: T) -> Result<T, String> {
     match argument {
         None => Ok(word),
@@ -205,6 +214,7 @@ impl Word for PeerWord {
             "DRAIN" => nothing(argument, PeerWord::Drain),
             "STAY" => nothing(argument, PeerWord::Stay),
             "STOP" => nothing(argument, PeerWord::Stop),
+            "JOINED" => number(argument).map(PeerWord::Joined),
             "DOWN" => address(argument).map(PeerWord::Down),
             "COMMIT" => nothing(argument, PeerWord::Commit),
             "RELOAD" => nothing(argument, PeerWord::Reload),
@@ -221,8 +231,9 @@ impl Word for HolderWord {
         match word {
             "PEER" => version(argument).map(HolderWord::Peer),
             "HOLDS" => address(argument).map(HolderWord::Holds),
-            "SOCKETS" => argument.and_then(|n| n.parse().ok()).map(HolderWord::Sockets).ok_or("bad number".into()),
+            "SOCKETS" => number(argument).map(HolderWord::Sockets),
             "LOCKED" => nothing(argument, HolderWord::Locked),
+            "JOINS" => number(argument).map(HolderWord::Joins),
             "RELEASED" => address(argument).map(HolderWord::Released),
             "REFUSED" => Ok(HolderWord::Refused(text())),
             "GONE" => nothing(argument, HolderWord::Gone),
@@ -274,6 +285,7 @@ impl fmt::Display for PeerWord {
             PeerWord::Drain => f.write_str("DRAIN"),
             PeerWord::Stay => f.write_str("STAY"),
             PeerWord::Stop => f.write_str("STOP"),
+            PeerWord::Joined(errno) => write!(f, "JOINED {errno}"),
             PeerWord::Down(a) => write!(f, "DOWN {a}"),
             PeerWord::Commit => f.write_str("COMMIT"),
             PeerWord::Reload => f.write_str("RELOAD"),
@@ -289,6 +301,7 @@ impl fmt::Display for HolderWord {
             HolderWord::Holds(a) => write!(f, "HOLDS {a}"),
             HolderWord::Sockets(count) => write!(f, "SOCKETS {count}"),
             HolderWord::Locked => f.write_str("LOCKED"),
+            HolderWord::Joins(backlog) => write!(f, "JOINS {backlog}"),
             HolderWord::Released(a) => write!(f, "RELEASED {a}"),
             HolderWord::Refused(text) => write!(f, "REFUSED {text}"),
             HolderWord::Gone => f.write_str("GONE"),

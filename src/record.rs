@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use crate::sys::namespace::Namespaces;
 use crate::sys::pid::Pid;
 use std::fmt;
 
@@ -10,7 +11,7 @@ use std::fmt;
 pub const VERSION: &str = "serverswap 1";
 /// Longest command line in a record.
 const COMMAND_MAX: usize = 4096;
-/// Most pids of replaced servers in a record.
+/// Most pids of replaced servers in a record, and most inodes.
 const REPLACED_MAX: usize = 500;
 /// Every server is its predecessor's number plus one: there is always one more.
 const GENERATION_MAX: u64 = u64::MAX / 2;
@@ -22,10 +23,14 @@ pub struct Record<'a> {
     pub pid: Pid,
     /// Start time of that.
     pub start: u64,
+    /// The session of that, if its supervisor is not in it.
+    pub session: Option<i32>,
     /// The boot that the start time counts from.
     pub boot: &'a str,
     /// Its supervisor.
     pub supervisor: Pid,
+    /// In which namespaces that is.
+    pub namespaces: Namespaces,
     /// Its generation.
     pub generation: u64,
     /// Name of its control socket in the run directory.
@@ -34,6 +39,8 @@ pub struct Record<'a> {
     pub command: &'a str,
     /// Main processes of the servers in whose place it gets the connections of a shared port: those of its last switch.
     pub replaced: Vec<Pid>,
+    /// Inodes of the UDP sockets at fixed ports that the server had when it came up.
+    pub datagrams: Vec<u32>,
 }
 
 impl Record<'_> {
@@ -46,25 +53,61 @@ impl Record<'_> {
         Some(Record {
             pid: parse_number(field("pid")?)?,
             start: field("start")?.parse().ok()?,
+            session: field("session").and_then(parse_number).map(Pid::raw),
             boot: field("boot").filter(|id| !id.contains(char::is_control))?,
             supervisor: parse_number(field("supervisor")?)?,
+            namespaces: Namespaces {
+                pid: field("pidns").and_then(|id| id.parse().ok()),
+                net: field("netns").and_then(|id| id.parse().ok()),
+            },
             generation: field("generation")?.parse().ok().filter(|&number| number <= GENERATION_MAX)?,
             // A name in the run directory, and nothing else.
             socket: field("socket").filter(|name| !name.is_empty() && !name.contains(is_no_name))?,
             command: field("command").unwrap_or(""),
             replaced: field("replaced").unwrap_or("").split(' ').filter_map(parse_number).take(REPLACED_MAX).collect(),
+            datagrams: field("datagrams")
+                .unwrap_or("")
+                .split(' ')
+                .filter_map(|n| n.parse().ok())
+                .take(REPLACED_MAX)
+                .collect(),
         })
     }
 }
 
 impl fmt::Display for Record<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Record { pid, start, boot, supervisor, generation, socket, command, replaced } = self;
+        let Record {
+            pid,
+            start,
+            session,
+            boot,
+            supervisor,
+            namespaces,
+            generation,
+            socket,
+            command,
+            replaced,
+            datagrams,
+        } = self;
         writeln!(f, "{VERSION}\npid {pid}\nstart {start}\nboot {boot}\nsupervisor {supervisor}")?;
         writeln!(f, "generation {generation}\nsocket {socket}\ncommand {}", one_line(command))?;
+        if let Some(id) = namespaces.pid {
+            writeln!(f, "pidns {id}")?;
+        }
+        if let Some(id) = namespaces.net {
+            writeln!(f, "netns {id}")?;
+        }
+        if let Some(session) = session {
+            writeln!(f, "session {session}")?;
+        }
         if !replaced.is_empty() {
             let pids: Vec<String> = replaced.iter().take(REPLACED_MAX).map(Pid::to_string).collect();
             writeln!(f, "replaced {}", pids.join(" "))?;
+        }
+        if !datagrams.is_empty() {
+            let inodes: Vec<String> = datagrams.iter().take(REPLACED_MAX).map(u32::to_string).collect();
+            writeln!(f, "datagrams {}", inodes.join(" "))?;
         }
         Ok(())
     }

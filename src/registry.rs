@@ -12,24 +12,29 @@
 
 use crate::address::Address;
 use crate::error::{Error, Result, reason};
-use crate::procfs::{self, Family, MARK, Snapshot, Stat};
+use crate::family::{Descent, Family};
+use crate::place::Place;
+use crate::procfs::{self, MARK, Snapshot, Stat};
 use crate::record::{Record, one_line, parse_number, parse_pid};
+use crate::sys::namespace::Namespaces;
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, open, openat, renameat};
+use nix::fcntl::{AtFlags, Flock, FlockArg, OFlag, open, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
 use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
-use std::time::{Duration, Instant};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest record that is read.
 const RECORD_MAX: u64 = 16 * 1024;
+/// What the name of a part of it begins with that is another namespace's.
+const PART: &str = "ns-";
 /// Longest path that a unix socket address holds (unix(7)), with its final NUL.
 const SUN_PATH_MAX: usize = 107;
 /// The lock is held for microseconds; only a stopped process can hold it longer.
@@ -39,10 +44,17 @@ pub const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 pub struct RunDir {
     path: PathBuf,
     dir: OwnedFd,
+    namespaces: Namespaces,
+    /// The directory of which this is a part, for servers of other namespaces than those in it.
+    whole: Option<Box<RunDir>>,
+    /// And nobody may remove that part.
+    kept: Option<Flock<OwnedFd>>,
     /// How long its lock is waited for.
     patience: Duration,
     /// Its lock, where it is held for more than one step.
     held: Mutex<Option<Arc<File>>>,
+    /// Orphans of which nobody here wants anything yet.
+    reserved: Mutex<BTreeMap<Pid, File>>,
 }
 
 /// Whoever has an address.
@@ -56,12 +68,16 @@ pub struct Holder {
     pub generation: u64,
     /// Its supervisor, alive or not.
     pub supervisor: Pid,
+    /// The session that is the server's alone, if it has one.
+    pub session: Option<i32>,
     /// The control socket.
     pub socket: PathBuf,
     /// Its command line.
     pub command: String,
     /// Main processes of the servers in whose place it gets the connections of a shared port.
     pub replaced: Vec<Pid>,
+    /// Inodes of the UDP sockets at fixed ports that its server had when it came up.
+    pub datagrams: Vec<u32>,
     /// The locked record of a server whose supervisor is dead: it is ours now.
     pub orphan: Option<Registration>,
 }
@@ -82,21 +98,58 @@ impl Holder {
         snapshot.complete()?;
         let mark = self.socket.to_string_lossy().into_owned();
         let session = procfs::find(self.pid)?.map_or(0, |stat| stat.session);
-        let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark };
+        let descent = match self.has_lost_its_supervisor() {
+            false => Descent::From(self.supervisor),
+            true => Descent::Lost(self.session),
+        };
+        let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark, descent };
         let mut all = BTreeSet::new();
-        for stat in snapshot.family(&family) {
-            let fds = procfs::find_sockets(stat.pid)?.unwrap_or_default();
-            all.extend(fds.into_iter().map(|(_, inode)| inode));
+        for stat in family.members(snapshot) {
+            all.extend(procfs::find_inodes(stat.pid)?);
         }
         Ok(all)
     }
 }
 
+/// Who looks an address up.
+pub struct Asker<'a> {
+    /// Its main process.
+    pub me: Pid,
+    /// What belongs to it.
+    pub mine: Mine<'a>,
+    /// Where its sockets are bound that wait to listen, and whether it may replace whom they meet. Without any, what
+    /// counts is the name of the address.
+    pub places: &'a [(Place, May)],
+}
+
+/// What the caller of `listen` may do to a server that it meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum May {
+    /// The socket is its own.
+    Replace,
+    /// It has become another user's since it opened the socket.
+    Nothing,
+}
+
+/// How a server stands to one that wants an address of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Relation {
+    /// It has what is wanted, or may have.
+    InTheWay,
+    /// Both can listen.
+    Beside,
+    /// It is in the way, and of another user.
+    Foreign,
+}
+
 /// What [`RunDir::look_up`] found.
 #[derive(Debug)]
 pub enum Found {
-    /// Nobody had the address; now it is registered.
-    Vacant,
+    /// Nobody had the address; now it is registered. These servers have one of the same name, beside which the kernel
+    /// lets ours listen.
+    Vacant(Vec<Pid>),
+    /// Whoever has the address is none that the caller of `listen` could replace.
+    Foreign,
     /// These servers have it.
     Taken(Vec<Holder>),
     /// It cannot be had.
@@ -127,6 +180,16 @@ pub struct Entry<'a> {
     pub command: &'a str,
     /// Main processes of the servers in whose place it gets the connections of a shared port.
     pub replaced: &'a [Pid],
+    /// Inodes of the UDP sockets at fixed ports that it had when it came up.
+    pub datagrams: &'a [u32],
+}
+
+/// What belongs to the server that asks; errors where that cannot be seen.
+pub struct Mine<'a> {
+    /// Whether a process does.
+    pub owns: &'a dyn Fn(Pid) -> std::io::Result<bool>,
+    /// Whether one of these sockets does.
+    pub holds: &'a dyn Fn(&[TcpSocket]) -> std::io::Result<bool>,
 }
 
 /// Whether the server is to become ours if it is an orphan.
@@ -136,15 +199,53 @@ enum Claim {
     No,
 }
 
-/// Tells whether a process belongs to the asking server, where that can be seen.
-pub type IsMine<'a> = dyn Fn(Pid) -> std::io::Result<bool> + 'a;
-
 /// Lines for the user about files that were not what they should be.
 pub type Notes = Vec<String>;
 
 impl RunDir {
-    /// Opens the run directory; with `create` it is made if it is not there.
+    /// Opens the run directory, or the part of it that is for servers of our namespaces; with `create` it is made if it
+    /// is not there.
     pub fn open(given: Option<&Path>, create: bool) -> Result<RunDir> {
+        RunDir::open_whole(given, create)?.part(create)
+    }
+
+    /// A pid and an address mean something in their namespaces only. Servers of others than those that are here have a
+    /// directory of their own in this one, as long as there are any.
+    fn part(self, create: bool) -> Result<RunDir> {
+        let Namespaces { pid: Some(pid), net: Some(net) } = self.namespaces else { return Ok(self) };
+        let path = self.path.join(format!("{PART}{pid:x}-{net:x}"));
+        let is_elsewhere = |pid| self.holder(pid, Claim::No).err() == Some(Missing::Elsewhere);
+        if !path.is_dir() {
+            let pids = if create { self.pids().map_err(|e| unusable(&self.path, reason(&e)))? } else { Vec::new() };
+            if !pids.into_iter().any(is_elsewhere) {
+                return Ok(self);
+            }
+        }
+        let guard = self.lock().map_err(|why| unusable(&self.path, String::from(why)))?;
+        let mut part = RunDir::open_whole(Some(&path), create)?;
+        let kept = part.dir.try_clone().map_err(|e| unusable(&path, e))?;
+        part.kept = Flock::lock(kept, FlockArg::LockSharedNonblock).ok();
+        drop(guard);
+        part.whole = Some(Box::new(self));
+        Ok(part)
+    }
+
+    /// Lets go of it. Who is the last in a part in which there is nothing any more removes that.
+    pub fn leave(self) {
+        let (Some(whole), Some(kept)) = (self.whole, self.kept) else { return };
+        let Ok(_guard) = whole.lock() else { return };
+        let is_empty =
+            || std::fs::read_dir(&self.path).is_ok_and(|names| names.flatten().all(|e| e.file_name() == "lock"));
+        if kept.relock(FlockArg::LockExclusiveNonblock).is_ok()
+            && is_empty()
+            && let Some(name) = self.path.file_name()
+        {
+            let _ = unlinkat(&self.dir, "lock", UnlinkatFlags::NoRemoveDir);
+            let _ = unlinkat(&whole.dir, name, UnlinkatFlags::RemoveDir);
+        }
+    }
+
+    fn open_whole(given: Option<&Path>, create: bool) -> Result<RunDir> {
         let path = match given {
             Some(path) => path.to_owned(),
             None => default_path(),
@@ -173,7 +274,9 @@ impl RunDir {
         if path.as_os_str().len() + "/2147483647-4294967295.notify".len() > SUN_PATH_MAX {
             return Err(unusable(&path, "the path is too long for a socket in it"));
         }
-        Ok(RunDir { path, dir, patience: LOCK_PATIENCE, held: Mutex::default() })
+        let (namespaces, patience) = (Namespaces::own(), LOCK_PATIENCE);
+        let (held, reserved) = (Mutex::default(), Mutex::default());
+        Ok(RunDir { path, dir, namespaces, whole: None, kept: None, patience, held, reserved })
     }
 
     /// Whether the directory that would be used is there: reading commands need none.
@@ -184,6 +287,33 @@ impl RunDir {
     /// Its absolute path.
     pub fn path(&self) -> &Path {
         &self.path
+    }
+
+    /// When a file of the directory last came or went; `None` where that cannot be told.
+    pub fn changed(&self) -> Option<SystemTime> {
+        let stat = fstat(&self.dir).ok()?;
+        UNIX_EPOCH.checked_add(Duration::new(stat.st_mtime.try_into().ok()?, stat.st_mtime_nsec.try_into().ok()?))
+    }
+
+    /// The pids in the pidfiles of addresses that collide with this one.
+    pub fn named(&self, address: &Address) -> std::io::Result<Vec<Pid>> {
+        let mut pids = Vec::new();
+        for own in self.colliding_with(address)? {
+            match self.read_pid(&pidfile(&own)) {
+                Ok(pid) => pids.push(pid),
+                Err(Bad::Absent | Bad::Because(_)) => {}
+                Err(Bad::Unreadable) => {
+                    return Err(std::io::Error::other(format!("the pidfile of {own} {CANNOT_BE_READ}")));
+                }
+            }
+        }
+        Ok(pids)
+    }
+
+    /// Inodes of the UDP sockets that living servers but `me` had when they came up.
+    pub fn datagrams(&self, me: Option<Pid>) -> std::io::Result<BTreeSet<u32>> {
+        let others = self.find_servers()?.into_iter().filter(|holder| Some(holder.pid) != me);
+        Ok(others.flat_map(|holder| holder.datagrams).collect())
     }
 
     /// Every address that has a pidfile, for whoever does not mind if there seem to be none.
@@ -231,13 +361,17 @@ impl RunDir {
     }
 
     fn find_servers(&self) -> std::io::Result<Vec<Holder>> {
-        let pids = self.names()?.into_iter().filter_map(|n| parse_number(n.strip_suffix(".server")?));
-        Ok(pids.filter_map(|pid| self.holder(pid, Claim::No).ok()).collect())
+        Ok(self.pids()?.into_iter().filter_map(|pid| self.holder(pid, Claim::No).ok()).collect())
     }
 
-    /// Who has the address; if nobody has, it becomes `me`'s in the same moment. `is_mine` tells
-    /// whether a process belongs to the asking server.
-    pub fn look_up(&self, address: &Address, me: Pid, is_mine: &IsMine, notes: &mut Notes) -> Found {
+    /// The main processes that have a record.
+    fn pids(&self) -> std::io::Result<Vec<Pid>> {
+        Ok(self.names()?.iter().filter_map(|name| parse_number(name.strip_suffix(".server")?)).collect())
+    }
+
+    /// Who has the address; if nobody has, it becomes the asker's in the same moment.
+    pub fn look_up(&self, address: &Address, asker: &Asker<'_>, notes: &mut Notes) -> Found {
+        let me = asker.me;
         let _guard = match self.lock() {
             Ok(guard) => guard,
             Err(denied) => return Found::Blocked(denied.into()),
@@ -256,6 +390,12 @@ impl RunDir {
                 Err(Missing::Unclear) => {
                     return Found::Unclear(format!("unable to read the record of server {pid}"));
                 }
+                // Both have come at the same moment.
+                Err(Missing::Elsewhere) => {
+                    return Found::Blocked("a server of another namespace has its pidfile".into());
+                }
+                // What is listened to here, and by whom, is not in that pidfile.
+                Err(Missing::Unseen) => {}
                 Ok(_) => {
                     let note = format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}");
                     if !notes.contains(&note) {
@@ -268,6 +408,16 @@ impl RunDir {
                     self.sweep();
                 }
             }
+        }
+        let relations: Vec<Relation> = holders.iter().map(|holder| relation(holder, asker.places)).collect();
+        let of = |wanted: Relation| {
+            let those = holders.iter().zip(&relations).filter(move |(_, relation)| **relation == wanted);
+            those.map(|(holder, _)| holder.pid).collect::<Vec<Pid>>()
+        };
+        let (beside, foreign) = (of(Relation::Beside), of(Relation::Foreign));
+        holders.retain(|holder| !(beside.contains(&holder.pid) || foreign.contains(&holder.pid)));
+        if !foreign.is_empty() {
+            return Found::Foreign;
         }
         if holders.iter().any(Holder::has_lost_its_supervisor) {
             // The supervisor that died may have left an old server that still drains: it is waited for, since
@@ -285,9 +435,17 @@ impl RunDir {
             let pids: Vec<Pid> = orphans.into_iter().map(|other| other.pid).collect();
             holders.extend(pids.into_iter().filter_map(|pid| self.holder(pid, Claim::Yes).ok()));
         }
+        if holders.iter().any(|holder| holder.orphan.is_some())
+            && let Err(e) = self.reserve(&holders)
+        {
+            return Found::Unclear(format!("unable to list the run directory: {}", reason(&e)));
+        }
         if holders.is_empty() {
-            match self.port_holder(address, is_mine) {
+            match self.port_holder(address, asker) {
                 Ok(None) => {}
+                Ok(Some(holder)) if relation(&holder, asker.places) == Relation::Foreign => {
+                    return Found::Foreign;
+                }
                 Ok(Some(holder)) => holders.push(holder),
                 Err((why, true)) => return Found::Blocked(why),
                 Err((why, false)) => return Found::Unclear(why),
@@ -296,10 +454,39 @@ impl RunDir {
         if !holders.is_empty() {
             return Found::Taken(holders);
         }
-        match self.write_pid(address, me) {
-            Ok(()) => Found::Vacant,
+        // The pidfile stays that of who has it.
+        let is_named = self.read_pid(&pidfile(address)).is_ok_and(|pid| beside.contains(&pid));
+        let written = if is_named { Ok(()) } else { self.write_pid(address, me) };
+        match written {
+            Ok(()) => Found::Vacant(beside),
             Err(why) => Found::Blocked(format!("unable to write its pidfile: {why}")),
         }
+    }
+
+    /// Takes every other orphan too: the asking server may want them next. Of two that want two orphans each could else
+    /// have one and wait for the other for ever.
+    fn reserve(&self, taken: &[Holder]) -> std::io::Result<()> {
+        let others = self.pids()?.into_iter().filter(|pid| taken.iter().all(|holder| holder.pid != *pid));
+        for holder in others.filter_map(|pid| self.holder(pid, Claim::Yes).ok()) {
+            if let Some(Registration { lock, pid }) = holder.orphan {
+                self.reserved().insert(pid, lock);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether there are orphans that nobody here has wanted so far.
+    pub fn has_reserved(&self) -> bool {
+        !self.reserved().is_empty()
+    }
+
+    /// Lets go of the orphans that nobody here has wanted.
+    pub fn release_orphans(&self) {
+        self.reserved().clear();
+    }
+
+    fn reserved(&self) -> MutexGuard<'_, BTreeMap<Pid, File>> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Makes the address `me`'s, whoever had it.
@@ -309,12 +496,17 @@ impl RunDir {
     }
 
     /// Makes the address `me`'s unless somebody living has it who is not one of `olds`. Tells whether it
-    /// is `me`'s now.
-    pub fn take(&self, address: &Address, me: Pid, olds: &[Pid]) -> std::result::Result<bool, String> {
+    /// is `me`'s now. The pidfile of a server `beside` it stays.
+    pub fn take(&self, address: &Address, me: Pid, olds: &[Pid], beside: &[Pid]) -> std::result::Result<bool, String> {
         let _guard = self.lock()?;
         let others = self.colliding(address, &mut Vec::new())?;
-        let others = others.iter().map(|(_, pid)| *pid).filter(|pid| *pid != me && !olds.contains(pid));
-        if others.into_iter().any(|pid| !matches!(self.holder(pid, Claim::No), Err(Missing::Gone))) {
+        if others.iter().any(|(own, pid)| own == address && beside.contains(pid)) {
+            return Ok(true);
+        }
+        let is_known = |pid: &Pid| *pid == me || olds.contains(pid) || beside.contains(pid);
+        let others = others.iter().map(|(_, pid)| *pid).filter(|pid| !is_known(pid));
+        let is_there = |pid| !matches!(self.holder(pid, Claim::No), Err(Missing::Gone | Missing::Unseen));
+        if others.into_iter().any(is_there) {
             return Ok(false);
         }
         self.write_pid(address, me).map(|()| true)
@@ -334,7 +526,7 @@ impl RunDir {
         match self.read_pid(&pidfile(address)) {
             Ok(pid) => match self.holder(pid, Claim::No) {
                 Ok(holder) => Some(holder),
-                Err(Missing::Gone) => None,
+                Err(Missing::Gone | Missing::Elsewhere | Missing::Unseen) => None,
                 Err(Missing::Unclear) => {
                     notes.push(format!("unable to read the record of server {pid} (it is left alone)"));
                     None
@@ -356,15 +548,20 @@ impl RunDir {
             // It would be taken for that of a server before the machine was started.
             return Err("unable to read /proc/sys/kernel/random/boot_id".into());
         }
+        let stat = procfs::find(entry.pid).map_err(|e| format!("unable to look at its process: {}", reason(&e)))?;
+        let ours = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
         let record = Record {
             pid: entry.pid,
             start: entry.start,
+            session: stat.map(|s| s.session).filter(|session| *session != ours),
             boot: &boot,
             supervisor: Pid::own(),
+            namespaces: self.namespaces,
             generation: entry.generation,
             socket: entry.socket,
             command: entry.command,
             replaced: entry.replaced.to_vec(),
+            datagrams: entry.datagrams.to_vec(),
         };
         let lock = |file: &File| file.try_lock().map_err(std::io::Error::from);
         let file = self.write_by_rename(&record_name(entry.pid), record.to_string().as_bytes(), 0o600, lock)?;
@@ -435,8 +632,9 @@ impl RunDir {
 
     /// A second handle on the same directory.
     pub fn try_clone(&self) -> std::io::Result<RunDir> {
-        let path = self.path.clone();
-        Ok(RunDir { path, dir: self.dir.try_clone()?, patience: self.patience, held: Mutex::default() })
+        let (path, dir, namespaces) = (self.path.clone(), self.dir.try_clone()?, self.namespaces);
+        let (patience, held, reserved) = (self.patience, Mutex::default(), Mutex::default());
+        Ok(RunDir { path, dir, namespaces, whole: None, kept: None, patience, held, reserved })
     }
 
     /// The record of `pid` if that server lives, locked if its supervisor does not.
@@ -458,10 +656,33 @@ impl RunDir {
             let held = matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
             return Err(if held { Missing::Unclear } else { Missing::Gone });
         };
+        if !record.namespaces.may_be(&self.namespaces) {
+            let held = || matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock));
+            let boot = procfs::boot_id();
+            // In another namespace its pid is somebody else's, or nobody's, and says nothing.
+            let is_here = || record.namespaces.pid == self.namespaces.pid;
+            return Err(match procfs::find(pid) {
+                _ if held() => Missing::Elsewhere,
+                _ if !boot.is_empty() && record.boot != boot => Missing::Gone,
+                Ok(stat) if is_here() && !stat.as_ref().is_some_and(|s| s.start == record.start && !s.zombie) => {
+                    Missing::Gone
+                }
+                Ok(_) if is_here() => Missing::Elsewhere,
+                Ok(_) | Err(_) => Missing::Unseen,
+            });
+        }
         // Who only looks must not look like a supervisor to others who look.
         let locked = match claim {
             Claim::Yes => file.try_lock(),
             Claim::No => file.try_lock_shared(),
+        };
+        let reserved = match claim {
+            Claim::Yes => self.reserved().remove(&pid),
+            Claim::No => None,
+        };
+        let (file, locked) = match (locked, reserved) {
+            (Err(TryLockError::WouldBlock), Some(ours)) if is_same(&file, &ours) => (ours, Ok(())),
+            (locked, _) => (file, locked),
         };
         let orphan = match locked {
             Err(TryLockError::WouldBlock) => None,
@@ -485,9 +706,11 @@ impl RunDir {
             start: record.start,
             generation: record.generation,
             supervisor: record.supervisor,
+            session: record.session,
             socket: self.path.join(record.socket),
             command: record.command.to_owned(),
             replaced: record.replaced,
+            datagrams: record.datagrams,
             orphan,
         })
     }
@@ -520,10 +743,12 @@ impl RunDir {
 
     /// Whoever listens there without a pidfile of ours: a server of ours that never said a word, or a
     /// stranger. The error says who, and whether that is clear.
-    fn port_holder(&self, address: &Address, is_mine: &IsMine) -> std::result::Result<Option<Holder>, (String, bool)> {
+    fn port_holder(&self, address: &Address, asker: &Asker<'_>) -> std::result::Result<Option<Holder>, (String, bool)> {
         let Address::Tcp(_, port) = *address else { return Ok(None) };
         let unclear = |e: std::io::Error| (format!("unable to see who listens: {}", reason(&e)), false);
-        let sockets: Vec<TcpSocket> = net::listeners_at(port).map_err(unclear)?.at_any([address]);
+        let mut sockets: Vec<TcpSocket> = net::listeners_at(port).map_err(unclear)?.at_any([address]);
+        let places = asker.places;
+        sockets.retain(|s| places.is_empty() || places.iter().any(|(place, _)| place.conflicts(&s.place())));
         if sockets.is_empty() {
             return Ok(None);
         }
@@ -534,7 +759,7 @@ impl RunDir {
             if !sockets.iter().any(|s| held.iter().any(|(_, inode)| *inode == s.inode)) {
                 continue;
             }
-            if is_mine(stat.pid).map_err(unclear)? {
+            if (asker.mine.owns)(stat.pid).map_err(unclear)? {
                 return Ok(None);
             }
             for ancestor in snapshot.ancestry(stat.pid.raw()) {
@@ -542,7 +767,18 @@ impl RunDir {
                     return Ok(Some(holder));
                 }
             }
+            // What a server left behind is a child of its supervisor.
+            let is_above = |pid: Pid| snapshot.ancestry(stat.pid.raw()).any(|ancestor| ancestor.pid == pid);
+            let servers = self.find_servers().map_err(unclear)?;
+            let parents = servers.into_iter().filter(|other| other.orphan.is_none() && is_above(other.supervisor));
+            if let Some(holder) = parents.max_by_key(|other| other.generation) {
+                return Ok(Some(holder));
+            }
             stranger.get_or_insert(stat.pid);
+        }
+        // It may not be looked at.
+        if stranger.is_none() && (asker.mine.holds)(&sockets).map_err(unclear)? {
+            return Ok(None);
         }
         let is_clear =
             snapshot.complete().is_ok() && (stranger.is_some() || !snapshot.misses_holder_of(&sockets, None));
@@ -680,17 +916,19 @@ impl RunDir {
     /// With the lock held.
     fn sweep(&self) -> Vec<Holder> {
         let mut servers = Vec::new();
-        // What cannot be listed stays.
-        for name in self.names().into_iter().flatten() {
+        // What cannot be listed stays, and so do the sockets of servers of whom it cannot be told whether they live.
+        let (Ok(names), Ok(foreign)) = (self.names(), self.foreign_sockets()) else { return self.servers() };
+        for name in names {
             if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
                 match self.holder(pid, Claim::No) {
                     Ok(holder) => servers.push(holder),
                     Err(Missing::Gone) => self.unlink(&name),
-                    Err(Missing::Unclear) => {}
+                    Err(Missing::Unclear | Missing::Elsewhere | Missing::Unseen) => {}
                 }
             } else if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify"))
                 && let Some(supervisor) = stem.split('-').next().and_then(parse_number)
                 && procfs::has_ended(supervisor)
+                && !foreign.contains(stem)
             {
                 self.unlink(&name);
             } else if let Some(writer) = name.strip_prefix(".new.").and_then(parse_number)
@@ -702,9 +940,35 @@ impl RunDir {
         servers
     }
 
+    /// What the names of the sockets of those servers begin with that may live and cannot be seen from here.
+    fn foreign_sockets(&self) -> std::io::Result<BTreeSet<String>> {
+        let mut foreign = BTreeSet::new();
+        for pid in self.pids()? {
+            match self.holder(pid, Claim::No) {
+                Ok(_) | Err(Missing::Gone) => {}
+                Err(Missing::Elsewhere | Missing::Unseen | Missing::Unclear) => foreign.extend(self.sockets_of(pid)?),
+            }
+        }
+        Ok(foreign)
+    }
+
+    /// What the names of a server's sockets begin with.
+    fn sockets_of(&self, pid: Pid) -> std::io::Result<Option<String>> {
+        let file = match self.open_ours(&record_name(pid)) {
+            Ok((file, _)) => file,
+            Err(Bad::Unreadable) => return Err(std::io::Error::other(CANNOT_BE_READ)),
+            Err(Bad::Absent | Bad::Because(_)) => return Ok(None),
+        };
+        let mut bytes = Vec::new();
+        file.take(RECORD_MAX).read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes);
+        Ok(Record::parse(&text).and_then(|record| record.socket.strip_suffix(".sock").map(str::to_owned)))
+    }
+
     /// As the same directory, whose lock is waited for so long.
     pub fn with_patience(self, patience: Duration) -> RunDir {
-        RunDir { patience, ..self }
+        let whole = self.whole.map(|whole| Box::new(whole.with_patience(patience)));
+        RunDir { patience, whole, ..self }
     }
 
     /// Takes the lock for several steps, until [`RunDir::release`]; `false` if somebody has it. Where it cannot be had
@@ -789,11 +1053,35 @@ impl From<Denied> for String {
     }
 }
 
+/// How a server stands to one that has sockets at these places.
+fn relation(holder: &Holder, places: &[(Place, May)]) -> Relation {
+    let Some((first, _)) = places.first() else { return Relation::InTheWay };
+    // What cannot be asked may be in the way.
+    let Ok(held) = holder.find_sockets(&Snapshot::take()) else { return Relation::InTheWay };
+    let Ok(listeners) = net::listeners_at(first.address.port()) else { return Relation::InTheWay };
+    let its: Vec<Place> = listeners.all().filter(|s| held.contains(&s.inode)).map(TcpSocket::place).collect();
+    let mut in_the_way = places.iter().flat_map(|(own, may)| {
+        its.iter().filter(|place| place.conflicts(own)).map(|place| (place.uid == own.uid, *may))
+    });
+    let is_foreign = |(is_own_user, may): &(bool, May)| !is_own_user || *may == May::Nothing;
+    match in_the_way.next() {
+        // It is about to listen, or has let go of the port.
+        None if its.is_empty() => Relation::InTheWay,
+        None => Relation::Beside,
+        Some(first) if [first].into_iter().chain(in_the_way).all(|one| is_foreign(&one)) => Relation::Foreign,
+        Some(_) => Relation::InTheWay,
+    }
+}
+
 /// Why there is no holder.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 enum Missing {
     /// No such server lives.
     Gone,
+    /// It lives in another namespace.
+    Elsewhere,
+    /// It was started where other pids are seen, and has lost its supervisor: it may live.
+    Unseen,
     /// It may live: there is no fd or no memory to look, or its record is of another version.
     Unclear,
 }
@@ -857,6 +1145,11 @@ fn has(pid: Pid, address: &Address) -> bool {
     snapshot.complete().is_err() || own.is_empty() || own.iter().any(|s| s.local.collides(address))
 }
 
+fn is_same(one: &File, other: &File) -> bool {
+    let id = |file: &File| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+    id(one).is_ok_and(|one| id(other) == Ok(one))
+}
+
 /// The name of a user, or the number where there is none.
 pub fn user_name(uid: u32) -> String {
     match nix::unistd::User::from_uid(uid.into()) {
@@ -884,9 +1177,13 @@ mod tests {
         Address::parse("a-name").unwrap()
     }
 
+    fn asker(me: Pid) -> Asker<'static> {
+        Asker { me, mine: Mine { owns: &|_| Ok(false), holds: &|_| Ok(false) }, places: &[] }
+    }
+
     fn claim(dir: &RunDir, pid: Pid) -> (Found, Notes) {
         let mut notes = Notes::new();
-        let found = dir.look_up(&address(), pid, &|_| Ok(false), &mut notes);
+        let found = dir.look_up(&address(), &asker(pid), &mut notes);
         (found, notes)
     }
 
@@ -918,7 +1215,7 @@ mod tests {
     fn a_vacant_address_is_claimed_and_only_its_owner_lets_go() {
         let (_temp, dir) = run_dir();
         let (me, other) = (Pid::own(), Pid::new(1).unwrap());
-        assert!(matches!(claim(&dir, me).0, Found::Vacant));
+        assert!(matches!(claim(&dir, me).0, Found::Vacant(_)));
         assert_eq!(std::fs::read_to_string(dir.path().join("a-name.pid")).unwrap(), format!("{me}\n"));
         dir.unhold(&address(), other);
         assert_eq!(dir.addresses(), [address()]);
@@ -931,10 +1228,17 @@ mod tests {
         let (_temp, dir) = run_dir();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::of(&child);
-        let record =
-            Entry { pid, start: start(pid), generation: 7, socket: "1-1.sock", command: "sleep\n60", replaced: &[] };
+        let record = Entry {
+            pid,
+            start: start(pid),
+            generation: 7,
+            socket: "1-1.sock",
+            command: "sleep\n60",
+            replaced: &[],
+            datagrams: &[],
+        };
         let registration = dir.register(&record).unwrap();
-        assert!(matches!(claim(&dir, pid).0, Found::Vacant));
+        assert!(matches!(claim(&dir, pid).0, Found::Vacant(_)));
         let Found::Taken(holders) = claim(&dir, Pid::own()).0 else { panic!() };
         assert_eq!((holders[0].pid, holders[0].generation), (pid, 7));
         assert!(holders[0].orphan.is_none() && holders[0].command == "sleep 60");
@@ -945,7 +1249,7 @@ mod tests {
         child.kill().unwrap();
         child.wait().unwrap();
         let (found, notes) = claim(&dir, Pid::own());
-        assert!(matches!(found, Found::Vacant) && notes.len() == 1, "{notes:?}");
+        assert!(matches!(found, Found::Vacant(_)) && notes.len() == 1, "{notes:?}");
         assert!(!dir.path().join(format!("{pid}.server")).exists());
     }
 
@@ -953,7 +1257,15 @@ mod tests {
     fn a_record_that_took_the_name_of_another_is_left_alone() {
         let (_temp, dir) = run_dir();
         let me = Pid::own();
-        let entry = |socket| Entry { pid: me, start: start(me), generation: 1, socket, command: "x", replaced: &[] };
+        let entry = |socket| Entry {
+            pid: me,
+            start: start(me),
+            generation: 1,
+            socket,
+            command: "x",
+            replaced: &[],
+            datagrams: &[],
+        };
         let old = dir.register(&entry("old.sock")).unwrap();
         let new = dir.register(&entry("new.sock")).unwrap();
         dir.deregister(old, &[]);
@@ -975,16 +1287,17 @@ mod tests {
                 socket: "1-1.sock",
                 command: "sleep 60",
                 replaced: &[],
+                datagrams: &[],
             })
             .unwrap();
-        assert!(matches!(claim(&dir, pid).0, Found::Vacant));
-        assert_eq!(dir.take(&address(), me, &[]), Ok(false));
-        assert_eq!(dir.take(&address(), me, &[pid]), Ok(true));
+        assert!(matches!(claim(&dir, pid).0, Found::Vacant(_)));
+        assert_eq!(dir.take(&address(), me, &[], &[]), Ok(false));
+        assert_eq!(dir.take(&address(), me, &[pid], &[]), Ok(true));
         dir.write(&address(), pid).unwrap();
         drop(third);
         child.kill().unwrap();
         child.wait().unwrap();
-        assert_eq!(dir.take(&address(), me, &[]), Ok(true));
+        assert_eq!(dir.take(&address(), me, &[], &[]), Ok(true));
     }
 
     #[test]
@@ -1016,7 +1329,7 @@ mod tests {
         std::fs::write(dir.path().join(format!("{other}.server")), text).unwrap();
         std::fs::write(dir.path().join("a-name.pid"), format!("{other}\n")).unwrap();
         let (found, notes) = claim(&dir, Pid::new(1).unwrap());
-        assert!(matches!(found, Found::Vacant) && notes.len() == 1);
+        assert!(matches!(found, Found::Vacant(_)) && notes.len() == 1);
     }
 
     #[test]
@@ -1034,7 +1347,7 @@ mod tests {
         dir.clean_up();
         assert!(record.exists() && dir.path().join("a-name.pid").exists());
         drop(lock);
-        assert!(matches!(claim(&dir, Pid::own()).0, Found::Vacant));
+        assert!(matches!(claim(&dir, Pid::own()).0, Found::Vacant(_)));
         assert!(!record.exists());
         child.kill().unwrap();
         child.wait().unwrap();
@@ -1057,7 +1370,7 @@ mod tests {
         for (why, plant) in plant {
             plant();
             let (found, notes) = claim(&dir, Pid::own());
-            assert!(matches!(found, Found::Vacant), "{why}");
+            assert!(matches!(found, Found::Vacant(_)), "{why}");
             assert!(notes.len() == 1 && notes[0].contains(why), "{why}: {notes:?}");
             assert_eq!(std::fs::read_to_string(&victim).unwrap(), "1\n");
             std::fs::remove_file(&pidfile).unwrap();

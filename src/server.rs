@@ -5,7 +5,8 @@
 use crate::address::Address;
 use crate::cli::Run;
 use crate::error::{Error, Result, status};
-use crate::procfs::{self, Family, MARK, Snapshot};
+use crate::family::{Descent, Family, Household, Jobs, Seen};
+use crate::procfs::{self, MARK, Snapshot, Stat};
 use crate::registry::Holder;
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::{self, Keeper, Pid, Pidfd};
@@ -20,7 +21,8 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicI32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// One running server.
 pub struct Server {
@@ -30,6 +32,9 @@ pub struct Server {
     pub start: u64,
     pidfd: Pidfd,
     family: Family,
+    seen: Seen,
+    /// Inodes of those that listened before it was started.
+    before: Option<BTreeSet<u32>>,
     keeper: Option<Keeper>,
     /// Where its calls are seen, or why they cannot be.
     pub watch: Option<std::result::Result<Arc<Watch>, String>>,
@@ -41,6 +46,46 @@ pub struct Watch {
     pub notifier: Notifier,
     /// Those that wait.
     pub ledger: Arc<Ledger>,
+    /// What the calls tell of their server.
+    pub seen: Seen,
+    /// What the thread that sees them has to know, and what it has seen.
+    pub facts: Facts,
+}
+
+/// What the main thread and the one that sees the calls of a server tell each other.
+#[derive(Debug, Default)]
+pub struct Facts {
+    /// The main process, or 0; and whether a claimer has the lock of the server.
+    main: AtomicI32,
+    lent: AtomicBool,
+    /// Inodes of UDP sockets that were made sharable.
+    datagrams: Mutex<BTreeSet<u32>>,
+}
+
+impl Facts {
+    /// The main process of the server, and whether a claimer is about to replace it.
+    pub fn read(&self) -> (Option<Pid>, bool) {
+        (Pid::new(self.main.load(Ordering::Acquire).into()), self.lent.load(Ordering::Acquire))
+    }
+
+    /// Tells what has changed.
+    pub fn tell(&self, main: Pid, lent: bool) {
+        self.main.store(main.raw(), Ordering::Release);
+        self.lent.store(lent, Ordering::Release);
+    }
+
+    /// A UDP socket was made sharable.
+    pub fn note_datagram(&self, inode: u32) {
+        self.datagrams.lock().unwrap_or_else(PoisonError::into_inner).insert(inode);
+    }
+
+    /// Those that were and are still bound; the others are forgotten.
+    pub fn datagrams(&self) -> io::Result<Vec<u32>> {
+        let bound = net::datagrams()?;
+        let mut own = self.datagrams.lock().unwrap_or_else(PoisonError::into_inner);
+        own.retain(|inode| bound.contains(inode));
+        Ok(own.iter().copied().collect())
+    }
 }
 
 /// What is left of a server whose main process has ended.
@@ -62,6 +107,8 @@ pub struct Surroundings<'a> {
     pub socket: &'a Path,
     /// Path of the notify socket.
     pub notify: &'a Path,
+    /// The servers of this supervisor.
+    pub household: &'a Arc<Household>,
     /// Its generation.
     pub generation: u64,
     /// Whether it stays in the process group of the terminal.
@@ -109,12 +156,15 @@ impl Server {
             }
         }
         let privileged = nix::unistd::geteuid().is_root();
-        let filter = match around.watched {
-            true if !privileged && path_of(name).is_some_and(|p| process::raises_privileges(&p)) => {
+        let filter = match (around.watched, net::can_be_asked()) {
+            (true, Err(e)) => {
+                Some(Err(format!("the kernel may not be asked about sockets: {}", crate::error::reason(&e))))
+            }
+            (true, Ok(())) if !privileged && path_of(name).is_some_and(|p| process::raises_privileges(&p)) => {
                 Some(Err("COMMAND would lose its file capabilities or setuid bit".to_owned()))
             }
-            true => Some(Filter::new().ok_or_else(|| "this architecture is not supported".to_owned())),
-            false => None,
+            (true, Ok(())) => Some(Filter::new().ok_or_else(|| "this architecture is not supported".to_owned())),
+            (false, _) => None,
         };
         let (report, theirs) = UnixStream::pair().map_err(|e| failed("start", e))?;
         let (filter, refused) = match filter {
@@ -124,6 +174,7 @@ impl Server {
         };
         let watching = filter.is_some();
         let ledger = Ledger::new().map(Arc::new).map_err(|e| failed("watch", e))?;
+        let before = net::listeners().ok().map(|listeners| listeners.all().map(|s| s.inode).collect());
         let mut failure = None;
         // Before the server runs: a supervisor that is killed at any moment leaves none that nobody knows.
         let prepare = |pid: Pid, keeper: io::Result<Keeper>| {
@@ -136,28 +187,30 @@ impl Server {
                     return None;
                 }
             };
+            let (start, seen) = (stat.start, Seen::default());
+            seen.session(stat.session);
             let family = Family {
                 main: pid,
-                start: stat.start,
+                start,
                 group: (!around.on_terminal).then_some(pid),
                 session: stat.session,
                 mark: around.socket.to_string_lossy().into_owned(),
+                descent: Descent::Ours(around.household.enter(start, seen.clone())),
             };
             let watch = match refused {
                 Some(why) => Some(Err(why)),
-                None if watching => Some(receive_watch(&report, ledger.clone())),
+                None if watching => Some(receive_watch(&report, ledger.clone(), seen.clone())),
                 None => None,
             };
             let notifier = watch.as_ref().and_then(|w| Some(&w.as_ref().ok()?.notifier));
             let kept = Pidfd::open(pid).map_err(|e| failed("watch", e)).and_then(|pidfd| {
-                // On a terminal a job of its own is ours and the server's alone.
-                let group = family.group.or(process::own_job());
-                let keeper = keeper.and_then(|keeper| keeper.keep(&pidfd, group, notifier).map(|()| keeper));
-                Ok((pidfd, keeper.map_err(|e| failed("keep", e))?))
+                let keep = |keeper: Keeper| keeper.keep((pid, &pidfd), family.group, notifier).map(|()| keeper);
+                let keeper = keeper.and_then(keep).map_err(|e| failed("keep", e))?;
+                Ok((pidfd, keeper))
             });
             match kept {
                 Ok((pidfd, keeper)) => {
-                    Some(Server { pid, start: stat.start, pidfd, family, keeper: Some(keeper), watch })
+                    Some(Server { pid, start, pidfd, family, seen, before, keeper: Some(keeper), watch })
                 }
                 Err(error) => {
                     failure = Some(error);
@@ -191,8 +244,10 @@ impl Server {
         let pidfd = Pidfd::open(pid).ok()?;
         let stat = procfs::stat(pid).filter(|s| s.start == start)?;
         let group = Pid::new(stat.group.into()).filter(|g| *g == pid);
-        let family = Family { main: pid, start, group, session: stat.session, mark };
-        Some(Server { pid, start, pidfd, family, keeper: None, watch: None })
+        let (session, seen) = (stat.session, Seen::default());
+        seen.session(session);
+        let family = Family { main: pid, start, group, session, mark, descent: Descent::Lost(holder.session) };
+        Some(Server { pid, start, pidfd, family, seen, before: None, keeper: None, watch: None })
     }
 
     /// From here on the server does not end with this supervisor.
@@ -207,29 +262,34 @@ impl Server {
         let _ = self.pidfd.signal(signal);
     }
 
+    /// Whether it runs as another user, and we are not root: no signal reaches it.
+    pub fn is_out_of_reach(&self) -> bool {
+        self.pidfd.is_out_of_reach()
+    }
+
     /// A handle for a thread that waits for the end of the main process.
     pub fn watch(&self) -> io::Result<Pidfd> {
         self.pidfd.try_clone()
     }
 
     /// Signals all that belongs to the server.
-    pub fn signal_all(&self, signal: Signal) {
+    pub fn signal_all(&self, signal: Signal, jobs: Jobs) {
         let _ = self.pidfd.signal(signal);
-        self.signal_rest(signal);
+        self.signal_rest(signal, jobs);
     }
 
     /// Signals all that belongs to the server but its main process; `true` if there was anybody, or may be.
-    pub fn signal_rest(&self, signal: Signal) -> bool {
+    pub fn signal_rest(&self, signal: Signal, jobs: Jobs) -> bool {
         let snapshot = Snapshot::take();
         let mut any = snapshot.complete().is_err();
         if signal == Signal::SIGKILL && self.family.group == Some(self.pid) {
             // Who forks faster than we look is killed all the same if it has stayed in the group.
             let _ = self.pidfd.signal_group(signal);
         }
-        for stat in snapshot.family(&self.family) {
+        let Ok(rest) = self.others(&snapshot, jobs) else { return true };
+        for stat in rest {
             // The pid may have been reused since the look: the start time of the opened one decides.
-            if stat.pid != self.pid
-                && let Ok(pidfd) = Pidfd::open(stat.pid)
+            if let Ok(pidfd) = Pidfd::open(stat.pid)
                 && procfs::stat(stat.pid).is_some_and(|now| now.start == stat.start)
             {
                 any |= pidfd.signal(signal).is_ok();
@@ -239,26 +299,65 @@ impl Server {
     }
 
     /// Whether anything but the main process is left of the server, or may be.
-    pub fn has_rest(&self) -> bool {
+    pub fn has_rest(&self, jobs: Jobs) -> bool {
         let snapshot = Snapshot::take();
-        snapshot.complete().is_err() || snapshot.family(&self.family).iter().any(|s| s.pid != self.pid)
+        snapshot.complete().is_err() || self.others(&snapshot, jobs).map_or(true, |rest| !rest.is_empty())
+    }
+
+    /// Its processes but the main one; an error where it cannot be seen which of them are to be spared.
+    fn others<'a>(&self, snapshot: &'a Snapshot, jobs: Jobs) -> io::Result<Vec<&'a Stat>> {
+        let mut rest = self.family.members(snapshot);
+        if let Descent::Lost(_) = self.family.descent {
+            let listeners: Vec<TcpSocket> = net::listeners()?.all().cloned().collect();
+            rest.extend(self.heirs(snapshot, &listeners, &rest)?);
+        }
+        rest.retain(|stat| stat.pid != self.pid);
+        let own = |stat: &&Stat| stat.group == self.pid.raw() || self.seen.has_session(stat.session);
+        if jobs == Jobs::Spared && !rest.iter().all(own) {
+            self.note_sessions(&rest)?;
+            rest.retain(own);
+        }
+        Ok(rest)
+    }
+
+    /// What has a listener now is no job of the server's, and neither is what shares its session: when they are told to
+    /// go, some have none any more.
+    pub fn tell_jobs(&self) {
+        let snapshot = Snapshot::take();
+        // Who cannot be asked now is asked again when it matters.
+        let _ = self.note_sessions(&self.family.members(&snapshot));
+    }
+
+    fn note_sessions(&self, members: &[&Stat]) -> io::Result<()> {
+        let listeners: BTreeSet<u32> = net::listeners()?.all().map(|s| s.inode).collect();
+        for stat in members.iter().filter(|stat| !self.seen.has_session(stat.session)) {
+            if !procfs::find_inodes(stat.pid)?.is_disjoint(&listeners) {
+                self.seen.session(stat.session);
+            }
+        }
+        Ok(())
     }
 
     /// Whether the process belongs to the server; an error where that cannot be seen.
     pub fn owns(&self, pid: Pid) -> io::Result<bool> {
         let snapshot = Snapshot::take();
-        let owns = snapshot.family(&self.family).iter().any(|s| s.pid == pid);
+        let owns = self.family.members(&snapshot).iter().any(|s| s.pid == pid);
         if owns { Ok(true) } else { snapshot.complete().map(|()| false) }
     }
 
-    /// Those of the sockets that the server holds; an error where that cannot be seen.
+    /// Those of the sockets that the server holds, by their addresses; an error where that cannot be seen.
     pub fn holds(&self, sockets: &[TcpSocket]) -> io::Result<BTreeSet<Address>> {
+        Ok(self.holds_of(sockets)?.into_iter().map(|socket| socket.local).collect())
+    }
+
+    /// Those of the sockets that the server holds; an error where that cannot be seen.
+    pub fn holds_of(&self, sockets: &[TcpSocket]) -> io::Result<Vec<TcpSocket>> {
         if sockets.is_empty() {
-            return Ok(BTreeSet::new());
+            return Ok(Vec::new());
         }
         let snapshot = Snapshot::take();
         snapshot.complete()?;
-        Ok(self.holders(&snapshot, sockets)?.into_iter().flat_map(|(_, held)| held).collect())
+        Ok(self.holders(&snapshot, sockets)?.into_iter().flat_map(|(_, held)| held).cloned().collect())
     }
 
     /// What is left of a server whose main process has ended: the topmost process that holds one of the
@@ -279,27 +378,99 @@ impl Server {
         }
     }
 
-    fn holders(&self, snapshot: &Snapshot, sockets: &[TcpSocket]) -> io::Result<Vec<(Pid, Vec<Address>)>> {
+    fn holders<'a>(&self, snapshot: &Snapshot, sockets: &'a [TcpSocket]) -> io::Result<Vec<(Pid, Vec<&'a TcpSocket>)>> {
         let mut holders = Vec::new();
-        for stat in snapshot.family(&self.family) {
-            let fds = procfs::find_sockets(stat.pid)?.unwrap_or_default();
+        let mut members = self.family.members(snapshot);
+        if !members.iter().any(|stat| stat.pid == self.pid) {
+            members.extend(self.heirs(snapshot, sockets, &members)?);
+        }
+        let family = members.iter().map(|stat| stat.pid).collect();
+        let mut hidden = Vec::new();
+        for stat in members {
+            let Some(fds) = procfs::find_sockets(stat.pid)? else {
+                if !procfs::has_ended(stat.pid) {
+                    hidden.push(stat);
+                }
+                continue;
+            };
             let inodes: BTreeSet<u32> = fds.into_iter().map(|(_, inode)| inode).collect();
-            let held: Vec<Address> =
-                sockets.iter().filter(|s| inodes.contains(&s.inode)).map(|s| s.local.clone()).collect();
+            let held: Vec<&TcpSocket> = sockets.iter().filter(|s| inodes.contains(&s.inode)).collect();
             if !held.is_empty() {
+                held.iter().for_each(|s| self.seen.listener(s.inode));
                 holders.push((stat.pid, held));
             }
         }
+        holders.extend(self.holder_among(&hidden, &family, snapshot, sockets)?);
         Ok(holders)
+    }
+
+    /// Of processes that may not be looked at, since they have changed their user: what was seen of the server, and what
+    /// has come since it was started, is of one of their users, and can be nobody else's.
+    fn holder_among<'a>(
+        &self,
+        hidden: &[&Stat],
+        members: &BTreeSet<Pid>,
+        snapshot: &Snapshot,
+        sockets: &'a [TcpSocket],
+    ) -> io::Result<Option<(Pid, Vec<&'a TcpSocket>)>> {
+        let Some(holder) = hidden.iter().find(|stat| stat.pid == self.pid).or(hidden.first()) else { return Ok(None) };
+        let own = nix::unistd::geteuid().as_raw();
+        let mut users: BTreeSet<u32> = hidden.iter().filter_map(|stat| procfs::user(stat.pid)).collect();
+        users.insert(own);
+        let is_new = |s: &TcpSocket| self.before.as_ref().is_some_and(|before| !before.contains(&s.inode));
+        let may = |s: &&TcpSocket| self.seen.had(s.inode) || is_new(s) && users.contains(&s.uid);
+        let mut left: Vec<&TcpSocket> = sockets.iter().filter(may).collect();
+        let is_serverswap = procfs::serverswaps();
+        let mut others = snapshot.all().filter(|stat| !members.contains(&stat.pid));
+        while let (false, Some(stat)) = (left.is_empty(), others.next()) {
+            let held = procfs::find_sockets(stat.pid)?;
+            match held.map(|fds| fds.into_iter().map(|(_, inode)| inode).collect::<BTreeSet<u32>>()) {
+                // A supervisor has a copy for the time of a swap.
+                Some(held) if left.iter().any(|s| held.contains(&s.inode)) && !is_serverswap(stat.pid) => {
+                    left.retain(|s| !held.contains(&s.inode));
+                }
+                Some(_) => {}
+                // It may have what it made itself, and what it got from before it changed its user.
+                None if !procfs::has_ended(stat.pid) => {
+                    let user = procfs::user(stat.pid);
+                    left.retain(|s| self.seen.had(s.inode) || Some(s.uid) != user && s.uid != own);
+                }
+                None => {}
+            }
+        }
+        Ok((!left.is_empty()).then_some((holder.pid, left)))
+    }
+
+    /// Of an orphan, from which nobody is known to descend: whoever else of its user has listeners that it had. Nobody
+    /// that is older, as a service manager is that gave it the listeners.
+    fn heirs<'a>(&self, snapshot: &'a Snapshot, sockets: &[TcpSocket], members: &[&Stat]) -> io::Result<Vec<&'a Stat>> {
+        let left: BTreeSet<u32> = sockets.iter().map(|s| s.inode).filter(|inode| self.seen.had(*inode)).collect();
+        if left.is_empty() || !matches!(self.family.descent, Descent::Lost(_)) {
+            return Ok(Vec::new());
+        }
+        let is_serverswap = procfs::serverswaps();
+        let is_other = |stat: &&Stat| stat.start >= self.start && members.iter().all(|member| member.pid != stat.pid);
+        let may = |stat: &&Stat| procfs::is_of_this_user(stat.pid) && !is_serverswap(stat.pid);
+        let mut heirs = Vec::new();
+        for stat in snapshot.all().filter(is_other) {
+            if !procfs::find_inodes(stat.pid)?.is_disjoint(&left) && may(&stat) {
+                heirs.push(stat);
+            }
+        }
+        Ok(heirs)
     }
 
     /// The listeners that the server has on these addresses, as handles of our own.
     pub fn listeners(&self, wanted: &[Address]) -> io::Result<Vec<Socket>> {
-        let (mut left, mut found) = (BTreeSet::new(), Vec::new());
-        left.extend(net::listeners()?.at_any(wanted).iter().map(|s| s.inode));
+        self.sockets(net::listeners()?.at_any(wanted).iter().map(|s| s.inode).collect())
+    }
+
+    /// Those of these sockets that the server has, as handles of our own.
+    pub fn sockets(&self, mut left: BTreeSet<u32>) -> io::Result<Vec<Socket>> {
+        let mut found = Vec::new();
         let snapshot = Snapshot::take();
         snapshot.complete()?;
-        for stat in snapshot.family(&self.family) {
+        for stat in self.family.members(&snapshot) {
             for (number, inode) in procfs::find_sockets(stat.pid)?.unwrap_or_default() {
                 if left.contains(&inode) {
                     let socket = match Pidfd::open(stat.pid).and_then(|pidfd| pidfd.fd(number)) {
@@ -321,7 +492,7 @@ impl Server {
 
     /// Inodes of all sockets that the server holds; `None` if one of its processes may not be asked.
     pub fn socket_inodes(&self) -> Option<BTreeSet<u32>> {
-        Snapshot::take().sockets(&self.family)
+        self.family.sockets(&Snapshot::take())
     }
 
     /// Makes another process of the server its main one (a daemon whose starter has exited).
@@ -331,6 +502,7 @@ impl Server {
         (self.pid, self.start, self.pidfd) = (pid, stat.start, pidfd);
         let family = &mut self.family;
         (family.main, family.start) = (pid, stat.start);
+        self.seen.session(stat.session);
         // It may have joined any group of its session, ours too: only one of the server's own is the server's.
         let group = family.group.and_then(|own| [own, pid].into_iter().find(|group| group.raw() == stat.group));
         (family.group, family.session) = (group, stat.session);
@@ -338,12 +510,12 @@ impl Server {
     }
 }
 
-fn receive_watch(report: &UnixStream, ledger: Arc<Ledger>) -> std::result::Result<Arc<Watch>, String> {
+fn receive_watch(report: &UnixStream, ledger: Arc<Ledger>, seen: Seen) -> std::result::Result<Arc<Watch>, String> {
     let notifier = seccomp::receive_result(report).map_err(|e| match e.raw_os_error() {
         Some(nix::libc::EBUSY) => "another one watches already (serverswap inside a server?)".to_owned(),
         _ => format!("the kernel or a container profile forbids it: {}", crate::error::reason(&e)),
     })?;
-    Ok(Arc::new(Watch { notifier, ledger }))
+    Ok(Arc::new(Watch { notifier, ledger, seen, facts: Facts::default() }))
 }
 
 /// The file that a command name means, as execvp(3) finds it.

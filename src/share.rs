@@ -1,187 +1,441 @@
 //! Port sharing: old and new listen on one port, and one small program per group of sockets says who
-//! gets new connections. The new side steers ([`Sharing`]), the old side drains ([`Drain`]).
+//! gets new connections. The new side steers ([`Sharing`]), the old side drains ([`crate::drain`]).
 
 #![forbid(unsafe_code)]
 
 use crate::address::Address;
-use crate::server::Server;
+use crate::members::Members;
+use crate::place::{Families, Place};
+use crate::procfs::{self, Held};
 use crate::sys::net::{self, Diag, Ends, Listeners, TcpSocket};
-use crate::sys::steer::{Probe, Range, Socket};
-use nix::libc;
+use crate::sys::steer::{OwnProgram, Probe, Program, Range, Socket};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
-/// What makes sockets one group: equal address and port, and whether a v6 one takes v4 too.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-struct Place {
-    address: SocketAddr,
-    dual: bool,
-}
-
-impl Place {
-    fn of(socket: &Socket) -> io::Result<Place> {
-        Ok(Place { address: socket.address()?, dual: socket.is_dual() })
-    }
-
-    /// Whether a socket here gets the connections to the other place when nobody is there.
-    fn covers(&self, other: &Place) -> bool {
-        let takes = self.address.is_ipv4() == other.address.is_ipv4() || self.dual && other.address.is_ipv4();
-        takes && self.address.ip().is_unspecified() && self.address.port() == other.address.port()
-    }
-}
-
-/// How far a group is.
+/// Whose socket a member of a group is.
 #[derive(Debug)]
-enum Phase {
-    /// All to the old sockets.
-    Steered,
-    /// All to the old sockets, but for a probe to the first new one, begun then.
-    Probing(Option<Probe>, Instant),
-    /// The new server has accepted the probe, then.
+enum Side {
+    /// The old server's. `serves`: it gets connections until the switch. Without a handle we have let go of it, and
+    /// it stays a member until the kernel closes it.
+    Old { handle: Option<Handle>, serves: bool },
+    /// The new server's. We keep no handle on it: what its server closes is closed.
+    New(Proof),
+}
+
+/// A listener of an old server that we keep open, so that the order of its group stays.
+#[derive(Debug)]
+struct Handle {
+    socket: Socket,
+    /// Where it was last seen to be open.
+    seen: Option<Held>,
+    /// Since when nobody but us has it.
+    closed: Option<Instant>,
+}
+
+#[derive(Debug)]
+struct Member {
+    inode: u32,
+    side: Side,
+}
+
+impl Member {
+    fn is_new(&self) -> bool {
+        matches!(self.side, Side::New(_))
+    }
+
+    fn proof(&mut self) -> Option<&mut Proof> {
+        if let Side::New(proof) = &mut self.side { Some(proof) } else { None }
+    }
+}
+
+/// How far a listener of the new server is on its way to be proven.
+#[derive(Debug)]
+enum Proof {
+    /// Not yet.
+    None,
+    /// A probe is on its way since then.
+    Probing(Probe, Instant),
+    /// The probe has connected and was closed: a socket with TCP_DEFER_ACCEPT shows an open one in no queue.
+    Queued(Ends, Instant),
+    /// The new server has accepted it, then.
     Accepted(Instant),
     /// And it has not closed its sockets since: the primary of a cluster accepts for workers that crash.
     Proven,
-    /// All to the new sockets.
+}
+
+impl Proof {
+    /// Whether somebody should look if the server still has its sockets.
+    fn is_due(&self) -> bool {
+        match self {
+            // The server may have closed the socket in whose queue the probe is.
+            Proof::Probing(_, since) | Proof::Queued(_, since) => since.elapsed() > PROBE_PATIENCE,
+            Proof::Accepted(since) => since.elapsed() > STEADY,
+            Proof::None | Proof::Proven => false,
+        }
+    }
+
+    /// The members have changed: what was under way may have gone to another.
+    fn begin_anew(&mut self) {
+        if let Proof::Probing(..) | Proof::Queued(..) | Proof::Accepted(_) = self {
+            *self = Proof::None;
+        }
+    }
+}
+
+/// Who gets the connections of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    /// The old sockets.
+    Before,
+    /// The new ones.
     Switched,
 }
 
-/// Sockets of one place, in the order of their joining: the index by which the program names them. Our
-/// handles on the old ones freeze that order, whatever their server closes.
+/// The sockets of one place.
 #[derive(Debug)]
 struct Group {
     /// The number of the old server; `None` where only the new one is: nothing is steered there, but the new
     /// one has to prove itself all the same.
     old: Option<u64>,
     place: Place,
-    olds: Vec<Socket>,
-    /// Those of them that get the connections until the switch.
-    serving: Range,
-    news: Vec<Newcomer>,
+    members: Members<Member>,
+    stage: Stage,
     /// The new server has listened here, be it that it has closed its sockets since.
     joined: bool,
-    phase: Phase,
+    /// All members have joined by our hand: their order is known.
+    in_order: bool,
+    /// A program of ours is on the group.
+    steered: bool,
+    /// What the new server steers it by, once it is its own.
+    own: Option<OwnProgram>,
+    /// Why probes do not get to a new server that may well accept: nothing that it has done.
+    unreachable: Option<String>,
+    /// Clients are kept away from the new sockets until they are proven: an old server has what they would take from
+    /// it at once, at another place of the same port.
+    guarded: bool,
 }
 
-/// A listener of the new server.
-#[derive(Debug)]
-struct Newcomer {
-    inode: u32,
-    /// Until the switch only: from then on nothing but its server keeps it open, so that the death of that
-    /// gives the port back at once.
-    socket: Option<Socket>,
-}
+/// How to get hold of listeners of the new server by their inodes.
+pub type Fetch<'a> = &'a dyn Fn(&BTreeSet<u32>) -> Vec<Socket>;
 
 impl Group {
-    fn add(&mut self, old: Socket, serves: bool) {
-        if serves && self.serving.count == 0 {
-            self.serving.first = self.olds.len() as u32;
-        }
-        self.serving.count += u32::from(serves);
-        self.olds.push(old);
-    }
-
-    fn news(&self) -> Range {
-        Range { first: self.olds.len() as u32, count: self.news.len() as u32 }
-    }
-
-    fn steer(&self) -> io::Result<()> {
-        match (&self.phase, self.olds.first()) {
-            (_, None) => Ok(()),
-            (Phase::Probing(Some(probe), _), Some(old)) => old.steer_with_probe(self.serving, probe, self.news().first),
-            (Phase::Steered | Phase::Probing(None, _) | Phase::Accepted(_) | Phase::Proven, Some(old)) => {
-                old.steer(self.serving)
-            }
-            (Phase::Switched, Some(old)) => old.steer(self.news()),
-        }
-    }
-
     fn new(old: Option<u64>, place: Place) -> Group {
-        let serving = Range { first: 0, count: 0 };
-        Group { old, place, olds: Vec::new(), serving, news: Vec::new(), joined: false, phase: Phase::Steered }
+        Group {
+            old,
+            place,
+            members: Members::default(),
+            stage: Stage::Before,
+            joined: false,
+            in_order: true,
+            steered: false,
+            own: None,
+            unreachable: None,
+            guarded: false,
+        }
     }
 
-    /// Whether nobody waits in the queue of the socket that the probe goes to.
-    fn has_accepted(&self) -> bool {
-        let first = self.news.first().and_then(|new| new.socket.as_ref());
-        first.is_some_and(|new| new.queue().is_ok_and(|len| len == 0))
+    fn add(&mut self, socket: Socket, serves: bool) -> io::Result<()> {
+        let inode = socket.inode()?;
+        let side = Side::Old { handle: Some(Handle { socket, seen: None, closed: None }), serves };
+        self.members.join(Member { inode, side });
+        Ok(())
+    }
+
+    fn handles(&self) -> impl Iterator<Item = &Socket> {
+        self.members.iter().filter_map(|m| match &m.side {
+            Side::Old { handle: Some(handle), .. } => Some(&handle.socket),
+            Side::Old { handle: None, .. } | Side::New(_) => None,
+        })
+    }
+
+    fn kept(&self) -> Vec<u32> {
+        self.members.iter().filter(|member| !member.is_new()).map(|member| member.inode).collect()
+    }
+
+    fn news(&self) -> impl Iterator<Item = &Member> {
+        self.members.iter().filter(|member| member.is_new())
+    }
+
+    fn has_news(&self) -> bool {
+        self.news().next().is_some()
+    }
+
+    fn has_olds(&self) -> bool {
+        self.handles().next().is_some()
+    }
+
+    fn inodes_of_news(&self) -> BTreeSet<u32> {
+        self.news().map(|member| member.inode).collect()
+    }
+
+    /// Who gets the connections: one rule for every moment of a swap. Where nobody is left to whom they belong, those
+    /// who are there.
+    fn receives(&self) -> Vec<Range> {
+        let is_old = |m: &Member| matches!(m.side, Side::Old { .. });
+        let serves = |m: &Member| matches!(m.side, Side::Old { serves: true, .. });
+        let olds =
+            || Some(self.members.ranges(serves)).filter(|r| !r.is_empty()).unwrap_or(self.members.ranges(is_old));
+        let (first, second) = match self.stage {
+            Stage::Before => (olds(), self.members.ranges(Member::is_new)),
+            Stage::Switched => (self.members.ranges(Member::is_new), olds()),
+        };
+        if first.is_empty() { second } else { first }
+    }
+
+    /// The program that the group needs now.
+    fn program(&self) -> Program {
+        let mut probes = Vec::new();
+        for (index, member) in (0u32..).zip(self.members.iter()) {
+            if let Side::New(Proof::Probing(probe, _)) = &member.side {
+                probes.push((probe, index));
+            }
+        }
+        Program::new(&self.receives(), &probes)
+    }
+
+    /// Puts the program on the group: through a socket of the old server, or of the new one.
+    fn steer(&mut self, fetch: Fetch<'_>) -> io::Result<()> {
+        let program = self.program();
+        if let Some(handle) = self.handles().next() {
+            handle.steer(&program)?;
+        } else {
+            // A single socket needs no steering, and an unknown order allows none.
+            if !self.in_order || self.members.len() < 2 && !self.steered || !self.has_news() {
+                return Ok(());
+            }
+            let own = fetch(&self.inodes_of_news());
+            own.first().ok_or(io::ErrorKind::NotFound)?.steer(&program)?;
+        }
+        self.steered = true;
+        Ok(())
     }
 
     /// Every member is one that we know: an index means what we think it does.
-    fn is_known(&self, listeners: &Listeners) -> io::Result<bool> {
-        self.strangers(listeners).map(|strangers| strangers == 0)
+    fn is_known(&self, listeners: &Listeners) -> bool {
+        self.strangers(listeners) == 0
     }
 
     /// How many members there are that we do not know.
-    fn strangers(&self, listeners: &Listeners) -> io::Result<usize> {
-        let mut inodes: Vec<u32> = self.news.iter().map(|new| new.inode).collect();
-        for socket in &self.olds {
-            inodes.push(socket.inode()?);
-        }
-        let here = Address::from(self.place.address);
-        let members = listeners.at(&here).filter(|s| s.ends.local == self.place.address);
-        Ok(members.filter(|s| !inodes.contains(&s.inode)).count())
+    fn strangers(&self, listeners: &Listeners) -> usize {
+        let known = |inode: u32| self.members.iter().any(|member| member.inode == inode);
+        listeners.at_place(&self.place).filter(|s| !known(s.inode)).count()
     }
 
-    /// Goes on with those new sockets that are left, if any: of a worker that died, or that were closed. The
-    /// last member took the index of each, which is a new one too.
-    fn keep(&mut self, is_left: impl Fn(u32) -> bool) -> io::Result<()> {
-        let before = self.news.len();
-        self.news.retain(|new| is_left(new.inode));
-        if self.news.is_empty() || self.news.len() == before { Ok(()) } else { self.steer() }
+    /// Goes on with those new sockets that are left: of a worker that died, or that were closed.
+    fn follow(&mut self, is_left: impl Fn(u32) -> bool, fetch: Fetch<'_>) {
+        let mut left = false;
+        while self.members.leave_first(|member| !member.is_new() || is_left(member.inode)).is_some() {
+            left = true;
+        }
+        if left {
+            self.members.iter_mut().filter_map(Member::proof).for_each(Proof::begin_anew);
+            let _ = self.steer(fetch);
+        }
     }
 
-    fn switch(&mut self, listeners: Option<&Listeners>) -> io::Result<()> {
-        self.news.iter_mut().for_each(|new| new.socket = None);
-        if let Some(listeners) = listeners {
-            self.follow(listeners);
+    /// Lets go of what the old server has closed. The last one of a place stays for a moment, as long as the new server has
+    /// not proven itself: a server that replaces its listener closes one and opens another right away.
+    fn drop_closed(&mut self, fetch: Fetch<'_>) {
+        let is_open = |m: &Member| matches!(&m.side, Side::Old { handle: Some(h), .. } if h.closed.is_none());
+        let spared = match self.stage == Stage::Switched || self.members.iter().any(is_open) {
+            true => Duration::ZERO,
+            false => REOPENS_WITHIN,
+        };
+        let is_over = |m: &Member| match &m.side {
+            Side::Old { handle: Some(h), .. } => h.closed.is_some_and(|since| since.elapsed() >= spared),
+            Side::Old { handle: None, .. } | Side::New(_) => false,
+        };
+        let closed: Vec<u32> = self.members.iter().filter(|m| is_over(m)).map(|m| m.inode).collect();
+        closed.into_iter().for_each(|inode| self.drop_old(inode, fetch));
+    }
+
+    /// The old server has closed a socket that we keep open: nobody is sent to it any more, and it goes.
+    fn drop_old(&mut self, inode: u32, fetch: Fetch<'_>) {
+        let Some(member) = self.members.iter_mut().find(|m| m.inode == inode && !m.is_new()) else { return };
+        let Side::Old { handle, serves } = &mut member.side else { return };
+        *serves = false;
+        let handle = handle.take();
+        let others = self.members.ranges(|m| matches!(m.side, Side::Old { serves: true, .. }));
+        // As long as another one serves it gets what comes in this moment.
+        if self.stage == Stage::Switched || !others.is_empty() {
+            let through = self.handles().next().or(handle.as_ref().map(|handle| &handle.socket));
+            let _ = through.map(|socket| socket.steer(&self.program()));
         }
+        drop(handle);
+        self.reap(net::listeners_at(self.place.address.port()).ok().as_ref(), fetch);
+    }
+
+    /// What the kernel has closed of that which we have let go of is no member any more. It does so a moment after the
+    /// last process has let go, later where that is ending.
+    fn reap(&mut self, listeners: Option<&Listeners>, fetch: Fetch<'_>) {
+        let Some(listeners) = listeners else { return };
+        let place = self.place;
+        let is_there = |inode: u32| listeners.at_place(&place).any(|s| s.inode == inode);
+        let is_left = |m: &Member| !matches!(m.side, Side::Old { handle: None, .. }) || is_there(m.inode);
+        let mut left = false;
+        while self.members.leave_first(is_left).is_some() {
+            left = true;
+        }
+        if left {
+            self.members.iter_mut().filter_map(Member::proof).for_each(Proof::begin_anew);
+            let _ = self.steer(fetch);
+        }
+    }
+
+    fn switch(&mut self, fetch: Fetch<'_>) -> io::Result<()> {
         // Of a server that is about to end nothing may be left.
-        if self.news.is_empty() {
+        if !self.has_news() {
             return Ok(());
         }
-        self.phase = Phase::Switched;
-        self.steer()
+        self.stage = Stage::Switched;
+        self.steer(fetch)?;
+        self.unguard(fetch);
+        Ok(())
+    }
+
+    /// Lets clients through to the new sockets.
+    fn unguard(&mut self, fetch: Fetch<'_>) {
+        if self.guarded {
+            let own = fetch(&self.inodes_of_news());
+            // What cannot be had now is had at the next look.
+            self.guarded = own.len() < self.inodes_of_news().len();
+            own.iter().for_each(|socket| drop(socket.accept_newcomers()));
+        }
     }
 
     /// Lets the old sockets go, and the group be as if there had never been any. When a member leaves,
-    /// the last one takes its index, and an index past the end falls back to the whole group: with as
-    /// many new sockets as old ones the first new index names a new one, or nobody, all the while.
-    fn leave_to_new(self, target: &Socket) {
-        if self.news.len() < self.olds.len() {
+    /// the last one takes its index, and an index past the end falls back to the whole group.
+    fn leave_to_new(mut self, fetch: Fetch<'_>) {
+        self.stage = Stage::Switched;
+        let (news, olds) = (self.news().count(), self.handles().count());
+        if news < olds {
             // For a moment the index may name an old socket: whoever meets it tries again.
-            for old in &self.olds {
-                let _ = old.refuse_newcomers();
-            }
+            self.handles().for_each(|old| drop(old.refuse_newcomers(None)));
         }
-        let _ = target.steer(Range { first: self.news().first, count: 1 });
-        drop(self.olds);
-        let _ = target.release();
+        let own = fetch(&self.inodes_of_news());
+        let steer = |group: &Group| drop(own.first().or(group.handles().next()).map(|s| s.steer(&group.program())));
+        steer(&self);
+        while let Some(index) = self.members.iter().rposition(|member| !member.is_new()) {
+            drop(self.members.leave(index));
+            steer(&self);
+        }
+        if let Some(socket) = own.first() {
+            let _ = self.own.take().map_or_else(|| socket.release(), |program| socket.steer_by(&program));
+        }
+        self.unguard(fetch);
     }
 
-    /// Goes on with those new sockets that listen.
-    fn follow(&mut self, listeners: &Listeners) {
-        let here = self.place.address.into();
-        let _ = self.keep(|inode| listeners.at(&here).any(|s| s.inode == inode));
-    }
-
-    /// Lets the new sockets go: the old server serves as it did before.
-    fn leave_to_old(mut self) {
-        if let Some(old) = self.olds.first() {
-            let _ = old.steer(self.serving);
-            for socket in &self.olds {
-                let _ = socket.accept_newcomers();
-            }
+    /// The old server serves as it did before.
+    fn leave_to_old(mut self, listeners: Option<&Listeners>) {
+        self.stage = Stage::Before;
+        // Those that are not closed yet get nothing.
+        let known = |group: &Group| listeners.is_some_and(|listeners| group.is_known(listeners));
+        let is_left = |inode: u32| listeners.is_none_or(|l| l.at_place(&self.place).any(|s| s.inode == inode));
+        while self.members.leave_first(|member| !member.is_new() || is_left(member.inode)).is_some() {}
+        if let Some(old) = self.handles().next() {
+            let _ = old.steer(&self.program());
         }
-        // New ones are last: nothing moves when they go from the end.
-        while self.news.pop().is_some() {}
-        if let Some(old) = self.olds.first()
-            && self.serving.count as usize == self.olds.len()
+        self.handles().for_each(|socket| drop(socket.accept_newcomers()));
+        let serve = |m: &Member| matches!(m.side, Side::Old { serves: true, .. });
+        if let Some(old) = self.handles().next()
+            && self.members.iter().all(serve)
+            && known(&self)
         {
             let _ = old.release();
         }
     }
+
+    /// Moves the probes of the new sockets a step on.
+    fn step(&mut self, diag: &Diag, listeners: &Listeners, fetch: Fetch<'_>) -> io::Result<()> {
+        // Where nobody knows which socket a probe would go to, one has to do.
+        let most = if self.in_order { usize::MAX } else { 1 };
+        let (mut begun, mut steer) = (false, false);
+        let place = self.place;
+        let is_full = listeners.at_place(&place).any(|s| s.is_full());
+        for proof in self.members.iter_mut().filter_map(Member::proof).take(most) {
+            match proof {
+                Proof::None => match Probe::new(place.address, place.families == Families::Both) {
+                    Ok(probe) => {
+                        *proof = Proof::Probing(probe, Instant::now());
+                        begun = true;
+                    }
+                    Err(e) => self.unreachable = Some(unreachable(&e)),
+                },
+                Proof::Probing(probe, since) => match probe.connected() {
+                    Ok(false) => {
+                        if since.elapsed() > PROBE_ARRIVES {
+                            self.unreachable = (!is_full).then(|| "a probe gets no answer".into());
+                        }
+                    }
+                    Ok(true) => {
+                        *proof = Proof::Queued(probe.ends(), Instant::now());
+                        (steer, self.unreachable) = (true, None);
+                    }
+                    Err(e) => {
+                        (steer, self.unreachable) = (true, Some(unreachable(&e)));
+                        *proof = Proof::None;
+                    }
+                },
+                Proof::Queued(ends, _) => {
+                    if !diag.find(*ends)?.is_some_and(|socket| socket.is_unaccepted()) {
+                        *proof = Proof::Accepted(Instant::now());
+                    }
+                }
+                Proof::Accepted(_) | Proof::Proven => {}
+            }
+        }
+        if begun && self.guarded {
+            let own = fetch(&self.inodes_of_news());
+            for probe in
+                self.news().filter_map(|m| if let Side::New(Proof::Probing(p, _)) = &m.side { Some(p) } else { None })
+            {
+                own.iter().for_each(|socket| drop(socket.refuse_newcomers(Some(probe))));
+            }
+        }
+        if begun || steer {
+            self.steer(fetch)?;
+        }
+        if begun {
+            for proof in self.members.iter_mut().filter_map(Member::proof).take(most) {
+                if let Proof::Probing(probe, _) = proof
+                    && let Err(e) = probe.connect()
+                {
+                    self.unreachable = Some(unreachable(&e));
+                    *proof = Proof::None;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Begins anew with those new sockets that the server still holds; where it holds all, and all have accepted, they are
+    /// proven.
+    fn check(&mut self, held: &BTreeSet<u32>, fetch: Fetch<'_>) {
+        if self.news().any(|new| !held.contains(&new.inode)) {
+            return self.follow(|inode| held.contains(&inode), fetch);
+        }
+        let most = if self.in_order { usize::MAX } else { 1 };
+        let proofs = || self.news().filter_map(|m| if let Side::New(proof) = &m.side { Some(proof) } else { None });
+        let is_steady =
+            |proof: &Proof| matches!(proof, Proof::Proven) || matches!(proof, Proof::Accepted(_)) && proof.is_due();
+        if proofs().take(most).all(is_steady) {
+            self.members.iter_mut().filter_map(Member::proof).for_each(|proof| *proof = Proof::Proven);
+            if self.old.is_none() && std::mem::take(&mut self.steered) {
+                fetch(&self.inodes_of_news()).first().into_iter().for_each(|own| drop(own.release()));
+            }
+        }
+    }
+
+    fn is_proven(&self) -> bool {
+        self.news().all(|new| matches!(new.side, Side::New(Proof::Proven)))
+    }
+}
+
+/// Why a probe did not get to a server that listens: nothing that the server has done.
+fn unreachable(e: &io::Error) -> String {
+    format!("a probe cannot get there: {}", crate::error::reason(e))
 }
 
 /// The sockets of a server, and whether connections that come to a place of theirs are its own.
@@ -193,11 +447,14 @@ pub struct Block {
     pub serves: bool,
 }
 
-/// A swap on shared ports, as the new side sees it.
+/// The listeners of a new server, and those of old ones beside them, as the new side sees them.
 #[derive(Debug, Default)]
 pub struct Sharing {
     /// By their ports.
     groups: BTreeMap<u16, Vec<Group>>,
+    diag: Option<Diag>,
+    /// It could not be seen who holds the sockets of old servers: not before then is it tried again.
+    blind_until: Option<Instant>,
 }
 
 impl Sharing {
@@ -228,11 +485,8 @@ impl Sharing {
         let mut sharing = Sharing::default();
         for Block { sockets, serves } in blocks {
             for socket in sockets {
-                sharing.at(Place::of(&socket)?, old).add(socket, serves);
+                sharing.at(socket.place()?, old).add(socket, serves)?;
             }
-        }
-        for group in sharing.groups_mut().filter(|group| group.serving.count == 0) {
-            group.serving = Range { first: 0, count: group.olds.len() as u32 };
         }
         Ok(sharing)
     }
@@ -244,12 +498,12 @@ impl Sharing {
     /// Whether no socket that we do not know is in any of the groups.
     fn is_known(&self) -> io::Result<bool> {
         let listeners = net::listeners()?;
-        for group in self.groups() {
-            if !group.is_known(&listeners)? {
-                return Ok(false);
-            }
-        }
-        Ok(true)
+        Ok(self.groups().all(|group| group.is_known(&listeners)))
+    }
+
+    /// Whether there is nothing to be proven or steered.
+    pub fn is_empty(&self) -> bool {
+        self.groups.is_empty()
     }
 
     /// Whether these are among the sockets of old servers already.
@@ -266,7 +520,7 @@ impl Sharing {
         if sockets().next().is_none() || !sockets().all(Socket::shares) {
             return Err("the old server does not share its port".into());
         }
-        let added = Sharing::of(Some(old), blocks).map_err(failed)?;
+        let mut added = Sharing::of(Some(old), blocks).map_err(failed)?;
         let known = added.is_known().map_err(failed)?;
         let is_taken = |group: &Group| {
             self.groups.get(&group.place.address.port()).into_iter().flatten().any(|g| g.place == group.place)
@@ -274,8 +528,8 @@ impl Sharing {
         if !known || added.groups().any(is_taken) {
             return Err("a stranger listens on the same port".into());
         }
-        for group in added.groups() {
-            group.steer().map_err(failed)?;
+        for group in added.groups_mut() {
+            group.steer(&|_| Vec::new()).map_err(failed)?;
         }
         for (port, groups) in added.groups {
             self.at_port(port).extend(groups);
@@ -283,98 +537,240 @@ impl Sharing {
         Ok(())
     }
 
+    /// A listener that the old server opens while it is being replaced joins by our hand: its index is known.
+    pub fn join_old(&mut self, old: u64, socket: Socket, backlog: i32, fetch: Fetch<'_>) -> io::Result<()> {
+        let group = self.at(socket.place()?, Some(old));
+        socket.share()?;
+        let _ = group.steer(fetch);
+        socket.listen(backlog)?;
+        group.add(socket, true)?;
+        group.members.iter_mut().filter_map(Member::proof).for_each(Proof::begin_anew);
+        // What cannot be steered now is steered at the next look.
+        let _ = group.steer(fetch);
+        // As a rule it is in the place of one that was closed.
+        self.follow_olds(fetch);
+        Ok(())
+    }
+
     /// listen(2) for the new server, while all connections stay where they are.
-    pub fn join(&mut self, socket: Socket, backlog: i32) -> io::Result<()> {
-        let place = Place::of(&socket)?;
+    pub fn join(&mut self, socket: &Socket, backlog: i32, fetch: Fetch<'_>) -> io::Result<()> {
+        let place = socket.place()?;
+        let is_beside = |group: &Group| group.has_olds() && group.place != place && group.place.conflicts(&place);
+        let guarded = self.at_port(place.address.port()).iter().any(is_beside);
         let group = self.at(place, None);
         group.joined = true;
         // Who came since the lock took the index that this one would have.
-        if group.old.is_some() && !group.is_known(&net::listeners_at(place.address.port())?)? {
+        if group.old.is_some() && !group.is_known(&net::listeners_at(place.address.port())?) {
             return Err(io::ErrorKind::AddrInUse.into());
         }
-        group.steer()?;
+        socket.share()?;
+        group.steer(fetch)?;
+        if guarded && group.stage == Stage::Before {
+            group.guarded |= socket.refuse_newcomers(None)?;
+        }
         socket.listen(backlog)?;
         let inode = socket.inode()?;
         // Several processes may listen on one socket: it joins once.
-        if group.news.iter().all(|new| new.inode != inode) {
-            let socket = (!matches!(group.phase, Phase::Switched)).then_some(socket);
-            group.news.push(Newcomer { inode, socket });
+        if group.members.iter().all(|member| member.inode != inode) {
+            let proof = if group.stage == Stage::Switched { Proof::Proven } else { Proof::None };
+            group.members.join(Member { inode, side: Side::New(proof) });
         }
-        group.steer()
+        group.steer(fetch)
     }
 
-    /// Moves every probe a step on; `true` when all places of the address at which the new server has
-    /// listened are proven. `prove`: with a probe, or take listening for it. `complete`: only if the new
-    /// server has all places that the old one has.
-    pub fn is_proven(&mut self, address: &Address, prove: bool, complete: bool) -> bool {
+    /// Listeners of the new server that nobody saw it open.
+    pub fn found<'a>(&mut self, listeners: impl IntoIterator<Item = &'a TcpSocket>) {
+        for listener in listeners {
+            let group = self.at(listener.place(), None);
+            if group.members.iter().all(|member| member.inode != listener.inode) {
+                (group.joined, group.in_order) = (true, false);
+                group.members.join(Member { inode: listener.inode, side: Side::New(Proof::None) });
+            }
+        }
+    }
+
+    /// Whether the new server has listened at this address, as far as we know.
+    pub fn has_joined(&self, address: &Address) -> bool {
+        self.near(address).any(|group| group.joined)
+    }
+
+    /// Whether listeners of old servers are kept open.
+    pub fn has_olds(&self) -> bool {
+        self.groups().any(Group::has_olds)
+    }
+
+    /// The old servers have ended before the new one has proven itself, which is alone now.
+    pub fn forget_olds(&mut self, fetch: Fetch<'_>) {
+        for group in self.groups_mut().filter(|group| group.old.is_some()) {
+            group.kept().into_iter().for_each(|inode| group.drop_old(inode, fetch));
+            group.old = None;
+        }
+    }
+
+    /// The new server puts a program of its own on a port. Where ours is on it that has to wait.
+    pub fn steer_by(&mut self, place: &Place, socket: &Socket, program: OwnProgram) -> io::Result<()> {
+        let group = self.at_port(place.address.port()).iter_mut().find(|group| group.place == *place);
+        match group {
+            Some(group) if group.has_olds() => {
+                Socket::scratch(place)?.steer_by(&program)?;
+                group.own = Some(program);
+                Ok(())
+            }
+            group => {
+                socket.steer_by(&program)?;
+                if let Some(group) = group {
+                    (group.steered, group.in_order) = (false, false);
+                }
+                Ok(())
+            }
+        }
+    }
+
+    /// Follows what the new server has closed.
+    pub fn follow_news(&mut self, listeners: &Listeners, fetch: Fetch<'_>) {
+        for group in self.groups_mut().filter(|group| group.has_news()) {
+            let place = group.place;
+            group.follow(|inode| listeners.at_place(&place).any(|s| s.inode == inode), fetch);
+        }
+    }
+
+    /// Follows what the new server has closed, and the old one; moves every probe a step on. `held` gives the
+    /// sockets that the new server holds.
+    pub fn look(
+        &mut self,
+        listeners: &Listeners,
+        prove: bool,
+        held: impl FnOnce() -> Option<BTreeSet<u32>>,
+        fetch: Fetch<'_>,
+    ) {
+        self.groups_mut().for_each(|group| group.reap(Some(listeners), fetch));
+        self.follow_olds(fetch);
+        self.follow_news(listeners, fetch);
+        let is_due = |m: &Member| matches!(&m.side, Side::New(proof) if proof.is_due());
+        if self.groups().any(|group| group.members.iter().any(is_due))
+            && let Some(held) = held()
+        {
+            self.groups_mut().for_each(|group| group.check(&held, fetch));
+        }
+        if self.diag.is_none() {
+            self.diag = Diag::open().ok();
+        }
+        let Some(diag) = &self.diag else { return };
+        for group in self.groups.values_mut().flatten().filter(|group| group.stage == Stage::Before) {
+            if prove {
+                let _ = group.step(diag, listeners, fetch);
+            } else {
+                group.members.iter_mut().filter_map(Member::proof).for_each(|proof| *proof = Proof::Proven);
+            }
+        }
+        for group in self.groups_mut().filter(|group| group.stage == Stage::Switched) {
+            group.unguard(fetch);
+        }
+    }
+
+    /// Lets go of what old servers have closed: nobody may be sent to a socket that only we hold.
+    fn follow_olds(&mut self, fetch: Fetch<'_>) {
+        let mut suspects = BTreeSet::new();
+        for member in self.groups_mut().flat_map(|group| group.members.iter_mut()) {
+            if let Side::Old { handle: Some(handle), .. } = &member.side
+                && !handle.seen.as_ref().is_some_and(|held| held.is_still(member.inode))
+            {
+                suspects.insert(member.inode);
+            }
+        }
+        if suspects.is_empty() || self.blind_until.is_some_and(|until| until > Instant::now()) {
+            return;
+        }
+        let Ok(held) = procfs::holders(&suspects) else {
+            // What cannot be seen may be open.
+            self.blind_until = Some(Instant::now() + BLIND_FOR);
+            return;
+        };
+        for group in self.groups_mut() {
+            for member in group.members.iter_mut().filter(|member| suspects.contains(&member.inode)) {
+                let Side::Old { handle: Some(handle), .. } = &mut member.side else { continue };
+                match (held.get(&member.inode), &handle.seen) {
+                    (Some(held), _) => (handle.seen, handle.closed) = (Some(*held), None),
+                    // Its files are closed after it has shown the last of them.
+                    (None, Some(seen)) if procfs::is_ending(seen.pid) => {}
+                    (None, _) => {
+                        handle.closed.get_or_insert_with(Instant::now);
+                    }
+                }
+            }
+            group.drop_closed(fetch);
+        }
+    }
+
+    /// Whether all places of the address at which the new server has listened are proven. `complete`: only if it has all
+    /// places that the old one has.
+    pub fn is_proven(&self, address: &Address, complete: bool) -> bool {
         let (mut all, mut any) = (true, false);
-        let Address::Tcp(_, port) = *address else { return false };
-        for group in self.at_port(port).iter_mut().filter(|g| address.collides(&g.place.address.into())) {
-            if group.news.is_empty() {
+        for group in self.near(address) {
+            if group.has_news() {
+                any = true;
+                all &= group.is_proven();
+            } else {
                 // Where it has closed what it had, it is on its way out, or not done.
                 all &= !complete && !group.joined;
-                continue;
             }
-            if !prove && matches!(group.phase, Phase::Steered) {
-                group.phase = Phase::Proven;
-            }
-            any = true;
-            all &= step_probe(group).unwrap_or(false);
         }
         any && all
     }
 
-    /// Whether [`Sharing::check`] has something to look at.
-    pub fn is_due(&self) -> bool {
-        self.groups().any(|group| match group.phase {
-            // The server may have closed the socket in whose queue the probe is.
-            Phase::Probing(_, since) => since.elapsed() > PROBE_PATIENCE,
-            Phase::Accepted(since) => since.elapsed() > STEADY,
-            Phase::Steered | Phase::Proven | Phase::Switched => false,
+    /// Whether the new server has closed all that it had at this address.
+    pub fn is_closed(&self, address: &Address) -> bool {
+        let mut joined = self.near(address).filter(|group| group.joined).peekable();
+        joined.peek().is_some() && joined.all(|group| !group.has_news())
+    }
+
+    /// What keeps the new server from being proven at this address, if it listens there.
+    pub fn hindrance(&self, address: &Address) -> Option<String> {
+        let unproven = || self.near(address).filter(|group| group.has_news() && !group.is_proven());
+        unproven().next()?;
+        let unreachable = unproven().find_map(|group| group.unreachable.clone());
+        Some(match unreachable {
+            Some(why) => format!("it listens, but {why}; --no-probe does without"),
+            None => "it listens but accepts nothing".into(),
         })
     }
 
-    /// Begins anew with those new sockets that the server still holds; where it holds all, and has accepted,
-    /// it is proven.
-    pub fn check(&mut self, held: &BTreeSet<u32>) {
-        for group in self.groups_mut() {
-            let (Phase::Probing(_, since) | Phase::Accepted(since)) = &mut group.phase else { continue };
-            let since = std::mem::replace(since, Instant::now());
-            if group.news.iter().any(|new| !held.contains(&new.inode)) {
-                group.phase = Phase::Steered;
-                let _ = group.keep(|inode| held.contains(&inode));
-            } else if matches!(group.phase, Phase::Accepted(_)) {
-                group.phase = match since.elapsed() > STEADY {
-                    true if group.has_accepted() => Phase::Proven,
-                    // The probe's last packet came after the look at the queue.
-                    true => Phase::Probing(None, Instant::now()),
-                    false => Phase::Accepted(since),
-                };
-            }
-        }
+    fn near(&self, address: &Address) -> impl Iterator<Item = &Group> {
+        let port = if let Address::Tcp(_, port) = *address { port } else { 0 };
+        let here = |group: &&Group| address.collides(&group.place.address.into());
+        self.groups.get(&port).into_iter().flatten().filter(here)
     }
 
-    /// After the switch: goes on with what is left of the new sockets.
-    pub fn follow(&mut self, listeners: &Listeners) {
-        self.groups_mut().filter(|g| matches!(g.phase, Phase::Switched)).for_each(|group| group.follow(listeners));
+    /// Forgets what the new server had at this address, where no old one is.
+    pub fn forget(&mut self, address: &Address) {
+        let Address::Tcp(_, port) = *address else { return };
+        self.at_port(port).retain(|g| g.old.is_some() || g.has_news() || !address.collides(&g.place.address.into()));
+        for group in self.at_port(port) {
+            group.joined &= group.has_news();
+        }
+        self.groups.retain(|_, groups| !groups.is_empty());
     }
 
     /// From here new connections go to the new server. Returns the places that it does not take over, which
     /// the old one has to its end, and the first failure: of one group, the others are switched all the same.
-    pub fn switch(&mut self) -> (Vec<SocketAddr>, io::Result<()>) {
+    pub fn switch(&mut self, fetch: Fetch<'_>) -> (Vec<SocketAddr>, io::Result<()>) {
         let (mut abandoned, mut result) = (Vec::new(), Ok(()));
         // Where the kernel cannot be asked all are there that were.
-        let listeners = net::listeners().ok();
-        let taken: Vec<Place> = self.groups().filter(|g| !g.news.is_empty()).map(|g| g.place).collect();
+        if let Ok(listeners) = net::listeners() {
+            self.follow_news(&listeners, fetch);
+        }
+        let taken: Vec<Place> = self.groups().filter(|g| g.has_news()).map(|g| g.place).collect();
         for group in self.groups_mut() {
-            let done = if !group.news.is_empty() {
-                group.switch(listeners.as_ref())
+            let done = if group.has_news() {
+                group.switch(fetch)
             } else if taken.iter().any(|new| new.covers(&group.place)) {
                 // The new server is at another place of the same port: whoever still comes here tries
                 // again, and meets the new one once this socket is closed.
-                group.olds.iter().map(Socket::refuse_newcomers).fold(Ok(()), io::Result::and)
+                group.handles().map(|old| old.refuse_newcomers(None).map(drop)).fold(Ok(()), io::Result::and)
             } else {
-                abandoned.push(group.place.address);
+                if group.has_olds() {
+                    abandoned.push(group.place.address);
+                }
                 Ok(())
             };
             result = result.and(done);
@@ -383,11 +779,11 @@ impl Sharing {
     }
 
     /// From here new connections go to the old servers again. What went to the new one stays there.
-    pub fn switch_back(&mut self) {
+    pub fn switch_back(&mut self, fetch: Fetch<'_>) {
         for group in self.groups_mut() {
-            group.phase = Phase::Steered;
-            let _ = group.steer();
-            for old in &group.olds {
+            group.stage = Stage::Before;
+            let _ = group.steer(fetch);
+            for old in group.handles() {
                 let _ = old.accept_newcomers();
             }
         }
@@ -395,37 +791,62 @@ impl Sharing {
 
     /// Inodes of the listeners of old servers that we keep open.
     pub fn kept(&self) -> impl Iterator<Item = u32> {
-        self.groups().flat_map(|g| &g.olds).filter_map(|old| old.inode().ok())
+        self.groups().flat_map(|g| g.members.iter()).filter(|m| !m.is_new()).map(|m| m.inode)
+    }
+
+    /// Those of one old server.
+    pub fn kept_of(&self, old: u64) -> BTreeSet<u32> {
+        let own = self.groups().filter(|g| g.old == Some(old)).flat_map(|g| g.members.iter());
+        own.filter(|m| !m.is_new()).map(|m| m.inode).collect()
+    }
+
+    /// This old server is gone, and nobody holds its listeners: lets go of them. Whether the kernel has closed them.
+    pub fn drop_olds(&mut self, old: u64, fetch: Fetch<'_>) -> bool {
+        let mut closed = true;
+        for group in self.groups_mut().filter(|group| group.old == Some(old)) {
+            if group.news().count() < group.handles().count() {
+                // For a moment the index may name an old socket: whoever meets it tries again.
+                group.handles().for_each(|old| drop(old.refuse_newcomers(None)));
+            }
+            group.kept().into_iter().for_each(|inode| group.drop_old(inode, fetch));
+            group.reap(net::listeners_at(group.place.address.port()).ok().as_ref(), fetch);
+            closed &= group.kept().is_empty();
+        }
+        closed
     }
 
     /// This old server stays: nothing is wanted of it any more.
     pub fn let_go(&mut self, old: u64) {
+        let listeners = net::listeners().ok();
         for groups in self.groups.values_mut() {
-            groups.extract_if(.., |g| g.old == Some(old)).for_each(Group::leave_to_old);
+            groups.extract_if(.., |g| g.old == Some(old)).for_each(|group| group.leave_to_old(listeners.as_ref()));
         }
+        self.groups.retain(|_, groups| !groups.is_empty());
     }
 
-    /// The old server is gone, and these are the listeners of the new one.
-    pub fn finish(mut self, listeners: &[Socket]) {
-        for target in listeners {
-            let Ok(place) = Place::of(target) else { continue };
-            let here = |group: &mut Group| group.place == place && !group.olds.is_empty();
-            self.at_port(place.address.port()).extract_if(.., here).for_each(|group| group.leave_to_new(target));
+    /// The old servers are gone, and the new one has proven itself.
+    pub fn finish(self, fetch: Fetch<'_>) {
+        for mut group in self.groups.into_values().flatten() {
+            match group.has_olds() || group.old.is_some() {
+                true => group.leave_to_new(fetch),
+                false => group.unguard(fetch),
+            }
         }
     }
 
     /// The new server is gone, or gives up.
     pub fn turn_back(self) {
-        self.groups.into_values().flatten().for_each(Group::leave_to_old);
+        let listeners = net::listeners().ok();
+        self.groups.into_values().flatten().for_each(|group| group.leave_to_old(listeners.as_ref()));
     }
 }
 
 /// New connections go to whoever listens beside these sockets, which joined last and are all that a server has there.
 pub fn steer_away(sockets: Vec<Socket>, listeners: &Listeners) -> io::Result<()> {
     for group in Sharing::alone(sockets)?.groups() {
-        let others = group.strangers(listeners)? as u32;
-        if let (1.., Some(socket)) = (others, group.olds.first()) {
-            socket.steer(Range { first: 0, count: others })?;
+        let others = group.strangers(listeners) as u32;
+        if let (1.., Some(socket)) = (others, group.handles().next()) {
+            socket.steer(&Program::new(&[Range { first: 0, count: others }], &[]))?;
         }
     }
     Ok(())
@@ -434,167 +855,33 @@ pub fn steer_away(sockets: Vec<Socket>, listeners: &Listeners) -> io::Result<()>
 /// Takes off what steers and filters these sockets, all that a server has at their places. `false`, and all stays
 /// steered, if somebody else listens there too: their claimer has gone away, and its server may come only now.
 pub fn serve_alone(sockets: Vec<Socket>) -> io::Result<bool> {
-    let sharing = Sharing::alone(sockets)?;
+    let mut sharing = Sharing::alone(sockets)?;
     if !sharing.is_known()? {
         return Ok(false);
     }
-    for socket in sharing.groups().flat_map(|group| &group.olds) {
+    for socket in sharing.groups().flat_map(Group::handles) {
         let _ = socket.accept_newcomers();
         let _ = socket.release();
     }
     // Who came at this very moment has joined behind them, and not proven itself.
     let alone = sharing.is_known();
     if !matches!(alone, Ok(true)) {
-        sharing.groups().for_each(|group| drop(group.steer()));
+        sharing.groups_mut().for_each(|group| drop(group.steer(&|_| Vec::new())));
     }
     alone
-}
-
-/// Close first, then look: a socket with TCP_DEFER_ACCEPT shows an open probe in no queue.
-fn step_probe(group: &mut Group) -> io::Result<bool> {
-    match &group.phase {
-        Phase::Proven | Phase::Switched => return Ok(true),
-        Phase::Steered => {
-            let probe = match Probe::new(group.place.address, group.place.dual) {
-                // A family without an address: nobody can reach the place.
-                Err(e) if matches!(e.raw_os_error(), Some(libc::EADDRNOTAVAIL | libc::EAFNOSUPPORT)) => {
-                    group.phase = Phase::Proven;
-                    return Ok(true);
-                }
-                probe => probe?,
-            };
-            group.phase = Phase::Probing(Some(probe), Instant::now());
-            group.steer()?;
-            if let Phase::Probing(Some(probe), _) = &group.phase
-                && let Err(e) = probe.connect()
-            {
-                group.phase = Phase::Steered;
-                return Err(e);
-            }
-        }
-        Phase::Probing(Some(probe), since) => match probe.connected() {
-            Ok(false) => {}
-            Ok(true) => {
-                group.phase = Phase::Probing(None, *since);
-                group.steer()?;
-            }
-            // Refused or reset: the next look begins anew.
-            Err(_) => group.phase = Phase::Steered,
-        },
-        Phase::Probing(None, _) => {
-            if group.has_accepted() {
-                group.phase = Phase::Accepted(Instant::now());
-            }
-        }
-        Phase::Accepted(_) => {}
-    }
-    Ok(false)
 }
 
 /// How long a probe may take before somebody looks whether its socket is still the server's.
 const PROBE_PATIENCE: Duration = Duration::from_millis(250);
 
+/// How long a probe takes to connect on this machine at most, unless something keeps it away.
+const PROBE_ARRIVES: Duration = Duration::from_millis(500);
+
+/// How long an old server that has closed its last listener may take to open another one.
+const REOPENS_WITHIN: Duration = Duration::from_millis(250);
+
+/// How long after a look at all processes in vain the next one is taken.
+const BLIND_FOR: Duration = Duration::from_millis(500);
+
 /// How long a server that has accepted is watched: one that crashes at its start does so right away.
 const STEADY: Duration = Duration::from_millis(100);
-
-/// How far a drain is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Drained {
-    /// Connections are still on their way to the server.
-    Arriving,
-    /// Nothing can be lost any more by closing the listeners.
-    Quiesced,
-    /// No connection is busy.
-    Idle,
-}
-
-/// Longest time for handshakes that were under way: whoever needs longer has lost packets.
-const HANDSHAKES_MAX: Duration = Duration::from_secs(3);
-
-/// Handshakes that are under way at these ports.
-fn handshakes(ports: &BTreeSet<u16>) -> io::Result<Vec<Ends>> {
-    let all = net::handshakes()?.into_iter().map(|s| s.ends);
-    Ok(all.filter(|ends| ports.contains(&ends.local.port())).collect())
-}
-
-/// The drain of a server that gets no new connections any more.
-pub struct Drain {
-    diag: Diag,
-    listeners: Vec<Socket>,
-    ports: BTreeSet<u16>,
-    handshakes: Vec<Ends>,
-    confirmed: bool,
-    until: Instant,
-    connections: Option<Vec<Ends>>,
-    busy: usize,
-    idle_looks: u32,
-}
-
-impl Drain {
-    /// Begins right after the switch: what is under way now is the old server's.
-    pub fn start(listeners: Vec<Socket>) -> io::Result<Drain> {
-        let ports: BTreeSet<u16> = listeners.iter().filter_map(|s| Some(s.address().ok()?.port())).collect();
-        Ok(Drain {
-            diag: Diag::open()?,
-            handshakes: handshakes(&ports)?,
-            listeners,
-            ports,
-            confirmed: false,
-            until: Instant::now() + HANDSHAKES_MAX,
-            connections: None,
-            busy: 0,
-            idle_looks: 0,
-        })
-    }
-
-    /// Looks again.
-    pub fn look(&mut self, server: &Server) -> Drained {
-        let diag = &self.diag;
-        if self.connections.is_none() {
-            self.handshakes.retain(|ends| diag.find(*ends).map_or(true, |s| s.is_some_and(|s| s.is_handshake())));
-            let queued = self.listeners.iter().any(|l| l.queue().is_ok_and(|len| len > 0));
-            if queued || (!self.handshakes.is_empty() && Instant::now() < self.until) {
-                return Drained::Arriving;
-            }
-            // One whose listener was chosen before the switch may have come to light after the first list.
-            if !self.confirmed {
-                if let Ok(all) = handshakes(&self.ports) {
-                    (self.handshakes, self.confirmed) = (all, true);
-                }
-                return Drained::Arriving;
-            }
-        }
-        // The list is made anew for the look that confirms: a connection that had left the queue at the
-        // first, but was not yet a file of the server's, is one by now.
-        if self.connections.is_none() || self.idle_looks == 1 {
-            // What cannot be looked at may be busy.
-            let (Some(inodes), Ok(connections)) = (server.socket_inodes(), net::connections()) else {
-                self.idle_looks = 0;
-                return Drained::Quiesced;
-            };
-            // Not those that the server opened itself, to a database say.
-            let taken = |s: &&TcpSocket| self.ports.contains(&s.ends.local.port()) && inodes.contains(&s.inode);
-            self.connections = Some(connections.iter().filter(taken).map(|s| s.ends).collect());
-        }
-        let mut busy = 0;
-        if let Some(connections) = &mut self.connections {
-            connections.retain(|ends| match diag.find(*ends) {
-                Ok(Some(socket)) => {
-                    busy += usize::from(socket.is_busy());
-                    true
-                }
-                Ok(None) => false,
-                Err(_) => true,
-            });
-        }
-        self.busy = busy;
-        self.idle_looks = if busy == 0 { self.idle_looks + 1 } else { 0 };
-        // One look could fall between an answer and the next question.
-        if self.idle_looks > 1 { Drained::Idle } else { Drained::Quiesced }
-    }
-
-    /// Connections that were busy at the last look.
-    pub fn busy(&self) -> usize {
-        self.busy
-    }
-}

@@ -857,16 +857,22 @@ fn a_server_that_listens_closes_and_listens_again() {
 }
 
 #[test]
-fn a_server_that_steers_its_port_itself_keeps_its_program_and_swaps_in_plain_order() {
+fn a_server_that_steers_its_port_itself_keeps_its_program_and_is_replaced_by_who_says_ready() {
     let scene = Scene::new(&["reuseport", "steers"]);
     let steers = scene.words(&["reuseport", "steers"]);
     assert_eq!(scene.sandbox.status()[0][6], "plain");
     assert_eq!(scene.sandbox.run(["-d", "false"]).0, 1);
     assert_eq!(get(scene.port).unwrap().generation, 1);
-    let log = deploy(&scene.sandbox, &steers);
-    assert!(log.contains("cannot be shared"), "{log}");
-    answered_by(scene.port, 2);
-    scene.sandbox.take_down(&format!(":{}", scene.port));
+    // In plain order, and in that a server which says nothing replaces nobody.
+    let (status, log) = scene.sandbox.run([&["-d"][..], &steers].concat());
+    assert!(status == 1 && log.contains("did not say READY") && log.contains("the old one still serves"), "{log}");
+    assert_eq!(get(scene.port).unwrap().generation, 1);
+    let plain = plain_server();
+    let address = format!(":{}", scene.port);
+    let log = deploy(&scene.sandbox, &[plain.to_str().unwrap(), &address]);
+    assert!(log.contains("this swap runs in plain order"), "{log}");
+    answered_by(scene.port, 3);
+    scene.sandbox.take_down(&address);
 }
 
 #[test]
@@ -1157,7 +1163,8 @@ fn a_server_that_binds_ever_new_sockets_costs_its_supervisor_nothing() {
          \tbind(times)\n\
          \tserver.accept()"
     );
-    let mut running = sandbox.serverswap(["python3", "-c", &script]);
+    // It accepts twice: not a probe.
+    let mut running = sandbox.serverswap(["--no-probe", "python3", "-c", &script]);
     running.says("is up");
     let accepted = || TcpStream::connect(("127.0.0.1", port)).unwrap().read(&mut [0]).unwrap();
     accepted();
@@ -1185,7 +1192,8 @@ fn a_bind_that_failed_makes_no_address_of_the_next_one() {
          print('listens everywhere', flush=True)\n\
          time.sleep(1000)"
     );
-    let running = sandbox.serverswap(["python3", "-c", &script]);
+    // It accepts nothing.
+    let running = sandbox.serverswap(["--no-probe", "python3", "-c", &script]);
     running.says("listens everywhere");
     running.says("is up");
     let rows = sandbox.status();

@@ -3,16 +3,13 @@
 mod common;
 
 use common::{
-    DEADLINE, Load, Running, SERVERSWAP, Sandbox, alive, answered_by, children, get, kill, plain_server, until,
+    DEADLINE, Load, Running, SERVERSWAP, Sandbox, alive, answered_by, children, get, kill, plain_server, pty, until,
 };
-use nix::fcntl::OFlag;
 use nix::libc;
-use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
 use std::fs::{self, File};
 use std::io::{Read, Write};
 use std::os::linux::net::SocketAddrExt;
 use std::os::unix::net::{SocketAddr, UnixDatagram};
-use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
@@ -357,17 +354,6 @@ fn a_waiting_detach_is_not_cancelled_by_sigkill_nor_after_the_switch() {
     scene.sandbox.take_down(&scene.address);
 }
 
-/// A pseudo terminal that no other test inherits: the keyboard, the screen.
-fn pty() -> (File, File) {
-    use std::os::fd::{FromRawFd, IntoRawFd};
-    use std::os::unix::fs::OpenOptionsExt;
-    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
-    grantpt(&master).and_then(|()| unlockpt(&master)).unwrap();
-    let slave = File::options().read(true).write(true).custom_flags(libc::O_NOCTTY).open(ptsname_r(&master).unwrap());
-    // SAFETY: the fd was the master's, which gave it up.
-    (unsafe { File::from_raw_fd(master.into_raw_fd()) }, slave.unwrap())
-}
-
 /// A supervisor in the foreground of a terminal of its own.
 struct Terminal {
     running: Running,
@@ -379,13 +365,7 @@ impl Terminal {
         let (keyboard, screen) = pty();
         let mut command = scene.sandbox.command(SERVERSWAP);
         command.arg(plain_server()).arg(&scene.address).args(words).stdin(Stdio::from(screen));
-        // SAFETY: ioctl is async-signal-safe; after setsid() the terminal at 0 becomes the controlling one.
-        unsafe {
-            command.pre_exec(|| match libc::ioctl(0, libc::TIOCSCTTY, 0) {
-                0 => Ok(()),
-                _ => Err(std::io::Error::last_os_error()),
-            })
-        };
+        common::controls_terminal(&mut command);
         let running = scene.sandbox.start(command);
         running.says("is up");
         Terminal { running, keyboard: Some(keyboard) }
@@ -934,13 +914,7 @@ fn a_wrapped_server_on_a_terminal_ends_with_its_supervisor_before_it_serves() {
     let mut command = sandbox.command("sh");
     // A shell with job control, as a person has it.
     command.args(["-mc", &format!("{SERVERSWAP} sh -c '{wrapped}'; read line")]).stdin(Stdio::from(screen));
-    // SAFETY: ioctl is async-signal-safe; after setsid() the terminal at 0 becomes the controlling one.
-    unsafe {
-        command.pre_exec(|| match libc::ioctl(0, libc::TIOCSCTTY, 0) {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error()),
-        })
-    };
+    common::controls_terminal(&mut command);
     let mut shell = sandbox.start(command);
     gate.reached();
     kill(supervisor_of(&sandbox), libc::SIGKILL);

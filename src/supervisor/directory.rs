@@ -8,8 +8,10 @@
 use super::Supervisor;
 use super::threads::{self, GenId};
 use crate::address::Address;
-use crate::registry::{Found, LOCK_PATIENCE, Notes};
+use crate::place::Place;
+use crate::registry::{Asker, Found, LOCK_PATIENCE, May, Mine, Notes};
 use crate::swap::{Effect, Event, Level, OldId};
+use crate::sys::net::TcpSocket;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
 use std::io;
@@ -107,6 +109,7 @@ impl Supervisor {
             | Effect::Done => Part::After,
             Effect::Say(..)
             | Effect::Admit(_)
+            | Effect::Pass(_)
             | Effect::Deny(_)
             | Effect::Join(_)
             | Effect::Settle
@@ -201,7 +204,12 @@ impl Supervisor {
         // It speaks for itself: what it listens on beside its READYs is its own affair.
         live.discover_until = None;
         let (pid, server) = (live.server.pid, &live.server);
-        let found = self.dir.look_up(&key.1, pid, &|other| server.owns(other), &mut notes);
+        let holds = |sockets: &[TcpSocket]| server.holds(sockets).map(|held| !held.is_empty());
+        let mine = Mine { owns: &|other| server.owns(other), holds: &holds };
+        let calls = live.calls.iter().filter(|call| Address::from(call.place.address) == key.1);
+        let places: Vec<(Place, May)> = calls.map(|call| (call.place, call.may)).collect();
+        let asker = Asker { me: pid, mine, places: &places };
+        let found = self.dir.look_up(&key.1, &asker, &mut notes);
         if let (Found::Unclear(_), ..UNCLEAR_LOOKS) = (&found, looks) {
             // Nothing tells when the last thread of a killed process has let go of its sockets.
             let at = Some(Instant::now() + UNCLEAR_LOOKS_EVERY);
@@ -213,7 +221,9 @@ impl Supervisor {
             self.log.say(Level::Warning, Some(&address), &note);
         }
         let event = match found {
-            Found::Vacant => {
+            Found::Foreign => Event::Foreign(address),
+            Found::Vacant(beside) => {
+                live.beside.extend(beside);
                 live.held.insert(address.clone());
                 // There was nobody before it.
                 if std::mem::take(&mut live.number_is_guess) && live.number > 1 {

@@ -10,15 +10,19 @@ use crate::error::status;
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
 use crate::registry::{Holder, Registration};
 use crate::server::Server;
+use crate::share::Sharing;
 use crate::swap::{self, ClaimerId, Effect, Event, Level, OldId, Order, Settings};
 use crate::sys::net;
 use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// How long a claimer's death may take to be seen in the run directory: its sockets close before its locks do.
 const REGAIN_FOR: Duration = Duration::from_secs(2);
+
+/// What the machine says of a server that it has killed.
+const KILLED: &str = "it is killed";
 
 /// Why an orphan is taken over.
 pub(super) enum Adopted {
@@ -71,6 +75,7 @@ impl Supervisor {
             }
             Effect::AskStop(_, old) => self.ask(old, Event::AskedStop(ClaimerId(old.0)), PeerWord::Stop),
             Effect::Admit(address) => self.admit(generation, &address),
+            Effect::Pass(address) => self.pass(generation, &address),
             Effect::Deny(address) => self.deny(generation, &address),
             Effect::Join(address) => self.join(generation, &address),
             Effect::Settle => {
@@ -85,10 +90,16 @@ impl Supervisor {
             }
             Effect::SwitchBack => self.switch_back(generation),
             Effect::AskStay(old) => self.ask(old, Event::AskedStay(ClaimerId(old.0)), PeerWord::Stay),
-            Effect::Drain => self.drain(generation),
+            Effect::Drain => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.gave_way = true;
+                }
+                self.drain(generation);
+            }
             Effect::StopDrain => {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.stop_drain();
+                    live.gave_way = live.machine.is_leaving();
                 }
             }
             Effect::CutOff => self.cut_off(generation),
@@ -111,23 +122,35 @@ impl Supervisor {
             }
             Effect::Signal => {
                 if let Some(live) = self.live.get(&generation) {
+                    live.server.tell_jobs();
                     live.server.signal(self.run.stop_signal);
                 }
             }
             Effect::Kill => {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.killed = true;
-                    live.server.signal_all(Signal::SIGKILL);
+                    live.server.signal_all(Signal::SIGKILL, live.jobs());
+                    if !live.was_up && live.server.is_out_of_reach() {
+                        // It never ends for us, and whoever waits for the swap is told how it went.
+                        self.server_is_gone(generation);
+                        self.feed(generation, Event::Exited(status::NOT_UP));
+                    }
                 }
             }
-            Effect::Grant(claimer, holds) => match self.local_claimer(claimer) {
-                Some(of) => self.locked(of, claimer.0, holds),
-                None => {
-                    self.hand_over(generation, claimer, &holds);
-                    let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
-                    self.tell_peer(claimer, words);
+            Effect::Grant(claimer, holds) => {
+                if let Some(live) = self.live.get_mut(&generation) {
+                    live.claimed = Some(claimer);
+                    live.server.tell_jobs();
                 }
-            },
+                match self.local_claimer(claimer) {
+                    Some(of) => self.locked(of, claimer.0, holds),
+                    None => {
+                        self.hand_over(generation, claimer, &holds);
+                        let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
+                        self.tell_peer(claimer, words);
+                    }
+                }
+            }
             Effect::TellReleased(claimer, address) => match self.local_claimer(claimer) {
                 Some(of) => self.feed(of, Event::OldReleased(OldId(claimer.0), address)),
                 None => self.tell_peer(claimer, [HolderWord::Released(address)]),
@@ -140,10 +163,7 @@ impl Supervisor {
                 // Whoever hears of it may look at the run directory at once.
                 self.retire(generation);
                 match self.local_claimer(claimer) {
-                    Some(of) => {
-                        self.olds.remove(&claimer.0);
-                        self.feed(of, Event::OldGone(OldId(claimer.0)));
-                    }
+                    Some(_) => self.old_gone(claimer.0),
                     None => self.tell_peer(claimer, [HolderWord::Gone]),
                 }
             }
@@ -151,7 +171,14 @@ impl Supervisor {
             Effect::Disarm(timer) => self.timers.disarm(generation, timer),
             Effect::Pause(timer) => self.timers.pause(generation, timer),
             Effect::Resume(timer) => self.timers.resume(generation, timer),
-            Effect::Report(level, address, text) => self.log.say(level, address.as_ref(), &text),
+            Effect::Report(level, address, text) => {
+                let is_out_of_reach = |live: &Live| live.server.is_out_of_reach();
+                let text = match text.contains(KILLED) && self.live.get(&generation).is_some_and(is_out_of_reach) {
+                    true => text.replace(KILLED, "it runs as another user and cannot be killed: it lives on"),
+                    false => text,
+                };
+                self.log.say(level, address.as_ref(), &text);
+            }
             Effect::Up => self.up(generation),
             Effect::Done => self.done(generation),
             Effect::End(status) => self.end(generation, status),
@@ -197,6 +224,7 @@ impl Supervisor {
                 asked: Vec::new(),
                 told: false,
                 orphaned: false,
+                lingers: None,
             },
         );
         id
@@ -256,13 +284,22 @@ impl Supervisor {
             discover_until: None,
             seen: BTreeSet::new(),
             calls: Vec::new(),
-            sharing: None,
+            lent: VecDeque::new(),
+            handed_over: false,
+            young: Vec::new(),
+            programs: BTreeSet::new(),
+            hindrances: BTreeMap::new(),
+            datagrams: holder.datagrams.clone(),
+            beside: Vec::new(),
+            sharing: Sharing::default(),
             left_by: None,
             succeeded: false,
             unshared: false,
             proving: BTreeSet::new(),
             settled: false,
             killed: false,
+            claimed: None,
+            gave_way: false,
             drains: false,
             drain: None,
             quiesced: false,
@@ -351,7 +388,7 @@ impl Supervisor {
     /// Writes the pidfile; `false` if somebody living has the address who is not one of `olds`.
     pub(super) fn register(&mut self, generation: GenId, address: &Address, olds: &[Pid]) -> bool {
         let Some(live) = self.live.get_mut(&generation) else { return true };
-        match self.dir.take(address, live.server.pid, olds) {
+        match self.dir.take(address, live.server.pid, olds, &live.beside) {
             Ok(false) => return false,
             Ok(true) => {
                 live.held.insert(address.clone());
@@ -400,6 +437,10 @@ impl Supervisor {
         let Some(live) = self.live.get_mut(&generation) else { return };
         let before = std::mem::replace(&mut self.current, generation);
         (self.answers_for, live.was_up) = (generation, true);
+        // UDP sockets that it has by now are those that a successor may have beside it.
+        if let Some(Ok(datagrams)) = live.watch().map(|watch| watch.facts.datagrams()) {
+            live.datagrams = datagrams;
+        }
         let addresses = live.machine.addresses();
         live.name = addresses.first().cloned();
         let more = match addresses.len() {
@@ -409,6 +450,15 @@ impl Supervisor {
         };
         let text = format!("server {} is up (generation {}{more})", live.server.pid, live.number);
         self.log.say(Level::Notice, addresses.first(), &text);
+        if !live.datagrams.is_empty() {
+            self.register_again(generation);
+        }
+        if self.dir.has_reserved() {
+            // It may want them: not every server listens everywhere in one moment.
+            let until = Instant::now() + swap::QUIET;
+            self.orphans_until = Some(until);
+            self.poll_by(until);
+        }
         self.manager.tell("READY=1");
         // A reload replaces even what has no address in common with it.
         let replaced = |old: &Old| old.of == generation && matches!(old.to, OldTo::Local(to) if to == before);
@@ -430,6 +480,7 @@ impl Supervisor {
     fn end(&mut self, generation: GenId, status: u8) {
         let Some(live) = self.clear_away(generation) else { return };
         if !live.is_orphan() {
+            self.dir.release_orphans();
             if generation == self.answers_for {
                 self.status = status;
             }
@@ -451,9 +502,10 @@ impl Supervisor {
                 self.reload_failed(&waiters, status::FAILED, "the server is gone");
             }
         }
-        if live.server.signal_rest(self.run.stop_signal) || live.killed {
+        let jobs = live.jobs();
+        if live.server.signal_rest(self.run.stop_signal, jobs) || live.killed {
             let patience = if live.killed { Duration::ZERO } else { self.run.kill_after };
-            self.leftovers.push(Leftover::new(live.server, Instant::now() + patience));
+            self.leftovers.push(Leftover::new(live.server, jobs, Instant::now() + patience));
             self.poll_soon();
         }
     }

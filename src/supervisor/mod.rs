@@ -16,17 +16,23 @@ mod watching;
 use crate::address::Address;
 use crate::cli::Run;
 use crate::detach::Launcher;
+use crate::drain::Drain;
 use crate::error::{Error, Result, status};
+use crate::family::{Household, Jobs};
 use crate::message::Log;
 use crate::notify::{self, Manager, Notice};
+use crate::place::Place;
+use crate::procfs;
 use crate::registry::{Holder, Registration, RunDir};
 use crate::server::Server;
-use crate::share::{Drain, Sharing};
+use crate::share::Sharing;
 use crate::swap::{self, ClaimerId, Level, SpeakerId};
+use crate::sys::net;
 use crate::sys::process::{self, Pid};
 use directory::{Desk, PARTING};
 use nix::sys::signal::Signal;
 use peers::Conn;
+use sharing::{Lent, Young};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
@@ -68,8 +74,22 @@ struct Live {
     seen: BTreeSet<u32>,
     /// Its `listen` calls that wait for an answer.
     calls: Vec<Waiting>,
-    /// The ports that it is to share with an old server, until that is gone.
-    sharing: Option<Sharing>,
+    /// And those that the supervisor of a newer server is to answer.
+    lent: VecDeque<Lent>,
+    /// Whoever has the lock steers its ports.
+    handed_over: bool,
+    /// Listeners that it opened when it was up already.
+    young: Vec<Young>,
+    /// Places that it steers by programs of its own.
+    programs: BTreeSet<Place>,
+    /// What it was said that keeps it from being proven.
+    hindrances: BTreeMap<Address, String>,
+    /// Inodes of the UDP sockets at fixed ports that it had when it came up.
+    datagrams: Vec<u32>,
+    /// Main processes of servers that have an address of the same name beside it.
+    beside: Vec<Pid>,
+    /// Its listeners on their way to be proven, and those of old servers, until these are gone.
+    sharing: Sharing,
     /// Who had its lock and has gone away: keeps it for a while, or until the server of that one is gone too, and
     /// what that left on the sockets is taken off.
     left_by: Option<Left>,
@@ -82,6 +102,9 @@ struct Live {
     settled: bool,
     /// All of it was killed, and so is what turns up of it.
     killed: bool,
+    /// A newer server is to have its place: the claimer with its lock, or one that it has drained for.
+    claimed: Option<ClaimerId>,
+    gave_way: bool,
     /// New connections go to a newer server; and its own ones, if they can be watched yet.
     drains: bool,
     drain: Option<Drain>,
@@ -106,6 +129,8 @@ struct Ended {
     seen: Instant,
     /// What was left of the server was told to stop.
     rest_told: bool,
+    /// How many looks in a row saw nobody of a daemon that does not listen yet.
+    unseen: u32,
 }
 
 /// A claimer that has gone away with the lock.
@@ -134,6 +159,7 @@ impl Left {
 /// Processes of an ended server that were told to stop, and until when they may.
 struct Leftover {
     server: Server,
+    jobs: Jobs,
     until: Instant,
     unseen: u32,
 }
@@ -146,6 +172,17 @@ struct Sockets {
 }
 
 impl Live {
+    /// Whether it was up, and not as one of which nothing was seen so far.
+    fn has_served(&self) -> bool {
+        self.was_up && (self.discover_until.is_none() || !self.machine.claims().is_empty())
+    }
+
+    /// What becomes of its jobs when it ends.
+    fn jobs(&self) -> Jobs {
+        let is_replaced = self.gave_way || self.claimed.is_some_and(|claimer| self.machine.is_locked_by(claimer));
+        if self.was_up && is_replaced { Jobs::Spared } else { Jobs::Ended }
+    }
+
     fn is_orphan(&self) -> bool {
         self.sockets.is_none()
     }
@@ -168,6 +205,17 @@ struct Old {
     told: bool,
     /// Its supervisor is gone.
     orphaned: bool,
+    /// It has ended, and since then somebody else holds a listener of its.
+    lingers: Option<Linger>,
+}
+
+/// What is known of somebody who holds a listener of an old server that has ended.
+#[derive(Clone, Copy)]
+enum Linger {
+    /// Seen first then: it may be ending too.
+    Since(Instant),
+    /// And it was named.
+    Named,
 }
 
 enum OldTo {
@@ -185,6 +233,7 @@ pub struct Supervisor {
     events: Events,
     inbox: Receiver<Event>,
     live: BTreeMap<GenId, Live>,
+    household: Arc<Household>,
     next_generation: GenId,
     /// The generation that serves, or that is to serve first.
     current: GenId,
@@ -198,9 +247,13 @@ pub struct Supervisor {
     /// Who has said UP, and could not be looked at since.
     ups: Vec<(GenId, SpeakerId)>,
     desk: Desk,
+    /// Calls of the old server of a reload that the new one answers.
+    moved: Vec<(GenId, Id, Waiting)>,
     /// Events of the machines that wait for their turn.
     pending: VecDeque<(GenId, swap::Event)>,
     leftovers: Vec<Leftover>,
+    /// Until when orphans are kept that nobody here wants so far.
+    orphans_until: Option<Instant>,
     poll_at: Option<Instant>,
     poll_every: Duration,
     poll_took: Duration,
@@ -224,6 +277,21 @@ impl Supervisor {
         process::clean_signals();
         process::save_memory();
         process::raise_files();
+        let household = match procfs::is_ours() {
+            true => Household::found(),
+            false => Err(std::io::Error::other("/proc is not mounted, or is that of another pid namespace")),
+        };
+        let household = match household {
+            Ok(household) => household,
+            Err(e) => {
+                let error = Error::unable("look at processes", e, "nothing was started");
+                log.say(Level::Error, None, &error.text);
+                if let Some(launcher) = launcher {
+                    launcher.tell(error.status);
+                }
+                return error.status;
+            }
+        };
         let (events, inbox) = sync_channel(threads::BACKLOG);
         let on_terminal = launcher.is_none() && std::fs::File::open("/dev/tty").is_ok();
         let mut supervisor = Supervisor {
@@ -233,6 +301,7 @@ impl Supervisor {
             events,
             inbox,
             live: BTreeMap::new(),
+            household,
             next_generation: 1,
             current: 1,
             answers_for: 1,
@@ -242,8 +311,10 @@ impl Supervisor {
             timers: Timers::default(),
             ups: Vec::new(),
             desk: Desk::default(),
+            moved: Vec::new(),
             pending: VecDeque::new(),
             leftovers: Vec::new(),
+            orphans_until: None,
             poll_at: None,
             poll_every: Duration::ZERO,
             poll_took: Duration::ZERO,
@@ -305,7 +376,12 @@ impl Supervisor {
                 self.handle(event);
             }
             while let Some((generation, timer)) = self.timers.take_due() {
-                self.feed(generation, swap::Event::Timer(timer));
+                // A daemon whose starter is done is no worker, however quiet it is.
+                let is_daemon = self.live.get(&generation).is_some_and(|live| live.ended.is_some());
+                match timer {
+                    swap::Timer::Quiet if is_daemon => self.timers.arm(generation, timer, swap::QUIET),
+                    _ => self.feed(generation, swap::Event::Timer(timer)),
+                }
             }
             self.settle();
             if self.directory_at().is_some_and(|at| at <= Instant::now()) {
@@ -329,7 +405,8 @@ impl Supervisor {
         // The lock of the directory may be among what nobody hears any more.
         drop(self.inbox);
         // Whoever was killed meanwhile could not do it.
-        self.dir.with_patience(PARTING).clean_up();
+        let dir = self.dir.with_patience(PARTING);
+        dir.clean_up();
         if let Some(launcher) = self.launcher.take() {
             // Not told yet: the swap is not done, and the caller must not take it for a success.
             let status = if self.status == status::DONE { status::NOT_UP } else { self.status };
@@ -338,6 +415,7 @@ impl Supervisor {
         if let Some(telling) = self.telling.take() {
             let _ = telling.join();
         }
+        dir.leave();
         self.status
     }
 
@@ -360,7 +438,12 @@ impl Supervisor {
                 }
             }
             Event::Bound(generation) => self.feed(generation, swap::Event::Bound),
-            Event::Called(generation, waiting) => self.called(generation, waiting),
+            Event::Called(generation, waiting) => {
+                // A daemon listens when its starter has ended, as a rule.
+                self.reap();
+                self.called(generation, waiting);
+            }
+            Event::Steers(generation, steering) => self.steers(generation, steering),
             Event::Directory(lock) => self.directory_is_ours(lock),
             Event::HungUp(id) => self.hung_up(id),
             Event::Orphaned(id) => self.orphaned(id),
@@ -444,12 +527,24 @@ impl Supervisor {
                 // Before anybody else gets the lock: our handles would be strangers to them.
                 self.finish_sharing();
             }
+            if let swap::Event::Listens(_) | swap::Event::Accepts(_) = event
+                && self.live.get(&generation).is_some_and(|live| live.ended.is_some())
+                && let Ok(sockets) = net::listeners()
+            {
+                // Nobody is to hear of a server that has ended when another process serves.
+                self.look_for_rest(generation, &sockets);
+            }
             let Some(live) = self.live.get_mut(&generation) else {
                 self.unheard(event);
                 continue;
             };
             for effect in live.machine.step(event) {
                 self.carry_out(generation, effect);
+            }
+            if let Some(live) = self.live.get(&generation)
+                && let Some(watch) = live.watch()
+            {
+                watch.facts.tell(live.server.pid, live.machine.claimer().is_some());
             }
         }
         self.finish_sharing();

@@ -109,7 +109,8 @@ impl Supervisor {
             Some(Conn { role: Role::New(_), .. }) => {}
             // A connection that never came to be has no entry.
             Some(Conn { role: Role::Holder, .. }) | None => {
-                let Some(of) = self.olds.get(&id).map(|old| old.of) else { return };
+                // One of which somebody else holds a listener has ended.
+                let Some(of) = self.olds.get(&id).filter(|old| old.lingers.is_none()).map(|old| old.of) else { return };
                 if self.follow_orphan(id) {
                     self.feed(of, swap::Event::OldSilent(OldId(id)));
                 } else {
@@ -175,6 +176,7 @@ impl Supervisor {
             PeerWord::Drain => self.feed(generation, swap::Event::AskedDrain(claimer)),
             PeerWord::Stay => self.feed(generation, swap::Event::AskedStay(claimer)),
             PeerWord::Stop => self.feed(generation, swap::Event::AskedStop(claimer)),
+            PeerWord::Joined(errno) => self.joined(generation, claimer, errno),
             PeerWord::Down(_) if full => conn.out.send_if_read(&HolderWord::Error("too many addresses".into())),
             PeerWord::Down(address) => {
                 if let Role::Peer(_, downs) = &mut conn.role {
@@ -238,16 +240,14 @@ impl Supervisor {
                 let holds = std::mem::take(&mut old.holds);
                 return self.locked(of, id, holds);
             }
+            HolderWord::Joins(backlog) => return self.joins(id, backlog),
             HolderWord::Released(address) => {
                 let asked = swap::Event::AskedTakedown(ClaimerId(id), address.clone());
                 old.asked.retain(|event| *event != asked);
                 swap::Event::OldReleased(old_id, address)
             }
             HolderWord::Refused(why) => swap::Event::OldRefused(old_id, why),
-            HolderWord::Gone => {
-                self.olds.remove(&id);
-                swap::Event::OldGone(old_id)
-            }
+            HolderWord::Gone => return self.old_gone(id),
             HolderWord::Error(why) => {
                 let text = format!("supervisor {} says: {why}", holder.supervisor);
                 self.log.say(Level::Detail, None, &text);

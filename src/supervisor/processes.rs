@@ -4,12 +4,13 @@
 #![forbid(unsafe_code)]
 
 use super::peers::Role;
-use super::sharing::{left_alone, look_at_shared};
+use super::sharing::{LINGERS, left_alone, look_at_shared};
 use super::threads::{self, GenId, Id, Link, NotifySocket};
 use super::watching;
 use super::{Conn, Ended, Leftover, Live, Sockets, Supervisor};
 use crate::address::Address;
 use crate::error::{Error, Result, status};
+use crate::family::Jobs;
 use crate::protocol::ServerWord;
 use crate::registry::{Entry, LOCK_PATIENCE, Registration};
 use crate::server::{Rest, Server, Surroundings};
@@ -19,7 +20,7 @@ use crate::sys::net::{self, Listeners, TcpSocket};
 use crate::sys::process::{self, Pid};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -34,6 +35,7 @@ const POLL_FIRST: Duration = Duration::from_millis(1);
 const POLL_REST: u32 = 3;
 /// And at last: in a swap (or one hundredth of how long it has lasted already), and while a first server looks for its port.
 pub(super) const POLL_SWAP: Duration = Duration::from_millis(20);
+const POLL_STEERS: Duration = Duration::from_millis(100);
 const POLL_DISCOVER: Duration = Duration::from_millis(500);
 /// How long a socket that nobody seems to hold may take to close.
 pub(super) const UNCLEAR_FOR: Duration = Duration::from_secs(2);
@@ -63,6 +65,7 @@ impl Supervisor {
             control: theirs,
             socket: &socket,
             notify: &notify,
+            household: &self.household,
             generation: number,
             on_terminal: self.on_terminal,
             hup_ignored: self.hup_ignored,
@@ -76,9 +79,17 @@ impl Supervisor {
         })?;
         let mark = socket.to_string_lossy().into_owned();
         let (pid, start) = (server.pid, server.start);
-        let entry = Entry { pid, start, generation: number, socket: &names[0], command: &command, replaced: &[] };
+        let entry = Entry {
+            pid,
+            start,
+            generation: number,
+            socket: &names[0],
+            command: &command,
+            replaced: &[],
+            datagrams: &[],
+        };
         let registration = self.dir.register(&entry).map_err(|why| {
-            server.signal_all(Signal::SIGKILL);
+            server.signal_all(Signal::SIGKILL, Jobs::Ended);
             for path in [&socket, &notify] {
                 let _ = std::fs::remove_file(path);
             }
@@ -107,7 +118,11 @@ impl Supervisor {
         let started = threads::lines(self.events.clone(), control, ours)
             .and_then(|()| threads::accept(self.events.clone(), id, listener.clone()))
             .and_then(|()| threads::notifications(self.events.clone(), id, notify.clone()))
-            .and_then(|()| watch.map_or(Ok(()), |watch| watching::watch(self.events.clone(), id, watch, mark)));
+            .and_then(|()| {
+                let Some(watch) = watch else { return Ok(()) };
+                watch.facts.tell(pid, false);
+                watching::watch(self.events.clone(), id, watch, mark, self.dir.try_clone()?)
+            });
         self.log.say(Level::Detail, None, &format!("server {} started (generation {number})", server.pid));
         self.live.insert(
             id,
@@ -127,13 +142,22 @@ impl Supervisor {
                 discover_until: Some(Instant::now() + DISCOVER_FOR),
                 seen: BTreeSet::new(),
                 calls: Vec::new(),
-                sharing: None,
+                lent: VecDeque::new(),
+                handed_over: false,
+                young: Vec::new(),
+                programs: BTreeSet::new(),
+                hindrances: BTreeMap::new(),
+                datagrams: Vec::new(),
+                beside: Vec::new(),
+                sharing: Sharing::default(),
                 left_by: None,
                 succeeded: false,
                 unshared: false,
                 proving: BTreeSet::new(),
                 settled: false,
                 killed: false,
+                claimed: None,
+                gave_way: false,
                 drains: false,
                 drain: None,
                 quiesced: false,
@@ -147,7 +171,7 @@ impl Supervisor {
         if let Err(e) = started {
             // Without its threads the server cannot be heard: it goes the way of one that failed.
             self.log.say(Level::Error, None, &format!("unable to start a thread: {e} (the new server is killed)"));
-            self.live[&id].server.signal_all(Signal::SIGKILL);
+            self.live[&id].server.signal_all(Signal::SIGKILL, Jobs::Ended);
         }
         for effect in effects {
             self.carry_out(id, effect);
@@ -183,7 +207,7 @@ impl Supervisor {
                 () => Level::Notice,
             };
             self.log.say(level, name.as_ref(), &format!("server {} {how}", live.server.pid));
-            live.ended = Some(Ended { status: own, seen: Instant::now(), rest_told: false });
+            live.ended = Some(Ended { status: own, seen: Instant::now(), rest_told: false, unseen: 0 });
             self.settle();
             match net::listeners() {
                 Ok(sockets) => self.look_for_rest(generation, &sockets),
@@ -194,10 +218,9 @@ impl Supervisor {
 
     /// A server whose main process has ended is gone when nothing of it listens. What listens in its
     /// place becomes the main process, or is told to stop if the server was.
-    fn look_for_rest(&mut self, generation: GenId, sockets: &Listeners) {
+    pub(super) fn look_for_rest(&mut self, generation: GenId, sockets: &Listeners) {
         // In a reload those of the old server are open as long as we want them to be.
-        let kept: BTreeSet<u32> =
-            self.live.values().filter_map(|live| live.sharing.as_ref()).flat_map(Sharing::kept).collect();
+        let kept: BTreeSet<u32> = self.live.values().flat_map(|live| live.sharing.kept()).collect();
         let Some(live) = self.live.get_mut(&generation) else { return };
         let Some(ended) = live.ended else { return };
         let ephemeral = ephemeral_ports();
@@ -216,15 +239,17 @@ impl Supervisor {
                 live.ended = Some(Ended { seen: Instant::now(), rest_told: true, ..ended });
                 match () {
                     // Who forked in the moment of the kill was not seen.
-                    () if live.killed => drop(live.server.signal_rest(Signal::SIGKILL)),
+                    () if live.killed => drop(live.server.signal_rest(Signal::SIGKILL, live.jobs())),
                     () if ended.rest_told => {}
-                    () => drop(live.server.signal_rest(self.run.stop_signal)),
+                    () => drop(live.server.signal_rest(self.run.stop_signal, live.jobs())),
                 }
             }
             Rest::Unclear => wait = ended.seen.elapsed() < UNCLEAR_FOR,
-            // A daemon whose starter is done before it listens.
-            Rest::Nobody if ended.status == 0 && !live.was_up && !live.machine.is_leaving() => {
-                wait = live.server.has_rest();
+            // A daemon whose starter is done before it listens; slow as it is it may have been taken for a worker.
+            Rest::Nobody if ended.status == 0 && !live.has_served() && !live.machine.is_leaving() => {
+                let unseen = if live.server.has_rest(Jobs::Ended) { 0 } else { ended.unseen + 1 };
+                live.ended = Some(Ended { unseen, ..ended });
+                wait = unseen < UNSEEN_LOOKS;
             }
             Rest::Nobody => wait = false,
         }
@@ -286,6 +311,7 @@ impl Supervisor {
             socket: &sockets.names[0],
             command: &command,
             replaced: &live.replaced,
+            datagrams: &live.datagrams,
         };
         match self.dir.register(&entry) {
             Ok(new) => live.registration.replace(new),
@@ -322,7 +348,11 @@ impl Supervisor {
             self.olds.remove(&id.0);
             self.feed(of, swap::Event::OldLost(id));
         }
+        self.look_at_lingering();
         self.leftovers.retain_mut(|left| left.look(now));
+        if self.orphans_until.take_if(|until| *until <= now).is_some() {
+            self.dir.release_orphans();
+        }
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else {
             self.poll_at = Some(now + POLL_SWAP);
@@ -374,11 +404,24 @@ impl Supervisor {
         swapping |= self.regain(now);
         swapping |= !self.leftovers.is_empty();
         let since = now.saturating_duration_since(self.poll_since);
-        let slowest = if swapping { POLL_SWAP.max(since / 100) } else { POLL_DISCOVER };
+        // What an old server closes meanwhile has to be seen soon.
+        let steers = self.live.values().any(|live| live.sharing.has_olds());
+        let slowest = match () {
+            () if steers => POLL_SWAP.max(since / 100).min(POLL_STEERS),
+            () if swapping => POLL_SWAP.max(since / 100),
+            () => POLL_DISCOVER,
+        };
         self.poll_every = (self.poll_every * 3 / 2).min(slowest);
         self.poll_took = cpu_time().saturating_sub(started);
         swapping |= !self.ups.is_empty();
         self.poll_at = (swapping || discovering).then(|| Instant::now() + self.poll_pause());
+        let young = self.live.values().flat_map(|live| live.young_until()).min();
+        let lingers = self.olds.values().any(|old| old.lingers.is_some()).then(|| Instant::now() + LINGERS);
+        let lent = self.live.values().flat_map(|live| live.lent_until()).min();
+        [young, lingers, lent].into_iter().flatten().for_each(|at| self.poll_by(at));
+        if let Some(until) = self.orphans_until {
+            self.poll_by(until);
+        }
     }
 
     /// Finds the listeners of a server that says nothing of them; `false` if they could not be looked at.
@@ -488,14 +531,17 @@ impl Supervisor {
 }
 
 impl Leftover {
-    pub(super) fn new(server: Server, until: Instant) -> Leftover {
-        Leftover { server, until, unseen: 0 }
+    pub(super) fn new(server: Server, jobs: Jobs, until: Instant) -> Leftover {
+        Leftover { server, jobs, until, unseen: 0 }
     }
 
     /// `false` if nothing is left of it, or nothing can be done about it.
     fn look(&mut self, now: Instant) -> bool {
         let is_late = self.until <= now;
-        let seen = if is_late { self.server.signal_rest(Signal::SIGKILL) } else { self.server.has_rest() };
+        let seen = match is_late {
+            true => self.server.signal_rest(Signal::SIGKILL, self.jobs),
+            false => self.server.has_rest(self.jobs),
+        };
         self.unseen = if seen { 0 } else { self.unseen + 1 };
         self.unseen < UNSEEN_LOOKS && self.until + KILLED_FOR > now
     }

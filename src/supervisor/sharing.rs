@@ -6,33 +6,77 @@
 use super::effects::Adopted;
 use super::processes::UNCLEAR_FOR;
 use super::threads::{self, GenId, Id};
-use super::watching::Waiting;
-use super::{Left, Live, Old, OldTo, Supervisor, Wait};
+use super::watching::{Steering, Waiting};
+use super::{Left, Linger, Live, Old, OldTo, Supervisor, Wait};
 use crate::address::Address;
-use crate::procfs::Snapshot;
-use crate::protocol::HolderWord;
+use crate::drain::{Drain, Drained};
+use crate::place::Place;
+use crate::procfs::{self, Snapshot};
+use crate::protocol::{HolderWord, PeerWord};
 use crate::registry::Holder;
 use crate::server::{Server, Watch};
-use crate::share::{self, Block, Drain, Drained, Sharing};
+use crate::share::{self, Block};
 use crate::swap::{self, ClaimerId, Level, OldId};
 use crate::sys::net::{self, Listeners};
 use crate::sys::process::Pid;
 use crate::sys::socket::FILES_MAX;
-use crate::sys::steer::Socket;
+use crate::sys::steer::{OwnProgram, Socket};
 use nix::errno::Errno;
-use std::collections::{BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a socket has to listen that was not there when its server came up, before it is one of its addresses.
+const YOUNG_FOR: Duration = Duration::from_secs(30);
+
+/// How often somebody who holds a listener of an old server that has ended is looked for.
+pub(super) const LINGERS: Duration = Duration::from_millis(200);
+
+/// How long the supervisor of a new server may take to let a listener of the old one join.
+const JOINS_WITHIN: Duration = Duration::from_secs(1);
+
+/// A listener that its server opened when it was up already.
+pub(super) struct Young {
+    inode: u32,
+    address: Address,
+    until: Instant,
+}
+
+/// A `listen` of a server that is being replaced, which the supervisor of the new one carries out: whoever steers has to
+/// know the order of all members.
+pub(super) struct Lent {
+    waiting: Waiting,
+    until: Instant,
+}
 
 impl Live {
-    fn watch(&self) -> Option<&Arc<Watch>> {
+    pub(super) fn watch(&self) -> Option<&Arc<Watch>> {
         self.server.watch.as_ref()?.as_ref().ok()
     }
 
     /// Whether its ports can be shared with a newer server.
     pub(super) fn is_shared(&self) -> bool {
-        self.watch().is_some() && !self.unshared
+        self.watch().is_some() && !self.unshared && self.steers_itself().is_none()
+    }
+
+    /// When a listener that it opened becomes an address.
+    pub(super) fn young_until(&self) -> Option<Instant> {
+        self.young.iter().map(|young| young.until).min()
+    }
+
+    /// When a listener that waits for the supervisor of a new server is let listen all the same.
+    pub(super) fn lent_until(&self) -> Option<Instant> {
+        self.lent.front().map(|lent| lent.until)
+    }
+
+    /// An address of its that it steers by a program of its own.
+    fn steers_itself(&self) -> Option<&Place> {
+        if self.programs.is_empty() {
+            return None;
+        }
+        let own = Address::all(&self.machine.addresses());
+        self.programs.iter().find(|place| Address::from(place.address).among(&own).next().is_some())
     }
 
     /// The listeners that it has at its addresses.
@@ -46,8 +90,34 @@ impl Live {
     }
 
     fn take_calls(&mut self, address: &Address) -> Vec<Waiting> {
-        self.calls.extract_if(.., |call| Address::from(call.address) == *address).collect()
+        self.calls.extract_if(.., |call| Address::from(call.place.address) == *address).collect()
     }
+
+    /// What the server has closed before it was up is none of its addresses.
+    fn follow_closed(
+        &mut self,
+        generation: GenId,
+        listeners: &Listeners,
+        pending: &mut VecDeque<(GenId, swap::Event)>,
+    ) {
+        if self.was_up || self.sharing.is_empty() {
+            return;
+        }
+        let server = &self.server;
+        self.sharing.follow_news(listeners, &|inodes| sockets(server, inodes));
+        for address in self.machine.claims() {
+            if self.sharing.is_closed(&address) {
+                self.sharing.forget(&address);
+                self.proving.retain(|proving| !proving.collides(&address));
+                pending.push_back((generation, swap::Event::Closed(address)));
+            }
+        }
+    }
+}
+
+/// Those of these sockets that the server lets us have.
+fn sockets(server: &Server, inodes: &BTreeSet<u32>) -> Vec<Socket> {
+    server.sockets(inodes.clone()).unwrap_or_default()
 }
 
 impl Supervisor {
@@ -65,42 +135,141 @@ impl Supervisor {
         live.discover_until = None;
         // And what it has so far is not all.
         live.settled = false;
-        let address = Address::from(waiting.address);
+        if let Ok(listeners) = net::listeners() {
+            live.follow_closed(generation, &listeners, &mut self.pending);
+        }
+        let (address, meets) = (Address::from(waiting.place.address), waiting.meets);
         live.calls.push(waiting);
-        self.feed(generation, swap::Event::Calls(address));
+        self.feed(generation, swap::Event::Calls(address, meets));
     }
 
-    /// Lets the server listen as if alone. We make the call ourselves, to know when it is done.
+    /// The server puts a program on a port, or takes it off: what comes of that is known only if we do it. While the port
+    /// is steered by ours, that of the server waits for its turn.
+    pub(super) fn steers(&mut self, generation: GenId, steering: Steering) {
+        let Steering { call, socket, program } = steering;
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        let Ok(place) = socket.place() else { return call.proceed() };
+        let is_off = matches!(program, OwnProgram::None);
+        let result = live.sharing.steer_by(&place, &socket, program);
+        let done = result.is_ok();
+        call.conclude(result);
+        if done && is_off {
+            live.programs.remove(&place);
+        }
+        if done && !is_off && live.programs.insert(place) && live.steers_itself().is_some() {
+            let text =
+                "the port cannot be shared: the server steers it by a program of its own (swaps run in plain order)";
+            self.log.say(Level::Warning, Some(&place.address.into()), text);
+        }
+    }
+
+    /// Lets the server listen as if alone. We make the call ourselves, to know when it is done; beside a new server, whose
+    /// supervisor steers, that one does.
     pub(super) fn admit(&mut self, generation: GenId, address: &Address) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         let mut listens = false;
-        for Waiting { call, socket, backlog, .. } in live.take_calls(address) {
-            let result = socket.listen(backlog);
-            listens |= result.is_ok();
-            call.conclude(result);
+        for waiting in live.take_calls(address) {
+            let claimer = live.machine.claimer().filter(|_| live.is_shared() && live.handed_over);
+            if let Some(claimer) = claimer {
+                if let Some(old) = self.olds.get(&claimer.0).filter(|old| matches!(old.to, OldTo::Local(_))) {
+                    let of = old.of;
+                    self.moved.push((of, claimer.0, waiting));
+                    continue;
+                }
+                if let Some(conn) = self.conns.get(&claimer.0) {
+                    let fd = waiting.socket.fd().as_fd().as_raw_fd();
+                    conn.out.send_files(&HolderWord::Joins(waiting.backlog), &[fd]);
+                    live.lent.push_back(Lent { waiting, until: Instant::now() + JOINS_WITHIN });
+                    continue;
+                }
+            }
+            listens |= listen_alone(waiting, live.watch().is_some());
+        }
+        if let Some(until) = live.lent_until() {
+            self.poll_by(until);
         }
         if listens {
             self.feed(generation, swap::Event::Listens(address.clone()));
         }
+        self.join_moved();
     }
 
-    /// Lets the server listen beside the old one, which keeps all connections.
+    /// What the old server of a reload opens meanwhile joins by the hand of the new one.
+    fn join_moved(&mut self) {
+        for (of, id, waiting) in std::mem::take(&mut self.moved) {
+            let result = self.join_old(of, id, &waiting.socket, waiting.backlog);
+            waiting.call.conclude(result);
+        }
+    }
+
+    /// A listener of an old server joins.
+    fn join_old(&mut self, of: GenId, id: Id, socket: &Socket, backlog: i32) -> std::io::Result<()> {
+        let live = self.live.get_mut(&of).ok_or(Errno::ESRCH)?;
+        let server = &live.server;
+        live.sharing.join_old(id, socket.try_clone()?, backlog, &|inodes| sockets(server, inodes))
+    }
+
+    /// The supervisor of an old server asks us to let a listener of that join.
+    pub(super) fn joins(&mut self, id: Id, backlog: i32) {
+        let Some(old) = self.olds.get_mut(&id) else { return };
+        let (of, socket) = (old.of, old.sockets.pop().map(Socket::new));
+        let result = match socket {
+            Some(socket) if socket.is_tcp() => self.join_old(of, id, &socket, backlog),
+            _ => Err(Errno::EBADF.into()),
+        };
+        let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(nix::libc::EADDRINUSE));
+        if let Some(conn) = self.conns.get(&id) {
+            conn.out.send(&PeerWord::Joined(errno));
+        }
+    }
+
+    /// The supervisor of the new server has let the oldest listener that we sent it join.
+    pub(super) fn joined(&mut self, generation: GenId, claimer: ClaimerId, errno: i32) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        if live.machine.is_locked_by(claimer)
+            && let Some(lent) = live.lent.pop_front()
+        {
+            lent.waiting.call.conclude(if errno == 0 { Ok(()) } else { Err(Errno::from_raw(errno).into()) });
+        }
+    }
+
+    /// Lets a call run as if nobody had seen it. What listens for long enough is an address all the same.
+    pub(super) fn pass(&mut self, generation: GenId, address: &Address) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        for waiting in live.take_calls(address) {
+            let until = Instant::now() + YOUNG_FOR;
+            if let Ok(inode) = waiting.socket.inode() {
+                live.young.push(Young { inode, address: address.clone(), until });
+            }
+            waiting.call.proceed();
+        }
+        self.poll_by(Instant::now() + YOUNG_FOR);
+    }
+
+    /// Lets the server listen, beside the old one if there is one, which keeps all connections.
     pub(super) fn join(&mut self, generation: GenId, address: &Address) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        for Waiting { call, socket, backlog, .. } in live.take_calls(address) {
-            call.conclude(match &mut live.sharing {
-                Some(sharing) => sharing.join(socket, backlog),
-                None => socket.listen(backlog),
-            });
+        let calls = live.take_calls(address);
+        let (server, may_share) = (&live.server, live.server.watch.as_ref().is_some_and(|watch| watch.is_ok()));
+        let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
+        if calls.is_empty() && may_share {
+            // Nobody saw it listen, or it has for long: a successor is to find the port sharable.
+            for socket in server.listeners(std::slice::from_ref(address)).unwrap_or_default() {
+                let _ = socket.share();
+            }
         }
-        live.proving.insert(address.clone());
+        for Waiting { call, socket, backlog, .. } in calls {
+            call.conclude(live.sharing.join(&socket, backlog, &fetch));
+        }
+        if !live.was_up || !live.sharing.is_empty() {
+            live.proving.insert(address.clone());
+        }
         self.poll_soon();
     }
 
     /// Listeners of an old server came from its supervisor.
     pub(super) fn handed_over(&mut self, id: Id, files: Vec<OwnedFd>) {
         if let Some(old) = self.olds.get_mut(&id)
-            && !old.locked
             && old.sockets.len() + files.len() <= swap::ADDRESSES_MAX
         {
             old.sockets.extend(files);
@@ -127,10 +296,7 @@ impl Supervisor {
         if holds.iter().any(Address::is_port) && self.live.get(&of).is_some_and(Live::is_shared) {
             match self.share(of, id, &holds, sockets) {
                 Ok(()) => self.feed(of, swap::Event::Shares(OldId(id))),
-                Err(why) => {
-                    let text = format!("the port cannot be shared: {why} (this swap runs in plain order)");
-                    self.log.say(Level::Warning, holds.first(), &text);
-                }
+                Err(why) => self.feed(of, swap::Event::Unshared(OldId(id), why)),
             }
         }
         self.feed(of, swap::Event::Locked(OldId(id), holds));
@@ -138,9 +304,10 @@ impl Supervisor {
 
     /// Sends a claimer the listeners of our server. We do it because a security module may let nobody else
     /// have them (Yama lets a supervisor reach its descendants only).
-    pub(super) fn hand_over(&self, generation: GenId, claimer: ClaimerId, holds: &[Address]) {
-        let (Some(live), Some(conn)) = (self.live.get(&generation), self.conns.get(&claimer.0)) else { return };
-        if !live.is_shared() {
+    pub(super) fn hand_over(&mut self, generation: GenId, claimer: ClaimerId, holds: &[Address]) {
+        let (Some(live), Some(conn)) = (self.live.get_mut(&generation), self.conns.get(&claimer.0)) else { return };
+        live.handed_over = live.is_shared();
+        if !live.handed_over {
             return;
         }
         // Without them the claimer says that it swaps in plain order.
@@ -165,7 +332,7 @@ impl Supervisor {
                 let orphans = if live.is_orphan() { self.orphans_beside(of, live) } else { Vec::new() };
                 if orphans.len() < 2 {
                     vec![Block { sockets: own, serves: true }]
-                } else if self.live.get(&of).and_then(|l| l.sharing.as_ref()).is_some_and(|s| s.has(&own)) {
+                } else if self.live.get(&of).is_some_and(|l| l.sharing.has(&own)) {
                     return Ok(());
                 } else {
                     beside_each_other(&orphans).map_err(failed)?
@@ -184,8 +351,13 @@ impl Supervisor {
                 vec![Block { sockets: sockets.into_iter().filter(fits).collect(), serves: true }]
             }
         };
+        if let OldTo::Local(generation) = old.to
+            && let Some(live) = self.live.get_mut(&generation)
+        {
+            live.handed_over = true;
+        }
         let live = self.live.get_mut(&of).ok_or("it is gone")?;
-        live.sharing.get_or_insert_with(Sharing::default).add_old(id, blocks)
+        live.sharing.add_old(id, blocks)
     }
 
     /// The orphans that a generation wants to replace and that share a port with one of them, or with one that does, the
@@ -212,8 +384,8 @@ impl Supervisor {
 
     pub(super) fn switch(&mut self, generation: GenId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        let Some(sharing) = live.sharing.as_mut() else { return };
-        let (mut abandoned, result) = sharing.switch();
+        let server = &live.server;
+        let (mut abandoned, result) = live.sharing.switch(&|inodes| sockets(server, inodes));
         // Of an address that it has nothing of the machine says so.
         let claims = Address::all(&live.machine.claims());
         abandoned.retain(|place| Address::from(*place).among(&claims).next().is_some());
@@ -230,8 +402,9 @@ impl Supervisor {
     }
 
     pub(super) fn switch_back(&mut self, generation: GenId) {
-        if let Some(sharing) = self.live.get_mut(&generation).and_then(|live| live.sharing.as_mut()) {
-            sharing.switch_back();
+        if let Some(live) = self.live.get_mut(&generation) {
+            let server = &live.server;
+            live.sharing.switch_back(&|inodes| sockets(server, inodes));
         }
         self.write_replaced(generation, Vec::new());
     }
@@ -248,30 +421,70 @@ impl Supervisor {
 
     /// An old server stays.
     pub(super) fn share_no_more(&mut self, generation: GenId, old: Id) {
-        if let Some(sharing) = self.live.get_mut(&generation).and_then(|live| live.sharing.as_mut()) {
-            sharing.let_go(old);
+        if let Some(live) = self.live.get_mut(&generation) {
+            live.sharing.let_go(old);
         }
     }
 
-    /// Lets go of the ports whose old servers are all gone; later, if our own listeners cannot be had now.
+    /// Lets go of the ports whose old servers are all gone, once the new one has proven itself.
     pub(super) fn finish_sharing(&mut self) {
-        let olds = &self.olds;
         let mut finished = Vec::new();
         for (generation, live) in &mut self.live {
-            if live.sharing.is_some()
-                && !olds.values().any(|old| old.of == *generation)
-                // One that is still to prove itself has an address that it only claims.
-                && let Ok(listeners) = live.server.listeners(&live.machine.claims())
-                && let Some(sharing) = live.sharing.take()
-            {
-                live.proving.clear();
-                sharing.finish(&listeners);
-                finished.push(*generation);
+            if live.sharing.is_empty() || self.olds.values().any(|old| old.of == *generation) {
+                continue;
             }
+            let server = &live.server;
+            let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
+            if !(live.was_up || live.machine.is_leaving()) {
+                live.sharing.forget_olds(&fetch);
+                continue;
+            }
+            std::mem::take(&mut live.sharing).finish(&fetch);
+            live.proving.clear();
+            finished.push(*generation);
         }
         for generation in finished {
             self.write_replaced(generation, Vec::new());
         }
+    }
+
+    /// An old server is gone, as its supervisor says. As long as somebody holds a listener of its, connections could go
+    /// there: what steers stays, and so does the claim.
+    pub(super) fn old_gone(&mut self, id: Id) {
+        let Some(old) = self.olds.get_mut(&id) else { return };
+        let of = old.of;
+        let kept = self.live.get(&of).map(|live| live.sharing.kept_of(id)).unwrap_or_default();
+        let held = if kept.is_empty() { Ok(BTreeMap::new()) } else { procfs::holders(&kept) };
+        // What cannot be seen is closed with our own handles, as a rule.
+        if let Some(holder) = held.ok().and_then(|held| held.into_values().next()) {
+            let linger = *old.lingers.get_or_insert(Linger::Since(Instant::now()));
+            if matches!(linger, Linger::Since(since) if since.elapsed() > LINGERS) {
+                old.lingers = Some(Linger::Named);
+                let (pid, command) = (holder.pid, procfs::command_line(holder.pid));
+                let text = format!(
+                    "the old server has ended, but pid {pid} ({command}) holds its listener (it is waited for)"
+                );
+                let name = self.live.get(&of).and_then(|live| live.name.clone());
+                self.log.say(Level::Warning, name.as_ref(), &text);
+            }
+            return self.poll_by(Instant::now() + LINGERS);
+        }
+        if let Some(live) = self.live.get_mut(&of) {
+            let server = &live.server;
+            if !live.sharing.drop_olds(id, &|inodes| sockets(server, inodes)) {
+                // It is a stranger to whoever comes next, until the kernel has closed it.
+                old.lingers.get_or_insert(Linger::Since(Instant::now()));
+                return self.poll_soon();
+            }
+        }
+        self.olds.remove(&id);
+        self.feed(of, swap::Event::OldGone(OldId(id)));
+    }
+
+    /// Looks again for who holds what an old server has left.
+    pub(super) fn look_at_lingering(&mut self) {
+        let lingering: Vec<Id> = self.olds.iter().filter(|(_, old)| old.lingers.is_some()).map(|(id, _)| *id).collect();
+        lingering.into_iter().for_each(|id| self.old_gone(id));
     }
 
     /// The server of a generation is gone: nobody may wait for it, and no handle of ours may hold a
@@ -280,10 +493,9 @@ impl Supervisor {
         let Some(live) = self.live.get_mut(&generation) else { return };
         live.stop_drain();
         live.calls.clear();
+        live.lent.clear();
         live.proving.clear();
-        if let Some(sharing) = live.sharing.take() {
-            sharing.turn_back();
-        }
+        std::mem::take(&mut live.sharing).turn_back();
     }
 
     /// Ends the calls at an address: a server that was told to stop does not wait for anything, and the
@@ -308,15 +520,17 @@ impl Supervisor {
 
     pub(super) fn cut_off(&mut self, generation: GenId) {
         let Some(live) = self.live.get(&generation) else { return };
-        let busy = live.drain.as_ref().map_or(0, Drain::busy);
-        if live.drains && live.drain.is_none() {
-            let text = "the time to drain is up, and its connections could not be watched (any are cut)";
-            self.log.say(Level::Warning, live.name.as_ref(), text);
+        if !live.drains {
+            return;
         }
-        if busy > 0 {
-            let text = format!("the time to drain is up with {busy} busy connections (they are cut)");
-            self.log.say(Level::Warning, live.name.as_ref(), &text);
-        }
+        let text = match live.drain.as_ref().map(|drain| drain.busy(&live.server)) {
+            Some(Ok(0)) => return,
+            Some(Ok(busy)) => format!("the time to drain is up with {busy} busy connections (they are cut)"),
+            Some(Err(_)) | None => {
+                "the time to drain is up, and its connections could not be watched (any are cut)".into()
+            }
+        };
+        self.log.say(Level::Warning, live.name.as_ref(), &text);
     }
 
     /// A claimer has gone away: if its server serves in our place, ours still has to go.
@@ -374,7 +588,7 @@ impl Supervisor {
         if new.replaced.contains(&live.server.pid) || has_pidfile_here {
             for address in our_places.iter().filter(|address| address.among(&its).next().is_none()) {
                 // What is not registered is found where it listens.
-                let _ = self.dir.take(address, new.pid, &[live.server.pid]);
+                let _ = self.dir.take(address, new.pid, &[live.server.pid], &live.beside);
             }
             let text = format!("server {} has lost its supervisor in its switch (the swap goes on)", new.pid);
             self.log.say(Level::Notice, ours.first(), &text);
@@ -443,6 +657,10 @@ impl Supervisor {
         if !old.locked {
             self.olds.remove(&id);
             return self.feed(of, swap::Event::OldLost(OldId(id)));
+        }
+        // Its end is known.
+        if old.lingers.is_some() {
+            return;
         }
         // The lock is ours: the swap goes on with its server.
         let found = self.dir.find(pid);
@@ -550,8 +768,21 @@ fn serve_alone(live: &Live) -> bool {
     !live.is_shared() || live.listeners().and_then(share::serve_alone).unwrap_or(false)
 }
 
+/// listen(2) for a server that is alone. A successor finds the port sharable; a server that cannot be watched shares none.
+fn listen_alone(waiting: Waiting, may_share: bool) -> bool {
+    let Waiting { call, socket, backlog, .. } = waiting;
+    if may_share {
+        let _ = socket.share();
+    }
+    let result = socket.listen(backlog);
+    let listens = result.is_ok();
+    call.conclude(result);
+    listens
+}
+
 fn start_drain(live: &mut Live) -> std::io::Result<()> {
-    live.drain = Some(live.listeners().and_then(Drain::start)?);
+    let time = live.machine.drain_time();
+    live.drain = Some(live.listeners().and_then(|listeners| Drain::start(listeners, time))?);
     Ok(())
 }
 
@@ -563,21 +794,37 @@ pub(super) fn look_at_shared(
     pending: &mut VecDeque<(GenId, swap::Event)>,
     prove: bool,
 ) -> bool {
-    if let Some(sharing) = &mut live.sharing {
-        sharing.follow(listeners);
-        if sharing.is_due()
-            && let Some(held) = live.server.socket_inodes()
-        {
-            sharing.check(&held);
+    live.follow_closed(generation, listeners, pending);
+    let server = &live.server;
+    let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
+    let unseen: Vec<&Address> = live.proving.iter().filter(|address| !live.sharing.has_joined(address)).collect();
+    for address in unseen {
+        // Nobody saw it listen.
+        if let Ok(held) = server.holds_of(&listeners.at_any([address])) {
+            live.sharing.found(&held);
         }
-        let complete = !live.settled;
-        for address in live.proving.extract_if(.., |a| sharing.is_proven(a, prove, complete)) {
-            pending.push_back((generation, swap::Event::Accepts(address)));
+    }
+    live.sharing.look(listeners, prove, || server.socket_inodes(), &fetch);
+    let complete = !live.settled;
+    for address in live.proving.extract_if(.., |a| live.sharing.is_proven(a, complete)) {
+        pending.push_back((generation, swap::Event::Accepts(address)));
+    }
+    for address in &live.proving {
+        let why = live.sharing.hindrance(address);
+        if why.is_some() && live.hindrances.get(address) != why.as_ref() {
+            pending.extend(why.clone().map(|why| (generation, swap::Event::Hindered(address.clone(), why))));
+            live.hindrances.extend(why.map(|why| (address.clone(), why)));
         }
-    } else {
-        for address in std::mem::take(&mut live.proving) {
-            pending.push_back((generation, swap::Event::Accepts(address)));
+    }
+    let now = Instant::now();
+    for young in live.young.extract_if(.., |young| young.until <= now) {
+        if listeners.at(&young.address).any(|s| s.inode == young.inode) {
+            pending.push_back((generation, swap::Event::Listens(young.address)));
         }
+    }
+    while live.lent.front().is_some_and(|lent| lent.until <= now) {
+        // Whoever steers does not answer: our server must not wait for that.
+        live.lent.pop_front().into_iter().for_each(|lent| _ = listen_alone(lent.waiting, true));
     }
     if live.drains && live.drain.is_none() {
         // Said once. Until it can be watched it may be busy.
@@ -594,5 +841,5 @@ pub(super) fn look_at_shared(
             Drained::Idle => pending.push_back((generation, swap::Event::Drained)),
         }
     }
-    !live.proving.is_empty() || live.drains || live.sharing.is_some()
+    !live.proving.is_empty() || live.drains || live.sharing.has_olds()
 }

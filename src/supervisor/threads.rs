@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::watching::Waiting;
+use super::watching::{Steering, Waiting};
 use crate::protocol::Splitter;
 use crate::registry::RunDir;
 use crate::sys::process::{self, Pid, Pidfd};
@@ -68,6 +68,8 @@ pub enum Event {
     Called(GenId, Waiting),
     /// The lock of the run directory was waited for, and is ours.
     Directory(io::Result<File>),
+    /// A generation puts a program on a port.
+    Steers(GenId, Steering),
     /// The supervisor of an old server that does not speak to us any more lives on.
     HungUp(Id),
     /// The supervisor of an old server that drains is gone.

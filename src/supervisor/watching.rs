@@ -1,20 +1,24 @@
-//! The thread that sees a server's `bind` and `listen`. A `bind` is let through at once, its port made
-//! sharable; a `listen` waits for the main thread to answer it.
+//! The thread that sees a server's `bind` and `listen`. A `bind` is let through at once, its port made sharable where it
+//! meets an address of a server that is to be replaced; a `listen` waits for the main thread to answer it.
 
 #![forbid(unsafe_code)]
 
 use super::threads::{Event, Events, GenId, start};
-use crate::procfs::{self, MARK, Snapshot};
+use crate::address::Address;
+use crate::place::Place;
+use crate::procfs::{self, MARK};
+use crate::registry::{May, RunDir};
 use crate::server::Watch;
+use crate::swap::Meets;
+use crate::sys::net::{self, TcpSocket};
 use crate::sys::seccomp::{Call, Notification};
-use crate::sys::steer::Socket;
+use crate::sys::steer::{OwnProgram, Socket};
 use nix::libc;
-use std::cell::LazyCell;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 /// A call that waits. Dropped without an answer it fails: its server is gone, and what is left of it must be able
 /// to hear signals.
@@ -25,6 +29,12 @@ pub struct Held {
 }
 
 impl Held {
+    /// Lets the call run as if nobody had looked.
+    pub fn proceed(self) {
+        self.watch.proceed(self.id);
+        std::mem::forget(self);
+    }
+
     /// Gives the call this result.
     pub fn conclude(mut self, result: io::Result<()>) {
         self.errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EADDRINUSE));
@@ -44,9 +54,23 @@ pub struct Waiting {
     /// Our handle on the socket.
     pub socket: Socket,
     /// Where it is bound.
-    pub address: SocketAddr,
+    pub place: Place,
     /// What the server asked for.
     pub backlog: i32,
+    /// Whether the bind met a server that has the address.
+    pub meets: Meets,
+    /// What the caller may do to such a server.
+    pub may: May,
+}
+
+/// What a new server wants to steer its port by.
+pub struct Steering {
+    /// The call.
+    pub call: Held,
+    /// Our handle on the socket.
+    pub socket: Socket,
+    /// What is put on the port.
+    pub program: OwnProgram,
 }
 
 impl Watch {
@@ -76,124 +100,262 @@ impl Watch {
 }
 
 /// Sees the calls of a generation until nobody of it is left.
-pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String) -> io::Result<()> {
+pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String, dir: RunDir) -> io::Result<()> {
     start("watch", move || {
-        let (mut bound, mut look_at) = (Vec::new(), BOUND_LOOK);
+        let mut watcher = Watcher {
+            watch: watch.clone(),
+            mark,
+            named: Named { dir, ports: BTreeSet::new(), at: None },
+            namespace: net::namespace().ok(),
+            bound: BTreeMap::new(),
+            own: Vec::new(),
+        };
         let unshared = |why: String| drop(events.send(Event::Unshared(generation, why)));
         while let Some(call) = watch.next(unshared) {
-            // The filter also sees what runs under another serverswap inside this server.
-            let foreign = call.process().and_then(|pid| procfs::environment(pid, MARK)).is_some_and(|m| m != mark);
-            if foreign {
-                watch.proceed(call.id);
-                continue;
-            }
+            let held = || Held { watch: watch.clone(), id: call.id, errno: libc::EINTR };
+            let denied = |e: &io::Error| {
+                if is_denied(e) {
+                    unshared(format!("its sockets cannot be had: {}", crate::error::reason(e)));
+                }
+            };
             match call.call {
                 Call::Bind => {
-                    match see_bind(&watch, &call, &mut bound, &mut look_at) {
-                        Ok(true) => drop(events.send(Event::Bound(generation))),
-                        Err(e) if is_denied(&e) => {
-                            unshared(format!("its sockets cannot be had: {}", crate::error::reason(&e)));
-                        }
+                    match watcher.bind(&call) {
+                        Ok(Meets::Server) => drop(events.send(Event::Bound(generation))),
+                        Ok(Meets::Nobody) => {}
                         // What could not be found out runs as if nobody had looked.
-                        Ok(false) | Err(_) => {}
+                        Err(e) => denied(&e),
                     }
                     watch.proceed(call.id);
                 }
-                Call::Steer => {
-                    let tcp = call.socket().is_ok_and(|socket| Socket::new(socket).is_tcp());
-                    if tcp && call.process().is_some_and(|pid| !procfs::serverswaps()(pid)) {
-                        unshared("the server steers it by a program of its own".into());
-                    }
-                    watch.proceed(call.id);
-                }
-                Call::Listen(backlog) => match see_listen(&call, &bound) {
-                    Ok(Some((socket, address))) => {
-                        let call = Held { watch: watch.clone(), id: call.id, errno: libc::EINTR };
-                        if events.send(Event::Called(generation, Waiting { call, socket, address, backlog })).is_err() {
+                Call::Steer => match watcher.steer(&call) {
+                    Ok(Some((socket, program))) => {
+                        let steering = Steering { call: held(), socket, program };
+                        if events.send(Event::Steers(generation, steering)).is_err() {
                             return;
                         }
                     }
-                    Ok(None) | Err(_) => watch.proceed(call.id),
+                    Ok(None) => watch.proceed(call.id),
+                    Err(_) => {
+                        unshared("the server steers it by a program of its own, which cannot be read".into());
+                        watch.proceed(call.id);
+                    }
+                },
+                Call::Listen(backlog) => match watcher.listen(&call) {
+                    Ok(Some((socket, place, meets, may))) => {
+                        // By it the server is known, whatever it does to its environment.
+                        let _ = socket.inode().map(|inode| watch.seen.listener(inode));
+                        let waiting = Waiting { call: held(), socket, place, backlog, meets, may };
+                        if events.send(Event::Called(generation, waiting)).is_err() {
+                            return;
+                        }
+                    }
+                    Ok(None) => watch.proceed(call.id),
+                    Err(e) => {
+                        denied(&e);
+                        watch.proceed(call.id);
+                    }
                 },
             }
         }
     })
 }
 
-/// So many sockets that were bound are remembered before those that are closed are looked for.
-const BOUND_LOOK: usize = 4096;
+/// Most sockets that are remembered as bound; the oldest are forgotten first. A server may bind as often as it likes,
+/// and few of what it binds listens.
+const BOUND_MAX: usize = 16 * 1024;
 
-/// A socket that was bound to a fixed port.
-struct Bound {
-    cookie: u64,
-    inode: u32,
-    address: SocketAddr,
+/// What is known of the sockets of a server.
+struct Watcher {
+    watch: Arc<Watch>,
+    mark: String,
+    named: Named,
+    /// The network namespace of this supervisor; `None` where the kernel does not name it.
+    namespace: Option<u64>,
+    /// The port that was asked for, by the cookies of sockets that were bound to a fixed one. Whether that was granted
+    /// is not known.
+    bound: BTreeMap<u64, u16>,
+    /// Sockets that were made sharable, or listen.
+    own: Vec<Own>,
 }
 
-/// Makes the port sharable, so that the new server can bind while the old one serves; `true` if it is
-/// a fixed one. Port 0 never: the kernel could then pick a port that is in use.
-fn see_bind(watch: &Watch, call: &Notification, bound: &mut Vec<Bound>, look_at: &mut usize) -> io::Result<bool> {
-    let Some(address) = call.address()?.filter(|a| a.port() != 0) else { return Ok(false) };
-    let socket = Socket::new(call.socket()?);
-    if !(socket.is_tcp() || socket.is_udp()) {
-        return Ok(false);
+struct Own {
+    inode: u32,
+    place: Place,
+    held: procfs::Held,
+}
+
+impl Watcher {
+    /// A `bind` goes on untouched unless it meets an address of another server: then the port is made sharable, so
+    /// that the new server can bind while the old one serves. Port 0 never: the kernel could then pick a port that is
+    /// in use.
+    fn bind(&mut self, call: &Notification) -> io::Result<Meets> {
+        let Some(address) = call.address()?.filter(|a| a.port() != 0) else { return Ok(Meets::Nobody) };
+        let socket = Socket::new(call.socket()?);
+        if socket.is_udp() {
+            return self.bind_datagram(call, address, &socket).map(|()| Meets::Nobody);
+        }
+        if !socket.is_tcp() {
+            return Ok(Meets::Nobody);
+        }
+        self.bound.insert(socket.cookie()?, address.port());
+        // It may be out of reach when it listens: its process may have changed its user.
+        self.watch.seen.listener(socket.inode()?);
+        if self.bound.len() > BOUND_MAX {
+            self.bound.pop_first();
+        }
+        if !self.meets(call, address, &socket)? {
+            return Ok(Meets::Nobody);
+        }
+        // What was read belongs to this call only if it still waits.
+        if self.watch.notifier.waits(call.id) {
+            self.remember(call, &socket, Place { address, ..socket.place()? })?;
+            socket.share()?;
+        }
+        Ok(Meets::Server)
     }
-    let (cookie, inode, tcp) = (socket.cookie()?, socket.inode()?, socket.is_tcp());
-    // A second socket of this server at the same place gets EADDRINUSE, as ever: only what the server
-    // itself made sharable shares with itself.
-    let alone = tcp && !socket.shares();
-    let mut twice = false;
-    // A look at all processes: only where it is needed, and once.
-    let in_use = LazyCell::new(sockets_in_use);
-    let is_open = |inode| in_use.as_ref().is_none_or(|open| open.contains(&inode));
-    bound.retain(|b| {
-        let same = alone && b.cookie != cookie && collide(b.address, address);
-        // What is closed is forgotten: a server may bind as often as it likes.
-        let open = !same || is_open(b.inode);
-        twice |= same && open;
-        open
-    });
-    // What was read belongs to this call only if it still waits.
-    if !twice && watch.notifier.waits(call.id) {
-        socket.share()?;
+
+    /// Whether a server that may be replaced listens where this socket is to be bound.
+    fn meets(&mut self, call: &Notification, address: SocketAddr, socket: &Socket) -> io::Result<bool> {
+        let (main, lent) = self.watch.facts.read();
+        if !self.named.has(address.port())? || !self.is_here(call, socket) {
+            return Ok(false);
+        }
+        let named = self.named.dir.named(&address.into())?;
+        // At its own address only while another one is about to replace it, which may listen there already.
+        let others = named.iter().any(|pid| Some(*pid) != main);
+        if !(others || lent && !named.is_empty()) || others && self.is_foreign(call) {
+            return Ok(false);
+        }
+        let place = Place { address, ..socket.place()? };
+        if lent && named.iter().all(|pid| Some(*pid) == main) {
+            // It replaces a listener of its own while another server replaces it: nobody may be kept waiting.
+            return Ok(!self.has(&place) || socket.shares());
+        }
+        let listeners = net::listeners_at(address.port())?;
+        let in_the_way: Vec<&TcpSocket> = listeners.all().filter(|s| s.place().conflicts(&place)).collect();
+        // The kernel lets nobody share with sockets of another user, and neither do we.
+        let is_ours = |uid: u32| in_the_way.iter().all(|s| s.uid == uid);
+        // A second socket of this server at the same place gets EADDRINUSE, as ever: only what the server
+        // itself made sharable shares with itself.
+        let twice = !socket.shares() && self.has(&place);
+        Ok(!in_the_way.is_empty() && is_ours(place.uid) && call.caller().is_some_and(|c| is_ours(c.uid)) && !twice)
     }
-    if tcp {
-        bound.retain(|b| b.cookie != cookie);
-        bound.push(Bound { cookie, inode, address });
-        if bound.len() >= *look_at {
-            bound.retain(|b| is_open(b.inode));
-            *look_at = BOUND_LOOK.max(2 * bound.len());
+
+    /// Whether an open socket of this server is in the way of a place.
+    fn has(&mut self, place: &Place) -> bool {
+        self.own.retain(|own| !own.place.conflicts(place) || own.held.is_still(own.inode));
+        self.own.iter().any(|own| own.place.conflicts(place))
+    }
+
+    fn remember(&mut self, call: &Notification, socket: &Socket, place: Place) -> io::Result<()> {
+        let inode = socket.inode()?;
+        if let Some(caller) = call.caller()
+            && self.own.iter().all(|own| own.inode != inode)
+        {
+            self.own.push(Own { inode, place, held: procfs::Held::at(caller.process, call.number()) });
+        }
+        Ok(())
+    }
+
+    /// Two servers can have one UDP port only if both sockets were made sharable when they were bound: the first one
+    /// where nobody is, and that of a new server where the old one had its own when it came up. A server that tries
+    /// port after port until it finds a free one finds it.
+    fn bind_datagram(&mut self, call: &Notification, address: SocketAddr, socket: &Socket) -> io::Result<()> {
+        if socket.shares() || !self.is_here(call, socket) {
+            return Ok(());
+        }
+        let there = net::datagrams_at(address, socket.takes_both_families())?;
+        let may = there.is_empty() || {
+            let uid = socket.uid()?;
+            let inherited = self.named.dir.datagrams(self.watch.facts.read().0)?;
+            !self.is_foreign(call) && there.iter().all(|(inode, owner)| inherited.contains(inode) && *owner == uid)
+        };
+        if may && self.watch.notifier.waits(call.id) {
+            socket.share()?;
+            self.watch.facts.note_datagram(socket.inode()?);
+        }
+        Ok(())
+    }
+
+    /// The socket and its place, if it is one of a fixed port that does not listen yet.
+    fn listen(&mut self, call: &Notification) -> io::Result<Option<(Socket, Place, Meets, May)>> {
+        let socket = Socket::new(call.socket()?);
+        let (cookie, place) = (socket.cookie()?, socket.place()?);
+        // The bind that was seen may have failed, and another one, to any port, have come after it.
+        let fixed = self.bound.get(&cookie) == Some(&place.address.port());
+        if !fixed || socket.listens() || !self.is_here(call, &socket) || self.is_foreign(call) {
+            return Ok(None);
+        }
+        let Some(caller) = call.caller() else { return Ok(None) };
+        let inode = socket.inode()?;
+        // A process that has become another user's since it opened the socket claims nothing by it, unless it did
+        // when it bound it.
+        let (meets, may) = match () {
+            () if self.own.iter().any(|own| own.inode == inode) => (Meets::Server, May::Replace),
+            () if caller.uid != place.uid => (Meets::Nobody, May::Nothing),
+            () if self.meets(call, place.address, &socket)? => (Meets::Server, May::Replace),
+            () => (Meets::Nobody, May::Replace),
+        };
+        self.remember(call, &socket, place)?;
+        Ok(Some((socket, place, meets, may)))
+    }
+
+    /// A program for a port: what there is to be put on it.
+    fn steer(&mut self, call: &Notification) -> io::Result<Option<(Socket, OwnProgram)>> {
+        let Ok(socket) = call.socket().map(Socket::new) else { return Ok(None) };
+        if !socket.is_tcp() || !self.is_here(call, &socket) || self.is_foreign(call) {
+            return Ok(None);
+        }
+        call.program().map(|program| Some((socket, program)))
+    }
+
+    /// Whether a socket is of this network namespace: no other one has addresses here.
+    fn is_here(&self, call: &Notification, socket: &Socket) -> bool {
+        match (self.namespace, socket.namespace()) {
+            (Some(own), Ok(its)) => own == its,
+            (Some(_), Err(_)) => false,
+            (None, _) => call.caller().is_some_and(|caller| procfs::shares_network(caller.process)),
         }
     }
-    Ok(true)
+
+    /// The filter also sees what runs under another serverswap inside this server.
+    fn is_foreign(&self, call: &Notification) -> bool {
+        let process = call.caller().map(|caller| caller.process);
+        process.is_some_and(|pid| {
+            procfs::environment(pid, MARK).is_some_and(|m| m != self.mark) || procfs::serverswaps()(pid)
+        })
+    }
+}
+
+/// The ports that have a pidfile, read again when the run directory has changed.
+struct Named {
+    dir: RunDir,
+    ports: BTreeSet<u16>,
+    /// When the directory was last changed and read.
+    at: Option<(SystemTime, SystemTime)>,
+}
+
+/// The clock of a directory stands still for that long at most: a second change within may leave no trace.
+const TICK: Duration = Duration::from_millis(50);
+
+impl Named {
+    fn has(&mut self, port: u16) -> io::Result<bool> {
+        let changed = self.dir.changed();
+        let is_settled = |(then, read): (SystemTime, SystemTime)| {
+            changed == Some(then) && read.duration_since(then).is_ok_and(|age| age > TICK)
+        };
+        if !self.at.is_some_and(is_settled) {
+            let read = SystemTime::now();
+            let port_of = |address| if let Address::Tcp(_, port) = address { Some(port) } else { None };
+            self.ports = self.dir.find_addresses()?.into_iter().filter_map(port_of).collect();
+            self.at = changed.map(|changed| (changed, read));
+        }
+        Ok(self.ports.contains(&port))
+    }
 }
 
 /// A container profile may have no pidfd_getfd(2), and a process that is not dumpable lets nobody look.
 fn is_denied(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES | libc::ENOSYS))
-}
-
-/// The socket and its address, if it is one of a fixed port that does not listen yet.
-fn see_listen(call: &Notification, bound: &[Bound]) -> io::Result<Option<(Socket, SocketAddr)>> {
-    let socket = Socket::new(call.socket()?);
-    let (cookie, address) = (socket.cookie()?, socket.address()?);
-    // The bind that was seen may have failed, and another one, to any port, have come after it.
-    let fixed = bound.iter().any(|b| b.cookie == cookie && b.address.port() == address.port());
-    Ok((fixed && !socket.listens()).then_some((socket, address)))
-}
-
-fn collide(a: SocketAddr, b: SocketAddr) -> bool {
-    a.port() == b.port()
-        && a.is_ipv4() == b.is_ipv4()
-        && (a.ip() == b.ip() || a.ip().is_unspecified() || b.ip().is_unspecified())
-}
-
-/// Those of everybody but supervisors, which hold them for the time of a swap; `None` where that cannot be seen.
-fn sockets_in_use() -> Option<BTreeSet<u32>> {
-    let snapshot = Snapshot::take();
-    snapshot.complete().ok()?;
-    let is_serverswap = procfs::serverswaps();
-    let held = snapshot.all().filter_map(|stat| Some((stat.pid, procfs::sockets(stat.pid)?)));
-    let others = held.filter(|(pid, held)| !held.is_empty() && !is_serverswap(*pid));
-    Some(others.flat_map(|(_, held)| held).collect())
 }

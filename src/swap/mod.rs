@@ -25,7 +25,7 @@ use crate::protocol::{ServerWord, SupervisorWord};
 use slots::{Kind, Slot, Slots};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
-use warrant::{Lock, Proof, Ready};
+use warrant::{Lock, Proof, Ready, Wanted};
 
 /// A connection on which the server speaks: its control fd, or one to its control socket.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -63,15 +63,24 @@ pub enum Event {
     SpeakerGone(SpeakerId),
     /// The server listens on the address (asked for by [`Effect::Watch`], or found).
     Listens(Address),
-    /// The server wants to listen on the address, and waits for [`Effect::Admit`], [`Effect::Join`] or
-    /// [`Effect::Deny`].
-    Calls(Address),
+    /// The server wants to listen on the address, and waits for [`Effect::Admit`], [`Effect::Join`],
+    /// [`Effect::Pass`] or [`Effect::Deny`]. Whether an older server was there when it was bound.
+    Calls(Address, Meets),
+    /// The server has closed all that it had at the address.
+    Closed(Address),
+    /// Answer to [`Effect::LookUp`]: whoever has the address is none that the caller of `listen` could replace, and
+    /// the kernel decides whether both can listen.
+    Foreign(Address),
+    /// What keeps a server that listens on the address from being proven.
+    Hindered(Address, String),
     /// The server has bound a port: it is not quiet.
     Bound,
     /// The server accepts connections everywhere on the shared address (asked for by [`Effect::Join`]).
     Accepts(Address),
     /// The ports of the old server can be shared; comes before `Locked`.
     Shares(OldId),
+    /// They cannot be, and why; comes before `Locked`.
+    Unshared(OldId, String),
     /// The holder of the lock has switched a shared port: finish what you have, then go.
     AskedDrain(ClaimerId),
     /// The holder of the lock has turned its switch back.
@@ -157,9 +166,11 @@ pub enum Effect {
     Take(Warrant, Address),
     /// Let the server listen on the address as if alone.
     Admit(Address),
+    /// Let the server's call to listen run as if nobody had seen it.
+    Pass(Address),
     /// Let the server's call to listen on the address fail.
     Deny(Address),
-    /// Let the server listen on the shared address, all connections still going to the old one, and
+    /// Let the server listen on the address, all connections still going to the old one, if there is one, and
     /// tell when it has proven that it accepts some.
     Join(Address),
     /// The server wants no more sockets: those that it has are to prove themselves.
@@ -224,6 +235,15 @@ pub enum Effect {
     End(u8),
 }
 
+/// Whether a `listen` claims an address of an older server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Meets {
+    /// One was there when the socket was bound.
+    Server,
+    /// Nobody was.
+    Nobody,
+}
+
 /// The order in which a swap runs.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Order {
@@ -261,6 +281,8 @@ pub const ADDRESSES_MAX: usize = 4096;
 struct Old {
     attended: bool,
     shares: bool,
+    /// Why its ports cannot be shared, once that is known.
+    unshared: Option<String>,
     lock: Option<Lock>,
     warrant: Option<Warrant>,
     stopped: bool,
@@ -320,6 +342,10 @@ pub struct Generation {
     called: BTreeSet<Address>,
     /// Where the server listens already, although it is not its turn.
     listening: BTreeSet<Address>,
+    /// It has closed what it listened on before it was up: it is no worker.
+    closed: bool,
+    /// What keeps it from being proven where it listens.
+    hindrances: BTreeMap<Address, String>,
     /// New connections of a shared port come here.
     switched: bool,
     settled: bool,
@@ -382,6 +408,8 @@ impl Generation {
             harmed: BTreeSet::new(),
             called: BTreeSet::new(),
             listening: BTreeSet::new(),
+            closed: false,
+            hindrances: BTreeMap::new(),
             switched: false,
             settled: false,
             gave_back: false,
@@ -407,6 +435,11 @@ impl Generation {
         self.slots.keys().cloned().collect()
     }
 
+    /// `--drain`: how long it may take when a newer server has taken over.
+    pub fn drain_time(&self) -> Duration {
+        self.settings.drain
+    }
+
     /// `starting`, `serving` or `draining`, as `--status` says it.
     pub fn state(&self) -> &'static str {
         match self.stage {
@@ -430,6 +463,11 @@ impl Generation {
     /// Whether this claimer has the server's lock.
     pub fn is_locked_by(&self, claimer: ClaimerId) -> bool {
         self.lock == Some(claimer)
+    }
+
+    /// Who has the server's lock.
+    pub fn claimer(&self) -> Option<ClaimerId> {
+        self.lock
     }
 
     /// Whether the server was told to stop.
@@ -490,23 +528,41 @@ impl Generation {
                 }
             }
             Event::Listens(address) => self.listens(address, effects),
-            Event::Calls(address) => self.calls(address, effects),
+            Event::Calls(address, meets) => self.calls(address, meets, effects),
+            Event::Closed(address) => self.closed(&address, effects),
+            Event::Foreign(address) => {
+                if let Some(Slot::Looking(_)) = self.slots.get(&address) {
+                    self.refuse_ready(&address, "it is held by a server of another user", effects);
+                    self.admit(&address, Effect::Pass, effects);
+                    self.slots.remove(&address);
+                    self.listening.remove(&address);
+                }
+            }
+            Event::Hindered(address, why) => drop(self.hindrances.insert(address, why)),
             Event::Bound => {
                 self.quiet = false;
                 self.disarm(Timer::Quiet, effects);
             }
             Event::Accepts(address) => {
                 for own in self.colliding(&address) {
-                    self.slots.change(&own, |slot| {
-                        if let Slot::Joined(ready, olds) = slot {
-                            *slot = Slot::Proven(Proof::accepts(ready), std::mem::take(olds));
+                    self.hindrances.remove(&own);
+                    self.slots.change(&own, |slot| match slot {
+                        Slot::Joined(wanted, olds) => {
+                            *slot = Slot::Proven(Proof::accepts(wanted), std::mem::take(olds));
                         }
+                        Slot::Proving => *slot = Slot::Held,
+                        _ => {}
                     });
                 }
             }
             Event::Shares(id) => {
                 if let Some(old) = self.olds.get_mut(&id) {
                     old.shares = true;
+                }
+            }
+            Event::Unshared(id, why) => {
+                if let Some(old) = self.olds.get_mut(&id) {
+                    old.unshared = Some(why);
                 }
             }
             Event::AskedDrain(claimer) => {
@@ -635,11 +691,15 @@ impl Generation {
         }
         match word {
             ServerWord::Ready(address) => match self.slots.get(&address) {
-                Some(Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..) | Slot::Going | Slot::Held) => {
-                    effects.push(Effect::Say(speaker, SupervisorWord::Go(address)))
-                }
+                Some(
+                    Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..) | Slot::Going | Slot::Proving | Slot::Held,
+                ) => effects.push(Effect::Say(speaker, SupervisorWord::Go(address))),
                 Some(Slot::Asked { .. }) => refuse(format!("{address} is being taken down")),
                 Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..)) => {
+                    self.slots.change(&address, |slot| match slot {
+                        Slot::Looking(wanted) | Slot::Waiting(wanted, _) => *wanted = Wanted::Said(Ready::said()),
+                        _ => {}
+                    });
                     let asked = (speaker, address);
                     if self.unanswered.len() >= ADDRESSES_MAX {
                         refuse("too many addresses".into());
@@ -652,7 +712,7 @@ impl Generation {
                     (self.quiet, self.said_up) = (false, false);
                     self.disarm(Timer::Quiet, effects);
                     self.presume_no_more();
-                    self.slots.set(address.clone(), Slot::Looking(Ready::said()));
+                    self.slots.set(address.clone(), Slot::Looking(Wanted::Said(Ready::said())));
                     self.unanswered.push((speaker, address.clone()));
                     effects.push(Effect::LookUp(address));
                 }
@@ -713,7 +773,7 @@ impl Generation {
         for own in self.colliding(&address) {
             known = true;
             match self.slots.get(&own) {
-                Some(Slot::Going) => self.slots.set(own, Slot::Held),
+                Some(Slot::Going) => self.prove(own, effects),
                 Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..)) => drop(self.listening.insert(own)),
                 _ => {}
             }
@@ -722,8 +782,10 @@ impl Generation {
         // Found listening without a word. It may share the port with an old server by an option of its own.
         if !known && room && matches!(self.stage, Stage::Starting | Stage::Up) {
             self.presume_no_more();
+            self.quiet = false;
+            self.disarm(Timer::Quiet, effects);
             self.listening.insert(address.clone());
-            self.slots.set(address.clone(), Slot::Looking(Ready::said()));
+            self.slots.set(address.clone(), Slot::Looking(Wanted::Listens));
             effects.push(Effect::LookUp(address));
         }
     }
@@ -742,7 +804,7 @@ impl Generation {
         for &old in &olds {
             self.olds.entry(old).or_insert_with(|| {
                 effects.push(Effect::Lock(old));
-                Old { attended: false, shares: false, lock: None, warrant: None, stopped: false }
+                Old { attended: false, shares: false, unshared: None, lock: None, warrant: None, stopped: false }
             });
         }
         self.slots.set(address, Slot::Waiting(ready, olds.into_iter().collect()));
@@ -782,13 +844,15 @@ impl Generation {
             }
         }
         let mut wanted = false;
+        let starting = self.stage == Stage::Starting;
         self.slots.change_all(|address, slot| {
             // It listens already, and is alone now.
             if let Slot::Joined(_, olds) | Slot::Proven(_, olds) = slot
                 && olds.remove(&id)
                 && olds.is_empty()
             {
-                *slot = Slot::Held;
+                let proven = !starting || matches!(slot, Slot::Proven(..));
+                *slot = if proven { Slot::Held } else { Slot::Proving };
                 effects.push(Effect::Hold(address.clone()));
             }
             // It ended before it could say that it had let go: somebody else may have replaced it, or an
@@ -879,7 +943,12 @@ impl Generation {
         }
         match timer {
             Timer::Ready if self.stage == Stage::Starting => {
-                self.fail(status::NOT_UP, self.name(), "the new server was not up in time".into(), effects);
+                let stuck = self.slots.iter().find(|(own, slot)| {
+                    matches!(slot, Slot::Joined(..) | Slot::Proving) && self.hindrances.contains_key(own)
+                });
+                let why = stuck.map_or(String::new(), |(own, _)| format!(": {}", self.hindrances[own]));
+                let address = stuck.map(|(own, _)| own.clone()).or(self.name());
+                self.fail(status::NOT_UP, address, format!("the new server was not up in time{why}"), effects);
             }
             // One that is up waited for another, which perhaps waits for it; or it has the lock of another, and
             // does not bind what it wanted that for.
@@ -972,6 +1041,7 @@ impl Generation {
                     | Slot::Joined(..)
                     | Slot::Proven(..)
                     | Slot::Going
+                    | Slot::Proving
                     | Slot::Held
                     | Slot::Asked { .. },
                 )
@@ -1029,6 +1099,7 @@ impl Generation {
             | Slot::Joined(..)
             | Slot::Proven(..)
             | Slot::Going
+            | Slot::Proving
             | Slot::Held
             | Slot::Asked { .. } => false,
         };
@@ -1053,10 +1124,20 @@ impl Generation {
                 if self.slots.any([Kind::Joined]) && self.slots.values().any(unproven) {
                     continue;
                 }
-                let Some(warrant) = Warrant::new(ready, olds.iter().map(|id| self.olds[id].lock.as_ref())) else {
+                let why = olds.iter().find_map(|id| self.olds[id].unshared.clone());
+                let Wanted::Said(said) = ready else {
+                    let why = why.unwrap_or_else(|| "the new server cannot be watched".into());
+                    self.refuse_silent(&address, &why, effects);
+                    continue;
+                };
+                let Some(warrant) = Warrant::new(said, olds.iter().map(|id| self.olds[id].lock.as_ref())) else {
                     continue;
                 };
                 let (ready, olds) = (ready.clone(), olds.clone());
+                if let Some(why) = why {
+                    let text = format!("the port cannot be shared: {why} (this swap runs in plain order)");
+                    effects.push(Effect::Report(Level::Warning, Some(address.clone()), text));
+                }
                 self.harmed.insert(address.clone());
                 effects.push(Effect::Take(warrant, address.clone()));
                 for &id in &olds {
@@ -1082,7 +1163,7 @@ impl Generation {
             effects.push(Effect::Settle);
         }
         let wants = self.slots.any([Kind::Looking, Kind::Waiting, Kind::Invited]);
-        if joined || wants || !self.slots.any([Kind::Proven]) {
+        if joined || wants || self.slots.any([Kind::Proving]) || !self.slots.any([Kind::Proven]) {
             return;
         }
         let (mut proof, mut locks) = (None, Vec::new());
@@ -1124,10 +1205,44 @@ impl Generation {
         }
     }
 
-    /// The server waits in `listen`: READY in the words of the kernel.
-    fn calls(&mut self, address: Address, effects: &mut Vec<Effect>) {
+    /// A server that has said nothing replaces nobody in plain order: it gets EADDRINUSE, as it would by itself, and
+    /// where it listens already it shares the port by an option of its own.
+    fn refuse_silent(&mut self, address: &Address, why: &str, effects: &mut Vec<Effect>) {
+        let listens = self.listening.remove(address);
+        let why = format!("the port cannot be shared, and the new server did not say READY: {why}");
+        if listens && self.stage == Stage::Starting {
+            return self.fail(status::NOT_UP, Some(address.clone()), why, effects);
+        }
+        let consequence = if listens { "both serve" } else { "the new one gets EADDRINUSE; the old one still serves" };
+        effects.push(Effect::Report(Level::Error, Some(address.clone()), format!("{why} ({consequence})")));
+        self.admit(address, Effect::Deny, effects);
+        self.slots.remove(address);
+    }
+
+    /// The server listens and nobody else has the address: all that is left is to prove it, until it was up once.
+    fn prove(&mut self, address: Address, effects: &mut Vec<Effect>) {
+        let slot = if self.stage == Stage::Starting { Slot::Proving } else { Slot::Held };
+        self.slots.set(address.clone(), slot);
+        effects.push(Effect::Join(address));
+    }
+
+    /// The server has closed all that it had at the address. Before it is up that was none of its addresses.
+    fn closed(&mut self, own: &Address, effects: &mut Vec<Effect>) {
+        let closed =
+            matches!(self.slots.get(own), Some(Slot::Joined(..) | Slot::Proven(..) | Slot::Proving | Slot::Held));
+        if self.stage == Stage::Starting && closed {
+            self.slots.remove(own);
+            self.hindrances.remove(own);
+            self.closed = true;
+            effects.push(Effect::Unhold(own.clone()));
+        }
+    }
+
+    /// The server waits in `listen`: before it is up, and where it meets an older server, it wants the address. What it
+    /// opens later may be closed again soon.
+    fn calls(&mut self, address: Address, meets: Meets, effects: &mut Vec<Effect>) {
         if let Stage::Leaving(_) | Stage::Ended = self.stage {
-            let may = |slot: &Slot| matches!(slot, Slot::Going | Slot::Held | Slot::Asked { .. });
+            let may = |slot: &Slot| matches!(slot, Slot::Going | Slot::Proving | Slot::Held | Slot::Asked { .. });
             let has = !self.gave_back && self.own(&address).is_some_and(|own| may(&self.slots[&own]));
             // Beside an old server, with nobody to steer, it would get connections that end with it.
             return effects.push(if has { Effect::Admit(address) } else { Effect::Deny(address) });
@@ -1137,10 +1252,13 @@ impl Generation {
         let full = self.slots.len() >= ADDRESSES_MAX;
         let own = self.own(&address);
         match own.as_ref().map(|own| (own, &self.slots[own])) {
-            None if full => effects.push(Effect::Admit(address)),
+            None if full => effects.push(Effect::Pass(address)),
+            None if self.stage == Stage::Up && !self.presumed && meets == Meets::Nobody => {
+                effects.push(Effect::Pass(address));
+            }
             None => {
                 self.presume_no_more();
-                self.slots.set(address.clone(), Slot::Looking(Ready::said()));
+                self.slots.set(address.clone(), Slot::Looking(Wanted::Listens));
                 self.called.insert(address.clone());
                 effects.push(Effect::LookUp(address));
             }
@@ -1154,7 +1272,15 @@ impl Generation {
                 effects.push(Effect::Join(address));
             }
             Some((_, Slot::Held)) if self.switched && !self.olds.is_empty() => effects.push(Effect::Join(address)),
-            Some((_, Slot::Going | Slot::Held | Slot::Asked { .. })) => effects.push(Effect::Admit(address)),
+            Some((own, Slot::Going | Slot::Proving | Slot::Held)) if self.stage == Stage::Starting => {
+                self.slots.set(own.clone(), Slot::Proving);
+                effects.push(Effect::Join(address));
+            }
+            Some((own, Slot::Going)) => {
+                self.slots.set(own.clone(), Slot::Held);
+                effects.push(Effect::Join(address));
+            }
+            Some((_, Slot::Proving | Slot::Held | Slot::Asked { .. })) => effects.push(Effect::Admit(address)),
         }
     }
 
@@ -1213,9 +1339,10 @@ impl Generation {
     }
 
     fn become_up(&mut self, effects: &mut Vec<Effect>) {
-        let acquiring = self.acquires() || self.slots.any([Kind::Going]);
+        let acquiring = self.acquires() || self.slots.any([Kind::Going, Kind::Proving]);
         if self.stage == Stage::Starting {
-            let worker = self.slots.is_empty() && (self.said_up || (self.quiet && !self.settings.awaited));
+            let worker =
+                self.slots.is_empty() && !self.closed && (self.said_up || (self.quiet && !self.settings.awaited));
             let serves = self.slots.any([Kind::Held]);
             if acquiring || !(worker || serves) || self.uncovered().next().is_some() {
                 return;
@@ -1319,7 +1446,8 @@ impl Generation {
             self.disarm(Timer::Ready, effects);
         }
         if self.armed.contains(&Timer::Ready) {
-            let goes = self.slots.any([Kind::Going, Kind::Looking, Kind::Invited, Kind::Joined, Kind::Proven]);
+            let goes = [Kind::Going, Kind::Proving, Kind::Looking, Kind::Invited, Kind::Joined, Kind::Proven];
+            let goes = self.slots.any(goes);
             let attended = self.olds.values().all(|old| old.attended);
             // Who waits and is waited for lets its clock run: that bounds a deadlock.
             let blocks = self.olds.values().any(|old| old.lock.is_none())
@@ -1330,7 +1458,12 @@ impl Generation {
                 effects.push(if pause { Effect::Pause(Timer::Ready) } else { Effect::Resume(Timer::Ready) });
             }
         }
-        let worker = self.stage == Stage::Starting && self.slots.is_empty() && !self.settings.awaited;
+        // A first server may take its time, but not if somebody waits who could serve in its place.
+        let blocks = self.stage == Stage::Starting && self.slots.any([Kind::Proving]) && !self.queue.is_empty();
+        if blocks && self.settings.ready_timeout.is_none() && !self.armed.contains(&Timer::Ready) {
+            self.arm(Timer::Ready, READY_TIMEOUT, effects);
+        }
+        let worker = self.stage == Stage::Starting && self.slots.is_empty() && !self.closed && !self.settings.awaited;
         // One that has all locks is held back only until the others are proven.
         let unlocked =
             |slot: &Slot| matches!(slot, Slot::Waiting(_, olds) if olds.iter().any(|id| self.olds[id].lock.is_none()));
@@ -1348,17 +1481,20 @@ impl Generation {
     fn go(&mut self, address: &Address, effects: &mut Vec<Effect>) {
         self.commit(effects);
         self.say_go(address, effects);
-        self.admit(address, Effect::Admit, effects);
-        let slot = match address {
-            Address::Tcp(..) if self.listening.remove(address) => Slot::Held,
+        let calls = self.admit(address, Effect::Join, effects);
+        match address {
+            Address::Tcp(..) if self.listening.remove(address) => self.prove(address.clone(), effects),
+            Address::Tcp(..) if calls => {
+                let slot = if self.stage == Stage::Starting { Slot::Proving } else { Slot::Held };
+                self.slots.set(address.clone(), slot);
+            }
             Address::Tcp(..) => {
                 effects.push(Effect::Watch(address.clone()));
-                Slot::Going
+                self.slots.set(address.clone(), Slot::Going);
             }
             // Nothing in the kernel tells of a name: GO is all there is to it.
-            Address::Name(_) => Slot::Held,
-        };
-        self.slots.set(address.clone(), slot);
+            Address::Name(_) => self.slots.set(address.clone(), Slot::Held),
+        }
     }
 
     fn say_go(&mut self, address: &Address, effects: &mut Vec<Effect>) {
@@ -1387,7 +1523,7 @@ impl Generation {
         self.disarm_all(effects);
         self.arm(Timer::Kill, self.settings.kill_after, effects);
         self.slots.change_all(|own, slot| {
-            if matches!(slot, Slot::Held | Slot::Asked { .. }) {
+            if matches!(slot, Slot::Proving | Slot::Held | Slot::Asked { .. }) {
                 *slot = Slot::Asked { told: true };
                 watch_release(own, effects);
             }
@@ -1423,16 +1559,21 @@ impl Generation {
         if self.stage == Stage::Starting {
             return self.fail(status, Some(address), why, effects);
         }
-        let (refused, rest): (Vec<_>, Vec<_>) = self.unanswered.drain(..).partition(|(_, a)| *a == address);
-        self.unanswered = rest;
-        for (speaker, _) in refused {
-            effects.push(Effect::Say(speaker, SupervisorWord::Error(format!("{address}: {why}"))));
-        }
+        self.refuse_ready(&address, &why, effects);
         self.admit(&address, Effect::Deny, effects);
         self.slots.remove(&address);
         self.harmed.remove(&address);
         effects.push(Effect::Unhold(address.clone()));
         effects.push(Effect::Report(Level::Error, Some(address), format!("{why} (the server goes on without it)")));
+    }
+
+    /// Answers the READY that wait for an address which cannot be had.
+    fn refuse_ready(&mut self, address: &Address, why: &str, effects: &mut Vec<Effect>) {
+        let (refused, rest): (Vec<_>, Vec<_>) = self.unanswered.drain(..).partition(|(_, a)| a == address);
+        self.unanswered = rest;
+        for (speaker, _) in refused {
+            effects.push(Effect::Say(speaker, SupervisorWord::Error(format!("{address}: {why}"))));
+        }
     }
 
     /// Wants nothing of the old servers any more.

@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::OldId;
-use super::warrant::{Proof, Ready};
+use super::warrant::{Proof, Wanted};
 use crate::address::Address;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -11,20 +11,22 @@ use std::ops::Deref;
 /// How far an address is.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) enum Slot {
-    /// READY was said; who has the address is being looked up.
-    Looking(Ready),
+    /// The server wants it; who has the address is being looked up.
+    Looking(Wanted),
     /// These have it, and not all of their locks are ours.
-    Waiting(Ready, BTreeSet<OldId>),
+    Waiting(Wanted, BTreeSet<OldId>),
     /// These were asked to let go of it and have not done so.
-    Releasing(Ready, BTreeSet<OldId>),
+    Releasing(Wanted, BTreeSet<OldId>),
     /// Shared: the locks are ours, and the server may bind and listen while they still serve.
-    Invited(Ready, BTreeSet<OldId>),
+    Invited(Wanted, BTreeSet<OldId>),
     /// Shared: the server listens, and has not proven that it accepts.
-    Joined(Ready, BTreeSet<OldId>),
+    Joined(Wanted, BTreeSet<OldId>),
     /// Shared: the server accepts; all that is left is the switch.
     Proven(Proof, BTreeSet<OldId>),
     /// GO was said; the server does not listen yet.
     Going,
+    /// The server listens, alone, and has not proven that it accepts.
+    Proving,
     /// The server has the address.
     Held,
     /// A claimer asked for the address. `told`: the server knows.
@@ -41,6 +43,7 @@ pub(super) enum Kind {
     Joined,
     Proven,
     Going,
+    Proving,
     Held,
     Asked,
     Told,
@@ -60,6 +63,7 @@ impl Slot {
             Slot::Joined(..) => Kind::Joined,
             Slot::Proven(..) => Kind::Proven,
             Slot::Going => Kind::Going,
+            Slot::Proving => Kind::Proving,
             Slot::Held => Kind::Held,
             Slot::Asked { told: false } => Kind::Asked,
             Slot::Asked { told: true } => Kind::Told,
@@ -73,11 +77,11 @@ impl Slot {
             | Slot::Joined(_, olds)
             | Slot::Proven(_, olds)
             | Slot::Releasing(_, olds) => olds.contains(&old),
-            Slot::Looking(_) | Slot::Going | Slot::Held | Slot::Asked { .. } => false,
+            Slot::Looking(_) | Slot::Going | Slot::Proving | Slot::Held | Slot::Asked { .. } => false,
         }
     }
 
-    /// READY was said, and nobody was asked for anything yet.
+    /// The server wants it, and nobody was asked for anything yet.
     pub(super) fn is_wish(&self) -> bool {
         matches!(self, Slot::Looking(_) | Slot::Waiting(..) | Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))
     }
@@ -161,13 +165,14 @@ mod tests {
     use proptest::prelude::*;
 
     const SLOTS: [fn() -> Slot; Kind::COUNT] = [
-        || Slot::Looking(Ready::said()),
-        || Slot::Waiting(Ready::said(), BTreeSet::new()),
-        || Slot::Releasing(Ready::said(), BTreeSet::new()),
-        || Slot::Invited(Ready::said(), BTreeSet::new()),
-        || Slot::Joined(Ready::said(), BTreeSet::new()),
-        || Slot::Proven(Proof::accepts(&Ready::said()), BTreeSet::new()),
+        || Slot::Looking(Wanted::Listens),
+        || Slot::Waiting(Wanted::Listens, BTreeSet::new()),
+        || Slot::Releasing(Wanted::Listens, BTreeSet::new()),
+        || Slot::Invited(Wanted::Listens, BTreeSet::new()),
+        || Slot::Joined(Wanted::Listens, BTreeSet::new()),
+        || Slot::Proven(Proof::accepts(&Wanted::Listens), BTreeSet::new()),
         || Slot::Going,
+        || Slot::Proving,
         || Slot::Held,
         || Slot::Asked { told: false },
         || Slot::Asked { told: true },

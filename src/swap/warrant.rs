@@ -14,17 +14,26 @@ impl Ready {
     }
 }
 
+/// How the new server has let us know that it wants an address.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Wanted {
+    /// By a word: all that is left is to bind.
+    Said(Ready),
+    /// It listens, or is about to: nothing is known of what else it has to do.
+    Listens,
+}
+
 /// The new server accepts connections beside the old one.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub(super) struct Proof(Ready);
+pub(super) struct Proof(Wanted);
 
 impl Proof {
-    pub(super) fn accepts(ready: &Ready) -> Proof {
-        Proof(ready.clone())
+    pub(super) fn accepts(wanted: &Wanted) -> Proof {
+        Proof(wanted.clone())
     }
 
     /// One more socket is to be proven.
-    pub(super) fn undone(&self) -> Ready {
+    pub(super) fn undone(&self) -> Wanted {
         self.0.clone()
     }
 }

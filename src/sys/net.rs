@@ -2,15 +2,17 @@
 //! `/proc/net/tcp` takes seconds where there are many connections.
 
 use crate::address::Address;
+use crate::place::{Families, Place};
+use crate::sys::table;
 use nix::sys::socket::{
     AddressFamily, MsgFlags, NetlinkAddr, SockFlag, SockProtocol, SockType, bind, recv, sendto, socket,
 };
-use std::cmp::Ordering;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 /// A TCP socket.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -27,9 +29,11 @@ pub struct TcpSocket {
     pub state: u8,
     /// Bytes that its process has not read yet (of a listener: connections to accept).
     pub unread: u32,
-    /// Bytes that its peer has not acknowledged yet.
+    /// Bytes that its peer has not acknowledged yet (of a listener: how many connections may wait).
     pub unacknowledged: u32,
-    /// When it last sent data, received some, and received an acknowledgement.
+    /// Of a v6 listener: whether it takes v4 packets too.
+    pub families: Families,
+    /// What moved on it; `None` if the kernel does not tell.
     pub moved: Option<Moved>,
 }
 
@@ -44,39 +48,72 @@ pub struct Ends {
     pub interface: u32,
 }
 
-/// How long ago data moved, in milliseconds (TCP_INFO).
+/// What moved on a connection, and how long ago (TCP_INFO).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Moved {
-    /// Since the last data was sent.
+    /// Milliseconds since this end last sent data; since the connection was made, if it never did.
     pub sent: u32,
-    /// Since the last data was received.
+    /// Milliseconds since it last received some, in the same way.
     pub received: u32,
-    /// Since the last acknowledgement was received; data brings one along.
-    pub acknowledged: u32,
+    /// Bytes that it has sent.
+    pub bytes_sent: u64,
+    /// Bytes that it has received.
+    pub bytes_received: u64,
+}
+
+impl Moved {
+    /// Whether the last byte was certainly the peer's. The clock of the times ticks every few milliseconds: in a tie the
+    /// answer may have come before the question or after it, and counts as the last, but for a peer that was never
+    /// sent anything.
+    fn is_peers_last(&self) -> bool {
+        self.bytes_received > 0 && (self.bytes_sent == 0 || self.received < self.sent)
+    }
+
+    /// How long nothing has moved.
+    fn rested(&self) -> Duration {
+        Duration::from_millis(self.sent.min(self.received).into())
+    }
 }
 
 impl TcpSocket {
-    /// Whether the server owes this connection something: data is under way, or the last byte was the
-    /// client's, or something moved within a second (an answer that is streamed pauses). When in doubt,
-    /// busy. A side that the server has closed needs it no more.
-    ///
-    /// The clock of these times ticks every few milliseconds, so a fast answer is as old as its question,
-    /// or as a question that came right after it. Such a question would have been the last to arrive but
-    /// for the acknowledgements of keep-alive probes, which take a second to begin. So if a bare
-    /// acknowledgement came after that tick and within a second, it is that of the answer. Where the client
-    /// is so near that it comes within the tick, the doubt stays.
-    pub fn is_busy(&self) -> bool {
-        if !matches!(self.state, TCP_ESTABLISHED | TCP_CLOSE_WAIT) {
+    /// The place of a listener.
+    pub fn place(&self) -> Place {
+        Place { address: self.ends.local, families: self.families, device: self.ends.interface, uid: self.uid }
+    }
+
+    /// Whether the server may owe this connection something: data is under way, or the last byte was the client's, or
+    /// something has moved within the time `rest`. What was sent last may be no answer (a TLS ticket, a frame of another
+    /// HTTP/2 stream), and an answer that is streamed pauses. In doubt it is busy. A side that the server has
+    /// closed needs it no more.
+    pub fn is_busy(&self, rest: Duration) -> bool {
+        if !self.is_open() {
             return false;
         }
         let Some(moved) = self.moved else { return true };
-        let last_is_clients = match moved.received.cmp(&moved.sent) {
-            Ordering::Less => true,
-            Ordering::Equal => !ANSWER_ACKNOWLEDGED.contains(&moved.received.saturating_sub(moved.acknowledged)),
-            Ordering::Greater => false,
-        };
-        let waits = self.unread > 0 || self.unacknowledged > 0 || last_is_clients;
-        waits || moved.sent < 1000
+        // The end of what the client sends counts as a byte.
+        let unread = self.unread > u32::from(self.state == TCP_CLOSE_WAIT);
+        unread || self.unacknowledged > 0 || moved.is_peers_last() || moved.rested() < rest
+    }
+
+    /// Whether the server has not closed it.
+    pub fn is_open(&self) -> bool {
+        matches!(self.state, TCP_ESTABLISHED | TCP_CLOSE_WAIT)
+    }
+
+    /// Whether the client has closed it, for its direction at least.
+    pub fn is_closed_by_peer(&self) -> bool {
+        self.state == TCP_CLOSE_WAIT
+    }
+
+    /// Whether it is a connection that its server has not accepted: it belongs to no file.
+    pub fn is_unaccepted(&self) -> bool {
+        let waits = matches!(self.state, TCP_ESTABLISHED | TCP_CLOSE_WAIT) && self.inode == 0;
+        waits || self.is_handshake()
+    }
+
+    /// Whether no connection more fits into the queue of a listener (`sk_acceptq_is_full` of the kernel).
+    pub fn is_full(&self) -> bool {
+        self.unread > self.unacknowledged
     }
 
     /// Whether its handshake is not finished.
@@ -94,6 +131,11 @@ impl Listeners {
     pub fn at(&self, address: &Address) -> impl Iterator<Item = &TcpSocket> {
         let port = if let Address::Tcp(_, port) = address { *port } else { 0 };
         self.0.get(&port).into_iter().flatten().filter(|s| s.local.collides(address))
+    }
+
+    /// Those of one place.
+    pub fn at_place<'a>(&'a self, place: &'a Place) -> impl Iterator<Item = &'a TcpSocket> {
+        self.0.get(&place.address.port()).into_iter().flatten().filter(move |s| s.place() == *place)
     }
 
     /// Those that collide with any of some addresses.
@@ -121,13 +163,35 @@ pub fn listeners_at(port: u16) -> io::Result<Listeners> {
     // One is kept: who has run out of files may have to find out who listens before it can let go of any.
     static KEPT: Mutex<Option<Diag>> = Mutex::new(None);
     let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let diag = kept.map_or_else(Diag::open, Ok)?;
+    let found = match kept.map_or_else(Diag::open, Ok) {
+        Ok(diag) => {
+            let found = diag.dump(1 << TCP_LISTEN, port)?;
+            *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(diag);
+            found
+        }
+        Err(e) if is_forbidden(&e) => table::listeners(port)?,
+        Err(e) => return Err(e),
+    };
     let mut by_port = BTreeMap::<u16, Vec<TcpSocket>>::new();
-    for socket in diag.dump(1 << TCP_LISTEN, port)? {
+    for socket in found {
         by_port.entry(socket.ends.local.port()).or_default().push(socket);
     }
-    *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(diag);
     Ok(Listeners(by_port))
+}
+
+/// Whether the kernel answers questions about sockets, as a swap on a shared port needs it.
+pub fn can_be_asked() -> io::Result<()> {
+    match Diag::open() {
+        Err(e) if is_forbidden(&e) => Err(e),
+        // What is lacking now may be had later.
+        Ok(_) | Err(_) => Ok(()),
+    }
+}
+
+/// A service manager or a container profile may allow no netlink, and a kernel may have none.
+fn is_forbidden(e: &io::Error) -> bool {
+    use nix::libc::{EACCES, EAFNOSUPPORT, EPERM, EPROTONOSUPPORT};
+    matches!(e.raw_os_error(), Some(EACCES | EAFNOSUPPORT | EPERM | EPROTONOSUPPORT))
 }
 
 /// Connections that a server has: established, or closed by the client only.
@@ -135,31 +199,75 @@ pub fn connections() -> io::Result<Vec<TcpSocket>> {
     Diag::open()?.dump(1 << TCP_ESTABLISHED | 1 << TCP_CLOSE_WAIT, 0)
 }
 
+/// Inodes of the UDP sockets that are bound where a socket at this address would meet them, and whose they are
+/// (udp(7)). `wide`: it takes packets of both families.
+pub fn datagrams_at(address: SocketAddr, wide: bool) -> io::Result<Vec<(u32, u32)>> {
+    static KEPT: Mutex<Option<Diag>> = Mutex::new(None);
+    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
+    let diag = kept.map_or_else(Diag::open, Ok)?;
+    let mut sockets = Vec::new();
+    // Whoever is bound to one address is in the way of all of them; and a lookup names one of several.
+    if address.ip().is_unspecified() || diag.find_datagram(address)?.is_some() {
+        for family in families(if wide || address.is_ipv4() { None } else { Some(false) }) {
+            let mut question = request(family, nix::libc::NLM_F_DUMP, u32::MAX);
+            question[17] = nix::libc::IPPROTO_UDP as u8;
+            question[24..26].copy_from_slice(&address.port().to_be_bytes());
+            diag.ask_family(family, &question, &mut sockets)?;
+        }
+        let meets = |ip: IpAddr| ip == address.ip() || ip.is_unspecified() || address.ip().is_unspecified();
+        sockets.retain(|socket| meets(socket.ends.local.ip()));
+    }
+    *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(diag);
+    Ok(sockets.into_iter().map(|socket| (socket.inode, socket.uid)).collect())
+}
+
+/// Names the network namespace of this process (SO_NETNS_COOKIE, Linux 5.14).
+pub fn namespace() -> io::Result<u64> {
+    let any = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    super::steer::Socket::new(any).namespace()
+}
+
+/// Inodes of all UDP sockets that are bound.
+pub fn datagrams() -> io::Result<BTreeSet<u32>> {
+    let (diag, mut sockets) = (Diag::open()?, Vec::new());
+    for family in families(None) {
+        let mut question = request(family, nix::libc::NLM_F_DUMP, u32::MAX);
+        question[17] = nix::libc::IPPROTO_UDP as u8;
+        diag.ask_family(family, &question, &mut sockets)?;
+    }
+    Ok(sockets.into_iter().map(|socket| socket.inode).collect())
+}
+
+/// Both families, or one.
+fn families(is_v4: Option<bool>) -> impl Iterator<Item = i32> {
+    let all = [(nix::libc::AF_INET, true), (nix::libc::AF_INET6, false)];
+    all.into_iter().filter(move |(_, v4)| is_v4.is_none_or(|wanted| wanted == *v4)).map(|(family, _)| family)
+}
+
 /// Handshakes that are under way. A dump costs milliseconds: for once, not for polling.
 pub fn handshakes() -> io::Result<Vec<TcpSocket>> {
     Diag::open()?.dump(1 << TCP_SYN_RECV, 0)
 }
 
-/// Milliseconds from a question to the acknowledgement of its answer: more than a tick of the slowest clock
-/// (100 Hz), less than the shortest time to a keep-alive probe.
-const ANSWER_ACKNOWLEDGED: std::ops::Range<u32> = 11..1000;
-
 /// States of linux/tcp_states.h.
 const TCP_ESTABLISHED: u8 = 1;
 const TCP_SYN_RECV: u8 = 3;
 const TCP_CLOSE_WAIT: u8 = 8;
-const TCP_LISTEN: u8 = 10;
+pub(super) const TCP_LISTEN: u8 = 10;
 const TCP_NEW_SYN_RECV: u8 = 12;
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
 /// The attribute that holds `tcp_info` (linux/inet_diag.h), and the bit that asks for it.
 const INET_DIAG_INFO: u16 = 2;
+/// The attribute that says IPV6_V6ONLY of a v6 listener.
+const INET_DIAG_SKV6ONLY: u16 = 11;
 /// nlmsghdr (16 bytes) and inet_diag_req_v2 (56).
 const REQUEST_LEN: usize = 72;
 /// The fixed part of inet_diag_msg.
 const ANSWER_LEN: usize = 72;
 
 /// A netlink socket for questions about sockets.
+#[derive(Debug)]
 pub struct Diag(OwnedFd);
 
 impl Diag {
@@ -173,40 +281,52 @@ impl Diag {
     /// All sockets in some states (bits of 1 << state), on a port of this side if it is not 0.
     fn dump(&self, states: u32, port: u16) -> io::Result<Vec<TcpSocket>> {
         let mut sockets = Vec::new();
-        for family in [nix::libc::AF_INET, nix::libc::AF_INET6] {
+        for family in families(None) {
             let mut question = request(family, nix::libc::NLM_F_DUMP, states);
             question[24..26].copy_from_slice(&port.to_be_bytes());
-            match self.ask(&question, &mut sockets) {
-                // A kernel without IPv6.
-                Err(e) if family == nix::libc::AF_INET6 && e.raw_os_error() == Some(nix::libc::ENOENT) => {}
-                asked => asked?,
-            }
+            self.ask_family(family, &question, &mut sockets)?;
         }
         Ok(sockets)
     }
 
+    fn ask_family(&self, family: i32, question: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<()> {
+        match self.ask(question, sockets) {
+            // A kernel without IPv6.
+            Err(e) if family == nix::libc::AF_INET6 && e.raw_os_error() == Some(nix::libc::ENOENT) => Ok(()),
+            asked => asked,
+        }
+    }
+
+    /// The UDP socket that gets what is sent to an address: one lookup. Its own address stands where that of the other
+    /// end is for TCP (udp_dump_one of the kernel).
+    fn find_datagram(&self, address: SocketAddr) -> io::Result<Option<TcpSocket>> {
+        let mut question = request(family_of(address), 0, u32::MAX);
+        question[17] = nix::libc::IPPROTO_UDP as u8;
+        question[26..28].copy_from_slice(&address.port().to_be_bytes());
+        put_ip(&mut question, 44, address.ip());
+        self.find_one(&mut question)
+    }
+
     /// One connection, by a lookup that costs microseconds. `None`: it is gone.
     pub fn find(&self, ends: Ends) -> io::Result<Option<TcpSocket>> {
-        let family = if ends.local.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 };
-        let mut question = request(family, 0, u32::MAX);
+        let mut question = request(family_of(ends.local), 0, u32::MAX);
         question[24..26].copy_from_slice(&ends.local.port().to_be_bytes());
         question[26..28].copy_from_slice(&ends.peer.port().to_be_bytes());
-        for (at, ip) in [(28, ends.local.ip()), (44, ends.peer.ip())] {
-            match ip {
-                IpAddr::V4(ip) => question[at..at + 4].copy_from_slice(&ip.octets()),
-                IpAddr::V6(ip) => question[at..at + 16].copy_from_slice(&ip.octets()),
-            }
-        }
+        put_ip(&mut question, 28, ends.local.ip());
+        put_ip(&mut question, 44, ends.peer.ip());
         question[60..64].copy_from_slice(&ends.interface.to_ne_bytes());
+        // Where there is no such connection the kernel names the listener that would take it.
+        Ok(self.find_one(&mut question)?.filter(|s| s.state != TCP_LISTEN))
+    }
+
+    fn find_one(&self, question: &mut [u8; REQUEST_LEN]) -> io::Result<Option<TcpSocket>> {
         // INET_DIAG_NOCOOKIE: whichever socket it is.
         question[64..72].fill(0xff);
         let mut sockets = Vec::new();
-        match self.ask(&question, &mut sockets) {
-            Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => {}
-            asked => asked?,
+        match self.ask(&question[..], &mut sockets) {
+            Err(e) if e.raw_os_error() == Some(nix::libc::ENOENT) => Ok(None),
+            asked => asked.map(|()| sockets.pop()),
         }
-        // Where there is no such connection the kernel names the listener that would take it.
-        Ok(sockets.into_iter().find(|s| s.state != TCP_LISTEN))
     }
 
     fn ask(&self, question: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<()> {
@@ -233,6 +353,17 @@ fn request(family: i32, flags: i32, states: u32) -> [u8; REQUEST_LEN] {
     request[18] = 1 << (INET_DIAG_INFO - 1);
     request[20..24].copy_from_slice(&states.to_ne_bytes());
     request
+}
+
+fn family_of(address: SocketAddr) -> i32 {
+    if address.is_ipv4() { nix::libc::AF_INET } else { nix::libc::AF_INET6 }
+}
+
+fn put_ip(question: &mut [u8; REQUEST_LEN], at: usize, ip: IpAddr) {
+    match ip {
+        IpAddr::V4(ip) => question[at..at + 4].copy_from_slice(&ip.octets()),
+        IpAddr::V6(ip) => question[at..at + 16].copy_from_slice(&ip.octets()),
+    }
 }
 
 fn receive(fd: i32, buffer: &mut [u8]) -> io::Result<usize> {
@@ -284,36 +415,51 @@ fn socket_of(message: &[u8]) -> TcpSocket {
         }
     };
     let ends = Ends { local: end(4, 8), peer: end(6, 24), interface };
+    let attributes = &message[ANSWER_LEN..];
+    let only_v6 = attribute(attributes, INET_DIAG_SKV6ONLY).is_none_or(|only| only.first() != Some(&0));
     TcpSocket {
         local: Address::from(ends.local),
+        families: if only_v6 { Families::Own } else { Families::Both },
         ends,
         state: message[1],
         unread: u32_at(message, 56),
         unacknowledged: u32_at(message, 60),
         uid: u32_at(message, 64),
         inode: u32_at(message, 68),
-        moved: moved(&message[ANSWER_LEN..]),
+        moved: attribute(attributes, INET_DIAG_INFO).and_then(moved),
     }
 }
 
-/// Finds `tcp_info` among the attributes of a message.
-fn moved(mut attributes: &[u8]) -> Option<Moved> {
+/// Finds an attribute of a message.
+fn attribute(mut attributes: &[u8], wanted: u16) -> Option<&[u8]> {
     while attributes.len() >= 4 {
         let len = usize::from(u16::from_ne_bytes([attributes[0], attributes[1]]));
         let kind = u16::from_ne_bytes([attributes[2], attributes[3]]);
         let value = attributes.get(4..len)?;
-        if kind == INET_DIAG_INFO {
-            // tcpi_last_data_sent, tcpi_last_data_recv and tcpi_last_ack_recv (linux/tcp.h).
-            let at = |at| u32_at(value, at);
-            return (value.len() >= 60).then(|| Moved { sent: at(44), received: at(52), acknowledged: at(56) });
+        if kind == wanted {
+            return Some(value);
         }
         attributes = &attributes[attributes.len().min(len.next_multiple_of(4))..];
     }
     None
 }
 
+/// tcpi_last_data_sent, tcpi_last_data_recv, tcpi_bytes_sent and tcpi_bytes_received of a `tcp_info` (linux/tcp.h).
+fn moved(info: &[u8]) -> Option<Moved> {
+    (info.len() >= 208).then(|| Moved {
+        sent: u32_at(info, 44),
+        received: u32_at(info, 52),
+        bytes_sent: u64_at(info, 200),
+        bytes_received: u64_at(info, 128),
+    })
+}
+
 fn u32_at(data: &[u8], at: usize) -> u32 {
     u32::from_ne_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]])
+}
+
+fn u64_at(data: &[u8], at: usize) -> u64 {
+    u64::from_ne_bytes(std::array::from_fn(|i| data[at + i]))
 }
 
 #[cfg(test)]
@@ -374,6 +520,7 @@ mod tests {
     #[test]
     fn an_exact_query_tells_busy_from_idle() {
         use std::io::{Read, Write};
+        let rest = Duration::from_millis(300);
         for bind in ["127.0.0.1:0", "[::1]:0"] {
             let listener = TcpListener::bind(bind).unwrap();
             let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
@@ -381,27 +528,74 @@ mod tests {
             let ends = Ends { local: server.local_addr().unwrap(), peer, interface: 0 };
             let diag = Diag::open().unwrap();
             let find = || diag.find(ends).unwrap();
+            let moved = || find().unwrap().moved.unwrap();
+            let is_busy = |rest| find().unwrap().is_busy(rest);
+            // Nothing has ever moved.
+            while moved().rested() < rest {}
+            assert!(!is_busy(rest) && is_busy(Duration::from_secs(60)));
             client.write_all(b"question").unwrap();
             while find().unwrap().unread != 8 {}
-            assert!(find().unwrap().is_busy());
+            assert!(is_busy(Duration::ZERO));
             server.read_exact(&mut [0; 8]).unwrap();
-            assert!(find().unwrap().is_busy());
-            // An answer within the same tick of the kernel's clock would leave it in doubt.
-            while find().unwrap().moved.unwrap().received < 20 {}
+            while moved().received < 20 {}
+            assert!(is_busy(Duration::ZERO));
             server.write_all(b"answer").unwrap();
-            assert!(find().unwrap().is_busy());
-            let started = std::time::Instant::now();
-            while find().unwrap().is_busy() && started.elapsed().as_secs() < 30 {}
-            assert!(!find().unwrap().is_busy());
+            assert!(is_busy(rest));
+            let until_idle = || {
+                let started = std::time::Instant::now();
+                while is_busy(rest) && started.elapsed().as_secs() < 30 {}
+                assert!(!is_busy(rest));
+            };
+            until_idle();
+            // Later than the last answer, whatever the clock has ticked meanwhile.
+            client.write_all(b"?").unwrap();
+            server.read_exact(&mut [0; 1]).unwrap();
+            assert!(is_busy(Duration::ZERO));
+            server.write_all(b"!").unwrap();
+            client.shutdown(std::net::Shutdown::Write).unwrap();
+            while !find().unwrap().is_closed_by_peer() {}
+            until_idle();
             drop(server);
-            assert!(find().is_none_or(|s| !s.is_busy()));
+            assert!(find().is_none_or(|s| !s.is_busy(Duration::from_secs(60))));
         }
     }
 
+    /// Question, answer and acknowledgement within one tick, which an exact query cannot tell apart.
     #[test]
-    fn an_answer_as_old_as_its_question_is_idle_once_it_was_acknowledged() {
+    fn a_connection_that_was_answered_at_once_is_idle_when_it_has_rested() {
+        use std::io::{Read, Write};
+        let rest = Duration::from_millis(50);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let mut client = TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+        let (mut server, peer) = listener.accept().unwrap();
+        let ends = Ends { local: server.local_addr().unwrap(), peer, interface: 0 };
+        let diag = Diag::open().unwrap();
+        let find = || diag.find(ends).unwrap().unwrap();
+        let mut ties = 0;
+        while ties < 3 {
+            client.write_all(b"?").unwrap();
+            server.read_exact(&mut [0; 1]).unwrap();
+            server.write_all(b"!").unwrap();
+            client.read_exact(&mut [0; 1]).unwrap();
+            let started = std::time::Instant::now();
+            while find().is_busy(rest) && started.elapsed().as_secs() < 30 {}
+            let moved = find().moved.unwrap();
+            assert!(!find().is_busy(rest), "{moved:?}");
+            ties += usize::from(moved.sent == moved.received);
+        }
+    }
+
+    /// A connection of which the kernel says this: who sent something, and how many milliseconds ago.
+    fn connection(sent: Option<u32>, received: Option<u32>, age: u32) -> TcpSocket {
         let ends = Ends { local: "127.0.0.1:1".parse().unwrap(), peer: "127.0.0.1:2".parse().unwrap(), interface: 0 };
-        let socket = |sent, received, acknowledged| TcpSocket {
+        let bytes = |at: Option<u32>| u64::from(at.is_some());
+        let moved = Moved {
+            sent: sent.unwrap_or(age),
+            received: received.unwrap_or(age),
+            bytes_sent: bytes(sent),
+            bytes_received: bytes(received),
+        };
+        TcpSocket {
             local: Address::from(ends.local),
             ends,
             inode: 1,
@@ -409,15 +603,47 @@ mod tests {
             state: TCP_ESTABLISHED,
             unread: 0,
             unacknowledged: 0,
-            moved: Some(Moved { sent, received, acknowledged }),
-        };
-        assert!(!socket(2000, 2000, 1960).is_busy());
-        for acknowledged in [2000, 2004, 1990, 1000, 0] {
-            assert!(socket(2000, 2000, acknowledged).is_busy());
+            families: Families::Own,
+            moved: Some(moved),
         }
-        assert!(socket(2000, 1996, 1996).is_busy());
-        assert!(!socket(2000, 2004, 2000).is_busy());
-        assert!(socket(900, 900, 860).is_busy());
+    }
+
+    /// Every order of the last question, the last answer, and the time that a connection has to rest.
+    #[test]
+    fn a_connection_is_idle_when_it_has_rested_unless_the_last_byte_was_the_clients_alone() {
+        let rest = Duration::from_secs(5);
+        // Around the rest, a tick of the clock apart.
+        let ages = [0, 4, 996, 1000, 4992, 4996, 5000, 5004, 60_000];
+        let moments = || ages.into_iter().map(Some).chain([None]);
+        for (sent, received) in moments().flat_map(|sent| moments().map(move |received| (sent, received))) {
+            for age in ages.into_iter().filter(|age| sent.max(received).is_none_or(|oldest| *age >= oldest)) {
+                let last_is_clients = match (sent, received) {
+                    (_, None) => false,
+                    (None, Some(_)) => true,
+                    (Some(sent), Some(received)) => received < sent,
+                };
+                let youngest = sent.into_iter().chain(received).min().unwrap_or(age);
+                let busy = last_is_clients || youngest < 5000;
+                let socket = connection(sent, received, age);
+                assert_eq!(socket.is_busy(rest), busy, "{socket:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn data_under_way_is_busy_and_what_the_server_has_closed_is_not() {
+        let rest = Duration::from_secs(1);
+        let idle = connection(Some(2000), Some(2000), 2000);
+        assert!(!idle.is_busy(rest));
+        assert!(TcpSocket { unread: 1, ..idle.clone() }.is_busy(rest));
+        assert!(TcpSocket { unacknowledged: 1, ..idle.clone() }.is_busy(rest));
+        assert!(TcpSocket { moved: None, ..idle.clone() }.is_busy(rest));
+        let half = |unread| TcpSocket { state: TCP_CLOSE_WAIT, unread, ..idle.clone() };
+        assert!(!half(0).is_busy(rest) && !half(1).is_busy(rest) && half(2).is_busy(rest));
+        for state in [TCP_SYN_RECV, TCP_LISTEN, TCP_NEW_SYN_RECV, 4, 5, 6, 7, 9, 11] {
+            let closed = TcpSocket { state, unread: 1, unacknowledged: 1, moved: None, ..idle.clone() };
+            assert!(!closed.is_busy(rest), "{state}");
+        }
     }
 
     #[test]

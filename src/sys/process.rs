@@ -1,5 +1,6 @@
 //! Processes: spawning a server, pidfds, and the keeper that ends a new server with its supervisor.
 
+use crate::sys::below;
 pub use crate::sys::pid::Pid;
 use crate::sys::seccomp::{self, Filter, Ledger, Notifier};
 use nix::libc;
@@ -44,6 +45,14 @@ impl Pidfd {
         let result =
             unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<libc::siginfo_t>(), 0) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+    }
+
+    /// Whether this process may not signal it.
+    pub fn is_out_of_reach(&self) -> bool {
+        let (fd, info) = (self.0.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
+        // SAFETY: integers and a null pointer; signal 0 only asks.
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, 0, info, 0) };
+        result < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
     }
 
     /// Signals the process group that this process leads or led, at one moment: nobody forks out of it (Linux
@@ -367,9 +376,15 @@ fn wait_at_gate(supervisors: RawFd, own: RawFd) -> io::Result<()> {
     }
 }
 
-/// The process group that this process leads, if it leads one.
-pub fn own_job() -> Option<Pid> {
-    (nix::unistd::getpgrp() == nix::unistd::getpid()).then(Pid::own)
+/// Whether this process has children, living or not yet reaped.
+pub fn has_children() -> io::Result<bool> {
+    use nix::sys::wait::{Id, WaitPidFlag, waitid};
+    match waitid(Id::All, WaitPidFlag::WEXITED | WaitPidFlag::WNOHANG | WaitPidFlag::WNOWAIT) {
+        Err(nix::errno::Errno::ECHILD) => Ok(false),
+        // The end of a process by a real-time signal is more than nix can tell.
+        Ok(_) | Err(nix::errno::Errno::EINVAL) => Ok(true),
+        Err(e) => Err(e.into()),
+    }
 }
 
 /// The keeper: a tiny process that outlives this supervisor. Until it is told that the server serves,
@@ -391,13 +406,24 @@ impl Keeper {
         }
     }
 
-    /// Gives it a server (and its process group, where nobody else's process is in it). From here the
-    /// death of this process is that of the server.
-    pub fn keep(&self, server: &Pidfd, group: Option<Pid>, notifier: Option<&Notifier>) -> io::Result<()> {
-        let group = group.map_or(0, Pid::raw).to_ne_bytes();
+    /// Gives it a server, and the process group that is the server's alone. From here the death of this process is
+    /// that of the server.
+    pub fn keep(
+        &self,
+        (pid, server): (Pid, &Pidfd),
+        group: Option<Pid>,
+        notifier: Option<&Notifier>,
+    ) -> io::Result<()> {
+        let (pid, group) = (pid.raw().to_ne_bytes(), group.map_or(0, Pid::raw).to_ne_bytes());
         let fds: Vec<RawFd> = [server.0.as_raw_fd()].into_iter().chain(notifier.map(Notifier::raw)).collect();
         let rights = [ControlMessage::ScmRights(&fds)];
-        sendmsg::<()>(self.0.as_raw_fd(), &[IoSlice::new(&group)], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+        sendmsg::<()>(
+            self.0.as_raw_fd(),
+            &[IoSlice::new(&pid), IoSlice::new(&group)],
+            &rights,
+            MsgFlags::MSG_NOSIGNAL,
+            None,
+        )?;
         Ok(())
     }
 
@@ -421,15 +447,15 @@ unsafe fn keep(socket: RawFd, ledger: &Ledger, never_written: &[Range<usize>]) -
         libc::setsid();
         libc::dup2(socket, 0);
         close_from(1);
-        // The group, and with it the fds of the server and of the notifier.
-        let mut group = 0i32;
+        // The pid and the group, and with them the fds of the server and of the notifier.
+        let mut numbers = [0i32; 2];
         let mut control = [0u64; 8];
-        let mut part = libc::iovec { iov_base: (&raw mut group).cast(), iov_len: size_of::<i32>() };
+        let mut part = libc::iovec { iov_base: (&raw mut numbers).cast(), iov_len: size_of_val(&numbers) };
         let mut message: libc::msghdr = std::mem::zeroed();
         (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
         (message.msg_control, message.msg_controllen) = (control.as_mut_ptr().cast(), size_of_val(&control) as _);
         let header = match libc::recvmsg(0, &raw mut message, 0) {
-            4 => libc::CMSG_FIRSTHDR(&raw const message),
+            8 => libc::CMSG_FIRSTHDR(&raw const message),
             // The supervisor has died before its server ran.
             _ => libc::_exit(0),
         };
@@ -438,6 +464,7 @@ unsafe fn keep(socket: RawFd, ledger: &Ledger, never_written: &[Range<usize>]) -
         }
         let fds: *const RawFd = libc::CMSG_DATA(header).cast();
         let server = fds.read_unaligned();
+        let [pid, group] = numbers;
         let watched = (*header).cmsg_len as usize >= libc::CMSG_LEN(2 * size_of::<RawFd>() as u32) as usize;
         let notifier = if watched { fds.add(1).read_unaligned() } else { -1 };
         let mut serves = false;
@@ -468,9 +495,12 @@ unsafe fn keep(socket: RawFd, ledger: &Ledger, never_written: &[Range<usize>]) -
             }
         };
         if died && !serves {
-            let alive = libc::syscall(libc::SYS_pidfd_send_signal, server, 0, 0, 0) == 0;
-            if alive && group > 1 {
-                libc::kill(-group, libc::SIGKILL);
+            // While it is stopped its pid stays its own.
+            if libc::syscall(libc::SYS_pidfd_send_signal, server, libc::SIGSTOP, 0, 0) == 0 {
+                below::kill(pid);
+                if group > 1 {
+                    libc::kill(-group, libc::SIGKILL);
+                }
             }
             libc::syscall(libc::SYS_pidfd_send_signal, server, libc::SIGKILL, 0, 0);
         }

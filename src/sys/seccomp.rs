@@ -5,6 +5,7 @@
 //! waiting call is no longer interrupted by signals.
 
 use crate::sys::process::{Pid, Pidfd};
+use crate::sys::steer::OwnProgram;
 use nix::libc;
 use std::cell::UnsafeCell;
 use std::io;
@@ -15,50 +16,131 @@ use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 
-/// AUDIT_ARCH_* of linux/audit.h, which libc lacks; `None` where this is not supported.
-const ARCH: Option<u32> = if cfg!(target_arch = "x86_64") {
-    Some(0xC000_003E)
+/// How a program calls the kernel: AUDIT_ARCH_* of linux/audit.h, which libc lacks, and the numbers of its calls.
+struct Abi {
+    arch: u32,
+    bind: u32,
+    listen: u32,
+    setsockopt: u32,
+    socket: u32,
+    /// Of one call for all of the others, whose arguments lie in memory (socketcall(2)).
+    socketcall: Option<u32>,
+}
+
+/// The ABI of this program, and that of the 32-bit programs which its kernel runs too; none where this is not
+/// supported.
+const ABIS: &[Abi] = if cfg!(target_arch = "x86_64") {
+    &[Abi::native(0xC000_003E), Abi { socketcall: Some(102), ..Abi::compat(0x4000_0003, [361, 363, 366, 359]) }]
 } else if cfg!(target_arch = "aarch64") {
-    Some(0xC000_00B7)
+    &[Abi::native(0xC000_00B7), Abi::compat(0x4000_0028, [282, 284, 294, 281])]
 } else {
-    None
+    &[]
 };
+
+impl Abi {
+    const fn native(arch: u32) -> Abi {
+        let numbers = [libc::SYS_bind, libc::SYS_listen, libc::SYS_setsockopt, libc::SYS_socket];
+        Abi::compat(arch, [numbers[0] as u32, numbers[1] as u32, numbers[2] as u32, numbers[3] as u32])
+    }
+
+    const fn compat(arch: u32, [bind, listen, setsockopt, socket]: [u32; 4]) -> Abi {
+        Abi { arch, bind, listen, setsockopt, socket, socketcall: None }
+    }
+}
+
+/// What socketcall(2) does (linux/net.h).
+const SYS_BIND: u32 = 2;
+const SYS_LISTEN: u32 = 4;
+/// The shortest address of an IP socket (`sockaddr_in`); the kernel takes longer ones as well (bind(2)).
+const ADDRESS_MIN: u32 = 16;
+/// The options that put a program on a port, or take it off (socket(7)).
+const STEERING: [i32; 3] =
+    [libc::SO_ATTACH_REUSEPORT_CBPF, libc::SO_ATTACH_REUSEPORT_EBPF, libc::SO_DETACH_REUSEPORT_BPF];
 
 /// The filter, built before the fork: nothing after it may allocate.
 pub struct Filter(Vec<libc::sock_filter>);
 
+/// One step of a filter: a jump goes to a label further down, or falls through.
+enum Step {
+    Load(usize),
+    IfEqual(u32, Label),
+    IfAtLeast(u32, Label),
+    Goto(Label),
+    Return(u32),
+    At(Label),
+}
+
+/// A place in a filter; those of an ABI carry its index.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Label {
+    Abi(usize),
+    Bind(usize),
+    Steer(usize),
+    SteerBy(usize),
+    Socket(usize),
+    SocketCall(usize),
+    Notify,
+    Allow,
+    NoMptcp,
+}
+
+/// Turns steps into instructions. Conditional jumps reach 255 instructions: more than all filters of ours have.
+fn assemble(steps: &[Step]) -> Vec<libc::sock_filter> {
+    let is_label = |step: &Step| matches!(step, Step::At(_));
+    let after = |at: usize, label: Label| {
+        let target = steps.iter().position(|step| matches!(step, Step::At(at) if *at == label)).unwrap_or(steps.len());
+        steps[at + 1..target.max(at + 1)].iter().filter(|step| !is_label(step)).count()
+    };
+    let test = |kind: u32, value: u32, skip: usize| jump(libc::BPF_JMP | kind | libc::BPF_K, value, skip as u8, 0);
+    let mut program = Vec::new();
+    for (at, step) in steps.iter().enumerate() {
+        program.push(match *step {
+            Step::Load(offset) => stmt(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset as u32),
+            Step::IfEqual(value, to) => test(libc::BPF_JEQ, value, after(at, to)),
+            Step::IfAtLeast(value, to) => test(libc::BPF_JGE, value, after(at, to)),
+            Step::Goto(to) => stmt(libc::BPF_JMP | libc::BPF_JA, after(at, to) as u32),
+            Step::Return(action) => stmt(libc::BPF_RET | libc::BPF_K, action),
+            Step::At(_) => continue,
+        });
+    }
+    program
+}
+
 impl Filter {
-    /// `listen`, those `bind` calls that can be of an IP socket or a long unix one, and a program that the
-    /// server puts on its port are told to the supervisor; everything else, netlink and most unix sockets
-    /// among it, runs at full speed. `None` on an architecture without support.
+    /// `listen`, those `bind` calls that can be of an IP socket, and a program that the server puts on its port are
+    /// told to the supervisor; everything else, netlink among it, runs at full speed. MPTCP sockets, which nobody
+    /// can steer, are refused as on a kernel without them: Go and all others that ask for them fall back to TCP.
+    /// `None` on an architecture without support.
     pub fn new() -> Option<Filter> {
-        let arch = ARCH?;
-        let load = |offset: usize| stmt(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, offset as u32);
-        let equal = |value: u32, yes: u8, no: u8| jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, yes, no);
-        let (arch_at, nr_at) = (4, 0);
+        use Label::*;
+        use Step::*;
+        ABIS.first()?;
+        let (number_at, arch_at) = (0, 4);
         // Low half of an argument, counted from 0.
         let argument_at = |n: usize| 16 + n * 8 + if cfg!(target_endian = "big") { 4 } else { 0 };
-        Some(Filter(vec![
-            load(arch_at),
-            equal(arch, 0, 14),
-            load(nr_at),
-            equal(libc::SYS_listen as u32, 11, 0),
-            equal(libc::SYS_setsockopt as u32, 5, 0),
-            equal(libc::SYS_bind as u32, 0, 10),
+        let mut steps = vec![Load(arch_at)];
+        steps.extend(ABIS.iter().enumerate().map(|(i, abi)| IfEqual(abi.arch, Label::Abi(i))));
+        steps.push(Goto(Allow));
+        for (i, abi) in ABIS.iter().enumerate() {
+            steps.extend([At(Label::Abi(i)), Load(number_at), IfEqual(abi.listen, Notify), IfEqual(abi.bind, Bind(i))]);
+            steps.extend([IfEqual(abi.setsockopt, Steer(i)), IfEqual(abi.socket, Label::Socket(i))]);
+            steps.extend(abi.socketcall.map(|number| IfEqual(number, SocketCall(i))));
             // The length of the address.
-            load(argument_at(2)),
-            equal(16, 7, 0),
-            equal(28, 6, 0),
-            jump(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, 110, 5, 6),
+            steps.extend([Goto(Allow), At(Bind(i)), Load(argument_at(2)), IfAtLeast(ADDRESS_MIN, Notify), Goto(Allow)]);
             // Level and option.
-            load(argument_at(1)),
-            equal(libc::SOL_SOCKET as u32, 0, 4),
-            load(argument_at(2)),
-            equal(libc::SO_ATTACH_REUSEPORT_CBPF as u32, 1, 0),
-            equal(libc::SO_ATTACH_REUSEPORT_EBPF as u32, 0, 1),
-            stmt(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_USER_NOTIF),
-            stmt(libc::BPF_RET | libc::BPF_K, libc::SECCOMP_RET_ALLOW),
-        ]))
+            steps.extend([At(Steer(i)), Load(argument_at(1)), IfEqual(libc::SOL_SOCKET as u32, Label::SteerBy(i))]);
+            steps.extend([Goto(Allow), At(Label::SteerBy(i)), Load(argument_at(2))]);
+            steps.extend(STEERING.map(|option| IfEqual(option as u32, Notify)));
+            steps.extend([Goto(Allow), At(Label::Socket(i)), Load(argument_at(2))]);
+            steps.extend([IfEqual(libc::IPPROTO_MPTCP as u32, NoMptcp), Goto(Allow)]);
+            if abi.socketcall.is_some() {
+                steps.extend([At(SocketCall(i)), Load(argument_at(0)), IfEqual(SYS_BIND, Notify)]);
+                steps.extend([IfEqual(SYS_LISTEN, Notify), Goto(Allow)]);
+            }
+        }
+        steps.extend([At(Notify), Return(libc::SECCOMP_RET_USER_NOTIF), At(Allow), Return(libc::SECCOMP_RET_ALLOW)]);
+        steps.extend([At(NoMptcp), Return(libc::SECCOMP_RET_ERRNO | libc::EPROTONOSUPPORT as u32)]);
+        Some(Filter(assemble(&steps)))
     }
 
     /// Puts the filter on the calling thread and sends the supervisor its end over `report`, or the
@@ -314,6 +396,8 @@ pub struct Notification {
     pub call: Call,
     thread: u32,
     args: [u64; 6],
+    /// It is of a 32-bit program.
+    compat: bool,
 }
 
 impl Notifier {
@@ -337,12 +421,17 @@ impl Notifier {
                     Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINTR)) => continue,
                     Err(e) => return Err(e),
                 };
-                let call = match i64::from(got.data.nr) {
-                    nr if nr == libc::SYS_bind => Call::Bind,
-                    nr if nr == libc::SYS_setsockopt => Call::Steer,
-                    _ => Call::Listen(got.data.args[1] as i32),
-                };
-                return Ok(Some(Notification { id: got.id, call, thread: got.pid, args: got.data.args }));
+                match decode(&got.data, got.pid) {
+                    Some((call, args)) => {
+                        let compat = got.data.arch != ABIS[0].arch;
+                        return Ok(Some(Notification { id: got.id, call, thread: got.pid, args, compat }));
+                    }
+                    // Its process is gone, or nobody may look at it.
+                    None => {
+                        self.proceed(got.id);
+                        ledger.clear(got.id);
+                    }
+                }
             }
             if poll.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 {
                 return Ok(None);
@@ -379,34 +468,118 @@ impl Notifier {
     }
 }
 
+/// Which call it is, and its arguments; `None` if they cannot be read.
+fn decode(data: &libc::seccomp_data, thread: u32) -> Option<(Call, [u64; 6])> {
+    let abi = ABIS.iter().find(|abi| abi.arch == data.arch)?;
+    let (number, mut args) = (data.nr as u32, data.args);
+    let is = |own: u32, inner: u32| number == own || abi.socketcall == Some(number) && data.args[0] as u32 == inner;
+    if abi.socketcall == Some(number) {
+        let mut words = [0; 12];
+        if read_memory(thread, data.args[1], &mut words).ok()? < words.len() {
+            return None;
+        }
+        for (arg, word) in args.iter_mut().zip(words.chunks_exact(4)) {
+            *arg = u32::from_ne_bytes([word[0], word[1], word[2], word[3]]).into();
+        }
+    }
+    let call = match () {
+        () if is(abi.bind, SYS_BIND) => Call::Bind,
+        () if is(abi.listen, SYS_LISTEN) => Call::Listen(args[1] as i32),
+        () => Call::Steer,
+    };
+    Some((call, args))
+}
+
+/// Reads memory of the process of a thread (process_vm_readv(2)); gives how much of it there was.
+fn read_memory(thread: u32, from: u64, buffer: &mut [u8]) -> io::Result<usize> {
+    // SAFETY: the local part is a valid buffer of that length; the remote part is only read, by the kernel, which
+    // checks it.
+    let read = unsafe {
+        let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
+        let remote = libc::iovec { iov_base: from as *mut libc::c_void, iov_len: buffer.len() };
+        libc::process_vm_readv(thread as libc::pid_t, &raw const local, 1, &raw const remote, 1, 0)
+    };
+    if read < 0 { Err(io::Error::last_os_error()) } else { Ok(read as usize) }
+}
+
+/// The process whose thread waits.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Caller {
+    /// The process.
+    pub process: Pid,
+    /// Whose files it may open (`fsuid`, credentials(7)).
+    pub uid: u32,
+}
+
 impl Notification {
-    /// The process whose thread waits (`pidfd_open` refuses a thread).
-    pub fn process(&self) -> Option<Pid> {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.thread)).ok()?;
-        Pid::new(status.lines().find_map(|l| l.strip_prefix("Tgid:"))?.trim().parse().ok()?)
+    /// Who calls (proc_pid_status(5)); `None` if it is gone.
+    pub fn caller(&self) -> Option<Caller> {
+        // Bytes: the name of a process may be no UTF-8.
+        let status = std::fs::read(format!("/proc/{}/status", self.thread)).ok()?;
+        let field = |key: &[u8], at: usize| {
+            let line = status.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(key))?;
+            std::str::from_utf8(line).ok()?.split_whitespace().nth(at)?.parse::<u32>().ok()
+        };
+        Some(Caller { process: Pid::new(field(b"Tgid:", 0)?.into())?, uid: field(b"Uid:", 3)? })
     }
 
     /// A handle on the socket of the call (pidfd_getfd(2), Linux 5.6).
     pub fn socket(&self) -> io::Result<OwnedFd> {
         let gone = || io::Error::from_raw_os_error(libc::ESRCH);
-        Pidfd::open(self.process().ok_or_else(gone)?)?.fd(self.args[0] as RawFd)
+        let main = Pid::new(self.thread.into()).ok_or_else(gone)?;
+        // Most calls are of the main thread; pidfd_open(2) refuses the others.
+        let process = Pidfd::open(main).or_else(|_| Pidfd::open(self.caller().ok_or_else(gone)?.process));
+        process?.fd(self.args[0] as RawFd)
+    }
+
+    /// What a `setsockopt` puts on a port, read from its process. An error, too, where it is of a 32-bit program, whose
+    /// memory has another layout.
+    pub fn program(&self) -> io::Result<OwnProgram> {
+        let invalid = || io::Error::from_raw_os_error(libc::EINVAL);
+        let (option, len) = (self.args[2] as i32, self.args[4] as usize);
+        let read = |from: u64, buffer: &mut [u8]| {
+            let read = read_memory(self.thread, from, buffer)?;
+            if read == buffer.len() { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::EFAULT)) }
+        };
+        match option {
+            libc::SO_DETACH_REUSEPORT_BPF => Ok(OwnProgram::None),
+            libc::SO_ATTACH_REUSEPORT_EBPF => {
+                let mut number = [0; size_of::<RawFd>()];
+                read(self.args[3], &mut number)?;
+                let process = self.caller().ok_or_else(invalid)?.process;
+                Pidfd::open(process)?.fd(RawFd::from_ne_bytes(number)).map(OwnProgram::Extended)
+            }
+            _ if len != size_of::<libc::sock_fprog>() || self.compat => Err(invalid()),
+            _ => {
+                let mut program = [0; size_of::<libc::sock_fprog>()];
+                read(self.args[3], &mut program)?;
+                let len = usize::from(u16::from_ne_bytes([program[0], program[1]]));
+                let mut from = [0; 8];
+                from.copy_from_slice(&program[8..16]);
+                let mut bytes = vec![0; len * size_of::<libc::sock_filter>()];
+                read(u64::from_ne_bytes(from), &mut bytes)?;
+                let instruction = |b: &[u8]| libc::sock_filter {
+                    code: u16::from_ne_bytes([b[0], b[1]]),
+                    jt: b[2],
+                    jf: b[3],
+                    k: u32::from_ne_bytes([b[4], b[5], b[6], b[7]]),
+                };
+                Ok(OwnProgram::Classic(bytes.chunks_exact(8).map(instruction).collect()))
+            }
+        }
+    }
+
+    /// The number of the socket in its process.
+    pub fn number(&self) -> RawFd {
+        self.args[0] as RawFd
     }
 
     /// The address of a `bind`, if it is of an IP socket.
     pub fn address(&self) -> io::Result<Option<SocketAddr>> {
         let mut bytes = [0u8; 28];
         let len = bytes.len().min(self.args[2] as usize);
-        // SAFETY: the local part is a valid buffer of that length; the remote part is only read, by the
-        // kernel, which checks it.
-        let read = unsafe {
-            let local = libc::iovec { iov_base: bytes.as_mut_ptr().cast(), iov_len: len };
-            let remote = libc::iovec { iov_base: self.args[1] as *mut libc::c_void, iov_len: len };
-            libc::process_vm_readv(self.thread as libc::pid_t, &raw const local, 1, &raw const remote, 1, 0)
-        };
-        if read < 0 {
-            return Err(io::Error::last_os_error());
-        }
-        Ok(parse_address(&bytes[..read as usize]))
+        let read = read_memory(self.thread, self.args[1], &mut bytes[..len])?;
+        Ok(parse_address(&bytes[..read]))
     }
 }
 

@@ -313,6 +313,17 @@ impl Gate {
         });
     }
 
+    /// Whether somebody waits at the gate; who does is held.
+    pub fn is_reached(&self) -> bool {
+        use std::os::unix::fs::OpenOptionsExt;
+        let opened = File::options().write(true).custom_flags(nix::libc::O_NONBLOCK).open(&self.path);
+        let mut held = self.held.lock().unwrap();
+        if let Ok(opened) = opened {
+            *held = Some(opened);
+        }
+        held.is_some()
+    }
+
     /// Lets whoever waits, and has been waited for by [`Gate::reached`], go on.
     pub fn open(&self) {
         *self.held.lock().unwrap() = None;
@@ -753,4 +764,29 @@ pub fn copy_fd(pid: i32, fd: i32) -> std::io::Result<OwnedFd> {
         let copy = syscall(SYS_pidfd_getfd, pidfd.as_raw_fd(), fd, 0);
         if copy < 0 { Err(std::io::Error::last_os_error()) } else { Ok(OwnedFd::from_raw_fd(copy as i32)) }
     }
+}
+
+/// A pseudo terminal that no other test inherits: the keyboard, the screen.
+pub fn pty() -> (File, File) {
+    use nix::fcntl::OFlag;
+    use nix::pty::{grantpt, posix_openpt, ptsname_r, unlockpt};
+    use std::os::fd::IntoRawFd;
+    use std::os::unix::fs::OpenOptionsExt;
+    let master = posix_openpt(OFlag::O_RDWR | OFlag::O_NOCTTY | OFlag::O_CLOEXEC).unwrap();
+    grantpt(&master).and_then(|()| unlockpt(&master)).unwrap();
+    let flags = nix::libc::O_NOCTTY;
+    let slave = File::options().read(true).write(true).custom_flags(flags).open(ptsname_r(&master).unwrap());
+    // SAFETY: the fd was the master's, which gave it up.
+    (unsafe { File::from_raw_fd(master.into_raw_fd()) }, slave.unwrap())
+}
+
+/// The terminal at its standard input becomes the controlling one of the session that the command starts.
+pub fn controls_terminal(command: &mut Command) {
+    // SAFETY: ioctl is async-signal-safe, and comes after setsid().
+    unsafe {
+        command.pre_exec(|| match nix::libc::ioctl(0, nix::libc::TIOCSCTTY, 0) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        })
+    };
 }

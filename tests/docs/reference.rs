@@ -572,7 +572,8 @@ const PROMISES: [&str; 7] = [
     "When serverswap --detach returns 0, the new server answers and the old one is gone. When it returns anything else, \
      the old one still serves, or, where its takedown had already begun, the message says that nothing serves the address.",
     "On a shared port no connection attempt is refused or reset by a swap, and a request running on the old server \
-     finishes if it ends within the drain time (an answer that pauses for over a second looks finished).",
+     finishes if it ends within the drain time (an answer that pauses for over half of it looks finished, and so may a \
+     request over TLS or HTTP/2, or one right behind the answer before it).",
     "Whatever is killed with SIGKILL at whatever moment (a server, a supervisor), no serving server dies of it, and the \
      next serverswap takes over what is left.",
     "Nobody but the owner of a server, or root, can take it down or take its port.",

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::os::linux::net::TcpStreamExt;
+use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
@@ -44,8 +44,7 @@ pub enum Habit {
     /// connection. One that never did would keep the old server busy until the drain time is over, in each swap.
     Pooled,
     /// A page of ten requests, then a look at it, then the next page over the same connection: a browser. It is
-    /// who finds the idle connection closed. It is not on this machine: answers are acknowledged later than they
-    /// come. (A client that is so near and keeps a connection idle looks busy at times, up to the drain time.)
+    /// who finds the idle connection closed.
     Browsing,
 }
 
@@ -70,6 +69,8 @@ pub struct Crowd {
     seen: Arc<Mutex<Seen>>,
     threads: Vec<JoinHandle<()>>,
     fresh: usize,
+    /// The program that asks, until its standard input ends.
+    program: Option<ChildStdin>,
 }
 
 impl Crowd {
@@ -77,7 +78,7 @@ impl Crowd {
     pub fn start(addresses: &[SocketAddr], habits: &[(usize, Habit)]) -> Crowd {
         let (stop, seen) = (Arc::new(AtomicBool::new(false)), Arc::new(Mutex::new(Seen::default())));
         let habits = habits.iter().flat_map(|&(count, habit)| std::iter::repeat_n(habit, count));
-        let mut crowd = Crowd { stop, seen, threads: Vec::new(), fresh: 0 };
+        let mut crowd = Crowd { stop, seen, threads: Vec::new(), fresh: 0, program: None };
         for (number, habit) in habits.enumerate() {
             crowd.fresh += usize::from(matches!(habit, Habit::Fresh));
             let client = Client {
@@ -92,6 +93,22 @@ impl Crowd {
         crowd
     }
 
+    /// Clients in a program, each with a new connection per request: `ask.py` says how it tells what they saw.
+    pub fn program(mut command: Command, clients: usize) -> Crowd {
+        command.args([clients.to_string(), "0".to_owned()]).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        let (program, output) = (child.stdin.take(), BufReader::new(child.stdout.take().unwrap()));
+        let seen = Arc::new(Mutex::new(Seen::default()));
+        let told = seen.clone();
+        let reader = std::thread::spawn(move || {
+            for line in output.lines() {
+                told.lock().unwrap().note_line(&line.unwrap());
+            }
+            assert!(child.wait().unwrap().success(), "the program that asks has failed");
+        });
+        Crowd { stop: Arc::default(), seen, threads: vec![reader], fresh: clients, program }
+    }
+
     /// Whether a generation has answered everybody who asks over new connections.
     pub fn all_saw(&self, generation: u64) -> bool {
         let seen = self.seen.lock().unwrap();
@@ -101,6 +118,7 @@ impl Crowd {
     /// Ends the load and tells what it saw.
     pub fn stop(self) -> Seen {
         self.stop.store(true, Ordering::Relaxed);
+        drop(self.program);
         for thread in self.threads {
             thread.join().unwrap();
         }
@@ -125,7 +143,7 @@ impl Client {
             }
             let started = Instant::now();
             let mut result = match connection.as_mut() {
-                Some(used) => used.ask(false, self.is_far()),
+                Some(used) => used.ask(false),
                 None => Err(Failure::Empty),
             };
             if matches!(result, Err(Failure::Empty | Failure::Reset)) {
@@ -134,7 +152,7 @@ impl Client {
                 let fresh = Connection::open(address).map_err(|e| Failure::of(&e));
                 (connection, result) = match fresh {
                     Ok(mut fresh) => {
-                        let result = fresh.ask(matches!(self.habit, Habit::Fresh), self.is_far());
+                        let result = fresh.ask(matches!(self.habit, Habit::Fresh));
                         (Some(fresh), result)
                     }
                     Err(failure) => (None, Err(failure)),
@@ -148,34 +166,51 @@ impl Client {
         }
     }
 
-    fn is_far(&self) -> bool {
-        matches!(self.habit, Habit::Browsing)
-    }
-
     fn pause(&self, turn: usize) -> Duration {
         match self.habit {
             // Not all of them at the same time.
-            Habit::Browsing if (turn + self.number).is_multiple_of(10) => Duration::from_millis(2500),
-            Habit::Browsing | Habit::Pooled | Habit::Fresh => Duration::from_millis(2),
+            // So long that, with two of them, both rest for the half of `--drain` of the rows at times.
+            Habit::Browsing if (turn + self.number).is_multiple_of(10) => Duration::from_secs(4),
+            Habit::Browsing | Habit::Pooled | Habit::Fresh => Duration::from_millis(5),
         }
     }
 
     fn note(&self, result: Result<u64, Failure>, took: Duration) {
-        let mut seen = self.seen.lock().unwrap();
-        seen.requests += 1;
-        seen.slowest = seen.slowest.max(took);
+        self.seen.lock().unwrap().note(self.number, result, took, "");
+    }
+}
+
+impl Seen {
+    fn note(&mut self, client: usize, result: Result<u64, Failure>, took: Duration, why: &str) {
+        self.requests += 1;
+        self.slowest = self.slowest.max(took);
         match result {
             Ok(generation) => {
-                seen.answers.insert((generation, self.number));
+                self.answers.insert((generation, client));
             }
             Err(failure) => {
-                *seen.failures.entry(failure).or_default() += 1;
-                if seen.notes.len() < 10 {
-                    let last = seen.answers.last().map_or(0, |&(generation, _)| generation);
-                    seen.notes.push(format!("{failure:?} after {took:?}, newest generation seen {last}"));
+                *self.failures.entry(failure).or_default() += 1;
+                if self.notes.len() < 10 {
+                    let last = self.answers.last().map_or(0, |&(generation, _)| generation);
+                    self.notes.push(format!("{failure:?} after {took:?}, newest generation seen {last} {why}"));
                 }
             }
         }
+    }
+
+    /// What a program says of a request: the generation or a kind of failure, the client, milliseconds, why.
+    fn note_line(&mut self, line: &str) {
+        let mut words = line.splitn(4, ' ');
+        let mut next = || words.next().unwrap_or_default();
+        let result = match next() {
+            "refused" => Err(Failure::Refused),
+            "reset" => Err(Failure::Reset),
+            "empty" => Err(Failure::Empty),
+            "timed-out" => Err(Failure::TimedOut),
+            word => word.parse().map_err(|_| Failure::Other),
+        };
+        let (client, took) = (next().parse().unwrap(), Duration::from_millis(next().parse().unwrap()));
+        self.note(client, result, took, next());
     }
 }
 
@@ -194,15 +229,13 @@ impl Connection {
     }
 
     /// One request: the generation that answered. Empty and Reset mean that not a byte of an answer came.
-    fn ask(&mut self, last: bool, far: bool) -> Result<u64, Failure> {
+    fn ask(&mut self, last: bool) -> Result<u64, Failure> {
         self.asked += 1;
         self.closing = last;
         let close = if last { "Connection: close\r\n" } else { "" };
         let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{close}\r\n");
         let stream = self.stream.get_mut();
-        // Not once and for all: the kernel changes it by itself.
-        let set = if far { stream.set_quickack(false) } else { Ok(()) };
-        let written = set.and_then(|()| stream.write_all(request.as_bytes()));
+        let written = stream.write_all(request.as_bytes());
         let started = written.and_then(|()| self.stream.fill_buf());
         if started.map_err(|e| Failure::of(&e))?.is_empty() {
             return Err(Failure::Empty);

@@ -10,14 +10,17 @@ mod servers;
 
 use client::{Crowd, Failure, Habit, Seen};
 use common::{Sandbox, answered_by, until};
-use servers::Server;
+use servers::{Clients, Server};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
 /// A swap waits most of its time for idle connections, so some rows run at the same time; not many, since a
 /// machine that is too busy makes clients wait.
-const LANES: usize = 3;
+const LANES: usize = 4;
+
+/// Of each server.
+const SWAPS: u64 = 20;
 
 fn main() {
     let (options, names): (Vec<String>, Vec<String>) = std::env::args().skip(1).partition(|word| word.starts_with('-'));
@@ -81,9 +84,8 @@ impl Row {
     fn run(server: &Server, options: &[String]) -> Row {
         let started = Instant::now();
         let mut row = Row::default();
-        let swaps = if server.slow { 10 } else { 20 };
         // The sandbox says on standard error what it knows, and ends every process of the row.
-        let result = std::thread::scope(|scope| scope.spawn(|| row.swap(server, options, swaps)).join());
+        let result = std::thread::scope(|scope| scope.spawn(|| row.swap(server, options, SWAPS)).join());
         if result.is_err() {
             row.faults.push("see above".into());
         }
@@ -111,7 +113,6 @@ impl Row {
         if !self.faults.is_empty() {
             return;
         }
-        answered_by(port, 1);
         let mut addresses = vec![SocketAddr::from((Ipv4Addr::LOCALHOST, port))];
         if server.both {
             addresses.push(SocketAddr::from((Ipv6Addr::LOCALHOST, port)));
@@ -121,7 +122,18 @@ impl Row {
         } else {
             &[(4, Habit::Fresh), (2, Habit::Pooled), (2, Habit::Browsing)]
         };
-        let crowd = Crowd::start(&addresses, habits);
+        let crowd = match &server.clients {
+            Clients::Http => {
+                answered_by(port, 1);
+                Crowd::start(&addresses, habits)
+            }
+            Clients::Program(words, count) => {
+                let mut command = sandbox.command(&words[0]);
+                command.args(&words[1..]).arg(port.to_string());
+                Crowd::program(command, *count)
+            }
+        };
+        until("all clients are answered", || crowd.all_saw(1));
         for generation in 2..=swaps + 1 {
             if let Some(fault) = deploy(&words, generation) {
                 self.faults.push(fault);

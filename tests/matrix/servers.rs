@@ -9,12 +9,21 @@ pub struct Server {
     /// Of serverswap.
     pub options: &'static [&'static str],
     pub command: Vec<String>,
+    pub clients: Clients,
     /// It listens on IPv6 as well.
     pub both: bool,
     /// Every answer takes 200 ms.
     pub slow: bool,
     /// Last words of a version that listens and never serves, in place of the last one of the command.
     pub broken: Option<&'static str>,
+}
+
+/// Who asks a server.
+pub enum Clients {
+    /// Those of [`super::client`], by HTTP/1.
+    Http,
+    /// A program (`tests/servers/ask.py`) and how many clients it is; the port follows.
+    Program(Vec<String>, usize),
 }
 
 /// Where `tests/servers/install.sh` has put what it installed.
@@ -31,18 +40,52 @@ pub fn file(name: &str) -> String {
 
 /// All of them. PORT in a command is the port.
 pub fn all() -> Vec<Server> {
-    let row = |name, command: &[&str]| {
-        let command = command.iter().map(|word| (*word).to_owned()).collect();
-        Server { name, options: &[], command, both: false, slow: false, broken: None }
+    let row = |name, command: &[&str]| Server {
+        name,
+        // Half of it is how long a kept connection has to rest.
+        options: &["--drain", "3"],
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+        clients: Clients::Http,
+        both: false,
+        slow: false,
+        broken: None,
     };
     let (node, app) = (file("unmodified.js"), installed("npm/app.js"));
     let python = installed("venv/bin/python");
-    let (nginx, http_server, web) = (file("nginx.sh"), file("http-server.sh"), file(""));
-    let any = "0.0.0.0:PORT";
-    let quit = |row| Server { options: &["--stop-signal", "QUIT"], ..row };
+    let (start, http_server, web) = (file("start.sh"), file("http-server.sh"), file(""));
+    let (any, path) = ("0.0.0.0:PORT", format!("PYTHONPATH={web}"));
+    let asked = |protocol: &str, count, row| {
+        let program = [&python, &file("ask.py"), protocol].map(str::to_owned).to_vec();
+        Server { clients: Clients::Program(program, count), ..row }
+    };
+    let quit = |row| Server { options: &["--drain", "3", "--stop-signal", "QUIT"], ..row };
+    // Half of it is more than the 2.5 s of a request.
+    let patient = |row| Server { options: &["--drain", "6"], ..row };
     let slow = |row| Server { slow: true, ..row };
     let broken = |word, row| Server { broken: Some(word), ..row };
     vec![
+        // What takes longest comes first.
+        patient(asked("grpc:slow", 8, row("gRPC, 2.5 s", &[&python, &file("rpc.py"), "PORT"]))),
+        patient(asked(
+            "https:/slow",
+            8,
+            row(
+                "Node https, 2.5 s",
+                &[
+                    "env",
+                    &format!("KEY={}", installed("key.pem")),
+                    &format!("CERT={}", installed("cert.pem")),
+                    "node",
+                    &file("web.js"),
+                    any,
+                    "https",
+                ],
+            ),
+        )),
+        patient(Server {
+            clients: Clients::Program(["node", &file("ask.js"), "/slow"].map(str::to_owned).to_vec(), 8),
+            ..row("Node http2, 2.5 s", &["node", &file("web.js"), any, "http2"])
+        }),
         row("Node http", &["node", &node, any]),
         row("Node http, graceful", &["node", &node, any, "graceful"]),
         broken("broken=2", row("Node cluster", &["node", &node, any, "workers=2"])),
@@ -70,8 +113,9 @@ pub fn all() -> Vec<Server> {
                 "web:asgi",
             ],
         ),
-        quit(row("nginx", &[&nginx, "PORT"])),
-        quit(row("nginx, reuseport", &[&nginx, "PORT reuseport"])),
+        quit(row("nginx", &[&start, "nginx", "PORT", ""])),
+        quit(row("nginx, reuseport", &[&start, "nginx", "PORT", "reuseport"])),
+        quit(row("nginx, daemon on", &[&start, "nginx", "PORT", "", "on"])),
         row(
             "haproxy",
             &["env", "PORT=PORT", "PATH=/usr/sbin:/usr/bin:/bin", "haproxy", "-db", "-f", &file("haproxy.cfg")],
@@ -84,5 +128,40 @@ pub fn all() -> Vec<Server> {
         slow(row("Node http, 200 ms", &["node", &node, any, "slow=200"])),
         slow(row("Python http.server, 200 ms", &[&python, &file("unmodified.py"), any, "slow=200"])),
         slow(row("Go net/http, 200 ms", &[&installed("web-go"), ":PORT", "200"])),
+        row("Node cluster, exclusive", &["node", &node, any, "workers=2", "exclusive"]),
+        row("Go net/http, MPTCP", &[&installed("web-go-new"), ":PORT"]),
+        row("apache, event", &[&start, "apache", "PORT"]),
+        row("caddy", &[&start, "caddy", "PORT"]),
+        row("lighttpd", &[&start, "lighttpd", "PORT", "-D"]),
+        row("php -S", &[&start, "php", "PORT"]),
+        row("puma", &[&start, "puma", "PORT"]),
+        quit(row("unicorn", &[&start, "unicorn", "PORT"])),
+        row("uwsgi", &[&start, "uwsgi", "PORT"]),
+        row("hypercorn", &["env", &path, &python, "-m", "hypercorn", "--bind", any, "web:asgi"]),
+        row(
+            "granian",
+            &[
+                "env",
+                &path,
+                &python,
+                "-m",
+                "granian",
+                "--interface",
+                "asgi",
+                "--host",
+                "0.0.0.0",
+                "--port",
+                "PORT",
+                "web:asgi",
+            ],
+        ),
+        asked("fastcgi", 4, row("php-fpm", &[&start, "php-fpm", "PORT", "--nodaemonize"])),
+        asked("fastcgi", 4, row("php-fpm, daemon", &[&start, "php-fpm", "PORT", "--daemonize"])),
+        asked("redis", 4, row("redis", &[&start, "redis", "PORT"])),
+        asked("redis", 4, row("redis, daemon", &[&start, "redis", "PORT", "--daemonize", "yes"])),
+        asked("mqtt", 4, row("mosquitto", &[&start, "mosquitto", "PORT"])),
+        asked("dns", 4, row("dnsmasq, DNS over TCP", &[&start, "dnsmasq", "PORT"])),
+        asked("dns-udp", 4, row("dnsmasq, DNS over UDP", &[&start, "dnsmasq", "PORT"])),
+        asked("grpc", 4, row("gRPC", &[&python, &file("rpc.py"), "PORT"])),
     ]
 }

@@ -4,7 +4,6 @@ use super::common::{Load, Sandbox, answered_by, children, until};
 use super::{Figures, end_of, pss, succeed, takedown, timed};
 use std::io::{Read, Write};
 use std::net::TcpStream;
-use std::os::linux::net::TcpStreamExt;
 use std::path::Path;
 use std::time::Duration;
 
@@ -17,7 +16,8 @@ pub fn run(count: usize) -> Figures {
     let port = sandbox.port();
     let address = format!("127.0.0.1:{port}");
     let server = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/unmodified.js");
-    let words = ["node", server.to_str().unwrap(), &address, "keep"].map(str::to_owned);
+    // Half of it is how long an idle connection has to rest.
+    let words = ["--drain", "4", "node", server.to_str().unwrap(), &address, "keep"].map(str::to_owned);
     let mut old = sandbox.serverswap(&words);
     answered_by(port, 1);
     old.says("is up");
@@ -68,9 +68,6 @@ pub fn run(count: usize) -> Figures {
 fn keep_alive(port: u16) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
     stream.set_read_timeout(Some(Duration::from_secs(30))).unwrap();
-    // As if it were far away: its answer is acknowledged later than it comes. (One that is acknowledged at once
-    // looks busy at times, up to the drain time.)
-    stream.set_quickack(false).unwrap();
     stream.write_all(b"GET / HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
     let mut answer = Vec::new();
     let mut buffer = [0; 1024];

@@ -20,6 +20,19 @@ want nginx nginx
 want haproxy haproxy
 want go golang-go
 want javac default-jdk-headless
+want openssl openssl
+want redis-server redis-server
+want caddy caddy
+want lighttpd lighttpd
+want apache2 apache2
+want php php-cli
+compgen -G '/usr/sbin/php-fpm*' >/dev/null || packages+=(php-fpm)
+want puma puma
+want unicorn unicorn
+want uwsgi uwsgi
+[ -e /usr/lib/uwsgi/plugins/python3_plugin.so ] || packages+=(uwsgi-plugin-python3)
+want mosquitto mosquitto
+want dnsmasq dnsmasq-base
 
 if [ "${#packages[@]}" -gt 0 ]; then
     root() {
@@ -63,6 +76,14 @@ fi
 if stale "$dir/web-go" web.go; then
     # Static: nothing of libc is there to be replaced.
     CGO_ENABLED=0 GOCACHE=$dir/go-cache go build -o "$dir/web-go" web.go
+fi
+if stale "$dir/web-go-new" web.go "$dir/venv/done"; then
+    # A current one listens with MPTCP, where that of Debian does not.
+    CGO_ENABLED=0 GOCACHE=$dir/go-cache "$dir/venv/bin/go" build -o "$dir/web-go-new" web.go
+fi
+if stale "$dir/cert.pem"; then
+    openssl req -x509 -newkey rsa:2048 -nodes -days 3650 -subj /CN=localhost \
+        -keyout "$dir/key.pem" -out "$dir/cert.pem" 2>"$dir/openssl.log" || { cat "$dir/openssl.log" >&2; exit 1; }
 fi
 if stale "$dir/Web.class" Web.java; then
     javac -d "$dir" Web.java

@@ -1,7 +1,7 @@
 // A server that knows nothing of serverswap: no control channel and no handler for signals. Arguments: addresses;
 // then any of `slow=MS`: every answer takes that long; `workers=N`: a cluster; `broken=N`: one whose workers
 // exit as soon as they listen; `graceful`: the handler for SIGTERM that servers have, which finishes what is running;
-// `keep`: idle connections stay open.
+// `keep`: idle connections stay open; `exclusive`: each worker of a cluster listens itself, so that only the first can.
 
 const cluster = require('cluster');
 const http = require('http');
@@ -26,7 +26,12 @@ if (workers > 0 && cluster.isPrimary) {
     if (words.includes('keep')) server.keepAliveTimeout = 0;
     const host = address.slice(0, address.lastIndexOf(':')).replace(/[[\]]/g, '') || '0.0.0.0';
     if (words.includes('graceful') && cluster.isPrimary) process.on('SIGTERM', () => server.close());
-    server.listen({ host, port: Number(address.split(':').pop()), ipv6Only: host.includes(':') });
+    server.listen({
+      host,
+      port: Number(address.split(':').pop()),
+      ipv6Only: host.includes(':'),
+      exclusive: words.includes('exclusive'),
+    });
     if (value('broken') > 0) server.on('listening', () => process.exit(1));
   }
 }

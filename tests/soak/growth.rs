@@ -17,7 +17,7 @@ pub fn lane(mut random: Random) {
     let sandbox = Sandbox::shared();
     let port = sandbox.port();
     let address = format!("127.0.0.1:{port}");
-    let mut supervisor = sandbox.serverswap([plain_server().to_str().unwrap(), &address, "mute"]);
+    let mut supervisor = sandbox.serverswap(["--drain", "3", plain_server().to_str().unwrap(), &address, "mute"]);
     answered_by(port, 1);
     supervisor.says("is up");
     let here = SocketAddr::from((Ipv4Addr::LOCALHOST, port));

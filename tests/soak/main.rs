@@ -18,7 +18,7 @@ mod growth;
 use client::{Crowd, Failure, Habit, Seen};
 use common::{Sandbox, until};
 use faults::Fault;
-use servers::Server;
+use servers::{Clients, Server};
 use std::collections::BTreeMap;
 use std::net::{Ipv4Addr, SocketAddr, TcpStream};
 use std::process::ExitCode;
@@ -185,7 +185,8 @@ fn pick<'a>(random: &mut Random, servers: &'a [Server]) -> &'a Server {
 }
 
 fn quick() -> Vec<Server> {
-    servers::all().into_iter().filter(|server| !server.slow && !server.both).collect()
+    let asked_by_ours = |server: &Server| matches!(server.clients, Clients::Http) && !server.slow && !server.both;
+    servers::all().into_iter().filter(asked_by_ours).collect()
 }
 
 fn count(name: &str, seen: &Seen) {

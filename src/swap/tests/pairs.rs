@@ -20,8 +20,10 @@ enum Hold {
 struct Watcher {
     awaited: bool,
     shared: bool,
-    /// Addresses for which READY was said and not withdrawn by the end of its speaker.
+    /// Addresses that the server has let us know that it wants.
     ready: BTreeSet<Address>,
+    /// Those for which READY was said, without which nobody is replaced in plain order.
+    said: BTreeSet<Address>,
     /// READY that GO has to answer, and no more than once.
     owed: BTreeSet<(SpeakerId, Address)>,
     looking: BTreeSet<Address>,
@@ -67,9 +69,10 @@ impl Watcher {
         match event {
             Event::Said(speaker, ServerWord::Ready(address)) => {
                 self.ready.insert(address.clone());
+                self.said.insert(address.clone());
                 self.owed.insert((*speaker, address.clone()));
             }
-            Event::Calls(address) => {
+            Event::Calls(address, _) => {
                 self.ready.insert(address.clone());
                 self.calling.insert(address.clone());
             }
@@ -92,7 +95,7 @@ impl Watcher {
                     self.taken.insert(address.clone(), olds.iter().copied().collect());
                 }
             }
-            Event::Blocked(address, _) => {
+            Event::Blocked(address, _) | Event::Foreign(address) => {
                 self.looking.remove(address);
             }
             Event::Locked(old, _) => {
@@ -242,9 +245,14 @@ impl Watcher {
                 assert!(self.calling.remove(address), "{address} is admitted, and nobody calls");
                 assert!(self.is_own(address), "{address} is admitted beside an old server");
             }
+            Effect::Pass(address) => {
+                assert!(self.calling.remove(address), "{address} is passed, and nobody calls");
+                assert!(self.up || matches!(event, Event::Foreign(_)), "{address} is passed beside an old server");
+            }
             Effect::Deny(address) => assert!(self.calling.remove(address), "{address} is denied, and nobody calls"),
             Effect::Join(address) => {
-                assert!(self.calling.remove(address), "{address} is joined, and nobody calls");
+                let calls = self.calling.remove(address);
+                assert!(calls || self.is_own(address), "{address} is joined, and nobody calls");
                 if !self.is_own(address) {
                     assert!(self.is_shared(address), "{address} is joined, which cannot be shared");
                     self.unproven.insert(address.clone());
@@ -275,7 +283,7 @@ impl Watcher {
                 assert!(self.is_own(address) || self.is_shared(address), "GO {address}, which is not free");
             }
             Effect::Say(speaker, SupervisorWord::Error(_)) => {
-                if let Event::Said(_, ServerWord::Ready(address)) = event {
+                if let Event::Said(_, ServerWord::Ready(address)) | Event::Foreign(address) = event {
                     self.owed.remove(&(*speaker, address.clone()));
                 }
             }
@@ -306,7 +314,7 @@ impl Watcher {
             }
             Effect::AskTakedown(_, old, address) => {
                 self.warranted(*old);
-                assert!(self.ready.contains(address));
+                assert!(self.said.contains(address), "{old:?} is asked for {address}, and nobody said READY");
                 self.asked.entry(address.clone()).or_default().insert(*old);
             }
             Effect::AskStop(_, old) => {
@@ -418,7 +426,8 @@ fn starts() -> Vec<Subject> {
 /// after the switch, an old one that drains.
 fn middles() -> Vec<Subject> {
     let [.., mut new, _, mut old] = <[Subject; 8]>::try_from(starts()).ok().unwrap();
-    for event in [Event::Calls(a(":1")), Event::Taken(a(":1"), vec![OldId(1)]), Event::Shares(OldId(1))] {
+    for event in [Event::Calls(a(":1"), Meets::Server), Event::Taken(a(":1"), vec![OldId(1)]), Event::Shares(OldId(1))]
+    {
         new.step(&event);
     }
     new.step(&Event::Locked(OldId(1), vec![a(":1")]));
@@ -483,7 +492,11 @@ fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
             events.push(Event::Said(speaker, ServerWord::Released(address())));
         }
         if let Address::Tcp(..) = address() {
-            events.push(Event::Calls(address()));
+            events.push(Event::Calls(address(), Meets::Server));
+            events.push(Event::Calls(address(), Meets::Nobody));
+            events.push(Event::Closed(address()));
+            events.push(Event::Foreign(address()));
+            events.push(Event::Hindered(address(), "it listens but accepts nothing".into()));
             events.push(Event::Accepts(address()));
         }
         events.push(Event::Listens(address()));
@@ -516,6 +529,7 @@ fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
         events.push(Event::Succeeded(ClaimerId(*id)));
         events.push(Event::Alone);
         events.push(Event::Shares(OldId(*id)));
+        events.push(Event::Unshared(OldId(*id), "a stranger listens on the same port".into()));
         events.push(Event::Down(ClaimerId(*id), vec![all[0].clone()]));
         events.push(Event::Down(ClaimerId(*id), all.clone()));
         events.push(Event::ClaimerGone(ClaimerId(*id)));

@@ -23,7 +23,7 @@ fn serving(addresses: &[&str], lines: &[&str]) -> Generation {
         machine.step(Event::Vacant(a(address)));
     }
     for address in addresses {
-        machine.step(Event::Listens(a(address)));
+        listens(&mut machine, address);
     }
     assert!(machine.is_free());
     machine
@@ -39,6 +39,14 @@ fn swapping(wanted: &[&str], holds: &[&str]) -> Generation {
     machine.step(Event::Attended(OLD));
     locked(&mut machine, holds);
     machine
+}
+
+/// The server listens, and accepts.
+fn listens(machine: &mut Generation, address: &str) -> Vec<Effect> {
+    let mut effects = machine.step(Event::Listens(a(address)));
+    effects.retain(|effect| *effect != Effect::Join(a(address)));
+    effects.extend(machine.step(Event::Accepts(a(address))));
+    effects
 }
 
 fn locked(machine: &mut Generation, holds: &[&str]) -> Vec<Effect> {
@@ -97,7 +105,7 @@ fn a_first_server() {
     assert_eq!(says(&mut machine, "READY :1"), [Effect::Disarm(Timer::Quiet), Effect::LookUp(a(":1"))]);
     assert_eq!(machine.step(Event::Vacant(a(":1"))), [Effect::Commit, go_to(0, ":1"), Effect::Watch(a(":1"))]);
     assert_eq!(machine.state(), "starting");
-    assert_eq!(machine.step(Event::Listens(a(":1"))), [Effect::Up, Effect::Done]);
+    assert_eq!(listens(&mut machine, ":1"), [Effect::Up, Effect::Done]);
     assert_eq!((machine.state(), machine.name()), ("serving", Some(a(":1"))));
     // A worker of it asks, and gets its answer at once.
     assert_eq!(says_on(&mut machine, 1, "READY :1"), [go_to(1, ":1")]);
@@ -121,7 +129,7 @@ fn a_swap_by_signal() {
         machine.step(Event::OldReleased(OLD, a(":1"))),
         [Effect::Commit, go_to(0, ":1"), Effect::Watch(a(":1")), Effect::Resume(Timer::Ready)]
     );
-    assert_eq!(machine.step(Event::Listens(a(":1"))), [Effect::Up, Effect::Disarm(Timer::Ready)]);
+    assert_eq!(listens(&mut machine, ":1"), [Effect::Up, Effect::Disarm(Timer::Ready)]);
     assert!(!machine.is_free(), "the old one lives");
     assert_eq!(machine.step(Event::OldGone(OLD)), [Effect::Done]);
     assert!(machine.is_free());
@@ -180,7 +188,7 @@ fn a_staggered_deploy() {
     assert_has(&says(&mut old, "RELEASED :1"), &[Effect::TellReleased(CLAIMER, a(":1"))]);
     assert_has(&machine.step(Event::OldReleased(OLD, a(":1"))), &[go_to(0, ":1")]);
     // It listens on the first and is not up: it may want the second.
-    let effects = machine.step(Event::Listens(a(":1")));
+    let effects = listens(&mut machine, ":1");
     assert_eq!(effects, [Effect::Arm(Timer::Quiet, QUIET)]);
     says(&mut machine, "READY :2");
     let effects = machine.step(Event::Taken(a(":2"), vec![OLD]));
@@ -191,7 +199,7 @@ fn a_staggered_deploy() {
     says(&mut old, "RELEASED :2");
     assert_has(&old.step(Event::Exited(0)), &[Effect::End(0)]);
     machine.step(Event::OldReleased(OLD, a(":2")));
-    assert_has(&machine.step(Event::Listens(a(":2"))), &[Effect::Up]);
+    assert_has(&listens(&mut machine, ":2"), &[Effect::Up]);
     assert_eq!(machine.step(Event::OldGone(OLD)), [Effect::Done]);
 }
 
@@ -255,7 +263,7 @@ fn a_new_server_that_dies_before_the_takedown_changes_nothing() {
 fn a_new_server_that_dies_after_the_takedown_is_reported() {
     let mut machine = swapping(&[":1", ":2"], &[":1", ":2"]);
     machine.step(Event::OldReleased(OLD, a(":1")));
-    machine.step(Event::Listens(a(":1")));
+    listens(&mut machine, ":1");
     let effects = machine.step(Event::Exited(9));
     assert!(reports(&effects).contains(&"nothing serves :1, :2"), "{effects:?}");
     let place = |wanted: Effect| effects.iter().position(|e| *e == wanted).unwrap();
@@ -267,7 +275,7 @@ fn a_new_server_that_dies_after_the_takedown_is_reported() {
 fn a_new_server_that_dies_while_the_old_one_drains_is_reported() {
     let mut machine = swapping(&[":1"], &[":1"]);
     machine.step(Event::OldReleased(OLD, a(":1")));
-    assert_has(&machine.step(Event::Listens(a(":1"))), &[Effect::Up]);
+    assert_has(&listens(&mut machine, ":1"), &[Effect::Up]);
     let effects = machine.step(Event::Exited(0));
     assert_eq!(reports(&effects), ["nothing serves :1"]);
     assert_has(&effects, &[Effect::End(124)]);
@@ -426,8 +434,8 @@ fn takedown_of_a_server_that_starts() {
     machine.step(Event::Vacant(a(":1")));
     machine.step(Event::Vacant(a(":2")));
     assert_eq!(machine.step(Event::Down(CLAIMER, vec![a(":1")])), []);
-    machine.step(Event::Listens(a(":1")));
-    let effects = machine.step(Event::Listens(a(":2")));
+    listens(&mut machine, ":1");
+    let effects = listens(&mut machine, ":2");
     assert!(effects.iter().any(|e| matches!(e, Effect::Refuse(CLAIMER, _))), "{effects:?}");
 }
 
@@ -520,6 +528,72 @@ fn a_worker_that_dies_in_ready_harms_nobody() {
 }
 
 #[test]
+fn a_silent_server_replaces_nobody_in_plain_order() {
+    let why = "a stranger listens on the same port";
+    // It waits in listen: that fails, and what becomes of the server is its own affair.
+    let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
+    machine.step(Event::Calls(a(":1"), Meets::Server));
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    machine.step(Event::Unshared(OLD, why.into()));
+    let effects = locked(&mut machine, &[":1"]);
+    assert!(!effects.iter().any(asks_for_harm));
+    assert_has(&effects, &[Effect::Deny(a(":1"))]);
+    assert_has(&machine.step(Event::Exited(1)), &[Effect::End(1)]);
+    // It listens by an option of its own.
+    let mut machine = new(true);
+    machine.step(Event::Listens(a(":1")));
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    let effects = locked(&mut machine, &[":1"]);
+    assert!(!effects.iter().any(asks_for_harm));
+    assert_has(&effects, &[Effect::Kill]);
+    // READY is a word, and enough.
+    let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
+    machine.step(Event::Calls(a(":1"), Meets::Server));
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    says(&mut machine, "READY :1");
+    machine.step(Event::Unshared(OLD, why.into()));
+    let effects = locked(&mut machine, &[":1"]);
+    assert_eq!(reports(&effects), [format!("the port cannot be shared: {why} (this swap runs in plain order)")]);
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::AskTakedown(..))));
+}
+
+#[test]
+fn a_listener_that_is_closed_before_its_server_is_up_is_no_address() {
+    let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
+    machine.step(Event::Calls(a("127.0.0.1:1"), Meets::Nobody));
+    machine.step(Event::Vacant(a("127.0.0.1:1")));
+    assert_has(&machine.step(Event::Closed(a("127.0.0.1:1"))), &[Effect::Unhold(a("127.0.0.1:1"))]);
+    machine.step(Event::Calls(a(":1"), Meets::Nobody));
+    machine.step(Event::Vacant(a(":1")));
+    assert_has(&machine.step(Event::Accepts(a(":1"))), &[Effect::Up]);
+    assert_eq!(machine.addresses(), [a(":1")]);
+    // From here on it may replace its listener.
+    assert_eq!(machine.step(Event::Closed(a(":1"))), []);
+    assert_eq!(machine.step(Event::Calls(a(":1"), Meets::Nobody)), [Effect::Admit(a(":1"))]);
+    // And what else it opens may be closed again soon.
+    assert_eq!(machine.step(Event::Calls(a(":2"), Meets::Nobody)), [Effect::Pass(a(":2"))]);
+}
+
+#[test]
+fn what_keeps_a_server_from_being_proven_is_said_when_its_time_is_up() {
+    let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
+    machine.step(Event::Calls(a(":1"), Meets::Nobody));
+    machine.step(Event::Vacant(a(":1")));
+    machine.step(Event::Hindered(a(":1"), "it listens but accepts nothing".into()));
+    let effects = machine.step(Event::Timer(Timer::Ready));
+    assert_eq!(reports(&effects), ["the new server was not up in time: it listens but accepts nothing (it is killed)"]);
+}
+
+#[test]
+fn a_first_server_that_never_accepts_does_not_keep_a_rival_for_ever() {
+    let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(false) }).0;
+    machine.step(Event::Calls(a(":1"), Meets::Nobody));
+    machine.step(Event::Vacant(a(":1")));
+    assert_has(&machine.step(Event::Claim(CLAIMER)), &[Effect::Arm(Timer::Ready, READY_TIMEOUT)]);
+    assert_has(&machine.step(Event::Timer(Timer::Ready)), &[Effect::Kill]);
+}
+
+#[test]
 fn a_server_without_an_address() {
     let mut machine = new(false);
     assert_eq!(machine.step(Event::Timer(Timer::Quiet)), [Effect::Commit, Effect::Up, Effect::Done]);
@@ -533,20 +607,16 @@ fn a_server_without_an_address() {
 #[test]
 fn a_server_that_says_nothing_and_listens() {
     let mut machine = new(true);
-    assert_eq!(machine.step(Event::Listens(a(":1"))), [Effect::LookUp(a(":1"))]);
-    assert_has(&machine.step(Event::Vacant(a(":1"))), &[Effect::Commit, Effect::Up, Effect::Done]);
-    // It shares the port with an old one by an option of its own: that is as good as READY.
-    let mut machine = new(true);
-    machine.step(Event::Listens(a(":1")));
-    machine.step(Event::Taken(a(":1"), vec![OLD]));
-    assert!(locked(&mut machine, &[":1"]).iter().any(|effect| matches!(effect, Effect::AskTakedown(..))));
-    assert_has(&machine.step(Event::OldGone(OLD)), &[Effect::LookUp(a(":1"))]);
-    assert_has(&machine.step(Event::Vacant(a(":1"))), &[Effect::Up, Effect::Done]);
+    assert_eq!(listens(&mut machine, ":1"), [Effect::LookUp(a(":1"))]);
+    let effects = machine.step(Event::Vacant(a(":1")));
+    assert_eq!(effects, [Effect::Commit, Effect::Join(a(":1"))]);
+    assert_eq!(machine.state(), "starting", "to listen proves nothing");
+    assert_has(&machine.step(Event::Accepts(a(":1"))), &[Effect::Up, Effect::Done]);
     // READY for all interfaces and a listener on one of them are the same address.
     let mut machine = new(true);
     says(&mut machine, "READY :1");
     machine.step(Event::Vacant(a(":1")));
-    assert_has(&machine.step(Event::Listens(a("127.0.0.1:1"))), &[Effect::Up]);
+    assert_has(&listens(&mut machine, "127.0.0.1:1"), &[Effect::Up]);
     assert_eq!(machine.addresses(), [a(":1")]);
 }
 
@@ -573,7 +643,7 @@ fn an_old_supervisor_is_lost() {
     // When it has let go: the swap is as done as it will be, and that is said.
     let mut machine = swapping(&[":1"], &[":1"]);
     machine.step(Event::OldReleased(OLD, a(":1")));
-    machine.step(Event::Listens(a(":1")));
+    listens(&mut machine, ":1");
     let effects = machine.step(Event::OldLost(OLD));
     assert_eq!(reports(&effects), ["the supervisor of the old server is gone (the old server may live on)"]);
     assert_has(&effects, &[Effect::Done]);
@@ -680,7 +750,7 @@ fn a_server_that_is_up_wants_one_more() {
     // It ended before it heard us: perhaps it was replaced by somebody else.
     assert_has(&machine.step(Event::OldGone(OLD)), &[Effect::LookUp(a(":2"))]);
     assert_has(&machine.step(Event::Vacant(a(":2"))), &[go_to(0, ":2")]);
-    machine.step(Event::Listens(a(":2")));
+    listens(&mut machine, ":2");
     assert!(machine.is_free());
 }
 
@@ -738,7 +808,7 @@ fn a_quiet_server_that_speaks_after_all_was_slow() {
 /// A new server that calls listen on `address` of an old one that shares it.
 fn joining(address: &str) -> Generation {
     let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
-    assert_has(&machine.step(Event::Calls(a(address))), &[Effect::LookUp(a(address))]);
+    assert_has(&machine.step(Event::Calls(a(address), Meets::Server)), &[Effect::LookUp(a(address))]);
     assert_has(&machine.step(Event::Taken(a(address), vec![OLD])), &[Effect::Lock(OLD)]);
     machine.step(Event::Shares(OLD));
     assert_has(&locked(&mut machine, &[address]), &[Effect::Join(a(address))]);
@@ -783,12 +853,12 @@ fn a_new_server_that_is_told_to_stop_does_not_begin_to_listen_beside_the_old_one
         let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
         let mut effects = Vec::new();
         if called_before {
-            effects = machine.step(Event::Calls(a(":1")));
+            effects = machine.step(Event::Calls(a(":1"), Meets::Server));
             machine.step(Event::Taken(a(":1"), vec![OLD]));
         }
         effects.extend(stop(&mut machine));
         if !called_before {
-            effects.extend(machine.step(Event::Calls(a(":1"))));
+            effects.extend(machine.step(Event::Calls(a(":1"), Meets::Server)));
         }
         assert_has(&effects, &[Effect::Deny(a(":1")), Effect::Signal]);
     }
@@ -797,7 +867,7 @@ fn a_new_server_that_is_told_to_stop_does_not_begin_to_listen_beside_the_old_one
 #[test]
 fn a_listen_on_an_address_that_cannot_be_had_does_not_wait_for_ever() {
     let mut machine = serving(&[":1"], &[]);
-    machine.step(Event::Calls(a(":2")));
+    machine.step(Event::Calls(a(":2"), Meets::Server));
     machine.step(Event::Taken(a(":2"), vec![OLD]));
     assert_has(&machine.step(Event::Timer(Timer::Ready)), &[Effect::Deny(a(":2")), Effect::Unlock(OLD)]);
 }
@@ -851,13 +921,13 @@ fn an_old_server_that_takes_only_some_of_its_addresses_down_is_told_when_its_dra
 #[test]
 fn an_address_that_comes_after_the_switch_is_switched_too_and_nobody_is_asked_twice() {
     let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
-    machine.step(Event::Calls(a(":1")));
+    machine.step(Event::Calls(a(":1"), Meets::Server));
     machine.step(Event::Taken(a(":1"), vec![OLD]));
     machine.step(Event::Shares(OLD));
     locked(&mut machine, &[":1", ":2", ":3"]);
     says(&mut machine, "UP");
     assert_eq!(reports(&machine.step(Event::Accepts(a(":1")))).len(), 2, "two are abandoned");
-    machine.step(Event::Calls(a(":2")));
+    machine.step(Event::Calls(a(":2"), Meets::Server));
     assert_has(&machine.step(Event::Taken(a(":2"), vec![OLD])), &[Effect::Join(a(":2"))]);
     let effects = machine.step(Event::Accepts(a(":2")));
     assert!(effects.iter().any(|e| matches!(e, Effect::Switch(_))), "{effects:?}");
@@ -867,7 +937,7 @@ fn an_address_that_comes_after_the_switch_is_switched_too_and_nobody_is_asked_tw
 /// A new server that was switched to, and has asked for the name that the old one has beside the port.
 fn switched_with_a_name() -> Generation {
     let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
-    machine.step(Event::Calls(a(":1")));
+    machine.step(Event::Calls(a(":1"), Meets::Server));
     says(&mut machine, "READY blue");
     machine.step(Event::Taken(a(":1"), vec![OLD]));
     machine.step(Event::Taken(a("blue"), vec![OLD]));
@@ -938,7 +1008,7 @@ fn up_and_shared() -> Generation {
     let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(false) }).0;
     says(&mut machine, "READY :9");
     machine.step(Event::Vacant(a(":9")));
-    machine.step(Event::Listens(a(":9")));
+    listens(&mut machine, ":9");
     assert!(machine.is_free());
     machine
 }
@@ -967,7 +1037,7 @@ fn an_old_server_that_is_lost_is_forgotten_at_all_its_addresses() {
     machine.step(Event::Taken(a(":1"), vec![OLD]));
     machine.step(Event::Shares(OLD));
     locked(&mut machine, &[":1", ":2"]);
-    assert_has(&machine.step(Event::Calls(a(":1"))), &[Effect::Join(a(":1"))]);
+    assert_has(&machine.step(Event::Calls(a(":1"), Meets::Server)), &[Effect::Join(a(":1"))]);
     says(&mut machine, "READY :2");
     machine.step(Event::Taken(a(":2"), vec![OLD, OldId(8)]));
     let effects = machine.step(Event::OldLost(OLD));

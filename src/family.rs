@@ -1,0 +1,360 @@
+//! Who belongs to a server: its main process and what descends from it, whatever that does to its title or its
+//! environment. A supervisor is a child subreaper (prctl(2)): what its server leaves behind becomes its own child. An
+//! orphan is known by less: descent ends with the supervisor.
+
+#![forbid(unsafe_code)]
+
+use crate::procfs::{self, MARK, Snapshot, Stat};
+use crate::sys::process::{self, Pid};
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Most listeners of a server that are remembered.
+const REMEMBERED_MAX: usize = 16 * 1024;
+
+/// What makes a process belong to a server.
+pub struct Family {
+    /// The main process.
+    pub main: Pid,
+    /// When that started: its number may be another's by now.
+    pub start: u64,
+    /// The process group, where the server has one of its own.
+    pub group: Option<Pid>,
+    /// The session of that group.
+    pub session: i32,
+    /// The value of [`MARK`].
+    pub mark: String,
+    /// How it is known what descends from the server.
+    pub descent: Descent,
+}
+
+/// How it is known what descends from a server.
+pub enum Descent {
+    /// This process supervises it.
+    Ours(Member),
+    /// Another process does.
+    From(Pid),
+    /// Its supervisor is dead. All of this session is the server's, if it has one of its own.
+    Lost(Option<i32>),
+}
+
+/// Jobs of a server that have a session of their own and no listener.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Jobs {
+    /// They go with the server.
+    Ended,
+    /// They live on: another server takes the place of theirs.
+    Spared,
+}
+
+/// What was seen of a server: it tells whose a process is that has changed its environment, and what is a job.
+#[derive(Debug, Clone, Default)]
+pub struct Seen(Arc<Mutex<Facts>>);
+
+#[derive(Debug, Default)]
+struct Facts {
+    /// Inodes of sockets that listened.
+    listeners: BTreeSet<u32>,
+    /// Sessions of its main process and of those that listened.
+    sessions: BTreeSet<i32>,
+}
+
+impl Seen {
+    /// It has a listener.
+    pub fn listener(&self, inode: u32) {
+        let mut facts = lock(&self.0);
+        facts.listeners.insert(inode);
+        if facts.listeners.len() > REMEMBERED_MAX {
+            facts.listeners.pop_first();
+        }
+    }
+
+    /// All in the session are part of it.
+    pub fn session(&self, session: i32) {
+        lock(&self.0).sessions.insert(session);
+    }
+
+    /// Whether all in the session are part of it.
+    pub fn has_session(&self, session: i32) -> bool {
+        lock(&self.0).sessions.contains(&session)
+    }
+
+    /// Whether it had the listener.
+    pub fn had(&self, inode: u32) -> bool {
+        lock(&self.0).listeners.contains(&inode)
+    }
+}
+
+/// The servers of this supervisor: one, and two during a reload.
+#[derive(Debug)]
+pub struct Household {
+    /// Children that this process had before it started a server: of the shell that executed it, say.
+    strangers: Vec<Stat>,
+    members: Mutex<Vec<Entry>>,
+}
+
+#[derive(Debug)]
+struct Entry {
+    id: usize,
+    started: u64,
+    seen: Seen,
+}
+
+/// A server in its household, until this value is dropped.
+#[derive(Debug)]
+pub struct Member {
+    household: Arc<Household>,
+    id: usize,
+    started: u64,
+}
+
+impl Household {
+    /// Call it before the first server starts.
+    pub fn found() -> io::Result<Arc<Household>> {
+        let strangers = match process::has_children()? {
+            false => Vec::new(),
+            true => {
+                let snapshot = Snapshot::take();
+                snapshot.complete()?;
+                snapshot.all().filter(|stat| stat.parent == Pid::own().raw()).cloned().collect()
+            }
+        };
+        Ok(Arc::new(Household { strangers, members: Mutex::default() }))
+    }
+
+    /// A server has started then.
+    pub fn enter(self: &Arc<Household>, started: u64, seen: Seen) -> Member {
+        let mut members = lock(&self.members);
+        let id = members.iter().map(|member| member.id + 1).max().unwrap_or(0);
+        members.push(Entry { id, started, seen });
+        Member { household: self.clone(), id, started }
+    }
+}
+
+impl Member {
+    /// Whether the server has left this child of ours behind.
+    fn is_heir(&self, child: &Stat, mark: Option<&str>, own_mark: &str) -> bool {
+        let is_stranger = |other: &Stat| (other.pid, other.start) == (child.pid, child.start);
+        let strangers = &self.household.strangers;
+        match mark {
+            _ if strangers.iter().any(is_stranger) => false,
+            Some(mark) => mark == own_mark,
+            // They leave children behind too, in the groups in which they are.
+            None if child.group == nix::unistd::getpgrp().as_raw() && !strangers.is_empty() => false,
+            None if strangers.iter().any(|other| other.group == child.group) => false,
+            None => self.has_most_claim(child),
+        }
+    }
+
+    /// In a reload what neither server can be told by is the newest's that is old enough: the other one has settled.
+    fn has_most_claim(&self, child: &Stat) -> bool {
+        let members = lock(&self.household.members);
+        if let [_] = members[..] {
+            return self.started <= child.start;
+        }
+        let held = procfs::sockets(child.pid).unwrap_or_default();
+        let had = |member: &&Entry| held.iter().any(|inode| member.seen.had(*inode));
+        let foreign = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
+        let shares = |member: &&Entry| child.session != foreign && member.seen.has_session(child.session);
+        let oldest_first = || members.iter().filter(|member| member.started <= child.start);
+        let whose = members.iter().find(had).or_else(|| members.iter().find(shares));
+        whose.or_else(|| oldest_first().max_by_key(|member| member.started)).is_some_and(|m| m.id == self.id)
+    }
+}
+
+impl Drop for Member {
+    fn drop(&mut self) {
+        lock(&self.household.members).retain(|member| member.id != self.id);
+    }
+}
+
+impl Family {
+    /// The living processes of the server. Another serverswap and what is below it never belongs.
+    pub fn members<'a>(&self, snapshot: &'a Snapshot) -> Vec<&'a Stat> {
+        let (is_serverswap, own) = (procfs::serverswaps(), Pid::own());
+        let is_main = |stat: &Stat| stat.pid == self.main && stat.start == self.start;
+        let supervisor = match self.descent {
+            Descent::Ours(_) => Some(own),
+            Descent::From(supervisor) => Some(supervisor),
+            Descent::Lost(_) => None,
+        };
+        // Once nobody is left in a group or session its number, that of its first leader, is free for anybody.
+        let is_gone = |number: i32| snapshot.get(number).is_none_or(is_main);
+        let group = self.group.filter(|group| is_gone(group.raw()));
+        let session = match self.descent {
+            Descent::Lost(session) => session.filter(|session| is_gone(*session)),
+            Descent::Ours(_) | Descent::From(_) => None,
+        };
+        let is_near = |stat: &&Stat| {
+            Some(stat.group) == group.map(Pid::raw) && stat.session == self.session || Some(stat.session) == session
+        };
+        let belongs = |stat: &&Stat| {
+            let top = |a: &&Stat| is_main(a) || Some(a.pid) == supervisor || a.pid == own;
+            let below: Vec<&Stat> = snapshot.ancestry(stat.pid.raw()).take_while(|a| !top(a)).collect();
+            let Some(highest) = below.last() else { return is_main(stat) };
+            // The nearest that can be read.
+            let mark = || below.iter().find_map(|a| procfs::environment(a.pid, MARK));
+            let belongs = match snapshot.get(highest.parent) {
+                Some(top) if is_main(top) => true,
+                _ if below.iter().any(is_near) => true,
+                Some(top) if Some(top.pid) == supervisor => match &self.descent {
+                    Descent::Ours(member) => member.is_heir(highest, mark().as_deref(), &self.mark),
+                    Descent::From(_) | Descent::Lost(_) => mark().is_none_or(|mark| mark == self.mark),
+                },
+                // An orphan, and we reap what it left behind: it was started below another server.
+                Some(_) => mark().is_some_and(|mark| mark == self.mark),
+                // Its parent ended while we looked, and it has another one by now. Anybody can write a mark: that of
+                // a process of another user counts only below us.
+                None if highest.parent != 0 => {
+                    mark().is_some_and(|mark| mark == self.mark) && procfs::is_of_this_user(stat.pid)
+                }
+                None => false,
+            };
+            // Asked last: it costs more than all the rest, and most processes are nobody's.
+            belongs && !below.iter().any(|a| is_serverswap(a.pid))
+        };
+        snapshot.all().filter(belongs).collect()
+    }
+
+    /// Inodes of all sockets that the processes of the server hold; `None` if one of them may not be asked.
+    pub fn sockets(&self, snapshot: &Snapshot) -> Option<BTreeSet<u32>> {
+        snapshot.complete().ok()?;
+        let mut all = BTreeSet::new();
+        for stat in self.members(snapshot) {
+            match procfs::sockets(stat.pid) {
+                Some(held) => all.extend(held),
+                None if procfs::has_ended(stat.pid) => {}
+                None => return None,
+            }
+        }
+        Some(all)
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The parent of a process may have ended while we looked, and so may that of another user's process.
+    #[test]
+    fn a_mark_in_the_environment_of_another_user_makes_nothing_ours() {
+        use std::os::unix::process::CommandExt;
+        let mark = "/run/serverswap/1-1.sock";
+        let main = Pid::new(4_194_304).unwrap();
+        let family =
+            Family { main, start: 0, group: None, session: 0, mark: mark.into(), descent: Descent::Lost(None) };
+        let root = nix::unistd::geteuid().is_root();
+        for uid in [None, root.then_some(65534)] {
+            let mut command = std::process::Command::new("sleep");
+            command.arg("60").env(MARK, mark).current_dir("/");
+            if let Some(uid) = uid {
+                command.uid(uid);
+            }
+            let mut child = command.spawn().unwrap();
+            let pid = Pid::of(&child);
+            // It may still be in the middle of execve(2).
+            let deadline = std::time::Instant::now() + std::time::Duration::from_secs(60);
+            while procfs::environment(pid, MARK).is_none() {
+                assert!(std::time::Instant::now() < deadline, "it has no environment");
+                std::thread::yield_now();
+            }
+            let torn = Snapshot::of(Snapshot::take().all().filter(|stat| stat.pid == pid).cloned());
+            let belongs = family.members(&torn).iter().any(|stat| stat.pid == pid);
+            child.kill().unwrap();
+            child.wait().unwrap();
+            assert_eq!(belongs, uid.is_none());
+        }
+    }
+
+    /// The number of a main process that has ended is given to somebody else, and so is that of its group.
+    #[test]
+    fn a_pid_or_a_group_that_was_reused_makes_nothing_ours() {
+        // No process has these: they are above the highest pid (proc(5), pid_max).
+        let [main, child, worker] = [4_194_301, 4_194_302, 4_194_303].map(|pid| Pid::new(pid).unwrap());
+        let of = |pid, parent: i32, session, start| Stat {
+            pid,
+            parent,
+            group: main.raw(),
+            session,
+            start,
+            zombie: false,
+            threads: 1,
+        };
+        let family = Family {
+            main,
+            start: 5,
+            group: Some(main),
+            session: 7,
+            mark: "/none".into(),
+            descent: Descent::Lost(None),
+        };
+        let found = |stats: &[Stat]| {
+            let snapshot = Snapshot::of(stats.iter().cloned());
+            family.members(&snapshot).iter().map(|stat| stat.pid).collect::<Vec<Pid>>()
+        };
+        assert_eq!(found(&[of(main, 1, 7, 5), of(child, main.raw(), 7, 6)]), [main, child]);
+        assert_eq!(found(&[of(worker, 1, 7, 6)]), [worker]);
+        assert_eq!(found(&[of(main, 1, main.raw(), 9), of(child, main.raw(), main.raw(), 9)]), []);
+        assert_eq!(found(&[of(main, 1, 7, 9), of(child, main.raw(), 7, 9)]), []);
+        // And its leader has ended since.
+        assert_eq!(found(&[of(child, 1, main.raw(), 9)]), []);
+    }
+
+    /// All of a session that an orphan alone has is the orphan's, and nobody of one whose number was given away again.
+    #[test]
+    fn an_orphan_is_known_by_a_session_of_its_own() {
+        let [main, other] = [4_194_302, 4_194_303].map(|pid| Pid::new(pid).unwrap());
+        let of = |pid: Pid, session, start| Stat {
+            pid,
+            parent: 1,
+            group: pid.raw(),
+            session,
+            start,
+            zombie: false,
+            threads: 1,
+        };
+        let mark = "/none".to_owned();
+        let descent = Descent::Lost(Some(4_194_301));
+        let family = Family { main, start: 5, group: None, session: 4_194_301, mark, descent };
+        let found = |stats: &[Stat]| {
+            let snapshot = Snapshot::of(stats.iter().cloned());
+            family.members(&snapshot).iter().map(|stat| stat.pid).collect::<Vec<Pid>>()
+        };
+        assert_eq!(found(&[of(main, 4_194_301, 5), of(other, 4_194_301, 6)]), [main, other]);
+        assert_eq!(found(&[of(main, 4_194_301, 5), of(other, 7, 6)]), [main]);
+        let leader = Pid::new(4_194_301).unwrap();
+        assert_eq!(found(&[of(leader, 4_194_301, 9), of(other, 4_194_301, 9)]), []);
+    }
+
+    fn child(pid: i64, start: u64) -> Stat {
+        let pid = Pid::new(pid).unwrap();
+        Stat { pid, parent: Pid::own().raw(), group: pid.raw(), session: pid.raw(), start, zombie: false, threads: 1 }
+    }
+
+    #[test]
+    fn in_a_reload_a_child_without_a_mark_belongs_to_the_server_that_is_known_by_it() {
+        let household = Arc::new(Household { strangers: vec![child(4_194_300, 1)], members: Mutex::default() });
+        let (old_seen, new_seen) = (Seen::default(), Seen::default());
+        let old = household.enter(10, old_seen.clone());
+        let is = |member: &Member, pid, start| member.is_heir(&child(pid, start), None, "own");
+        // The only one has all children that are not older.
+        assert!(is(&old, 4_194_301, 10) && !is(&old, 4_194_301, 9) && !is(&old, 4_194_300, 1));
+        let new = household.enter(20, new_seen);
+        for (start, is_old) in [(10, true), (19, true), (20, false), (30, false)] {
+            assert_eq!((is(&old, 4_194_301, start), is(&new, 4_194_301, start)), (is_old, !is_old), "{start}");
+        }
+        // What has its session is known by that, however young it is.
+        old_seen.session(4_194_301);
+        assert!(is(&old, 4_194_301, 30) && !is(&new, 4_194_301, 30));
+        // A mark says it all.
+        let marked = |member: &Member, mark| member.is_heir(&child(4_194_302, 30), Some(mark), "own");
+        assert!(marked(&old, "own") && !marked(&new, "other"));
+        drop(old);
+        assert!(!is(&new, 4_194_303, 19) && is(&new, 4_194_303, 30));
+    }
+}

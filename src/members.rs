@@ -1,0 +1,110 @@
+//! The members of a reuseport group as the kernel orders them. Pure.
+
+#![forbid(unsafe_code)]
+
+use crate::sys::steer::Range;
+use std::ops::Deref;
+
+/// Members in the kernel's order: a program names one by its index. Whoever joins is the last; when one leaves, the
+/// last takes its index (reuseport_add_sock and reuseport_detach_sock of the kernel).
+#[derive(Debug)]
+pub struct Members<M>(Vec<M>);
+
+impl<M> Default for Members<M> {
+    fn default() -> Members<M> {
+        Members(Vec::new())
+    }
+}
+
+impl<M> Deref for Members<M> {
+    type Target = [M];
+
+    fn deref(&self) -> &[M] {
+        &self.0
+    }
+}
+
+impl<M> Members<M> {
+    /// A socket listens.
+    pub fn join(&mut self, member: M) {
+        self.0.push(member);
+    }
+
+    /// The member at this index is closed.
+    pub fn leave(&mut self, index: usize) -> M {
+        self.0.swap_remove(index)
+    }
+
+    /// The first member that is closed leaves, if one is: `is_left` tells which are there.
+    pub fn leave_first(&mut self, is_left: impl Fn(&M) -> bool) -> Option<M> {
+        // The last ones first: nothing moves then.
+        let index = self.0.iter().rposition(|member| !is_left(member))?;
+        Some(self.leave(index))
+    }
+
+    /// What there is to know of each member; the order is the kernel's alone.
+    pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut M> {
+        self.0.iter_mut()
+    }
+
+    /// The indexes of some members, as few ranges as there can be.
+    pub fn ranges(&self, of: impl Fn(&M) -> bool) -> Vec<Range> {
+        let mut ranges: Vec<Range> = Vec::new();
+        for (index, _) in (0u32..).zip(&self.0).filter(|(_, member)| of(member)) {
+            match ranges.last_mut() {
+                Some(range) if range.first + range.count == index => range.count += 1,
+                _ => ranges.push(Range { first: index, count: 1 }),
+            }
+        }
+        ranges
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::steer::{Program, Socket};
+    use proptest::prelude::*;
+    use std::net::{SocketAddr, TcpStream};
+
+    #[test]
+    fn indexes_become_as_few_ranges_as_there_can_be() {
+        let mut members = Members::default();
+        "oonnoon".chars().for_each(|side| members.join(side));
+        let ranges = |side| members.ranges(|member| *member == side).iter().map(|r| (r.first, r.count)).collect();
+        let (olds, news): (Vec<_>, Vec<_>) = (ranges('o'), ranges('n'));
+        assert_eq!((olds, news), (vec![(0, 2), (4, 2)], vec![(2, 2), (6, 1)]));
+    }
+
+    /// Which of the sockets the kernel gives a connection to that a program sends to this index.
+    fn at(index: u32, sockets: &Members<Socket>, address: SocketAddr) -> usize {
+        sockets[0].steer(&Program::new(&[Range { first: index, count: 1 }], &[])).unwrap();
+        let client = TcpStream::connect(address).unwrap();
+        let queues: Vec<u32> = sockets.iter().map(|socket| socket.queue().unwrap()).collect();
+        let chosen = queues.iter().position(|len| *len == 1).unwrap();
+        drop(std::net::TcpListener::from(std::os::fd::OwnedFd::from(sockets[chosen].try_clone().unwrap())).accept());
+        drop(client);
+        chosen
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 40, failure_persistence: None, ..ProptestConfig::default() })]
+
+        #[test]
+        fn the_kernel_orders_its_members_as_we_do(steps in prop::collection::vec(any::<Option<prop::sample::Index>>(), 1..12)) {
+            let first = Socket::member("127.0.0.1:0".parse().unwrap());
+            let address = first.address().unwrap();
+            let mut members = Members::default();
+            members.join(first);
+            for step in steps {
+                match step {
+                    Some(index) if members.len() > 1 => drop(members.leave(index.index(members.len()))),
+                    _ => members.join(Socket::member(address)),
+                }
+                for index in 0..members.len() {
+                    prop_assert_eq!(at(index as u32, &members, address), index);
+                }
+            }
+        }
+    }
+}

@@ -1,0 +1,113 @@
+//! Killing what descends from a process, by a process that must not allocate: the keeper.
+
+use nix::libc;
+
+/// Most processes that are killed.
+const MOST: usize = 1024;
+/// Who forks while it is looked for is found by the next look.
+const LOOKS: usize = 16;
+/// A torn look could find a circle.
+const DEPTH_MAX: usize = 64;
+/// The name of another serverswap, whose own server is no part of this one.
+const OTHER: &[u8] = b"serverswap";
+
+/// Kills all that descends from a process, which must be stopped, and nobody else. Where there is no `/proc` it kills
+/// nobody. Async-signal-safe.
+pub fn kill(root: i32) {
+    let mut found = [0i32; MOST];
+    let mut count = 0;
+    for _ in 0..LOOKS {
+        let before = count;
+        each_process(|pid| {
+            if count < MOST && !found[..count].contains(&pid) && descends(pid, root) {
+                // SAFETY: two integers. Nobody forks any more, and nobody's parent ends before all are found.
+                unsafe { libc::kill(pid, libc::SIGSTOP) };
+                found[count] = pid;
+                count += 1;
+            }
+        });
+        if count == before {
+            break;
+        }
+    }
+    for &pid in &found[..count] {
+        // SAFETY: two integers.
+        unsafe { libc::kill(pid, libc::SIGKILL) };
+    }
+}
+
+fn descends(pid: i32, root: i32) -> bool {
+    let mut next = pid;
+    for _ in 0..DEPTH_MAX {
+        match parent(next) {
+            Some(parent) if parent == root => return true,
+            Some(parent) if parent > 1 => next = parent,
+            Some(_) | None => return false,
+        }
+    }
+    false
+}
+
+/// The parent of a process that is no serverswap.
+fn parent(pid: i32) -> Option<i32> {
+    let mut path = [0u8; 32];
+    let mut digits = [0u8; 10];
+    let (mut rest, mut at) = (pid, digits.len());
+    while rest > 0 {
+        at -= 1;
+        digits[at] = b'0' + (rest % 10) as u8;
+        rest /= 10;
+    }
+    let mut len = 0;
+    for part in [b"/proc/".as_slice(), &digits[at..], b"/stat\0"] {
+        path[len..len + part.len()].copy_from_slice(part);
+        len += part.len();
+    }
+    let mut text = [0u8; 512];
+    // SAFETY: a path that ends with a NUL, and a buffer with its length.
+    let read = unsafe {
+        let fd = libc::open(path.as_ptr().cast(), libc::O_RDONLY | libc::O_CLOEXEC);
+        let read = libc::read(fd, text.as_mut_ptr().cast(), text.len());
+        libc::close(fd);
+        read
+    };
+    let text = &text[..usize::try_from(read).ok()?];
+    let open = text.iter().position(|&b| b == b'(')?;
+    let close = text.iter().rposition(|&b| b == b')')?;
+    if text.get(open + 1..close)? == OTHER {
+        return None;
+    }
+    // A space, the state, a space.
+    number(text.get(close + 4..)?)
+}
+
+fn number(text: &[u8]) -> Option<i32> {
+    let len = text.iter().take_while(|b| b.is_ascii_digit()).count();
+    let digits = &text[..len];
+    (1..10).contains(&len).then(|| digits.iter().fold(0, |sum, digit| sum * 10 + i32::from(digit - b'0')))
+}
+
+fn each_process(mut see: impl FnMut(i32)) {
+    // linux_dirent64: an inode and an offset of 8 bytes each, the length of the entry, a type, a name that ends with NUL.
+    const LEN_AT: usize = 16;
+    const NAME_AT: usize = 19;
+    let mut buffer = [0u8; 4096];
+    // SAFETY: a path that ends with a NUL.
+    let fd = unsafe { libc::open(c"/proc".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC) };
+    loop {
+        // SAFETY: a buffer with its length.
+        let read = unsafe { libc::syscall(libc::SYS_getdents64, fd, buffer.as_mut_ptr(), buffer.len()) };
+        let Some(mut entries) = usize::try_from(read).ok().filter(|len| *len > 0).map(|len| &buffer[..len]) else {
+            break;
+        };
+        while let Some(len) = entries.get(LEN_AT..LEN_AT + 2) {
+            let len = usize::from(u16::from_ne_bytes([len[0], len[1]]));
+            if let Some(pid) = entries.get(NAME_AT..len).and_then(number) {
+                see(pid);
+            }
+            entries = entries.get(len.max(1)..).unwrap_or_default();
+        }
+    }
+    // SAFETY: the fd is ours, or -1.
+    unsafe { libc::close(fd) };
+}

@@ -1,0 +1,95 @@
+//! Sockets that listen, as `/proc/net/tcp` has them: where netlink is not allowed. Pure but for the reading.
+
+#![forbid(unsafe_code)]
+
+use super::net::{Ends, TCP_LISTEN, TcpSocket};
+use crate::address::Address;
+use crate::place::Families;
+use std::fs::File;
+use std::io::{self, BufRead};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+
+/// All that listen on a port, or on any if it is 0.
+pub fn listeners(port: u16) -> io::Result<Vec<TcpSocket>> {
+    let mut found = read(File::open("/proc/self/net/tcp")?, port)?;
+    match File::open("/proc/self/net/tcp6") {
+        Ok(table) => found.extend(read(table, port)?),
+        // A kernel without IPv6.
+        Err(e) if e.kind() == io::ErrorKind::NotFound => {}
+        Err(e) => return Err(e),
+    }
+    Ok(found)
+}
+
+/// They come first: the connections, of which there may be many thousands, are not read.
+fn read(table: impl io::Read, port: u16) -> io::Result<Vec<TcpSocket>> {
+    let mut found = Vec::new();
+    for line in io::BufReader::new(table).lines().skip(1) {
+        match socket_of(&line?) {
+            Some(socket) if socket.state != TCP_LISTEN => break,
+            Some(socket) if port == 0 || socket.ends.local.port() == port => found.push(socket),
+            Some(_) | None => {}
+        }
+    }
+    Ok(found)
+}
+
+fn socket_of(line: &str) -> Option<TcpSocket> {
+    let fields: Vec<&str> = line.split_whitespace().collect();
+    let ends = Ends { local: end_of(fields.get(1)?)?, peer: end_of(fields.get(2)?)?, interface: 0 };
+    Some(TcpSocket {
+        families: Families::Own,
+        local: Address::from(ends.local),
+        ends,
+        state: u8::from_str_radix(fields.get(3)?, 16).ok()?,
+        unread: 0,
+        unacknowledged: 0,
+        uid: fields.get(7)?.parse().ok()?,
+        inode: fields.get(9)?.parse().ok()?,
+        moved: None,
+    })
+}
+
+/// Words of the address in the order of this machine, and the port in that of people.
+fn end_of(text: &str) -> Option<SocketAddr> {
+    let (ip, port) = text.split_once(':')?;
+    let word = |at: usize| u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);
+    let ip = match ip.len() {
+        8 => IpAddr::V4(Ipv4Addr::from(word(0)?)),
+        32 => {
+            let mut bytes = [0; 16];
+            for at in 0..4 {
+                bytes[at * 4..at * 4 + 4].copy_from_slice(&word(at)?);
+            }
+            IpAddr::V6(Ipv6Addr::from(bytes))
+        }
+        _ => return None,
+    };
+    Some(SocketAddr::new(ip, u16::from_str_radix(port, 16).ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::collections::BTreeSet;
+    use std::net::TcpListener;
+
+    #[test]
+    fn the_table_has_the_listeners_that_netlink_tells_of() {
+        let listeners: Vec<TcpListener> =
+            ["127.0.0.1:0", "0.0.0.0:0", "[::1]:0", "[::]:0"].map(|at| TcpListener::bind(at).unwrap()).into();
+        for listener in &listeners {
+            let port = listener.local_addr().unwrap().port();
+            let of = |found: Vec<TcpSocket>| -> BTreeSet<(Address, u32, u32)> {
+                found.into_iter().map(|s| (s.local, s.inode, s.uid)).collect()
+            };
+            let asked = crate::sys::net::listeners_at(port).unwrap();
+            let read = of(super::listeners(port).unwrap());
+            assert_eq!(read.len(), 1);
+            assert_eq!(read, of(asked.all().cloned().collect()));
+        }
+        for torn in ["", "sl", "sl\n 0:", "sl\n 0: 0100007F:1F90 0:0 0A", "sl\n 0: zz:1 zz:1 0A a b c 0 0 7"] {
+            assert_eq!(read(torn.as_bytes(), 0).unwrap(), []);
+        }
+    }
+}
