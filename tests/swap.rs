@@ -269,13 +269,19 @@ fn one_interface_and_all_of_them_are_the_same_address_to_a_swap() {
     sandbox.assert_clean();
 }
 
-/// No word is needed where old and new can listen together by an option of their own.
+/// A word is needed in plain order even where old and new can listen together by an option of their own.
 #[test]
 fn a_server_that_shares_its_port_by_itself() {
     let sandbox = Sandbox::new();
     let port = sandbox.port();
-    let words = ["python3", &server("unmodified.py"), &format!("0.0.0.0:{port}"), "reuseport"];
-    three_detached_swaps(&sandbox, port, &words);
+    let words = ["-d", "python3", &server("unmodified.py"), &format!("0.0.0.0:{port}"), "reuseport"];
+    let (status, log) = sandbox.run(words);
+    assert_eq!(status, 0, "{log}");
+    let first = get(port).unwrap();
+    let (status, log) = sandbox.run(words);
+    assert!(status == 124 && log.contains("the new server did not say READY"), "{log}");
+    assert_eq!(get(port).unwrap().pid, first.pid);
+    sandbox.take_down(&format!(":{port}"));
 }
 
 #[test]
