@@ -47,17 +47,35 @@ impl<M> Members<M> {
         self.0.iter_mut()
     }
 
+    /// What names the members of these ranges once the one at `index`, which is none of them, has left; `None` if the
+    /// ranges do so themselves. An index past the end stands for all members.
+    pub fn ranges_after(&self, index: usize, ranges: &[Range]) -> Option<Vec<Range>> {
+        let is_meant = |member: usize| ranges.iter().any(|r| (r.first..r.first + r.count).contains(&(member as u32)));
+        let last = self.0.len() - 1;
+        // By their indexes from then on.
+        let meant: Vec<bool> = (0..last).map(|at| is_meant(if at == index { last } else { at })).collect();
+        let is_right = |at: u32| meant.get(at as usize).copied().unwrap_or(meant.iter().all(|meant| *meant));
+        if ranges.iter().flat_map(|r| r.first..r.first + r.count).all(is_right) {
+            return None;
+        }
+        Some(ranges_of(meant.into_iter()))
+    }
+
     /// The indexes of some members, as few ranges as there can be.
     pub fn ranges(&self, of: impl Fn(&M) -> bool) -> Vec<Range> {
-        let mut ranges: Vec<Range> = Vec::new();
-        for (index, _) in (0u32..).zip(&self.0).filter(|(_, member)| of(member)) {
-            match ranges.last_mut() {
-                Some(range) if range.first + range.count == index => range.count += 1,
-                _ => ranges.push(Range { first: index, count: 1 }),
-            }
-        }
-        ranges
+        ranges_of(self.0.iter().map(of))
     }
+}
+
+fn ranges_of(meant: impl Iterator<Item = bool>) -> Vec<Range> {
+    let mut ranges: Vec<Range> = Vec::new();
+    for (index, _) in (0u32..).zip(meant).filter(|(_, meant)| *meant) {
+        match ranges.last_mut() {
+            Some(range) if range.first + range.count == index => range.count += 1,
+            _ => ranges.push(Range { first: index, count: 1 }),
+        }
+    }
+    ranges
 }
 
 #[cfg(test)]
@@ -74,6 +92,26 @@ mod tests {
         let ranges = |side| members.ranges(|member| *member == side).iter().map(|r| (r.first, r.count)).collect();
         let (olds, news): (Vec<_>, Vec<_>) = (ranges('o'), ranges('n'));
         assert_eq!((olds, news), (vec![(0, 2), (4, 2)], vec![(2, 2), (6, 1)]));
+    }
+
+    #[test]
+    fn what_is_right_after_a_member_has_left_is_known_before() {
+        let after = |sides: &str, index: usize| {
+            let mut members = Members::default();
+            sides.chars().for_each(|side| members.join(side));
+            let ranges = members.ranges(|side| *side == 'x');
+            let after = members.ranges_after(index, &ranges);
+            after.map(|ranges| ranges.iter().map(|r| (r.first, r.count)).collect::<Vec<_>>())
+        };
+        // An index past the end stands for the only one that is left.
+        assert_eq!(after("ox", 0), None);
+        // It would stand for the other one too.
+        assert_eq!(after("oox", 0), Some(vec![(0, 1)]));
+        assert_eq!(after("onx", 0), Some(vec![(0, 1)]));
+        assert_eq!(after("oxn", 0), None);
+        assert_eq!(after("ooxx", 0), Some(vec![(0, 1), (2, 1)]));
+        assert_eq!(after("oxx", 0), None);
+        assert_eq!(after("xxo", 2), None);
     }
 
     /// Which of the sockets the kernel gives a connection to that a program sends to this index.

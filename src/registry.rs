@@ -310,6 +310,32 @@ impl RunDir {
         Ok(pids)
     }
 
+    /// The records that no pidfile names.
+    fn unnamed(&self) -> std::io::Result<Vec<Pid>> {
+        let named: BTreeSet<Pid> =
+            self.find_addresses()?.iter().filter_map(|address| self.read_pid(&pidfile(address)).ok()).collect();
+        Ok(self.pids()?.into_iter().filter(|pid| !named.contains(pid)).collect())
+    }
+
+    /// Whether there are records that no pidfile names.
+    pub fn has_unnamed(&self) -> std::io::Result<bool> {
+        Ok(!self.unnamed()?.is_empty())
+    }
+
+    /// Servers that no pidfile names and that listen at an address: somebody has removed it.
+    pub fn unnamed_at(&self, address: &Address) -> std::io::Result<Vec<Pid>> {
+        let (unnamed, listeners) = (self.unnamed()?, net::listeners()?);
+        let snapshot = Snapshot::take();
+        let mut found = Vec::new();
+        for holder in unnamed.into_iter().filter_map(|pid| self.holder(pid, Claim::No).ok()) {
+            let held = holder.find_sockets(&snapshot)?;
+            if listeners.at(address).any(|socket| held.contains(&socket.inode)) {
+                found.push(holder.pid);
+            }
+        }
+        Ok(found)
+    }
+
     /// Inodes of the UDP sockets that living servers but `me` had when they came up.
     pub fn datagrams(&self, me: Option<Pid>) -> std::io::Result<BTreeSet<u32>> {
         let others = self.find_servers()?.into_iter().filter(|holder| Some(holder.pid) != me);

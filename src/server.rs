@@ -357,7 +357,9 @@ impl Server {
         }
         let snapshot = Snapshot::take();
         snapshot.complete()?;
-        Ok(self.holders(&snapshot, sockets)?.into_iter().flat_map(|(_, held)| held).cloned().collect())
+        let held = self.holders(&snapshot, sockets)?.into_iter().flat_map(|(_, held)| held);
+        let inodes: BTreeSet<u32> = held.map(|socket| socket.inode).collect();
+        Ok(sockets.iter().filter(|socket| inodes.contains(&socket.inode)).cloned().collect())
     }
 
     /// What is left of a server whose main process has ended: the topmost process that holds one of the

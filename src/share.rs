@@ -256,17 +256,18 @@ impl Group {
 
     /// The old server has closed a socket that we keep open: nobody is sent to it any more, and it goes.
     fn drop_old(&mut self, inode: u32, fetch: Fetch<'_>) {
-        let Some(member) = self.members.iter_mut().find(|m| m.inode == inode && !m.is_new()) else { return };
-        let Side::Old { handle, serves } = &mut member.side else { return };
+        let Some(index) = self.members.iter().position(|m| m.inode == inode) else { return };
+        let Some(Side::Old { handle, serves }) = self.members.iter_mut().nth(index).map(|m| &mut m.side) else {
+            return;
+        };
         *serves = false;
-        let handle = handle.take();
-        let others = self.members.ranges(|m| matches!(m.side, Side::Old { serves: true, .. }));
-        // As long as another one serves it gets what comes in this moment.
-        if self.stage == Stage::Switched || !others.is_empty() {
-            let through = self.handles().next().or(handle.as_ref().map(|handle| &handle.socket));
-            let _ = through.map(|socket| socket.steer(&self.program()));
+        let Some(Handle { socket, .. }) = handle.take() else { return };
+        let _ = socket.steer(&self.program());
+        // The last member takes its index. Where that leads elsewhere, what is right then is there a moment before.
+        if let Some(ranges) = self.members.ranges_after(index, &self.receives()) {
+            let _ = socket.steer(&Program::new(&ranges, &[]));
         }
-        drop(handle);
+        drop(socket);
         self.reap(net::listeners_at(self.place.address.port()).ok().as_ref(), fetch);
     }
 
@@ -283,7 +284,10 @@ impl Group {
         }
         if left {
             self.members.iter_mut().filter_map(Member::proof).for_each(Proof::begin_anew);
-            let _ = self.steer(fetch);
+            // Where all that are left get connections it does not matter which of them.
+            if self.receives().iter().map(|range| range.count).sum::<u32>() < self.members.len() as u32 {
+                let _ = self.steer(fetch);
+            }
         }
     }
 
@@ -310,24 +314,14 @@ impl Group {
 
     /// Lets the old sockets go, and the group be as if there had never been any. When a member leaves,
     /// the last one takes its index, and an index past the end falls back to the whole group.
-    fn leave_to_new(mut self, fetch: Fetch<'_>) {
-        self.stage = Stage::Switched;
-        let (news, olds) = (self.news().count(), self.handles().count());
-        if news < olds {
-            // For a moment the index may name an old socket: whoever meets it tries again.
-            self.handles().for_each(|old| drop(old.refuse_newcomers(None)));
-        }
-        let own = fetch(&self.inodes_of_news());
-        let steer = |group: &Group| drop(own.first().or(group.handles().next()).map(|s| s.steer(&group.program())));
-        steer(&self);
-        while let Some(index) = self.members.iter().rposition(|member| !member.is_new()) {
-            drop(self.members.leave(index));
-            steer(&self);
-        }
-        if let Some(socket) = own.first() {
+    fn leave_to_new(mut self, own: &[Socket]) {
+        if let Some(socket) = own.iter().find(|socket| socket.place().is_ok_and(|place| place == self.place)) {
             let _ = self.own.take().map_or_else(|| socket.release(), |program| socket.steer_by(&program));
         }
-        self.unguard(fetch);
+        self.unguard(&|inodes| {
+            let wanted = own.iter().filter(|socket| socket.inode().is_ok_and(|inode| inodes.contains(&inode)));
+            wanted.filter_map(|socket| socket.try_clone().ok()).collect()
+        });
     }
 
     /// The old server serves as it did before.
@@ -630,8 +624,9 @@ impl Sharing {
     }
 
     /// Follows what the new server has closed.
-    pub fn follow_news(&mut self, listeners: &Listeners, fetch: Fetch<'_>) {
-        for group in self.groups_mut().filter(|group| group.has_news()) {
+    pub fn follow_news(&mut self, port: Option<u16>, listeners: &Listeners, fetch: Fetch<'_>) {
+        let ports = port.map_or(0..=u16::MAX, |port| port..=port);
+        for group in self.groups.range_mut(ports).flat_map(|(_, groups)| groups).filter(|group| group.has_news()) {
             let place = group.place;
             group.follow(|inode| listeners.at_place(&place).any(|s| s.inode == inode), fetch);
         }
@@ -648,7 +643,7 @@ impl Sharing {
     ) {
         self.groups_mut().for_each(|group| group.reap(Some(listeners), fetch));
         self.follow_olds(fetch);
-        self.follow_news(listeners, fetch);
+        self.follow_news(None, listeners, fetch);
         let is_due = |m: &Member| matches!(&m.side, Side::New(proof) if proof.is_due());
         if self.groups().any(|group| group.members.iter().any(is_due))
             && let Some(held) = held()
@@ -724,6 +719,13 @@ impl Sharing {
         any && all
     }
 
+    /// Where the new server has closed all that it had, of one port or of all.
+    pub fn closed(&self, port: Option<u16>) -> Vec<Address> {
+        let groups = self.groups.iter().filter(|(own, _)| port.is_none_or(|port| **own == port));
+        let closed = groups.flat_map(|(_, groups)| groups).filter(|group| group.joined && !group.has_news());
+        closed.map(|group| group.place.address.into()).collect()
+    }
+
     /// Whether the new server has closed all that it had at this address.
     pub fn is_closed(&self, address: &Address) -> bool {
         let mut joined = self.near(address).filter(|group| group.joined).peekable();
@@ -763,7 +765,7 @@ impl Sharing {
         let (mut abandoned, mut result) = (Vec::new(), Ok(()));
         // Where the kernel cannot be asked all are there that were.
         if let Ok(listeners) = net::listeners() {
-            self.follow_news(&listeners, fetch);
+            self.follow_news(None, &listeners, fetch);
         }
         let taken: Vec<Place> = self.groups().filter(|g| g.has_news()).map(|g| g.place).collect();
         for group in self.groups_mut() {
@@ -832,12 +834,11 @@ impl Sharing {
 
     /// The old servers are gone, and the new one has proven itself.
     pub fn finish(self, fetch: Fetch<'_>) {
-        for mut group in self.groups.into_values().flatten() {
-            match group.has_olds() || group.old.is_some() {
-                true => group.leave_to_new(fetch),
-                false => group.unguard(fetch),
-            }
-        }
+        let is_touched = |group: &&Group| group.steered || group.guarded;
+        let touched: BTreeSet<u32> = self.groups().filter(is_touched).flat_map(Group::inodes_of_news).collect();
+        // In one look: a server may have a thousand.
+        let own = if touched.is_empty() { Vec::new() } else { fetch(&touched) };
+        self.groups.into_values().flatten().for_each(|group| group.leave_to_new(&own));
     }
 
     /// The new server is gone, or gives up.

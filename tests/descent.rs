@@ -402,7 +402,7 @@ fn nginx_with_its_own_daemon_is_swapped_each_time() {
     let port = sandbox.port();
     let script = format!(
         "config=$PWD/nginx$SERVERSWAP_GENERATION.conf
-         sed \"s/daemon off/daemon on/; s/@LISTEN@/{port}/; s/@GENERATION@/$SERVERSWAP_GENERATION/\" {} >$config
+         sed \"s/@DAEMON@/on/; s/@LISTEN@/{port}/; s/@GENERATION@/$SERVERSWAP_GENERATION/\" {} >$config
          exec {} -p $PWD -c $config -e stderr",
         concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/nginx.conf.in"),
         nginx.display()

@@ -269,18 +269,21 @@ fn one_interface_and_all_of_them_are_the_same_address_to_a_swap() {
     sandbox.assert_clean();
 }
 
-/// A word is needed in plain order even where old and new can listen together by an option of their own.
+/// In plain order a word is needed, even where old and new can listen together by an option of their own.
 #[test]
-fn a_server_that_shares_its_port_by_itself() {
+fn a_server_that_shares_its_port_by_itself_replaces_nobody_without_a_word() {
     let sandbox = Sandbox::new();
     let port = sandbox.port();
-    let words = ["-d", "python3", &server("unmodified.py"), &format!("0.0.0.0:{port}"), "reuseport"];
+    let address = format!("0.0.0.0:{port}");
+    let words = ["-d", "python3", &server("unmodified.py"), &address, "reuseport"];
+    assert_eq!(sandbox.run(words).0, 0);
+    let first = answered_by(port, 1);
     let (status, log) = sandbox.run(words);
+    assert!(status == 124 && log.contains("did not say READY") && log.contains("the old one still serves"), "{log}");
+    assert_eq!(common::get(port), Ok(first));
+    let (status, log) = sandbox.deploy(&[&address]);
     assert_eq!(status, 0, "{log}");
-    let first = get(port).unwrap();
-    let (status, log) = sandbox.run(words);
-    assert!(status == 124 && log.contains("the new server did not say READY"), "{log}");
-    assert_eq!(get(port).unwrap().pid, first.pid);
+    assert!(!alive(first.pid));
     sandbox.take_down(&format!(":{port}"));
 }
 

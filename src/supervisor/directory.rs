@@ -234,6 +234,7 @@ impl Supervisor {
             }
             Found::Blocked(why) | Found::Unclear(why) => Event::Blocked(address, why),
             Found::Taken(holders) => {
+                live.beside.retain(|pid| holders.iter().all(|holder| holder.pid != *pid));
                 let wanted = std::slice::from_ref(&address);
                 let olds = holders.into_iter().map(|holder| OldId(self.old(generation, holder, wanted))).collect();
                 Event::Taken(address, olds)

@@ -93,10 +93,12 @@ impl Live {
         self.calls.extract_if(.., |call| Address::from(call.place.address) == *address).collect()
     }
 
-    /// What the server has closed before it was up is none of its addresses.
+    /// What the server has closed before it was up is none of its addresses. `port`: only there, where these are the
+    /// listeners of one port.
     fn follow_closed(
         &mut self,
         generation: GenId,
+        port: Option<u16>,
         listeners: &Listeners,
         pending: &mut VecDeque<(GenId, swap::Event)>,
     ) {
@@ -104,9 +106,13 @@ impl Live {
             return;
         }
         let server = &self.server;
-        self.sharing.follow_news(listeners, &|inodes| sockets(server, inodes));
+        self.sharing.follow_news(port, listeners, &|inodes| sockets(server, inodes));
+        let closed = Address::all(&self.sharing.closed(port));
+        if closed.is_empty() {
+            return;
+        }
         for address in self.machine.claims() {
-            if self.sharing.is_closed(&address) {
+            if address.among(&closed).next().is_some() && self.sharing.is_closed(&address) {
                 self.sharing.forget(&address);
                 self.proving.retain(|proving| !proving.collides(&address));
                 pending.push_back((generation, swap::Event::Closed(address)));
@@ -135,8 +141,9 @@ impl Supervisor {
         live.discover_until = None;
         // And what it has so far is not all.
         live.settled = false;
-        if let Ok(listeners) = net::listeners() {
-            live.follow_closed(generation, &listeners, &mut self.pending);
+        let port = waiting.place.address.port();
+        if let Ok(listeners) = net::listeners_at(port) {
+            live.follow_closed(generation, Some(port), &listeners, &mut self.pending);
         }
         let (address, meets) = (Address::from(waiting.place.address), waiting.meets);
         live.calls.push(waiting);
@@ -152,6 +159,7 @@ impl Supervisor {
         let is_off = matches!(program, OwnProgram::None);
         let result = live.sharing.steer_by(&place, &socket, program);
         let done = result.is_ok();
+        drop(socket);
         call.conclude(result);
         if done && is_off {
             live.programs.remove(&place);
@@ -198,6 +206,7 @@ impl Supervisor {
     fn join_moved(&mut self) {
         for (of, id, waiting) in std::mem::take(&mut self.moved) {
             let result = self.join_old(of, id, &waiting.socket, waiting.backlog);
+            drop(waiting.socket);
             waiting.call.conclude(result);
         }
     }
@@ -229,6 +238,7 @@ impl Supervisor {
         if live.machine.is_locked_by(claimer)
             && let Some(lent) = live.lent.pop_front()
         {
+            drop(lent.waiting.socket);
             lent.waiting.call.conclude(if errno == 0 { Ok(()) } else { Err(Errno::from_raw(errno).into()) });
         }
     }
@@ -241,6 +251,7 @@ impl Supervisor {
             if let Ok(inode) = waiting.socket.inode() {
                 live.young.push(Young { inode, address: address.clone(), until });
             }
+            drop(waiting.socket);
             waiting.call.proceed();
         }
         self.poll_by(Instant::now() + YOUNG_FOR);
@@ -259,7 +270,10 @@ impl Supervisor {
             }
         }
         for Waiting { call, socket, backlog, .. } in calls {
-            call.conclude(live.sharing.join(&socket, backlog, &fetch));
+            let result = live.sharing.join(&socket, backlog, &fetch);
+            // What the server closes from here on is closed.
+            drop(socket);
+            call.conclude(result);
         }
         if !live.was_up || !live.sharing.is_empty() {
             live.proving.insert(address.clone());
@@ -776,6 +790,8 @@ fn listen_alone(waiting: Waiting, may_share: bool) -> bool {
     }
     let result = socket.listen(backlog);
     let listens = result.is_ok();
+    // What the server closes from here on is closed.
+    drop(socket);
     call.conclude(result);
     listens
 }
@@ -794,7 +810,7 @@ pub(super) fn look_at_shared(
     pending: &mut VecDeque<(GenId, swap::Event)>,
     prove: bool,
 ) -> bool {
-    live.follow_closed(generation, listeners, pending);
+    live.follow_closed(generation, None, listeners, pending);
     let server = &live.server;
     let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
     let unseen: Vec<&Address> = live.proving.iter().filter(|address| !live.sharing.has_joined(address)).collect();

@@ -105,7 +105,7 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String,
         let mut watcher = Watcher {
             watch: watch.clone(),
             mark,
-            named: Named { dir, ports: BTreeSet::new(), at: None },
+            named: Named { dir, ports: BTreeSet::new(), unnamed: false, at: None },
             namespace: net::namespace().ok(),
             bound: BTreeMap::new(),
             own: Vec::new(),
@@ -218,10 +218,15 @@ impl Watcher {
     /// Whether a server that may be replaced listens where this socket is to be bound.
     fn meets(&mut self, call: &Notification, address: SocketAddr, socket: &Socket) -> io::Result<bool> {
         let (main, lent) = self.watch.facts.read();
-        if !self.named.has(address.port())? || !self.is_here(call, socket) {
+        self.named.read()?;
+        let is_named = self.named.ports.contains(&address.port());
+        if !(is_named || self.named.unnamed) || !self.is_here(call, socket) {
             return Ok(false);
         }
-        let named = self.named.dir.named(&address.into())?;
+        let mut named = self.named.dir.named(&address.into())?;
+        if !is_named && net::listens_at(address)? {
+            named = self.named.dir.unnamed_at(&address.into())?;
+        }
         // At its own address only while another one is about to replace it, which may listen there already.
         let others = named.iter().any(|pid| Some(*pid) != main);
         if !(others || lent && !named.is_empty()) || others && self.is_foreign(call) {
@@ -332,6 +337,8 @@ impl Watcher {
 struct Named {
     dir: RunDir,
     ports: BTreeSet<u16>,
+    /// There are servers that no pidfile names: somebody has removed it, or they are just starting.
+    unnamed: bool,
     /// When the directory was last changed and read.
     at: Option<(SystemTime, SystemTime)>,
 }
@@ -340,7 +347,7 @@ struct Named {
 const TICK: Duration = Duration::from_millis(50);
 
 impl Named {
-    fn has(&mut self, port: u16) -> io::Result<bool> {
+    fn read(&mut self) -> io::Result<()> {
         let changed = self.dir.changed();
         let is_settled = |(then, read): (SystemTime, SystemTime)| {
             changed == Some(then) && read.duration_since(then).is_ok_and(|age| age > TICK)
@@ -349,9 +356,10 @@ impl Named {
             let read = SystemTime::now();
             let port_of = |address| if let Address::Tcp(_, port) = address { Some(port) } else { None };
             self.ports = self.dir.find_addresses()?.into_iter().filter_map(port_of).collect();
+            self.unnamed = self.dir.has_unnamed()?;
             self.at = changed.map(|changed| (changed, read));
         }
-        Ok(self.ports.contains(&port))
+        Ok(())
     }
 }
 

@@ -226,6 +226,15 @@ pub fn datagrams_at(address: SocketAddr, wide: bool) -> io::Result<Vec<(u32, u32
     Ok(sockets.into_iter().map(|socket| (socket.inode, socket.uid)).collect())
 }
 
+/// Whether somebody listens who would get a connection to this address: one lookup.
+pub fn listens_at(address: SocketAddr) -> io::Result<bool> {
+    let diag = Diag::open()?;
+    let mut question = request(family_of(address), 0, 1 << TCP_LISTEN);
+    question[24..26].copy_from_slice(&address.port().to_be_bytes());
+    put_ip(&mut question, 28, address.ip());
+    Ok(diag.find_one(&mut question)?.is_some())
+}
+
 /// Names the network namespace of this process (SO_NETNS_COOKIE, Linux 5.14).
 pub fn namespace() -> io::Result<u64> {
     let any = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
