@@ -183,6 +183,15 @@ pub struct Held {
     number: i32,
 }
 
+/// Who was found to hold some sockets.
+#[derive(Debug, Default)]
+pub struct Holders {
+    /// Where each is open, in one of the processes that have it.
+    pub held: BTreeMap<u32, Held>,
+    /// A process that may have one could not be looked at.
+    pub may_be_more: bool,
+}
+
 impl Held {
     /// Under this number in this process, as far as somebody has seen.
     pub fn at(pid: Pid, number: i32) -> Held {
@@ -207,26 +216,26 @@ pub fn is_ending(pid: Pid) -> bool {
     flags.is_some_and(|flags| flags & PF_EXITING != 0) && stat(pid).is_some_and(|stat| !stat.zombie || stat.threads > 1)
 }
 
-/// Where these sockets are open but in serverswaps, each in one process that has it. An error where a process that
-/// may have one could not be looked at.
-pub fn holders(inodes: &BTreeSet<u32>) -> io::Result<BTreeMap<u32, Held>> {
+/// Where these sockets are open but in serverswaps. Those that are older than the server which opened them, `since`
+/// then, have none. An error where not all processes could be listed.
+pub fn holders(inodes: &BTreeSet<u32>, since: u64) -> io::Result<Holders> {
     let snapshot = Snapshot::take();
     snapshot.complete()?;
     let (is_serverswap, euid) = (serverswaps(), nix::unistd::geteuid());
-    let mut found = BTreeMap::new();
-    let mut hidden = false;
+    let mut found = Holders::default();
     for stat in snapshot.all().filter(|stat| stat.pid != Pid::own()) {
         let Some(sockets) = socket_fds(stat.pid) else {
-            hidden |= (euid.is_root() || is_of_this_user(stat.pid)) && !has_ended(stat.pid);
+            found.may_be_more |=
+                stat.start >= since && (euid.is_root() || is_of_this_user(stat.pid)) && !has_ended(stat.pid);
             continue;
         };
         let held = sockets.into_iter().filter(|(_, inode)| inodes.contains(inode));
         let held: Vec<(i32, u32)> = held.collect();
         if !held.is_empty() && !is_serverswap(stat.pid) {
-            found.extend(held.into_iter().map(|(number, inode)| (inode, Held { pid: stat.pid, number })));
+            found.held.extend(held.into_iter().map(|(number, inode)| (inode, Held { pid: stat.pid, number })));
         }
     }
-    if hidden && found.len() < inodes.len() { Err(io::ErrorKind::PermissionDenied.into()) } else { Ok(found) }
+    Ok(found)
 }
 
 /// All processes at one moment.

@@ -6,7 +6,7 @@
 use crate::address::Address;
 use crate::members::Members;
 use crate::place::{Families, Place};
-use crate::procfs::{self, Held};
+use crate::procfs::{self, Held, Holders};
 use crate::sys::net::{self, Diag, Ends, Listeners, TcpSocket};
 use crate::sys::steer::{OwnProgram, Probe, Program, Range, Socket};
 use std::collections::{BTreeMap, BTreeSet};
@@ -353,6 +353,9 @@ impl Group {
         let is_full = listeners.at_place(&place).any(|s| s.is_full());
         for proof in self.members.iter_mut().filter_map(Member::proof).take(most) {
             match proof {
+                Proof::None if place.device > LOOPBACK => {
+                    self.unreachable = Some("no probe of this machine gets to the interface it is bound to".into());
+                }
                 Proof::None => match Probe::new(place.address, place.families == Families::Both) {
                     Ok(probe) => {
                         *proof = Proof::Probing(probe, Instant::now());
@@ -367,7 +370,8 @@ impl Group {
                         }
                     }
                     Ok(true) => {
-                        *proof = Proof::Queued(probe.ends(), Instant::now());
+                        let ends = Ends { interface: place.device, ..probe.ends() };
+                        *proof = Proof::Queued(ends, Instant::now());
                         (steer, self.unreachable) = (true, None);
                     }
                     Err(e) => {
@@ -450,6 +454,8 @@ pub struct Sharing {
     /// By their ports.
     groups: BTreeMap<u16, Vec<Group>>,
     diag: Option<Diag>,
+    /// When the oldest of the old servers started (proc_pid_stat(5)).
+    since: u64,
     /// It could not be seen who holds the sockets of old servers: not before then is it tried again.
     blind_until: Option<Instant>,
 }
@@ -511,7 +517,8 @@ impl Sharing {
 
     /// Adds the sockets of an old server, under its number; with those of another, older ones first, where a dead
     /// supervisor has left two that share their ports. The error says why they cannot be shared; nothing is held then.
-    pub fn add_old(&mut self, old: u64, blocks: Vec<Block>) -> Result<(), String> {
+    /// `since`: when the older of them started.
+    pub fn add_old(&mut self, old: u64, since: u64, blocks: Vec<Block>) -> Result<(), String> {
         let failed = |e: io::Error| crate::error::reason(&e);
         let sockets = || blocks.iter().flat_map(|block| &block.sockets);
         if sockets().next().is_none() || !sockets().all(Socket::shares) {
@@ -528,6 +535,7 @@ impl Sharing {
         for group in added.groups_mut() {
             group.steer(&|_| Vec::new()).map_err(failed)?;
         }
+        self.since = if self.has_olds() { self.since.min(since) } else { since };
         for (port, groups) in added.groups {
             self.at_port(port).extend(groups);
         }
@@ -682,11 +690,11 @@ impl Sharing {
         if suspects.is_empty() || self.blind_until.is_some_and(|until| until > Instant::now()) {
             return;
         }
-        let Ok(held) = procfs::holders(&suspects) else {
-            // What cannot be seen may be open.
+        let Ok(Holders { held, may_be_more }) = procfs::holders(&suspects, self.since) else { return };
+        // What cannot be seen may be open.
+        if may_be_more && held.len() < suspects.len() {
             self.blind_until = Some(Instant::now() + BLIND_FOR);
-            return;
-        };
+        }
         for group in self.groups_mut() {
             for member in group.members.iter_mut().filter(|member| suspects.contains(&member.inode)) {
                 let Side::Old { handle: Some(handle), .. } = &mut member.side else { continue };
@@ -694,6 +702,7 @@ impl Sharing {
                     (Some(held), _) => (handle.seen, handle.closed) = (Some(*held), None),
                     // Its files are closed after it has shown the last of them.
                     (None, Some(seen)) if procfs::is_ending(seen.pid) => {}
+                    (None, _) if may_be_more => {}
                     (None, _) => {
                         handle.closed.get_or_insert_with(Instant::now);
                     }
@@ -802,10 +811,14 @@ impl Sharing {
         self.groups().flat_map(|g| g.members.iter()).filter(|m| !m.is_new()).map(|m| m.inode)
     }
 
-    /// Those of one old server.
-    pub fn kept_of(&self, old: u64) -> BTreeSet<u32> {
-        let own = self.groups().filter(|g| g.old == Some(old)).flat_map(|g| g.members.iter());
-        own.filter(|m| !m.is_new()).map(|m| m.inode).collect()
+    /// Who holds a listener of this old server besides us; `None` if nobody does, as far as can be seen.
+    pub fn holder_of(&self, old: u64) -> Option<Held> {
+        let inodes: BTreeSet<u32> = self.groups().filter(|g| g.old == Some(old)).flat_map(Group::kept).collect();
+        if inodes.is_empty() {
+            return None;
+        }
+        // What cannot be seen is closed with our own handles, as a rule.
+        procfs::holders(&inodes, self.since).ok()?.held.into_values().next()
     }
 
     /// This old server is gone, and nobody holds its listeners: lets go of them. Whether the kernel has closed them.
@@ -877,6 +890,9 @@ pub fn serve_alone(sockets: Vec<Socket>) -> io::Result<bool> {
     }
     alone
 }
+
+/// The number of lo in every network namespace (LOOPBACK_IFINDEX of the kernel).
+const LOOPBACK: u32 = 1;
 
 /// How long a probe may take before somebody looks whether its socket is still the server's.
 const PROBE_PATIENCE: Duration = Duration::from_millis(250);

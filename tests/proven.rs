@@ -197,7 +197,7 @@ fn a_server_of_two_devices_is_two_places_and_each_is_asked() {
     };
     // A connection of this machine to itself comes by lo, whatever the address.
     let (status, log) = inside(&["--ready-timeout", "2"], &odd("devices", port, &["lo", "one"]));
-    assert!(status == 124 && log.contains("a probe cannot get there") && log.contains("--no-probe"), "{log}");
+    assert!(status == 124 && log.contains("no probe of this machine") && log.contains("--no-probe"), "{log}");
     let (status, log) = inside(&["--ready-timeout", "2"], &odd("devices", port, &["lo", "mute"]));
     assert!(status == 124 && log.contains("accepts nothing"), "{log}");
     let (status, log) = inside(&[], &odd("devices", port, &["lo"]));

@@ -22,7 +22,7 @@ use crate::sys::process::Pid;
 use crate::sys::socket::FILES_MAX;
 use crate::sys::steer::{OwnProgram, Socket};
 use nix::errno::Errno;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -336,7 +336,7 @@ impl Supervisor {
 
     fn share(&mut self, of: GenId, id: Id, holds: &[Address], sockets: Vec<OwnedFd>) -> Result<(), String> {
         let old = self.olds.get(&id).ok_or("it is gone")?;
-        let held = Address::all(holds);
+        let (held, mut since) = (Address::all(holds), old.server.1);
         let wanted = |a: &Address| a.among(&held).next().is_some();
         let failed = |e: std::io::Error| format!("its listeners cannot be had: {}", crate::error::reason(&e));
         let blocks = match &old.to {
@@ -349,6 +349,7 @@ impl Supervisor {
                 } else if self.live.get(&of).is_some_and(|l| l.sharing.has(&own)) {
                     return Ok(());
                 } else {
+                    since = orphans.iter().map(|orphan| orphan.server.start).fold(since, u64::min);
                     beside_each_other(&orphans).map_err(failed)?
                 }
             }
@@ -371,7 +372,7 @@ impl Supervisor {
             live.handed_over = true;
         }
         let live = self.live.get_mut(&of).ok_or("it is gone")?;
-        live.sharing.add_old(id, blocks)
+        live.sharing.add_old(id, since, blocks)
     }
 
     /// The orphans that a generation wants to replace and that share a port with one of them, or with one that does, the
@@ -467,10 +468,7 @@ impl Supervisor {
     pub(super) fn old_gone(&mut self, id: Id) {
         let Some(old) = self.olds.get_mut(&id) else { return };
         let of = old.of;
-        let kept = self.live.get(&of).map(|live| live.sharing.kept_of(id)).unwrap_or_default();
-        let held = if kept.is_empty() { Ok(BTreeMap::new()) } else { procfs::holders(&kept) };
-        // What cannot be seen is closed with our own handles, as a rule.
-        if let Some(holder) = held.ok().and_then(|held| held.into_values().next()) {
+        if let Some(holder) = self.live.get(&of).and_then(|live| live.sharing.holder_of(id)) {
             let linger = *old.lingers.get_or_insert(Linger::Since(Instant::now()));
             if matches!(linger, Linger::Since(since) if since.elapsed() > LINGERS) {
                 old.lingers = Some(Linger::Named);
