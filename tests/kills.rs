@@ -396,7 +396,10 @@ fn a_new_server_that_serves_elsewhere_and_has_lost_its_supervisor_gets_nothing_h
     until("it answers", || common::get(own).is_ok_and(|answer| answer.pid == second));
     let seen = load.stop();
     assert!(seen.failures.is_empty() && seen.answers.keys().eq([&first]), "{seen:?}");
+    // It is a stranger to the next one, which replaces both in plain order if it says READY.
     let (status, log) = sandbox.deploy(&["mute", &elsewhere, &address]);
+    assert!(status == 98 && log.contains("did not say READY"), "{log}");
+    let (status, log) = sandbox.deploy(&[&elsewhere, &address]);
     assert_eq!(status, 0, "{log}");
     until("nobody else is left", || sandbox.status().len() == 2 && sandbox.processes().len() == sandbox.crew());
     assert_eq!(sandbox.run(["--takedown", &address, &elsewhere]).0, 0);
