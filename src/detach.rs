@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use crate::error::{Error, Result, reason};
-use crate::message::Log;
+use crate::message::{self, Log};
 use crate::swap::Level;
 use crate::sys::process::{self, Forked};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
@@ -13,7 +13,10 @@ use std::fs::File;
 use std::io::{self, Read, Write};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
+use std::thread::JoinHandle;
+use std::time::Duration;
 
 /// The supervisor's line to the process that waits for the swap.
 pub struct Launcher(UnixStream);
@@ -81,13 +84,33 @@ impl Launcher {
         Ok(())
     }
 
-    /// Tells the caller its exit status.
+    /// Tells the caller its exit status, once the messages so far are written, and lets go of it. Where nobody reads
+    /// them that takes a moment, for which there is a thread then.
+    pub fn dismiss(self, status: u8) -> Option<JoinHandle<()>> {
+        let launcher = Arc::new(self);
+        let now = launcher.clone();
+        if !message::flush(Duration::ZERO) {
+            let later = move || {
+                message::flush(message::PATIENCE);
+                launcher.let_go(status);
+            };
+            if let Ok(thread) = std::thread::Builder::new().stack_size(64 * 1024).spawn(later) {
+                return Some(thread);
+            }
+        }
+        now.let_go(status);
+        None
+    }
+
+    /// Tells the caller its exit status, before this process ends too.
     pub fn tell(&self, status: u8) {
+        message::flush(message::PATIENCE);
         let _ = (&self.0).write_all(&[status]);
     }
 
-    /// Lets go of the caller: a terminal becomes `/dev/null`, everything else stays.
-    pub fn detach(self) {
+    /// A terminal becomes `/dev/null`, everything else stays.
+    fn let_go(&self, status: u8) {
+        let _ = (&self.0).write_all(&[status]);
         let _ = self.0.shutdown(std::net::Shutdown::Both);
         let Ok(null) = File::options().read(true).write(true).open("/dev/null") else { return };
         let is_terminal =

@@ -39,10 +39,12 @@ fn main() -> ExitCode {
     // By this name other serverswaps know that we are no part of a server, whichever file we are of.
     let _ = nix::sys::prctl::set_name(procfs::OWN_NAME);
     let result = cli::parse(std::env::args_os().skip(1)).and_then(run);
-    ExitCode::from(result.unwrap_or_else(|error| {
+    let status = result.unwrap_or_else(|error| {
         Log::new(0).say(swap::Level::Error, None, &error.text);
         error.status
-    }))
+    });
+    message::flush(message::PATIENCE);
+    ExitCode::from(status)
 }
 
 fn run(cli: Cli) -> Result<u8> {

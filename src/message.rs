@@ -1,11 +1,26 @@
 //! What the user reads: `serverswap: ADDRESS: text`, one line each on standard error, no colour, no
 //! time.
+//!
+//! Nobody waits for whoever reads it: what does not go into a file at once waits in a buffer, for a thread that
+//! writes. Where the buffer is full a message is lost, and the number of those that were is said as soon as there is
+//! room again.
 
 #![forbid(unsafe_code)]
 
 use crate::address::Address;
 use crate::swap::Level;
-use std::io::Write;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use std::io::{self, Write};
+use std::os::fd::AsFd;
+use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+/// Most that waits to be written.
+const WAITING_MAX: usize = 64 * 1024;
+/// So much is written at a time: what a pipe that has room at all takes without a wait (PIPE_BUF).
+const PART: usize = 4096;
+/// How long somebody who reads nothing is waited for at the end.
+pub const PATIENCE: Duration = Duration::from_millis(250);
 
 /// Writes messages up to the level that the user asked for.
 #[derive(Debug, Clone, Copy)]
@@ -25,7 +40,7 @@ impl Log {
         Log { loudest }
     }
 
-    /// One line. That nobody reads it is no reason to fail.
+    /// One line. That nobody reads it is no reason to fail, nor to wait.
     pub fn say(self, level: Level, address: Option<&Address>, text: &str) {
         if level > self.loudest {
             return;
@@ -38,6 +53,187 @@ impl Log {
         // Addresses and reasons may come from a server: nothing in them may drive a terminal.
         let mut line: String = line.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         line.push('\n');
-        let _ = std::io::stderr().write_all(line.as_bytes());
+        OUT.say(line.as_bytes());
+    }
+}
+
+/// Waits until all messages are written, or until nobody has read any of them for so long; whether they are.
+pub fn flush(patience: Duration) -> bool {
+    OUT.flush(patience)
+}
+
+/// The one standard error of this process.
+static OUT: Out = Out::new();
+
+struct Out {
+    waiting: Mutex<Waiting>,
+    /// Something was written.
+    written: Condvar,
+}
+
+struct Waiting {
+    bytes: Vec<u8>,
+    /// Messages that found no room, and are not spoken of yet.
+    lost: usize,
+    /// A thread writes. It ends when there is nothing to write: a supervisor rests for months.
+    writer: bool,
+    /// Counts what was written.
+    parts: u64,
+}
+
+impl Waiting {
+    /// Says how many messages were lost, once there is room for more than that.
+    fn own_up(&mut self) {
+        let text = match self.lost {
+            0 => return,
+            1 => "serverswap: warning: 1 message was lost: nobody read standard error\n".to_owned(),
+            lost => format!("serverswap: warning: {lost} messages were lost: nobody read standard error\n"),
+        };
+        if self.bytes.len() <= WAITING_MAX / 2 {
+            self.bytes.extend_from_slice(text.as_bytes());
+            self.lost = 0;
+        }
+    }
+
+    fn add(&mut self, line: &[u8]) {
+        self.own_up();
+        if self.lost == 0 && self.bytes.len() + line.len() <= WAITING_MAX {
+            self.bytes.extend_from_slice(line);
+        } else {
+            self.lost += 1;
+        }
+    }
+}
+
+impl Out {
+    const fn new() -> Out {
+        let waiting = Waiting { bytes: Vec::new(), lost: 0, writer: false, parts: 0 };
+        Out { waiting: Mutex::new(waiting), written: Condvar::new() }
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn say(&'static self, line: &[u8]) {
+        let mut waiting = self.lock();
+        let idle = !waiting.writer && waiting.bytes.is_empty() && waiting.lost == 0;
+        if idle && takes_all() {
+            let _ = io::stderr().write_all(line);
+            return;
+        }
+        waiting.add(line);
+        self.write_on(waiting);
+    }
+
+    /// Sees to it that what waits is written.
+    fn write_on(&'static self, mut waiting: MutexGuard<'_, Waiting>) {
+        if waiting.writer || waiting.bytes.is_empty() {
+            return;
+        }
+        let builder = std::thread::Builder::new().name("stderr".into()).stack_size(64 * 1024);
+        waiting.writer = builder.spawn(move || self.write_out()).is_ok();
+        // Without a thread: as much as goes now. The rest goes with the next message.
+        while !waiting.writer && !waiting.bytes.is_empty() && has_room(PollTimeout::ZERO) {
+            let part = part_of(&mut waiting.bytes);
+            let _ = io::stderr().write_all(&part);
+            waiting.own_up();
+        }
+    }
+
+    /// The life of the writer.
+    fn write_out(&self) {
+        loop {
+            let part = {
+                let mut waiting = self.lock();
+                waiting.own_up();
+                waiting.writer = !waiting.bytes.is_empty();
+                if !waiting.writer {
+                    self.written.notify_all();
+                    return;
+                }
+                part_of(&mut waiting.bytes)
+            };
+            let mut rest = &part[..];
+            while !rest.is_empty() {
+                match io::stderr().write(rest) {
+                    Ok(len) => rest = &rest[len..],
+                    Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
+                    // Somebody, a server say, has made it so for all who have it.
+                    Err(e) if e.kind() == io::ErrorKind::WouldBlock => drop(has_room(PollTimeout::NONE)),
+                    // It is closed, or nobody will ever read it.
+                    Err(_) => break,
+                }
+            }
+            self.lock().parts += 1;
+            self.written.notify_all();
+        }
+    }
+
+    fn flush(&'static self, patience: Duration) -> bool {
+        self.write_on(self.lock());
+        let mut waiting = self.lock();
+        while waiting.writer {
+            let before = waiting.parts;
+            let patient = self.written.wait_timeout_while(waiting, patience, |w| w.writer && w.parts == before);
+            let timeout;
+            (waiting, timeout) = patient.unwrap_or_else(PoisonError::into_inner);
+            if timeout.timed_out() {
+                return false;
+            }
+        }
+        waiting.bytes.is_empty()
+    }
+}
+
+/// The lines of the next part, or a piece of one that is longer.
+fn part_of(bytes: &mut Vec<u8>) -> Vec<u8> {
+    let most = bytes.len().min(PART);
+    let end = bytes[..most].iter().rposition(|&byte| byte == b'\n').map_or(most, |at| at + 1);
+    bytes.drain(..end).collect()
+}
+
+/// Whether standard error is a file, which takes what is written whoever reads it.
+fn takes_all() -> bool {
+    nix::sys::stat::fstat(io::stderr()).is_ok_and(|stat| stat.st_mode & nix::libc::S_IFMT == nix::libc::S_IFREG)
+}
+
+fn has_room(timeout: PollTimeout) -> bool {
+    let stderr = io::stderr();
+    poll(&mut [PollFd::new(stderr.as_fd(), PollFlags::POLLOUT)], timeout).is_ok_and(|ready| ready > 0)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_finds_no_room_is_counted_and_spoken_of_in_its_place() {
+        let mut waiting = Waiting { bytes: Vec::new(), lost: 0, writer: false, parts: 0 };
+        let line = [[b'x'; 999].as_slice(), b"\n"].concat();
+        for _ in 0..70 {
+            waiting.add(&line);
+        }
+        assert_eq!((waiting.bytes.len(), waiting.lost), (65_000, 5));
+        assert_eq!(part_of(&mut waiting.bytes).len(), 4000);
+        waiting.add(&line);
+        assert_eq!((waiting.bytes.len(), waiting.lost), (61_000, 6));
+        while waiting.bytes.len() > WAITING_MAX / 2 {
+            part_of(&mut waiting.bytes);
+        }
+        waiting.add(b"next\n");
+        let text = String::from_utf8(waiting.bytes).unwrap();
+        let last: Vec<&str> = text.lines().rev().take(2).collect();
+        assert_eq!(last, ["next", "serverswap: warning: 6 messages were lost: nobody read standard error"]);
+    }
+
+    #[test]
+    fn a_part_ends_with_a_line_where_it_can() {
+        let mut bytes = [b"one\n".as_slice(), &[b'x'; 5000], b"\nend\n"].concat();
+        let mut parts = Vec::new();
+        while !bytes.is_empty() {
+            parts.push(part_of(&mut bytes).len());
+        }
+        assert_eq!(parts, [4, 4096, 909]);
     }
 }

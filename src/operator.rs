@@ -18,13 +18,15 @@ use std::os::unix::fs::MetadataExt;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
-/// How long a supervisor may take to say what it is doing.
+/// How long a supervisor may take to be spoken to, and to say what it is doing.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
 /// How many fields of a later version there may be.
 const FIELDS_MAX: usize = 64;
 /// How often, and after how long, a server is looked at again whose supervisor seems to end.
 const LOOKS: u32 = 100;
 const LOOKS_EVERY: Duration = Duration::from_millis(20);
+
+const NOTHING: &str = "nothing was done";
 
 /// A conversation with a supervisor.
 struct Supervisor {
@@ -37,7 +39,7 @@ struct Supervisor {
 
 impl Supervisor {
     fn of(holder: &Holder) -> io::Result<Supervisor> {
-        let stream = socket::connect_to_own(&holder.socket)?;
+        let stream = socket::connect_to_own(&holder.socket, Some(STATUS_PATIENCE))?;
         let supervisor = Supervisor { stream, splitter: Splitter::default(), words: VecDeque::new(), until: None };
         supervisor.say(&PeerWord::Peer(PEER_VERSION))?;
         Ok(supervisor)
@@ -78,7 +80,8 @@ fn find(dir: &RunDir, address: &Address, log: Log) -> Result<Holder> {
     let mut holder = dir.serving(address, &mut notes);
     if holder.is_none() {
         // `:8080` is also how a person calls the only server there is on port 8080.
-        let same: Vec<Address> = dir.colliding_with(address).into_iter().filter(|a| a != address).collect();
+        let mut same = dir.colliding_with(address).map_err(|e| Error::unable("list the run directory", e, NOTHING))?;
+        same.retain(|a| a != address);
         if let [only] = &same[..] {
             holder = dir.serving(only, &mut notes);
         }
@@ -92,7 +95,7 @@ fn find(dir: &RunDir, address: &Address, log: Log) -> Result<Holder> {
 /// The only server that has an address without a pidfile: that may be on its way back to it, from a successor that
 /// was killed, or was removed by somebody.
 fn without_pidfile(dir: &RunDir, address: &Address) -> Option<Holder> {
-    if !dir.colliding_with(address).is_empty() {
+    if !dir.colliding_with(address).is_ok_and(|colliding| colliding.is_empty()) {
         return None;
     }
     let has = |other: &Holder| ask_status(other).1.iter().any(|a| a.collides(address));
@@ -159,13 +162,19 @@ fn ask_down(
     if holder.orphan.is_some() {
         // A supervisor that died in a swap of its own has left two.
         let known = std::slice::from_ref(holder);
-        let mut beside = dir.beside(addresses, Pid::own(), known);
+        let unclear = |e: io::Error| format!("unable to see who else listens: {} ({NOTHING})", reason(&e));
+        let mut beside = dir.beside(addresses, Pid::own(), known).map_err(unclear)?;
         beside.retain(|other| other.orphan.is_some());
         let orphans = || [holder].into_iter().chain(&beside);
         let is_other = |a: &Address| !named.iter().any(|named| named.collides(a));
         let has = |a: &Address| dir.serving(a, &mut Vec::new()).is_some_and(|h| orphans().any(|own| own.pid == h.pid));
-        let others: Vec<String> =
-            dir.addresses().iter().filter(|a| is_other(a) && has(a)).map(Address::to_string).collect();
+        let others: Vec<String> = dir
+            .find_addresses()
+            .map_err(unclear)?
+            .iter()
+            .filter(|a| is_other(a) && has(a))
+            .map(Address::to_string)
+            .collect();
         if !others.is_empty() {
             let others = others.join(", ");
             return Err(format!("the same server also has {others} and has lost its supervisor (nothing was done)"));
@@ -231,10 +240,14 @@ fn stop_orphan(dir: &RunDir, holder: &Holder, log: Log) -> std::result::Result<(
         let _ = receiver.recv();
     }
     server.signal_rest(nix::sys::signal::Signal::SIGTERM, Jobs::Ended);
-    for address in dir.addresses() {
-        dir.unhold(&address, holder.pid);
+    if dir.hold() {
+        dir.addresses().iter().for_each(|address| dir.unhold(address, holder.pid));
+        dir.clean_up();
+        dir.release();
+    } else {
+        let text = "unable to lock the run directory: somebody holds its lock and does not let go (its files stay)";
+        log.say(Level::Warning, None, text);
     }
-    dir.clean_up();
     Ok(())
 }
 
@@ -292,14 +305,14 @@ pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Res
             [] => all,
             list => all.into_iter().filter(|a| list.iter().any(|wanted| wanted.collides(a))).collect(),
         };
-        let connections = net::connections().unwrap_or_default();
+        let connections = net::connections().ok();
         let snapshot = Snapshot::take();
         let mut seen = BTreeMap::new();
         let mut shown = BTreeSet::new();
         for address in asked {
             let mut notes = Vec::new();
             if let Some(holder) = dir.serving(&address, &mut notes) {
-                let row = row(Some(&address), &holder, &connections, &snapshot, &mut seen, people);
+                let row = row(Some(&address), &holder, connections.as_deref(), &snapshot, &mut seen, people);
                 shown.insert(holder.pid);
                 rows.push((Some(address.clone()), row));
             }
@@ -312,11 +325,11 @@ pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Res
         for holder in dir.servers().into_iter().filter(|h| !shown.contains(&h.pid)) {
             let holds = seen.entry(holder.pid).or_insert_with(|| Seen::of(&holder, &snapshot)).holds.clone();
             if holds.is_empty() && addresses.is_empty() {
-                rows.push((None, row(None, &holder, &connections, &snapshot, &mut seen, people)));
+                rows.push((None, row(None, &holder, connections.as_deref(), &snapshot, &mut seen, people)));
             }
             for address in holds {
                 if addresses.is_empty() || addresses.iter().any(|wanted| wanted.collides(&address)) {
-                    let row = row(Some(&address), &holder, &connections, &snapshot, &mut seen, people);
+                    let row = row(Some(&address), &holder, connections.as_deref(), &snapshot, &mut seen, people);
                     rows.push((Some(address), row));
                 }
             }
@@ -352,7 +365,7 @@ impl Seen {
 fn row(
     address: Option<&Address>,
     holder: &Holder,
-    connections: &[net::TcpSocket],
+    connections: Option<&[net::TcpSocket]>,
     snapshot: &Snapshot,
     seen: &mut BTreeMap<Pid, Seen>,
     people: bool,
@@ -361,7 +374,8 @@ fn row(
     let field = |key: &str, or: &str| seen.fields.get(key).cloned().unwrap_or_else(|| or.to_owned());
     let state = if holder.orphan.is_some() { "serving" } else { "not answering" };
     let here = |s: &&net::TcpSocket| address.is_some_and(|a| s.local.collides(a)) && seen.sockets.contains(&s.inode);
-    let count = connections.iter().filter(here).count();
+    // What could not be asked is not 0.
+    let count = connections.map(|all| all.iter().filter(here).count().to_string());
     let uptime = procfs::stat(holder.pid).and_then(|s| procfs::age(&s)).unwrap_or(0);
     let uid = std::fs::metadata(format!("/proc/{}", holder.pid)).map(|m| m.uid());
     let mut command = field("command", &holder.command);
@@ -378,7 +392,7 @@ fn row(
         field("state", state),
         field("mode", "-"),
         if people { for_people(uptime) } else { uptime.to_string() },
-        count.to_string(),
+        count.unwrap_or_else(|| "-".into()),
         command.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
     ])
 }

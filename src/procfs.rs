@@ -129,21 +129,43 @@ pub fn sockets(pid: Pid) -> Option<BTreeSet<u32>> {
 
 /// The sockets that a process holds, by fd number and inode; `None` if it may not be asked.
 pub fn socket_fds(pid: Pid) -> Option<Vec<(i32, u32)>> {
-    let mut sockets = Vec::new();
-    for entry in fs::read_dir(format!("/proc/{pid}/fd")).ok()?.flatten() {
-        let target = match fs::read_link(entry.path()) {
-            Ok(target) => target,
+    find_sockets(pid).ok()?
+}
+
+/// As [`socket_fds`], but one that may not be asked, or is gone, is told from one that cannot be looked at, for want of
+/// fds, say.
+pub fn find_sockets(pid: Pid) -> io::Result<Option<Vec<(i32, u32)>>> {
+    let is_its = |e: &io::Error| {
+        matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH | libc::EACCES | libc::EPERM | libc::ENOTDIR))
+    };
+    let entries = match fs::read_dir(format!("/proc/{pid}/fd")) {
+        Err(e) if is_its(&e) => return Ok(None),
+        entries => entries?,
+    };
+    let mut found = Vec::new();
+    for entry in entries {
+        let (entry, target) = match entry.and_then(|entry| Ok((fs::read_link(entry.path())?, entry))) {
+            Ok((target, entry)) => (entry, target),
             // To list them takes less than to look at them.
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return None,
-            // It was closed since.
-            Err(_) => continue,
+            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => return Ok(None),
+            // It was closed since it was listed.
+            Err(e) if is_its(&e) => continue,
+            Err(e) => return Err(e),
         };
-        let inode = || target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok();
-        if let (Some(number), Some(inode)) = (entry.file_name().to_str().and_then(|n| n.parse().ok()), inode()) {
-            sockets.push((number, inode));
-        }
+        let socket = || {
+            let number = entry.file_name().to_str()?.parse().ok()?;
+            let inode = target.to_str()?.strip_prefix("socket:[")?.strip_suffix(']')?.parse().ok()?;
+            Some((number, inode))
+        };
+        found.extend(socket());
     }
-    Some(sockets)
+    Ok(Some(found))
+}
+
+/// Inodes of the sockets that a process holds, as far as it may be asked; an error where it cannot be looked at, for want
+/// of fds, say.
+pub fn find_inodes(pid: Pid) -> io::Result<BTreeSet<u32>> {
+    Ok(find_sockets(pid)?.into_iter().flatten().map(|(_, inode)| inode).collect())
 }
 
 /// Whether a process is in the network namespace of this one; `false` where that cannot be seen.
@@ -321,9 +343,12 @@ pub const MARK: &str = "SERVERSWAP_SOCKET";
 pub fn serverswaps() -> impl Fn(Pid) -> bool {
     let own_exe = file_id("/proc/self/exe");
     move |pid| {
-        let name = || fs::read(format!("/proc/{pid}/comm")).unwrap_or_default();
-        own_exe.is_some() && file_id(&format!("/proc/{pid}/exe")) == own_exe
-            || name().strip_suffix(b"\n") == Some(OWN_NAME.to_bytes())
+        let is_named_so = || match fs::read(format!("/proc/{pid}/comm")) {
+            Ok(name) => name.strip_suffix(b"\n") == Some(OWN_NAME.to_bytes()),
+            // What cannot be looked at, for want of fds say, may be one: nobody signals it.
+            Err(e) => !matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
+        };
+        own_exe.is_some() && file_id(&format!("/proc/{pid}/exe")) == own_exe || is_named_so()
     }
 }
 

@@ -14,7 +14,7 @@ use crate::address::Address;
 use crate::error::{Error, Result, reason};
 use crate::family::{Descent, Family};
 use crate::place::Place;
-use crate::procfs::{self, MARK, Snapshot};
+use crate::procfs::{self, MARK, Snapshot, Stat};
 use crate::record::{Record, one_line, parse_number, parse_pid};
 use crate::sys::namespace::Namespaces;
 use crate::sys::net::{self, TcpSocket};
@@ -28,8 +28,7 @@ use std::fs::{File, TryLockError};
 use std::io::{Read, Write};
 use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Mutex, MutexGuard, PoisonError, mpsc};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 /// Longest record that is read.
@@ -39,10 +38,7 @@ const PART: &str = "ns-";
 /// Longest path that a unix socket address holds (unix(7)), with its final NUL.
 const SUN_PATH_MAX: usize = 107;
 /// The lock is held for microseconds; only a stopped process can hold it longer.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
-/// How often, and after how long, a socket that nobody seems to hold is looked at again.
-const UNCLEAR_LOOKS: u32 = 50;
-const UNCLEAR_LOOKS_EVERY: Duration = Duration::from_millis(20);
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 
 /// The run directory of this user.
 pub struct RunDir {
@@ -53,8 +49,10 @@ pub struct RunDir {
     whole: Option<Box<RunDir>>,
     /// And nobody may remove that part.
     kept: Option<Flock<OwnedFd>>,
-    /// The last wait for its lock was in vain: nobody waits again before the lock was had.
-    stuck: AtomicBool,
+    /// How long its lock is waited for.
+    patience: Duration,
+    /// Its lock, where it is held for more than one step.
+    held: Mutex<Option<Arc<File>>>,
     /// Orphans of which nobody here wants anything yet.
     reserved: Mutex<BTreeMap<Pid, File>>,
 }
@@ -92,14 +90,24 @@ impl Holder {
 
     /// Inodes of the sockets that its server holds.
     pub fn sockets(&self, snapshot: &Snapshot) -> BTreeSet<u32> {
+        self.find_sockets(snapshot).unwrap_or_default()
+    }
+
+    /// As [`Holder::sockets`]; an error where they cannot be looked at, for want of fds, say.
+    fn find_sockets(&self, snapshot: &Snapshot) -> std::io::Result<BTreeSet<u32>> {
+        snapshot.complete()?;
         let mark = self.socket.to_string_lossy().into_owned();
-        let session = procfs::stat(self.pid).map_or(0, |stat| stat.session);
+        let session = procfs::find(self.pid)?.map_or(0, |stat| stat.session);
         let descent = match self.has_lost_its_supervisor() {
             false => Descent::From(self.supervisor),
             true => Descent::Lost(self.session),
         };
         let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark, descent };
-        family.sockets(snapshot).unwrap_or_default()
+        let mut all = BTreeSet::new();
+        for stat in family.members(snapshot) {
+            all.extend(procfs::find_inodes(stat.pid)?);
+        }
+        Ok(all)
     }
 }
 
@@ -146,6 +154,8 @@ pub enum Found {
     Taken(Vec<Holder>),
     /// It cannot be had.
     Blocked(String),
+    /// It cannot be had, as it seems: another look may show more. Sockets are there, and nobody seems to hold them.
+    Unclear(String),
 }
 
 /// The record of a running server, locked as long as this value lives.
@@ -160,6 +170,8 @@ pub struct Registration {
 pub struct Entry<'a> {
     /// Main process of the server.
     pub pid: Pid,
+    /// Start time of it.
+    pub start: u64,
     /// Its generation.
     pub generation: u64,
     /// Name of the control socket in the run directory.
@@ -172,12 +184,12 @@ pub struct Entry<'a> {
     pub datagrams: &'a [u32],
 }
 
-/// What belongs to the server that asks.
+/// What belongs to the server that asks; errors where that cannot be seen.
 pub struct Mine<'a> {
     /// Whether a process does.
-    pub owns: &'a dyn Fn(Pid) -> bool,
+    pub owns: &'a dyn Fn(Pid) -> std::io::Result<bool>,
     /// Whether one of these sockets does.
-    pub holds: &'a dyn Fn(&[TcpSocket]) -> bool,
+    pub holds: &'a dyn Fn(&[TcpSocket]) -> std::io::Result<bool>,
 }
 
 /// Whether the server is to become ours if it is an orphan.
@@ -203,10 +215,13 @@ impl RunDir {
         let Namespaces { pid: Some(pid), net: Some(net) } = self.namespaces else { return Ok(self) };
         let path = self.path.join(format!("{PART}{pid:x}-{net:x}"));
         let is_elsewhere = |pid| self.holder(pid, Claim::No).err() == Some(Missing::Elsewhere);
-        if !(path.is_dir() || create && self.pids().any(is_elsewhere)) {
-            return Ok(self);
+        if !path.is_dir() {
+            let pids = if create { self.pids().map_err(|e| unusable(&self.path, reason(&e)))? } else { Vec::new() };
+            if !pids.into_iter().any(is_elsewhere) {
+                return Ok(self);
+            }
         }
-        let guard = self.lock().map_err(|why| unusable(&self.path, why))?;
+        let guard = self.lock().map_err(|why| unusable(&self.path, String::from(why)))?;
         let mut part = RunDir::open_whole(Some(&path), create)?;
         let kept = part.dir.try_clone().map_err(|e| unusable(&path, e))?;
         part.kept = Flock::lock(kept, FlockArg::LockSharedNonblock).ok();
@@ -259,9 +274,9 @@ impl RunDir {
         if path.as_os_str().len() + "/2147483647-4294967295.notify".len() > SUN_PATH_MAX {
             return Err(unusable(&path, "the path is too long for a socket in it"));
         }
-        let namespaces = Namespaces::own();
-        let stuck = AtomicBool::new(false);
-        Ok(RunDir { path, dir, namespaces, whole: None, kept: None, stuck, reserved: Mutex::default() })
+        let (namespaces, patience) = (Namespaces::own(), LOCK_PATIENCE);
+        let (held, reserved) = (Mutex::default(), Mutex::default());
+        Ok(RunDir { path, dir, namespaces, whole: None, kept: None, patience, held, reserved })
     }
 
     /// Whether the directory that would be used is there: reading commands need none.
@@ -281,64 +296,84 @@ impl RunDir {
     }
 
     /// The pids in the pidfiles of addresses that collide with this one.
-    pub fn named(&self, address: &Address) -> Vec<Pid> {
-        self.colliding_with(address).iter().filter_map(|own| self.read_pid(&pidfile(own)).ok()).collect()
+    pub fn named(&self, address: &Address) -> std::io::Result<Vec<Pid>> {
+        let mut pids = Vec::new();
+        for own in self.colliding_with(address)? {
+            match self.read_pid(&pidfile(&own)) {
+                Ok(pid) => pids.push(pid),
+                Err(Bad::Absent | Bad::Because(_)) => {}
+                Err(Bad::Unreadable) => {
+                    return Err(std::io::Error::other(format!("the pidfile of {own} {CANNOT_BE_READ}")));
+                }
+            }
+        }
+        Ok(pids)
+    }
+
+    /// The records that no pidfile names.
+    fn unnamed(&self) -> std::io::Result<Vec<Pid>> {
+        let named: BTreeSet<Pid> =
+            self.find_addresses()?.iter().filter_map(|address| self.read_pid(&pidfile(address)).ok()).collect();
+        Ok(self.pids()?.into_iter().filter(|pid| !named.contains(pid)).collect())
     }
 
     /// Whether there are records of others than `me` that no pidfile names.
-    pub fn has_unnamed(&self, me: Option<Pid>) -> bool {
-        let named: BTreeSet<Pid> =
-            self.addresses().iter().filter_map(|address| self.read_pid(&pidfile(address)).ok()).collect();
-        self.pids().any(|pid| Some(pid) != me && !named.contains(&pid))
+    pub fn has_unnamed(&self, me: Option<Pid>) -> std::io::Result<bool> {
+        Ok(self.unnamed()?.into_iter().any(|pid| Some(pid) != me))
     }
 
     /// Servers that no pidfile names and that listen at an address: somebody has removed it.
-    pub fn unnamed_at(&self, address: &Address) -> Vec<Pid> {
-        let named: BTreeSet<Pid> =
-            self.addresses().iter().filter_map(|address| self.read_pid(&pidfile(address)).ok()).collect();
-        let Ok(listeners) = net::listeners() else { return Vec::new() };
+    pub fn unnamed_at(&self, address: &Address) -> std::io::Result<Vec<Pid>> {
+        let (unnamed, listeners) = (self.unnamed()?, net::listeners()?);
         let snapshot = Snapshot::take();
-        let listens = |holder: &Holder| {
-            let held = holder.sockets(&snapshot);
-            listeners.at(address).any(|socket| held.contains(&socket.inode))
-        };
-        let unnamed = self.servers().into_iter().filter(|holder| !named.contains(&holder.pid));
-        unnamed.filter(listens).map(|holder| holder.pid).collect()
+        let mut found = Vec::new();
+        for holder in unnamed.into_iter().filter_map(|pid| self.holder(pid, Claim::No).ok()) {
+            let held = holder.find_sockets(&snapshot)?;
+            if listeners.at(address).any(|socket| held.contains(&socket.inode)) {
+                found.push(holder.pid);
+            }
+        }
+        Ok(found)
     }
 
     /// Inodes of the UDP sockets that living servers but `me` had when they came up.
-    pub fn datagrams(&self, me: Option<Pid>) -> BTreeSet<u32> {
-        let others = self.servers().into_iter().filter(|holder| Some(holder.pid) != me);
-        others.flat_map(|holder| holder.datagrams).collect()
+    pub fn datagrams(&self, me: Option<Pid>) -> std::io::Result<BTreeSet<u32>> {
+        let others = self.find_servers()?.into_iter().filter(|holder| Some(holder.pid) != me);
+        Ok(others.flat_map(|holder| holder.datagrams).collect())
+    }
+
+    /// Every address that has a pidfile, for whoever does not mind if there seem to be none.
+    pub fn addresses(&self) -> Vec<Address> {
+        self.find_addresses().unwrap_or_default()
     }
 
     /// Every address that has a pidfile.
-    pub fn addresses(&self) -> Vec<Address> {
+    pub fn find_addresses(&self) -> std::io::Result<Vec<Address>> {
         self.addresses_that_end(String::new())
     }
 
     /// Those whose name ends like this: to understand all of a thousand names takes longer than to read them.
-    fn addresses_that_end(&self, end: String) -> Vec<Address> {
+    fn addresses_that_end(&self, end: String) -> std::io::Result<Vec<Address>> {
         let end = end + ".pid";
-        let names = self.names().into_iter().filter(|name| name.ends_with(&end));
+        let names = self.names()?.into_iter().filter(|name| name.ends_with(&end));
         let mut addresses: Vec<Address> =
             names.filter_map(|name| Address::from_stem(name.strip_suffix(".pid")?)).collect();
         addresses.sort();
-        addresses
+        Ok(addresses)
     }
 
     /// Those that have a pidfile and cannot coexist with this one.
-    pub fn colliding_with(&self, address: &Address) -> Vec<Address> {
-        match address {
+    pub fn colliding_with(&self, address: &Address) -> std::io::Result<Vec<Address>> {
+        Ok(match address {
             Address::Tcp(None, port) => {
-                self.addresses_that_end(port.to_string()).into_iter().filter(|a| a.collides(address)).collect()
+                self.addresses_that_end(port.to_string())?.into_iter().filter(|a| a.collides(address)).collect()
             }
             Address::Tcp(Some(_), port) => [Address::Tcp(None, *port), address.clone()]
                 .into_iter()
                 .filter(|a| self.read_pid(&pidfile(a)) != Err(Bad::Absent))
                 .collect(),
             Address::Name(_) => vec![address.clone()],
-        }
+        })
     }
 
     /// The server with this main process, if it lives.
@@ -346,42 +381,31 @@ impl RunDir {
         self.holder(pid, Claim::Yes).ok()
     }
 
-    /// Every living server, whether it has an address or not.
+    /// Every living server, whether it has an address or not, for whoever does not mind if there seem to be none.
     pub fn servers(&self) -> Vec<Holder> {
-        self.pids().filter_map(|pid| self.holder(pid, Claim::No).ok()).collect()
+        self.find_servers().unwrap_or_default()
+    }
+
+    fn find_servers(&self) -> std::io::Result<Vec<Holder>> {
+        Ok(self.pids()?.into_iter().filter_map(|pid| self.holder(pid, Claim::No).ok()).collect())
     }
 
     /// The main processes that have a record.
-    fn pids(&self) -> impl Iterator<Item = Pid> {
-        self.names().into_iter().filter_map(|name| parse_number(name.strip_suffix(".server")?))
+    fn pids(&self) -> std::io::Result<Vec<Pid>> {
+        Ok(self.names()?.iter().filter_map(|name| parse_number(name.strip_suffix(".server")?)).collect())
     }
 
     /// Who has the address; if nobody has, it becomes the asker's in the same moment.
     pub fn look_up(&self, address: &Address, asker: &Asker<'_>, notes: &mut Notes) -> Found {
-        let mut looks = UNCLEAR_LOOKS;
-        loop {
-            let (found, is_clear) = self.look_once(address, asker, notes);
-            if is_clear || looks == 0 {
-                return found;
-            }
-            // Nothing tells when the last thread of a killed process has let go of its sockets. Not with
-            // the lock held: others look as well.
-            std::thread::sleep(UNCLEAR_LOOKS_EVERY);
-            looks -= 1;
-        }
-    }
-
-    /// One look, and whether another might show more: sockets are there, and nobody seems to hold them.
-    fn look_once(&self, address: &Address, asker: &Asker<'_>, notes: &mut Notes) -> (Found, bool) {
         let me = asker.me;
         let _guard = match self.lock() {
             Ok(guard) => guard,
-            Err(why) => return (Found::Blocked(why), true),
+            Err(denied) => return Found::Blocked(denied.into()),
         };
         let mut holders: Vec<Holder> = Vec::new();
         let colliding = match self.colliding(address, notes) {
             Ok(colliding) => colliding,
-            Err(why) => return (Found::Blocked(why), true),
+            Err(why) => return Found::Unclear(why),
         };
         for (own, pid) in colliding {
             if pid == me || holders.iter().any(|h| h.pid == pid) {
@@ -390,11 +414,11 @@ impl RunDir {
             match self.holder(pid, Claim::Yes) {
                 Ok(holder) if holder.orphan.is_none() || has(pid, &own) => holders.push(holder),
                 Err(Missing::Unclear) => {
-                    return (Found::Blocked(format!("unable to read the record of server {pid}")), true);
+                    return Found::Unclear(format!("unable to read the record of server {pid}"));
                 }
                 // Both have come at the same moment.
                 Err(Missing::Elsewhere) => {
-                    return (Found::Blocked("a server of another namespace has its pidfile".into()), true);
+                    return Found::Blocked("a server of another namespace has its pidfile".into());
                 }
                 // What is listened to here, and by whom, is not in that pidfile.
                 Err(Missing::Unseen) => {}
@@ -419,57 +443,62 @@ impl RunDir {
         let (beside, foreign) = (of(Relation::Beside), of(Relation::Foreign));
         holders.retain(|holder| !(beside.contains(&holder.pid) || foreign.contains(&holder.pid)));
         if !foreign.is_empty() {
-            return (Found::Foreign, true);
+            return Found::Foreign;
         }
         if holders.iter().any(Holder::has_lost_its_supervisor) {
             // The supervisor that died may have left an old server that still drains: it is waited for, since
             // nobody knows how to steer among three. One without a supervisor too is replaced with it.
-            let (orphans, draining): (Vec<Holder>, Vec<Holder>) = self
-                .beside(std::slice::from_ref(address), me, &holders)
-                .into_iter()
-                .partition(Holder::has_lost_its_supervisor);
+            let beside = match self.beside(std::slice::from_ref(address), me, &holders) {
+                Ok(beside) => beside,
+                Err(e) => return Found::Unclear(format!("unable to see who else listens: {}", reason(&e))),
+            };
+            let (orphans, draining): (Vec<Holder>, Vec<Holder>) =
+                beside.into_iter().partition(Holder::has_lost_its_supervisor);
             if !draining.is_empty() {
-                return (Found::Taken(draining), true);
+                return Found::Taken(draining);
             }
             // A look holds the lock that the claim takes.
             let pids: Vec<Pid> = orphans.into_iter().map(|other| other.pid).collect();
             holders.extend(pids.into_iter().filter_map(|pid| self.holder(pid, Claim::Yes).ok()));
         }
-        if holders.iter().any(|holder| holder.orphan.is_some()) {
-            self.reserve(&holders);
+        if holders.iter().any(|holder| holder.orphan.is_some())
+            && let Err(e) = self.reserve(&holders)
+        {
+            return Found::Unclear(format!("unable to list the run directory: {}", reason(&e)));
         }
         if holders.is_empty() {
             match self.port_holder(address, asker) {
                 Ok(None) => {}
                 Ok(Some(holder)) if relation(&holder, asker.places) == Relation::Foreign => {
-                    return (Found::Foreign, true);
+                    return Found::Foreign;
                 }
                 Ok(Some(holder)) => holders.push(holder),
-                Err((why, is_clear)) => return (Found::Blocked(why), is_clear),
+                Err((why, true)) => return Found::Blocked(why),
+                Err((why, false)) => return Found::Unclear(why),
             }
         }
         if !holders.is_empty() {
-            return (Found::Taken(holders), true);
+            return Found::Taken(holders);
         }
         // The pidfile stays that of who has it.
         let is_named = self.read_pid(&pidfile(address)).is_ok_and(|pid| beside.contains(&pid));
         let written = if is_named { Ok(()) } else { self.write_pid(address, me) };
-        let found = match written {
+        match written {
             Ok(()) => Found::Vacant(beside),
             Err(why) => Found::Blocked(format!("unable to write its pidfile: {why}")),
-        };
-        (found, true)
+        }
     }
 
     /// Takes every other orphan too: the asking server may want them next. Of two that want two orphans each could else
     /// have one and wait for the other for ever.
-    fn reserve(&self, taken: &[Holder]) {
-        let others = self.pids().filter(|pid| taken.iter().all(|holder| holder.pid != *pid));
+    fn reserve(&self, taken: &[Holder]) -> std::io::Result<()> {
+        let others = self.pids()?.into_iter().filter(|pid| taken.iter().all(|holder| holder.pid != *pid));
         for holder in others.filter_map(|pid| self.holder(pid, Claim::Yes).ok()) {
             if let Some(Registration { lock, pid }) = holder.orphan {
                 self.reserved().insert(pid, lock);
             }
         }
+        Ok(())
     }
 
     /// Whether there are orphans that nobody here has wanted so far.
@@ -540,13 +569,18 @@ impl RunDir {
 
     /// Writes and locks the record of a server.
     pub fn register(&self, entry: &Entry<'_>) -> std::result::Result<Registration, String> {
-        let stat = procfs::stat(entry.pid);
+        let boot = procfs::boot_id();
+        if boot.is_empty() {
+            // It would be taken for that of a server before the machine was started.
+            return Err("unable to read /proc/sys/kernel/random/boot_id".into());
+        }
+        let stat = procfs::find(entry.pid).map_err(|e| format!("unable to look at its process: {}", reason(&e)))?;
         let ours = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
         let record = Record {
             pid: entry.pid,
-            start: stat.as_ref().map_or(0, |s| s.start),
+            start: entry.start,
             session: stat.map(|s| s.session).filter(|session| *session != ours),
-            boot: &procfs::boot_id(),
+            boot: &boot,
             supervisor: Pid::own(),
             namespaces: self.namespaces,
             generation: entry.generation,
@@ -624,9 +658,9 @@ impl RunDir {
 
     /// A second handle on the same directory.
     pub fn try_clone(&self) -> std::io::Result<RunDir> {
-        let (path, dir) = (self.path.clone(), self.dir.try_clone()?);
-        let (namespaces, stuck) = (self.namespaces, AtomicBool::new(false));
-        Ok(RunDir { path, dir, namespaces, whole: None, kept: None, stuck, reserved: Mutex::default() })
+        let (path, dir, namespaces) = (self.path.clone(), self.dir.try_clone()?, self.namespaces);
+        let (patience, held, reserved) = (self.patience, Mutex::default(), Mutex::default());
+        Ok(RunDir { path, dir, namespaces, whole: None, kept: None, patience, held, reserved })
     }
 
     /// The record of `pid` if that server lives, locked if its supervisor does not.
@@ -709,32 +743,36 @@ impl RunDir {
 
     /// Servers that listen there beside those that are known; without a supervisor, and where known ones have none: that
     /// listen at any place of those.
-    pub fn beside(&self, addresses: &[Address], me: Pid, known: &[Holder]) -> Vec<Holder> {
-        let listeners = net::listeners().unwrap_or_default();
+    pub fn beside(&self, addresses: &[Address], me: Pid, known: &[Holder]) -> std::io::Result<Vec<Holder>> {
+        let listeners = net::listeners()?;
         let snapshot = Snapshot::take();
-        let orphaned: BTreeSet<u32> =
-            known.iter().filter(|h| h.orphan.is_some()).flat_map(|h| h.sockets(&snapshot)).collect();
+        let mut orphaned = BTreeSet::new();
+        for orphan in known.iter().filter(|h| h.orphan.is_some()) {
+            orphaned.extend(orphan.find_sockets(&snapshot)?);
+        }
         let places = listeners.all().filter(|s| orphaned.contains(&s.inode)).map(|s| &s.local);
         let here = listeners.at_any(addresses);
         let with_orphans = listeners.at_any(places.chain(addresses));
-        let listens = |other: &Holder| {
-            let held = other.sockets(&snapshot);
+        let mut beside = Vec::new();
+        for other in self.find_servers()? {
+            if other.pid == me || known.iter().any(|h| h.pid == other.pid) {
+                continue;
+            }
+            let held = other.find_sockets(&snapshot)?;
             let sockets = if other.orphan.is_some() { &with_orphans } else { &here };
-            sockets.iter().any(|s| held.contains(&s.inode))
-        };
-        let mut others = self.servers();
-        others.retain(|other| other.pid != me && known.iter().all(|h| h.pid != other.pid));
-        others.retain(listens);
-        others
+            if sockets.iter().any(|s| held.contains(&s.inode)) {
+                beside.push(other);
+            }
+        }
+        Ok(beside)
     }
 
     /// Whoever listens there without a pidfile of ours: a server of ours that never said a word, or a
     /// stranger. The error says who, and whether that is clear.
     fn port_holder(&self, address: &Address, asker: &Asker<'_>) -> std::result::Result<Option<Holder>, (String, bool)> {
         let Address::Tcp(_, port) = *address else { return Ok(None) };
-        let mut sockets: Vec<TcpSocket> = net::listeners_at(port)
-            .map_err(|e| (format!("unable to ask the kernel who listens: {e}"), true))?
-            .at_any([address]);
+        let unclear = |e: std::io::Error| (format!("unable to see who listens: {}", reason(&e)), false);
+        let mut sockets: Vec<TcpSocket> = net::listeners_at(port).map_err(unclear)?.at_any([address]);
         let places = asker.places;
         sockets.retain(|s| places.is_empty() || places.iter().any(|(place, _)| place.conflicts(&s.place())));
         if sockets.is_empty() {
@@ -743,11 +781,11 @@ impl RunDir {
         let snapshot = Snapshot::take();
         let mut stranger = None;
         for stat in snapshot.all() {
-            let held = procfs::sockets(stat.pid).unwrap_or_default();
-            if !sockets.iter().any(|s| held.contains(&s.inode)) {
+            let held = procfs::find_sockets(stat.pid).map_err(unclear)?.unwrap_or_default();
+            if !sockets.iter().any(|s| held.iter().any(|(_, inode)| *inode == s.inode)) {
                 continue;
             }
-            if (asker.mine.owns)(stat.pid) {
+            if (asker.mine.owns)(stat.pid).map_err(unclear)? {
                 return Ok(None);
             }
             for ancestor in snapshot.ancestry(stat.pid.raw()) {
@@ -757,15 +795,15 @@ impl RunDir {
             }
             // What a server left behind is a child of its supervisor.
             let is_above = |pid: Pid| snapshot.ancestry(stat.pid.raw()).any(|ancestor| ancestor.pid == pid);
-            let parents =
-                self.servers().into_iter().filter(|other| other.orphan.is_none() && is_above(other.supervisor));
+            let servers = self.find_servers().map_err(unclear)?;
+            let parents = servers.into_iter().filter(|other| other.orphan.is_none() && is_above(other.supervisor));
             if let Some(holder) = parents.max_by_key(|other| other.generation) {
                 return Ok(Some(holder));
             }
             stranger.get_or_insert(stat.pid);
         }
         // It may not be looked at.
-        if stranger.is_none() && (asker.mine.holds)(&sockets) {
+        if stranger.is_none() && (asker.mine.holds)(&sockets).map_err(unclear)? {
             return Ok(None);
         }
         let is_clear =
@@ -797,7 +835,8 @@ impl RunDir {
     /// Pidfiles of addresses that cannot coexist with this one, with the pid in them.
     fn colliding(&self, address: &Address, notes: &mut Notes) -> std::result::Result<Vec<(Address, Pid)>, String> {
         let mut pids = Vec::new();
-        for own in self.colliding_with(address) {
+        let listed = self.colliding_with(address);
+        for own in listed.map_err(|e| format!("unable to list the run directory: {}", reason(&e)))? {
             match self.read_pid(&pidfile(&own)) {
                 Ok(pid) => pids.push((own, pid)),
                 Err(Bad::Absent) => {}
@@ -884,9 +923,12 @@ impl RunDir {
         let _ = unlinkat(&self.dir, name, UnlinkatFlags::NoRemoveDir);
     }
 
-    fn names(&self) -> Vec<String> {
-        let listing = std::fs::read_dir(format!("/proc/self/fd/{}", self.dir.as_raw_fd()));
-        listing.into_iter().flatten().flatten().filter_map(|e| e.file_name().into_string().ok()).collect()
+    fn names(&self) -> std::io::Result<Vec<String>> {
+        let mut names = Vec::new();
+        for entry in std::fs::read_dir(format!("/proc/self/fd/{}", self.dir.as_raw_fd()))? {
+            names.extend(entry?.file_name().into_string());
+        }
+        Ok(names)
     }
 
     /// Removes what dead supervisors and dead servers left behind, and gives the servers that live.
@@ -900,10 +942,9 @@ impl RunDir {
     /// With the lock held.
     fn sweep(&self) -> Vec<Holder> {
         let mut servers = Vec::new();
-        let foreign = |pid| matches!(self.holder(pid, Claim::No), Err(Missing::Elsewhere | Missing::Unseen));
-        let foreign: BTreeSet<String> =
-            self.pids().filter(|pid| foreign(*pid)).filter_map(|pid| self.sockets_of(pid)).collect();
-        for name in self.names() {
+        // What cannot be listed stays, and so do the sockets of servers of whom it cannot be told whether they live.
+        let (Ok(names), Ok(foreign)) = (self.names(), self.foreign_sockets()) else { return self.servers() };
+        for name in names {
             if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
                 match self.holder(pid, Claim::No) {
                     Ok(holder) => servers.push(holder),
@@ -925,52 +966,124 @@ impl RunDir {
         servers
     }
 
-    /// What the names of a server's sockets begin with.
-    fn sockets_of(&self, pid: Pid) -> Option<String> {
-        let (file, _) = self.open_ours(&record_name(pid)).ok()?;
-        let mut text = String::new();
-        file.take(RECORD_MAX).read_to_string(&mut text).ok()?;
-        Record::parse(&text)?.socket.strip_suffix(".sock").map(str::to_owned)
+    /// What the names of the sockets of those servers begin with that may live and cannot be seen from here.
+    fn foreign_sockets(&self) -> std::io::Result<BTreeSet<String>> {
+        let mut foreign = BTreeSet::new();
+        for pid in self.pids()? {
+            match self.holder(pid, Claim::No) {
+                Ok(_) | Err(Missing::Gone) => {}
+                Err(Missing::Elsewhere | Missing::Unseen | Missing::Unclear) => foreign.extend(self.sockets_of(pid)?),
+            }
+        }
+        Ok(foreign)
     }
 
-    fn lock(&self) -> std::result::Result<File, String> {
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        let unable = |e: &dyn std::fmt::Display| format!("unable to lock the run directory: {e}");
-        let file = openat(&self.dir, "lock", flags, Mode::from_bits_truncate(0o600)).map_err(|e| unable(&e.desc()))?;
-        let file = File::from(file);
-        let held = || unable(&"somebody holds its lock and does not let go");
-        match file.try_lock() {
-            Ok(()) => {
-                self.stuck.store(false, Ordering::Relaxed);
-                return Ok(file);
-            }
-            Err(TryLockError::WouldBlock) if self.stuck.load(Ordering::Relaxed) => return Err(held()),
-            Err(TryLockError::WouldBlock) => {}
-            Err(TryLockError::Error(e)) => return Err(unable(&e)),
+    /// What the names of a server's sockets begin with.
+    fn sockets_of(&self, pid: Pid) -> std::io::Result<Option<String>> {
+        let file = match self.open_ours(&record_name(pid)) {
+            Ok((file, _)) => file,
+            Err(Bad::Unreadable) => return Err(std::io::Error::other(CANNOT_BE_READ)),
+            Err(Bad::Absent | Bad::Because(_)) => return Ok(None),
+        };
+        let mut bytes = Vec::new();
+        file.take(RECORD_MAX).read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes);
+        Ok(Record::parse(&text).and_then(|record| record.socket.strip_suffix(".sock").map(str::to_owned)))
+    }
+
+    /// As the same directory, whose lock is waited for so long.
+    pub fn with_patience(self, patience: Duration) -> RunDir {
+        let whole = self.whole.map(|whole| Box::new(whole.with_patience(patience)));
+        RunDir { patience, whole, ..self }
+    }
+
+    /// Takes the lock for several steps, until [`RunDir::release`]; `false` if somebody has it. Where it cannot be had
+    /// for another reason each step says why.
+    pub fn hold(&self) -> bool {
+        match self.lock() {
+            Ok(lock) => *self.held() = Some(lock),
+            Err(Denied::Busy) => return false,
+            Err(Denied::Because(_)) => {}
         }
-        let waiting = file.try_clone().map_err(|e| unable(&e))?;
+        true
+    }
+
+    /// As [`RunDir::hold`], with the lock that a thread has waited for.
+    pub fn keep(&self, lock: File) {
+        *self.held() = Some(Arc::new(lock));
+    }
+
+    /// Gives the lock back.
+    pub fn release(&self) {
+        *self.held() = None;
+    }
+
+    /// Waits for the lock, however long it takes.
+    pub fn wait_for_lock(&self) -> std::io::Result<File> {
+        let file = self.open_lock()?;
+        file.lock()?;
+        Ok(file)
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Arc<File>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_lock(&self) -> nix::Result<File> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        openat(&self.dir, "lock", flags, Mode::from_bits_truncate(0o600)).map(File::from)
+    }
+
+    fn lock(&self) -> std::result::Result<Arc<File>, Denied> {
+        if let Some(held) = &*self.held() {
+            return Ok(held.clone());
+        }
+        let because = |e: &dyn std::fmt::Display| Denied::Because(e.to_string());
+        let file = self.open_lock().map_err(|e| because(&e.desc()))?;
+        match file.try_lock() {
+            Ok(()) => return Ok(Arc::new(file)),
+            Err(TryLockError::WouldBlock) if self.patience.is_zero() => return Err(Denied::Busy),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(e)) => return Err(because(&e)),
+        }
+        let waiting = file.try_clone().map_err(|e| because(&e))?;
         let (sender, receiver) = mpsc::channel();
         // The thread outlives an impatient caller; its handle on the lock ends with it.
         let waiter = std::thread::Builder::new().stack_size(64 * 1024).spawn(move || {
             let _ = sender.send(waiting.lock());
         });
-        waiter.map_err(|e| unable(&e))?;
-        match receiver.recv_timeout(LOCK_PATIENCE) {
-            Ok(Ok(())) => Ok(file),
-            Ok(Err(e)) => Err(unable(&e)),
-            Err(_) => {
-                self.stuck.store(true, Ordering::Relaxed);
-                Err(held())
-            }
+        waiter.map_err(|e| because(&e))?;
+        match receiver.recv_timeout(self.patience) {
+            Ok(Ok(())) => Ok(Arc::new(file)),
+            Ok(Err(e)) => Err(because(&e)),
+            Err(_) => Err(Denied::Busy),
         }
+    }
+}
+
+/// Why the lock of the directory was not had.
+enum Denied {
+    /// Somebody has it.
+    Busy,
+    /// It cannot be taken at all.
+    Because(String),
+}
+
+impl From<Denied> for String {
+    fn from(denied: Denied) -> String {
+        let why = match denied {
+            Denied::Busy => "somebody holds its lock and does not let go".into(),
+            Denied::Because(why) => why,
+        };
+        format!("unable to lock the run directory: {why}")
     }
 }
 
 /// How a server stands to one that has sockets at these places.
 fn relation(holder: &Holder, places: &[(Place, May)]) -> Relation {
     let Some((first, _)) = places.first() else { return Relation::InTheWay };
-    let held = holder.sockets(&Snapshot::take());
     // What cannot be asked may be in the way.
+    let Ok(held) = holder.find_sockets(&Snapshot::take()) else { return Relation::InTheWay };
     let Ok(listeners) = net::listeners_at(first.address.port()) else { return Relation::InTheWay };
     let its: Vec<Place> = listeners.all().filter(|s| held.contains(&s.inode)).map(TcpSocket::place).collect();
     let mut in_the_way = places.iter().flat_map(|(own, may)| {
@@ -1042,16 +1155,19 @@ fn has(pid: Pid, address: &Address) -> bool {
     if let Address::Name(_) = address {
         return true;
     }
-    let listeners = net::listeners().unwrap_or_default();
-    let snapshot = Snapshot::take();
-    let held: BTreeSet<u32> = snapshot
-        .all()
-        .filter(|stat| snapshot.ancestry(stat.pid.raw()).any(|a| a.pid == pid || a.group == pid.raw()))
-        .filter_map(|stat| procfs::sockets(stat.pid))
-        .flatten()
-        .collect();
-    let own: Vec<&TcpSocket> = listeners.all().filter(|s| held.contains(&s.inode)).collect();
     // What cannot be seen does not speak against the pidfile.
+    let Ok(listeners) = net::listeners() else { return true };
+    let snapshot = Snapshot::take();
+    let mut held = BTreeSet::new();
+    let is_its = |stat: &&Stat| snapshot.ancestry(stat.pid.raw()).any(|a| a.pid == pid || a.group == pid.raw());
+    for stat in snapshot.all().filter(is_its) {
+        match procfs::find_sockets(stat.pid) {
+            Ok(Some(fds)) => held.extend(fds.into_iter().map(|(_, inode)| inode)),
+            Ok(None) if procfs::has_ended(stat.pid) => {}
+            Ok(None) | Err(_) => return true,
+        }
+    }
+    let own: Vec<&TcpSocket> = listeners.all().filter(|s| held.contains(&s.inode)).collect();
     snapshot.complete().is_err() || own.is_empty() || own.iter().any(|s| s.local.collides(address))
 }
 
@@ -1079,12 +1195,16 @@ mod tests {
         (temp, dir)
     }
 
+    fn start(pid: Pid) -> u64 {
+        procfs::stat(pid).unwrap().start
+    }
+
     fn address() -> Address {
         Address::parse("a-name").unwrap()
     }
 
     fn asker(me: Pid) -> Asker<'static> {
-        Asker { me, mine: Mine { owns: &|_| false, holds: &|_| false }, places: &[] }
+        Asker { me, mine: Mine { owns: &|_| Ok(false), holds: &|_| Ok(false) }, places: &[] }
     }
 
     fn claim(dir: &RunDir, pid: Pid) -> (Found, Notes) {
@@ -1134,8 +1254,15 @@ mod tests {
         let (_temp, dir) = run_dir();
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = Pid::of(&child);
-        let record =
-            Entry { pid, generation: 7, socket: "1-1.sock", command: "sleep\n60", replaced: &[], datagrams: &[] };
+        let record = Entry {
+            pid,
+            start: start(pid),
+            generation: 7,
+            socket: "1-1.sock",
+            command: "sleep\n60",
+            replaced: &[],
+            datagrams: &[],
+        };
         let registration = dir.register(&record).unwrap();
         assert!(matches!(claim(&dir, pid).0, Found::Vacant(_)));
         let Found::Taken(holders) = claim(&dir, Pid::own()).0 else { panic!() };
@@ -1156,7 +1283,15 @@ mod tests {
     fn a_record_that_took_the_name_of_another_is_left_alone() {
         let (_temp, dir) = run_dir();
         let me = Pid::own();
-        let entry = |socket| Entry { pid: me, generation: 1, socket, command: "x", replaced: &[], datagrams: &[] };
+        let entry = |socket| Entry {
+            pid: me,
+            start: start(me),
+            generation: 1,
+            socket,
+            command: "x",
+            replaced: &[],
+            datagrams: &[],
+        };
         let old = dir.register(&entry("old.sock")).unwrap();
         let new = dir.register(&entry("new.sock")).unwrap();
         dir.deregister(old, &[]);
@@ -1173,6 +1308,7 @@ mod tests {
         let third = dir
             .register(&Entry {
                 pid,
+                start: start(pid),
                 generation: 1,
                 socket: "1-1.sock",
                 command: "sleep 60",
@@ -1199,7 +1335,7 @@ mod tests {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
         dir.clean_up();
-        let mut left = dir.names();
+        let mut left = dir.names().unwrap();
         left.retain(|name| name != "lock");
         left.sort();
         let mut expected = names(me).to_vec();
@@ -1232,7 +1368,7 @@ mod tests {
         let lock = File::open(&record).unwrap();
         lock.lock().unwrap();
         std::fs::write(dir.path().join("a-name.pid"), format!("{pid}\n")).unwrap();
-        let Found::Blocked(why) = claim(&dir, Pid::own()).0 else { panic!() };
+        let Found::Unclear(why) = claim(&dir, Pid::own()).0 else { panic!() };
         assert_eq!(why, format!("unable to read the record of server {pid}"));
         dir.clean_up();
         assert!(record.exists() && dir.path().join("a-name.pid").exists());

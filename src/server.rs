@@ -178,14 +178,22 @@ impl Server {
         let mut failure = None;
         // Before the server runs: a supervisor that is killed at any moment leaves none that nobody knows.
         let prepare = |pid: Pid, keeper: io::Result<Keeper>| {
-            let (start, session) = procfs::stat(pid).map_or((0, 0), |s| (s.start, s.session));
-            let seen = Seen::default();
-            seen.session(session);
+            // Without its start it would be taken for another that has its pid.
+            let gone = || io::Error::from_raw_os_error(libc::ESRCH);
+            let stat = match procfs::find(pid).and_then(|stat| stat.ok_or_else(gone)) {
+                Ok(stat) => stat,
+                Err(e) => {
+                    failure = Some(failed("watch", e));
+                    return None;
+                }
+            };
+            let (start, seen) = (stat.start, Seen::default());
+            seen.session(stat.session);
             let family = Family {
                 main: pid,
                 start,
                 group: (!around.on_terminal).then_some(pid),
-                session,
+                session: stat.session,
                 mark: around.socket.to_string_lossy().into_owned(),
                 descent: Descent::Ours(around.household.enter(start, seen.clone())),
             };
@@ -301,7 +309,7 @@ impl Server {
         let mut rest = self.family.members(snapshot);
         if let Descent::Lost(_) = self.family.descent {
             let listeners: Vec<TcpSocket> = net::listeners()?.all().cloned().collect();
-            rest.extend(self.heirs(snapshot, &listeners, &rest));
+            rest.extend(self.heirs(snapshot, &listeners, &rest)?);
         }
         rest.retain(|stat| stat.pid != self.pid);
         let own = |stat: &&Stat| stat.group == self.pid.raw() || self.seen.has_session(stat.session);
@@ -323,16 +331,18 @@ impl Server {
     fn note_sessions(&self, members: &[&Stat]) -> io::Result<()> {
         let listeners: BTreeSet<u32> = net::listeners()?.all().map(|s| s.inode).collect();
         for stat in members.iter().filter(|stat| !self.seen.has_session(stat.session)) {
-            if !procfs::sockets(stat.pid).unwrap_or_default().is_disjoint(&listeners) {
+            if !procfs::find_inodes(stat.pid)?.is_disjoint(&listeners) {
                 self.seen.session(stat.session);
             }
         }
         Ok(())
     }
 
-    /// Whether the process belongs to the server.
-    pub fn owns(&self, pid: Pid) -> bool {
-        self.family.members(&Snapshot::take()).iter().any(|s| s.pid == pid)
+    /// Whether the process belongs to the server; an error where that cannot be seen.
+    pub fn owns(&self, pid: Pid) -> io::Result<bool> {
+        let snapshot = Snapshot::take();
+        let owns = self.family.members(&snapshot).iter().any(|s| s.pid == pid);
+        if owns { Ok(true) } else { snapshot.complete().map(|()| false) }
     }
 
     /// Those of the sockets that the server holds, by their addresses; an error where that cannot be seen.
@@ -347,7 +357,7 @@ impl Server {
         }
         let snapshot = Snapshot::take();
         snapshot.complete()?;
-        let held = self.holders(&snapshot, sockets).into_iter().flat_map(|(_, held)| held);
+        let held = self.holders(&snapshot, sockets)?.into_iter().flat_map(|(_, held)| held);
         let inodes: BTreeSet<u32> = held.map(|socket| socket.inode).collect();
         Ok(sockets.iter().filter(|socket| inodes.contains(&socket.inode)).cloned().collect())
     }
@@ -360,7 +370,8 @@ impl Server {
         }
         let snapshot = Snapshot::take();
         let depth = |pid: &Pid| snapshot.ancestry(pid.raw()).count();
-        let holders = self.holders(&snapshot, sockets).into_iter().map(|(pid, _)| pid);
+        let Ok(holders) = self.holders(&snapshot, sockets) else { return Rest::Unclear };
+        let holders = holders.into_iter().map(|(pid, _)| pid);
         match holders.min_by_key(|pid| (depth(pid), *pid)) {
             Some(pid) => Rest::Holder(pid),
             None if snapshot.complete().is_err() => Rest::Unclear,
@@ -369,29 +380,30 @@ impl Server {
         }
     }
 
-    fn holders<'a>(&self, snapshot: &Snapshot, sockets: &'a [TcpSocket]) -> Vec<(Pid, Vec<&'a TcpSocket>)> {
+    fn holders<'a>(&self, snapshot: &Snapshot, sockets: &'a [TcpSocket]) -> io::Result<Vec<(Pid, Vec<&'a TcpSocket>)>> {
         let mut holders = Vec::new();
         let mut members = self.family.members(snapshot);
         if !members.iter().any(|stat| stat.pid == self.pid) {
-            members.extend(self.heirs(snapshot, sockets, &members));
+            members.extend(self.heirs(snapshot, sockets, &members)?);
         }
         let family = members.iter().map(|stat| stat.pid).collect();
         let mut hidden = Vec::new();
         for stat in members {
-            let Some(inodes) = procfs::sockets(stat.pid) else {
+            let Some(fds) = procfs::find_sockets(stat.pid)? else {
                 if !procfs::has_ended(stat.pid) {
                     hidden.push(stat);
                 }
                 continue;
             };
+            let inodes: BTreeSet<u32> = fds.into_iter().map(|(_, inode)| inode).collect();
             let held: Vec<&TcpSocket> = sockets.iter().filter(|s| inodes.contains(&s.inode)).collect();
             if !held.is_empty() {
                 held.iter().for_each(|s| self.seen.listener(s.inode));
                 holders.push((stat.pid, held));
             }
         }
-        holders.extend(self.holder_among(&hidden, &family, snapshot, sockets));
-        holders
+        holders.extend(self.holder_among(&hidden, &family, snapshot, sockets)?);
+        Ok(holders)
     }
 
     /// Of processes that may not be looked at, since they have changed their user: what was seen of the server, and what
@@ -402,8 +414,8 @@ impl Server {
         members: &BTreeSet<Pid>,
         snapshot: &Snapshot,
         sockets: &'a [TcpSocket],
-    ) -> Option<(Pid, Vec<&'a TcpSocket>)> {
-        let holder = hidden.iter().find(|stat| stat.pid == self.pid).or(hidden.first())?;
+    ) -> io::Result<Option<(Pid, Vec<&'a TcpSocket>)>> {
+        let Some(holder) = hidden.iter().find(|stat| stat.pid == self.pid).or(hidden.first()) else { return Ok(None) };
         let own = nix::unistd::geteuid().as_raw();
         let mut users: BTreeSet<u32> = hidden.iter().filter_map(|stat| procfs::user(stat.pid)).collect();
         users.insert(own);
@@ -413,7 +425,8 @@ impl Server {
         let is_serverswap = procfs::serverswaps();
         let mut others = snapshot.all().filter(|stat| !members.contains(&stat.pid));
         while let (false, Some(stat)) = (left.is_empty(), others.next()) {
-            match procfs::sockets(stat.pid) {
+            let held = procfs::find_sockets(stat.pid)?;
+            match held.map(|fds| fds.into_iter().map(|(_, inode)| inode).collect::<BTreeSet<u32>>()) {
                 // A supervisor has a copy for the time of a swap.
                 Some(held) if left.iter().any(|s| held.contains(&s.inode)) && !is_serverswap(stat.pid) => {
                     left.retain(|s| !held.contains(&s.inode));
@@ -427,21 +440,26 @@ impl Server {
                 None => {}
             }
         }
-        (!left.is_empty()).then_some((holder.pid, left))
+        Ok((!left.is_empty()).then_some((holder.pid, left)))
     }
 
     /// Of an orphan, from which nobody is known to descend: whoever else of its user has listeners that it had. Nobody
     /// that is older, as a service manager is that gave it the listeners.
-    fn heirs<'a>(&self, snapshot: &'a Snapshot, sockets: &[TcpSocket], members: &[&Stat]) -> Vec<&'a Stat> {
+    fn heirs<'a>(&self, snapshot: &'a Snapshot, sockets: &[TcpSocket], members: &[&Stat]) -> io::Result<Vec<&'a Stat>> {
         let left: BTreeSet<u32> = sockets.iter().map(|s| s.inode).filter(|inode| self.seen.had(*inode)).collect();
         if left.is_empty() || !matches!(self.family.descent, Descent::Lost(_)) {
-            return Vec::new();
+            return Ok(Vec::new());
         }
         let is_serverswap = procfs::serverswaps();
         let is_other = |stat: &&Stat| stat.start >= self.start && members.iter().all(|member| member.pid != stat.pid);
-        let holds = |stat: &&Stat| procfs::sockets(stat.pid).is_some_and(|held| !held.is_disjoint(&left));
         let may = |stat: &&Stat| procfs::is_of_this_user(stat.pid) && !is_serverswap(stat.pid);
-        snapshot.all().filter(|stat| is_other(stat) && holds(stat) && may(stat)).collect()
+        let mut heirs = Vec::new();
+        for stat in snapshot.all().filter(is_other) {
+            if !procfs::find_inodes(stat.pid)?.is_disjoint(&left) && may(&stat) {
+                heirs.push(stat);
+            }
+        }
+        Ok(heirs)
     }
 
     /// The listeners that the server has on these addresses, as handles of our own.
@@ -455,7 +473,7 @@ impl Server {
         let snapshot = Snapshot::take();
         snapshot.complete()?;
         for stat in self.family.members(&snapshot) {
-            for (number, inode) in procfs::socket_fds(stat.pid).unwrap_or_default() {
+            for (number, inode) in procfs::find_sockets(stat.pid)?.unwrap_or_default() {
                 if left.contains(&inode) {
                     let socket = match Pidfd::open(stat.pid).and_then(|pidfd| pidfd.fd(number)) {
                         Ok(fd) => Socket::new(fd),

@@ -880,7 +880,9 @@ for _ in range(20):
 signal.pause()
 "#,
     );
-    let words = ["--kill-after", "0.5", "--drain", "0", "python3", comets.to_str().unwrap(), &port.to_string()];
+    // It accepts nothing.
+    let words =
+        ["--no-probe", "--kill-after", "0.5", "--drain", "0", "python3", comets.to_str().unwrap(), &port.to_string()];
     let mut server = sandbox.serverswap(words);
     server.says("is up");
     let (status, log) = sandbox.run(["--takedown", &format!(":{port}")]);

@@ -7,9 +7,8 @@ use super::threads::{self, GenId, Id};
 use super::{Leftover, Live, Old, OldTo, Supervisor};
 use crate::address::Address;
 use crate::error::status;
-use crate::place::Place;
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
-use crate::registry::{Asker, Found, Holder, May, Mine, Registration};
+use crate::registry::{Holder, Registration};
 use crate::server::Server;
 use crate::share::Sharing;
 use crate::swap::{self, ClaimerId, Effect, Event, Level, OldId, Order, Settings};
@@ -34,7 +33,7 @@ pub(super) enum Adopted {
 }
 
 impl Supervisor {
-    pub(super) fn carry_out(&mut self, generation: GenId, effect: Effect) {
+    pub(super) fn carry_out_now(&mut self, generation: GenId, effect: Effect) {
         self.note(generation, &effect);
         match effect {
             Effect::Say(speaker, word) => {
@@ -186,46 +185,8 @@ impl Supervisor {
         }
     }
 
-    fn look_up(&mut self, generation: GenId, address: Address) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
-        // It speaks for itself: what it listens on beside its READYs is its own affair.
-        live.discover_until = None;
-        let (pid, server) = (live.server.pid, &live.server);
-        let holds = |sockets: &[net::TcpSocket]| server.holds(sockets).is_ok_and(|held| !held.is_empty());
-        let mine = Mine { owns: &|other| server.owns(other), holds: &holds };
-        let mut notes = Vec::new();
-        let calls = live.calls.iter().filter(|call| Address::from(call.place.address) == address);
-        let places: Vec<(Place, May)> = calls.map(|call| (call.place, call.may)).collect();
-        let asker = Asker { me: pid, mine, places: &places };
-        let found = self.dir.look_up(&address, &asker, &mut notes);
-        for note in notes {
-            self.log.say(Level::Warning, Some(&address), &note);
-        }
-        let event = match found {
-            Found::Foreign => Event::Foreign(address),
-            Found::Vacant(beside) => {
-                live.beside.extend(beside);
-                live.held.insert(address.clone());
-                // There was nobody before it.
-                if std::mem::take(&mut live.number_is_guess) && live.number > 1 {
-                    live.number = 1;
-                    self.register_again(generation);
-                }
-                Event::Vacant(address)
-            }
-            Found::Blocked(why) => Event::Blocked(address, why),
-            Found::Taken(holders) => {
-                live.beside.retain(|pid| holders.iter().all(|holder| holder.pid != *pid));
-                let wanted = std::slice::from_ref(&address);
-                let olds = holders.into_iter().map(|holder| OldId(self.old(generation, holder, wanted))).collect();
-                Event::Taken(address, olds)
-            }
-        };
-        self.feed(generation, event);
-    }
-
     /// The number under which a generation knows an old server: one for all of its addresses.
-    fn old(&mut self, of: GenId, mut holder: Holder, wanted: &[Address]) -> Id {
+    pub(super) fn old(&mut self, of: GenId, mut holder: Holder, wanted: &[Address]) -> Id {
         let server = (holder.pid, holder.start);
         let known = self.olds.iter().find(|(_, old)| old.of == of && old.server == server);
         if let Some((&id, _)) = known {
@@ -279,18 +240,19 @@ impl Supervisor {
         why: Adopted,
     ) -> Option<GenId> {
         let server = Server::adopt(holder)?;
-        let mut named: Vec<Address> = self.dir.addresses().into_iter().collect();
+        // What cannot be looked at now may be its: it is found again.
+        let mut named = self.dir.find_addresses().ok()?;
         let is_its = |a: &&Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid);
         let held: BTreeSet<Address> = named.iter().filter(is_its).cloned().collect();
         // Its successor may have taken its pidfiles already: of these too.
         named.extend_from_slice(wanted);
-        let listeners = net::listeners().unwrap_or_default().at_any(&named);
-        let mut addresses = server.holds(&listeners).unwrap_or_default();
+        let listeners = net::listeners().ok()?.at_any(&named);
+        let mut addresses = server.holds(&listeners).ok()?;
         addresses.retain(|a| !held.iter().any(|held| held.collides(a)));
         addresses.extend(held.iter().cloned());
         let id = self.next_generation;
         let pidfd = server.watch().ok()?;
-        threads::end_of(self.events.clone(), id, holder.pid, pidfd).ok()?;
+        let end = threads::end_of(self.events.clone(), id, holder.pid, pidfd).ok()?;
         self.next_generation += 1;
         let text = match why {
             Adopted::ToBeReplaced => format!("server {} has lost its supervisor and is taken over", holder.pid),
@@ -309,6 +271,7 @@ impl Supervisor {
         let live = Live {
             machine: swap::Generation::serving(settings, addresses),
             server,
+            end: Some(end),
             number: holder.generation,
             number_is_guess: false,
             registration: Some(lock),
@@ -371,7 +334,7 @@ impl Supervisor {
         }
     }
 
-    fn unlock(&mut self, id: OldId) {
+    pub(super) fn unlock(&mut self, id: OldId) {
         let Some(old) = self.olds.remove(&id.0) else { return };
         self.share_no_more(old.of, id.0);
         match old.to {
@@ -381,6 +344,8 @@ impl Supervisor {
                 let unwanted = self.live.get(&generation).is_some_and(|l| l.is_orphan() && l.machine.is_up());
                 if unwanted {
                     self.live.remove(&generation);
+                    self.timers.forget(generation);
+                    self.clear_desk(generation);
                 }
             }
             OldTo::Remote(_) => {
@@ -504,8 +469,7 @@ impl Supervisor {
 
     fn done(&mut self, generation: GenId) {
         if let Some(launcher) = self.launcher.take() {
-            launcher.tell(status::DONE);
-            launcher.detach();
+            self.telling = launcher.dismiss(status::DONE);
         }
         if let Some(live) = self.live.get_mut(&generation) {
             let waiters = std::mem::take(&mut live.waiters);

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+mod directory;
 mod effects;
 mod outbox;
 mod peers;
@@ -28,6 +29,7 @@ use crate::share::Sharing;
 use crate::swap::{self, ClaimerId, Level, SpeakerId};
 use crate::sys::net;
 use crate::sys::process::{self, Pid};
+use directory::{Desk, PARTING};
 use nix::sys::signal::Signal;
 use peers::Conn;
 use sharing::{Lent, Young};
@@ -36,6 +38,7 @@ use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
+use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use threads::{Event, Events, GenId, Id, NotifySocket};
 use timers::Timers;
@@ -48,6 +51,8 @@ const REST_AFTER: Duration = Duration::from_secs(1);
 struct Live {
     machine: swap::Generation,
     server: Server,
+    /// The thread that waits for its end, where it is no child of ours.
+    end: Option<threads::EndOf>,
     /// Which generation it is, counted from the first server of its addresses.
     number: u64,
     /// It has not said yet whom it replaces.
@@ -239,6 +244,9 @@ pub struct Supervisor {
     /// Old servers that could not even be spoken to: for want of memory, say. They are looked for again.
     unreached: Vec<(GenId, swap::OldId)>,
     timers: Timers,
+    /// Who has said UP, and could not be looked at since.
+    ups: Vec<(GenId, SpeakerId)>,
+    desk: Desk,
     /// Calls of the old server of a reload that the new one answers.
     moved: Vec<(GenId, Id, Waiting)>,
     /// Events of the machines that wait for their turn.
@@ -256,6 +264,8 @@ pub struct Supervisor {
     on_terminal: bool,
     hup_ignored: bool,
     launcher: Option<Launcher>,
+    /// Tells the launcher that the swap is done.
+    telling: Option<JoinHandle<()>>,
     manager: Manager,
     status: u8,
 }
@@ -286,7 +296,7 @@ impl Supervisor {
         let on_terminal = launcher.is_none() && std::fs::File::open("/dev/tty").is_ok();
         let mut supervisor = Supervisor {
             run,
-            dir,
+            dir: dir.with_patience(Duration::ZERO),
             log,
             events,
             inbox,
@@ -299,6 +309,8 @@ impl Supervisor {
             olds: BTreeMap::new(),
             unreached: Vec::new(),
             timers: Timers::default(),
+            ups: Vec::new(),
+            desk: Desk::default(),
             moved: Vec::new(),
             pending: VecDeque::new(),
             leftovers: Vec::new(),
@@ -313,6 +325,7 @@ impl Supervisor {
             on_terminal,
             hup_ignored,
             launcher,
+            telling: None,
             manager: Manager::from_environment(),
             status: status::FAILED,
         };
@@ -349,7 +362,7 @@ impl Supervisor {
     /// The main loop: one event, and everything that follows from it.
     fn serve(&mut self) {
         while !self.is_over() {
-            let wake_at = [self.timers.next(), self.poll_at].into_iter().flatten().min();
+            let wake_at = [self.timers.next(), self.poll_at, self.directory_at()].into_iter().flatten().min();
             let event = match wake_at {
                 None => self.inbox.recv_timeout(REST_AFTER).ok().or_else(|| {
                     // Nothing to do and nothing to wait for, and what others did for us is over: this may last for
@@ -371,6 +384,10 @@ impl Supervisor {
                 }
             }
             self.settle();
+            if self.directory_at().is_some_and(|at| at <= Instant::now()) {
+                self.work_on_directory();
+                self.settle();
+            }
             if self.poll_at.is_some_and(|at| at <= Instant::now()) {
                 self.poll();
                 self.settle();
@@ -385,14 +402,20 @@ impl Supervisor {
     }
 
     fn finish(mut self) -> u8 {
+        // The lock of the directory may be among what nobody hears any more.
+        drop(self.inbox);
         // Whoever was killed meanwhile could not do it.
-        self.dir.clean_up();
+        let dir = self.dir.with_patience(PARTING);
+        dir.clean_up();
         if let Some(launcher) = self.launcher.take() {
             // Not told yet: the swap is not done, and the caller must not take it for a success.
             let status = if self.status == status::DONE { status::NOT_UP } else { self.status };
             launcher.tell(status);
         }
-        self.dir.leave();
+        if let Some(telling) = self.telling.take() {
+            let _ = telling.join();
+        }
+        dir.leave();
         self.status
     }
 
@@ -421,6 +444,7 @@ impl Supervisor {
                 self.called(generation, waiting);
             }
             Event::Steers(generation, steering) => self.steers(generation, steering),
+            Event::Directory(lock) => self.directory_is_ours(lock),
             Event::HungUp(id) => self.hung_up(id),
             Event::Orphaned(id) => self.orphaned(id),
             Event::Cancelled => {

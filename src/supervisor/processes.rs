@@ -12,22 +12,21 @@ use crate::address::Address;
 use crate::error::{Error, Result, status};
 use crate::family::Jobs;
 use crate::protocol::ServerWord;
-use crate::registry::{Entry, Registration};
+use crate::registry::{Entry, LOCK_PATIENCE, Registration};
 use crate::server::{Rest, Server, Surroundings};
 use crate::share::Sharing;
 use crate::swap::{self, Level, Order, Settings, SpeakerId};
 use crate::sys::net::{self, Listeners, TcpSocket};
-use crate::sys::process::Pid;
+use crate::sys::process::{self, Pid};
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
-use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often the kernel is asked at first while something is waited for that it does not tell.
@@ -78,9 +77,11 @@ impl Supervisor {
                 let _ = std::fs::remove_file(path);
             }
         })?;
-        let (mark, pid) = (socket.to_string_lossy().into_owned(), server.pid);
+        let mark = socket.to_string_lossy().into_owned();
+        let (pid, start) = (server.pid, server.start);
         let entry = Entry {
-            pid: server.pid,
+            pid,
+            start,
             generation: number,
             socket: &names[0],
             command: &command,
@@ -128,6 +129,7 @@ impl Supervisor {
             Live {
                 machine,
                 server,
+                end: None,
                 number,
                 number_is_guess: self.live.is_empty(),
                 registration: Some(registration),
@@ -180,18 +182,10 @@ impl Supervisor {
 
     /// Reaps every child that has ended: the servers', and as a subreaper all that they left behind.
     pub(super) fn reap(&mut self) {
-        loop {
-            let (pid, status, how) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, code)) => (pid, code as u8, format!("exited with status {code}")),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => {
-                    (pid, (128 + signal as i32) as u8, format!("was ended by {signal}"))
-                }
-                Ok(WaitStatus::StillAlive) | Err(nix::errno::Errno::ECHILD) => break,
-                Ok(_) | Err(_) => continue,
-            };
-            let main = self.live.iter().find(|(_, live)| live.server.pid.raw() == pid.as_raw()).map(|(id, _)| *id);
+        while let Some((pid, end)) = process::reap() {
+            let main = self.live.iter().find(|(_, live)| live.server.pid == pid).map(|(id, _)| *id);
             if let Some(generation) = main {
-                self.main_ended(generation, status, &how);
+                self.main_ended(generation, end.status(), &end.to_string());
             }
         }
         if !self.leftovers.is_empty() || self.live.values().any(|live| live.ended.is_some()) {
@@ -276,19 +270,24 @@ impl Supervisor {
         // The new record first, then the pidfiles, then the old record goes: whoever looks meanwhile finds
         // the server.
         let before = self.write_record(generation);
-        let Some(live) = self.live.get(&generation) else { return };
-        for address in &live.held {
-            if let Err(why) = self.dir.write(address, pid) {
-                self.log.say(Level::Warning, Some(address), &format!("unable to write its pidfile: {why}"));
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        if self.dir.hold() {
+            for address in &live.held {
+                if let Err(why) = self.dir.write(address, pid) {
+                    self.log.say(Level::Warning, Some(address), &format!("unable to write its pidfile: {why}"));
+                }
             }
+            self.dir.release();
+        } else {
+            let until = Instant::now() + LOCK_PATIENCE;
+            live.regaining.extend(live.held.iter().map(|address| (address.clone(), until)));
+            self.poll_at = Some(Instant::now() + POLL_FIRST);
         }
         if let Some(before) = before {
             self.dir.forget(before, pid);
         }
-        if let Some(live) = self.live.get(&generation)
-            && let Ok(pidfd) = live.server.watch()
-        {
-            let _ = threads::end_of(self.events.clone(), generation, pid, pidfd);
+        if let Ok(pidfd) = live.server.watch() {
+            live.end = threads::end_of(self.events.clone(), generation, pid, pidfd).ok();
         }
     }
 
@@ -307,6 +306,7 @@ impl Supervisor {
         let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let entry = Entry {
             pid: live.server.pid,
+            start: live.server.start,
             generation: live.number,
             socket: &sockets.names[0],
             command: &command,
@@ -340,6 +340,10 @@ impl Supervisor {
     /// Looks at who listens, for all that waits for that.
     pub(super) fn poll(&mut self) {
         let (now, started) = (Instant::now(), cpu_time());
+        self.poll_at = None;
+        for (generation, speaker) in std::mem::take(&mut self.ups) {
+            self.said_up(generation, speaker);
+        }
         for (of, id) in std::mem::take(&mut self.unreached) {
             self.olds.remove(&id.0);
             self.feed(of, swap::Event::OldLost(id));
@@ -381,7 +385,7 @@ impl Supervisor {
             }
             if live.discover_until.is_some_and(|until| until > now) {
                 discovering = true;
-                self.discover(generation, &sockets);
+                let _ = self.discover(generation, &sockets);
             } else {
                 live.discover_until = None;
             }
@@ -409,6 +413,7 @@ impl Supervisor {
         };
         self.poll_every = (self.poll_every * 3 / 2).min(slowest);
         self.poll_took = cpu_time().saturating_sub(started);
+        swapping |= !self.ups.is_empty();
         self.poll_at = (swapping || discovering).then(|| Instant::now() + self.poll_pause());
         let young = self.live.values().flat_map(|live| live.young_until()).min();
         let lingers = self.olds.values().any(|old| old.lingers.is_some()).then(|| Instant::now() + LINGERS);
@@ -419,24 +424,28 @@ impl Supervisor {
         }
     }
 
-    /// Finds the listeners of a server that says nothing of them.
-    fn discover(&mut self, generation: GenId, sockets: &Listeners) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    /// Finds the listeners of a server that says nothing of them; `false` if they could not be looked at.
+    fn discover(&mut self, generation: GenId, sockets: &Listeners) -> bool {
+        let Some(live) = self.live.get_mut(&generation) else { return true };
         let ephemeral = ephemeral_ports();
         let fixed: Vec<TcpSocket> = sockets.all().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
         let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
         if !inodes.is_subset(&live.seen) {
             // One that cannot be looked at now is looked at again.
-            let Ok(found) = live.server.holds(&fixed) else { return };
+            let Ok(found) = live.server.holds(&fixed) else { return false };
             self.pending.extend(found.into_iter().map(|address| (generation, swap::Event::Listens(address))));
         }
         live.seen = inodes;
+        true
     }
 
     /// The server says that it is up: what it listens on by now comes first.
     pub(super) fn said_up(&mut self, generation: GenId, speaker: SpeakerId) {
-        if self.live.get(&generation).is_some_and(|live| live.discover_until.is_some()) {
-            self.discover(generation, &net::listeners().unwrap_or_default());
+        let discovers = self.live.get(&generation).is_some_and(|live| live.discover_until.is_some());
+        if discovers && !net::listeners().is_ok_and(|sockets| self.discover(generation, &sockets)) {
+            // Else it would be up without an address.
+            self.ups.push((generation, speaker));
+            return self.poll_by(Instant::now() + POLL_SWAP);
         }
         self.feed(generation, swap::Event::Said(speaker, ServerWord::Up));
     }
@@ -445,7 +454,7 @@ impl Supervisor {
     /// agree, now or at a later look.
     pub(super) fn said_released(&mut self, generation: GenId, speaker: SpeakerId, address: Address) {
         let is_asked_for = self.live.get(&generation).is_some_and(|live| live.machine.is_asked_for(&address));
-        let listens = |port| net::listeners_at(port).is_ok_and(|sockets| sockets.at(&address).next().is_some());
+        let listens = |port| !net::listeners_at(port).is_ok_and(|sockets| sockets.at(&address).next().is_none());
         match address {
             Address::Tcp(_, port) if is_asked_for && listens(port) => self.poll_soon(),
             _ => self.feed(generation, swap::Event::Said(speaker, ServerWord::Released(address))),
@@ -459,6 +468,13 @@ impl Supervisor {
             .iter()
             .flat_map(|(id, live)| live.regaining.iter().map(|(address, until)| (*id, address.clone(), *until)))
             .collect();
+        if wanted.is_empty() {
+            return false;
+        }
+        // Somebody has the directory at this moment, as a rule not for long.
+        if !self.dir.hold() && wanted.iter().any(|(_, _, until)| *until + LOCK_PATIENCE > now) {
+            return true;
+        }
         let mut waits = false;
         for (generation, address, until) in wanted {
             let done = self.register(generation, &address, &[]) || until <= now;
@@ -467,6 +483,7 @@ impl Supervisor {
                 live.regaining.remove(&address);
             }
         }
+        self.dir.release();
         waits
     }
 
@@ -486,6 +503,7 @@ impl Supervisor {
         self.retire(generation);
         let live = self.live.remove(&generation)?;
         self.timers.forget(generation);
+        self.clear_desk(generation);
         if let Some(sockets) = &live.sockets {
             // Wakes the threads that block on them.
             let _ = nix::sys::socket::shutdown(
@@ -505,7 +523,9 @@ impl Supervisor {
             }
             !ends
         });
-        self.olds.retain(|_, old| old.of != generation);
+        // Found after it had ended: an orphan among them is left as it was found.
+        let olds: Vec<Id> = self.olds.iter().filter(|(_, old)| old.of == generation).map(|(&id, _)| id).collect();
+        olds.into_iter().for_each(|id| self.unlock(swap::OldId(id)));
         Some(live)
     }
 }
@@ -565,12 +585,15 @@ fn is_left_behind(path: &Path) -> bool {
 /// Ports that the kernel gives to who asks for any (ip(7)): listeners there do not count unless the
 /// server said READY for them.
 fn ephemeral_ports() -> std::ops::RangeInclusive<u16> {
+    // Where it cannot be read at the moment: as it was.
+    static LAST: Mutex<(u16, u16)> = Mutex::new((32768, 60999));
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
     let mut bounds = text.split_whitespace().filter_map(|n| n.parse().ok());
-    match (bounds.next(), bounds.next()) {
-        (Some(first), Some(last)) => first..=last,
-        _ => 32768..=60999,
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let (Some(first), Some(end)) = (bounds.next(), bounds.next()) {
+        *last = (first, end);
     }
+    last.0..=last.1
 }
 
 fn is_fixed(address: &Address, ephemeral: &std::ops::RangeInclusive<u16>) -> bool {

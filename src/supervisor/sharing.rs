@@ -17,7 +17,7 @@ use crate::registry::Holder;
 use crate::server::{Server, Watch};
 use crate::share::{self, Block};
 use crate::swap::{self, ClaimerId, Level, OldId};
-use crate::sys::net::{self, Listeners};
+use crate::sys::net::{self, Listeners, TcpSocket};
 use crate::sys::process::Pid;
 use crate::sys::socket::FILES_MAX;
 use crate::sys::steer::{OwnProgram, Socket};
@@ -818,7 +818,11 @@ pub(super) fn look_at_shared(
             live.sharing.found(&held);
         }
     }
-    live.sharing.look(listeners, prove, || server.socket_inodes(), &fetch);
+    let held = || {
+        let all: Vec<TcpSocket> = listeners.all().cloned().collect();
+        Some(server.holds_of(&all).ok()?.into_iter().map(|socket| socket.inode).collect())
+    };
+    live.sharing.look(listeners, prove, held, &fetch);
     let complete = !live.settled;
     for address in live.proving.extract_if(.., |a| live.sharing.is_proven(a, complete)) {
         pending.push_back((generation, swap::Event::Accepts(address)));

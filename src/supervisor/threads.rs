@@ -11,8 +11,9 @@ use crate::sys::socket;
 use nix::sys::signal::Signal;
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithRawSiginfo;
+use std::fs::File;
 use std::io::{self, Read};
-use std::os::fd::OwnedFd;
+use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -65,6 +66,8 @@ pub enum Event {
     Unshared(GenId, String),
     /// A generation wants to listen.
     Called(GenId, Waiting),
+    /// The lock of the run directory was waited for, and is ours.
+    Directory(io::Result<File>),
     /// A generation puts a program on a port.
     Steers(GenId, Steering),
     /// The supervisor of an old server that does not speak to us any more lives on.
@@ -243,7 +246,7 @@ fn serve(events: &Events, generation: GenId, link: Arc<Link>) {
 /// until the lock of the server's record is free: its supervisor is about to end, or somebody else
 /// takes the orphan over.
 pub fn connect(events: Events, id: Id, socket: PathBuf, server: Pid, dir: RunDir) -> io::Result<()> {
-    start("connect", move || match socket::connect_to_own(&socket) {
+    start("connect", move || match socket::connect_to_own(&socket, None) {
         Ok(stream) => {
             let link = Link::new(stream);
             if events.send(Event::Connected(id, link.clone())).is_ok() {
@@ -304,12 +307,25 @@ pub fn notifications(events: Events, generation: GenId, notify: Arc<NotifySocket
     })
 }
 
-/// Waits for the end of a process that is no child of ours.
-pub fn end_of(events: Events, generation: GenId, pid: Pid, pidfd: Pidfd) -> io::Result<()> {
-    start("end", move || {
-        pidfd.wait();
-        let _ = events.send(Event::Ended(generation, pid));
+/// Waits for the lock of the run directory.
+pub fn directory(events: Events, dir: RunDir) -> io::Result<()> {
+    start("directory", move || {
+        let _ = events.send(Event::Directory(dir.wait_for_lock()));
     })
+}
+
+/// A thread that waits for the end of a process. It ends with this value: nobody wants to know any more.
+pub struct EndOf(#[expect(dead_code, reason = "its end is what counts")] UnixStream);
+
+/// Waits for the end of a process that is no child of ours.
+pub fn end_of(events: Events, generation: GenId, pid: Pid, pidfd: Pidfd) -> io::Result<EndOf> {
+    let (ours, theirs) = UnixStream::pair()?;
+    start("end", move || {
+        if pidfd.ends_before(theirs.as_fd()) {
+            let _ = events.send(Event::Ended(generation, pid));
+        }
+    })?;
+    Ok(EndOf(ours))
 }
 
 #[cfg(test)]
@@ -317,6 +333,23 @@ mod tests {
     use super::*;
     use std::io::Write;
     use std::sync::mpsc;
+
+    #[test]
+    fn nobody_waits_for_the_end_of_a_process_that_nobody_wants_to_hear_of() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let (events, heard) = mpsc::sync_channel(BACKLOG);
+        let wait = || end_of(events.clone(), 1, Pid::of(&child), Pidfd::open(Pid::of(&child)).unwrap()).unwrap();
+        drop(wait());
+        let wanted = wait();
+        drop(events);
+        child.kill().unwrap();
+        let ended = heard.recv_timeout(Duration::from_secs(60));
+        assert!(matches!(ended, Ok(Event::Ended(1, pid)) if pid == Pid::of(&child)));
+        // The other thread has ended without a word.
+        assert!(matches!(heard.recv_timeout(Duration::from_secs(60)), Err(mpsc::RecvTimeoutError::Disconnected)));
+        child.wait().unwrap();
+        drop(wanted);
+    }
 
     #[test]
     fn what_was_written_to_a_connection_that_is_closed_is_not_read_to_its_end() {

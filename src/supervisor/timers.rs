@@ -10,6 +10,8 @@ use std::time::{Duration, Instant};
 enum Clock {
     Runs(Instant),
     Paused(Duration),
+    /// It rang. Its machine may have it held before it hears that, and then it has to ring again.
+    Rang,
 }
 
 /// Clocks that run, and clocks that are held.
@@ -34,10 +36,11 @@ impl Timers {
 
     /// Holds a clock: what is left stays.
     pub fn pause(&mut self, generation: GenId, timer: Timer) {
-        if let Some(clock) = self.0.get_mut(&(generation, timer))
-            && let Clock::Runs(at) = *clock
-        {
-            *clock = Clock::Paused(at.saturating_duration_since(Instant::now()));
+        let Some(clock) = self.0.get_mut(&(generation, timer)) else { return };
+        match *clock {
+            Clock::Runs(at) => *clock = Clock::Paused(at.saturating_duration_since(Instant::now())),
+            Clock::Rang => *clock = Clock::Paused(Duration::ZERO),
+            Clock::Paused(_) => {}
         }
     }
 
@@ -55,12 +58,31 @@ impl Timers {
         self.0.values().filter_map(|clock| if let Clock::Runs(at) = clock { Some(*at) } else { None }).min()
     }
 
-    /// Takes out one clock that has run out.
+    /// One clock that has run out and did not ring yet.
     pub fn take_due(&mut self) -> Option<(GenId, Timer)> {
         let now = Instant::now();
-        let due =
-            self.0.iter().find(|(_, clock)| matches!(clock, Clock::Runs(at) if *at <= now)).map(|(key, _)| *key)?;
-        self.0.remove(&due);
-        Some(due)
+        let (key, clock) = self.0.iter_mut().find(|(_, clock)| matches!(clock, Clock::Runs(at) if *at <= now))?;
+        *clock = Clock::Rang;
+        Some(*key)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The main thread takes it for due, and the machine, which has heard something else before, has it held.
+    #[test]
+    fn a_clock_that_is_held_in_the_turn_in_which_it_rings_rings_again() {
+        let mut timers = Timers::default();
+        timers.arm(1, Timer::Ready, Duration::ZERO);
+        assert_eq!(timers.take_due(), Some((1, Timer::Ready)));
+        assert_eq!((timers.take_due(), timers.next()), (None, None));
+        timers.pause(1, Timer::Ready);
+        assert_eq!(timers.take_due(), None);
+        timers.resume(1, Timer::Ready);
+        assert_eq!(timers.take_due(), Some((1, Timer::Ready)));
+        timers.resume(1, Timer::Ready);
+        assert_eq!((timers.take_due(), timers.next()), (None, None), "it rings once");
     }
 }

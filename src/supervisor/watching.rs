@@ -75,6 +75,18 @@ pub struct Steering {
 }
 
 impl Watch {
+    /// The next call of the server, in the ledger already: if we die from here on, the keeper answers. `None` when nobody
+    /// is left. While the kernel gives none although there is one `failed` hears why.
+    fn next(&self, failed: impl Fn(String)) -> Option<Notification> {
+        loop {
+            match self.notifier.next(&self.ledger) {
+                Ok(call) => return call,
+                Err(e) => failed(format!("its calls cannot be seen: {}", crate::error::reason(&e))),
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
     /// Lets a call run as if nobody had looked.
     pub fn proceed(&self, id: u64) {
         self.notifier.proceed(id);
@@ -99,14 +111,12 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String,
             bound: BTreeMap::new(),
             own: Vec::new(),
         };
-        while let Some(call) = watch.notifier.next() {
-            // First of all: if we die from here on, the keeper answers.
-            let noted = watch.ledger.note(call.id);
+        let unshared = |why: String| drop(events.send(Event::Unshared(generation, why)));
+        while let Some(call) = watch.next(unshared) {
             let held = || Held { watch: watch.clone(), id: call.id, errno: libc::EINTR };
             let denied = |e: &io::Error| {
                 if is_denied(e) {
-                    let why = format!("its sockets cannot be had: {}", crate::error::reason(e));
-                    drop(events.send(Event::Unshared(generation, why)));
+                    unshared(format!("its sockets cannot be had: {}", crate::error::reason(e)));
                 }
             };
             match call.call {
@@ -120,21 +130,20 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String,
                     watch.proceed(call.id);
                 }
                 Call::Steer => match watcher.steer(&call) {
-                    Ok(Some((socket, program))) if noted => {
+                    Ok(Some((socket, program))) => {
                         let steering = Steering { call: held(), socket, program };
                         if events.send(Event::Steers(generation, steering)).is_err() {
                             return;
                         }
                     }
-                    Ok(_) => watch.proceed(call.id),
+                    Ok(None) => watch.proceed(call.id),
                     Err(_) => {
-                        let why = "the server steers it by a program of its own, which cannot be read";
-                        drop(events.send(Event::Unshared(generation, why.into())));
+                        unshared("the server steers it by a program of its own, which cannot be read".into());
                         watch.proceed(call.id);
                     }
                 },
                 Call::Listen(backlog) => match watcher.listen(&call) {
-                    Ok(Some((socket, place, meets, may))) if noted => {
+                    Ok(Some((socket, place, meets, may))) => {
                         // By it the server is known, whatever it does to its environment.
                         let _ = socket.inode().map(|inode| watch.seen.listener(inode));
                         let waiting = Waiting { call: held(), socket, place, backlog, meets, may };
@@ -142,8 +151,6 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String,
                             return;
                         }
                     }
-                    // Nobody would answer it in our stead, and it must not listen beside an old server unseen.
-                    Ok(Some(_)) => watch.conclude(call.id, libc::EADDRINUSE),
                     Ok(None) => watch.proceed(call.id),
                     Err(e) => {
                         denied(&e);
@@ -212,14 +219,14 @@ impl Watcher {
     /// Whether a server that may be replaced listens where this socket is to be bound.
     fn meets(&mut self, call: &Notification, address: SocketAddr, socket: &Socket) -> io::Result<bool> {
         let (main, lent) = self.watch.facts.read();
-        self.named.read(main);
+        self.named.read(main)?;
         let is_named = self.named.ports.contains(&address.port());
         if !(is_named || self.named.unnamed) || !self.is_here(call, socket) {
             return Ok(false);
         }
-        let mut named = self.named.dir.named(&address.into());
+        let mut named = self.named.dir.named(&address.into())?;
         if named.is_empty() && net::listens_at(address)? {
-            named = self.named.dir.unnamed_at(&address.into());
+            named = self.named.dir.unnamed_at(&address.into())?;
         }
         // At its own address only while another one is about to replace it, which may listen there already.
         let others = named.iter().any(|pid| Some(*pid) != main);
@@ -267,7 +274,7 @@ impl Watcher {
         let there = net::datagrams_at(address, socket.takes_both_families())?;
         let may = there.is_empty() || {
             let uid = socket.uid()?;
-            let inherited = self.named.dir.datagrams(self.watch.facts.read().0);
+            let inherited = self.named.dir.datagrams(self.watch.facts.read().0)?;
             !self.is_foreign(call) && there.iter().all(|(inode, owner)| inherited.contains(inode) && *owner == uid)
         };
         if may && self.watch.notifier.waits(call.id) {
@@ -341,7 +348,7 @@ struct Named {
 const TICK: Duration = Duration::from_millis(50);
 
 impl Named {
-    fn read(&mut self, me: Option<Pid>) {
+    fn read(&mut self, me: Option<Pid>) -> io::Result<()> {
         let changed = self.dir.changed();
         let is_settled = |(then, read): (SystemTime, SystemTime)| {
             changed == Some(then) && read.duration_since(then).is_ok_and(|age| age > TICK)
@@ -349,10 +356,11 @@ impl Named {
         if !self.at.is_some_and(is_settled) {
             let read = SystemTime::now();
             let port_of = |address| if let Address::Tcp(_, port) = address { Some(port) } else { None };
-            self.ports = self.dir.addresses().into_iter().filter_map(port_of).collect();
-            self.unnamed = self.dir.has_unnamed(me);
+            self.ports = self.dir.find_addresses()?.into_iter().filter_map(port_of).collect();
+            self.unnamed = self.dir.has_unnamed(me)?;
             self.at = changed.map(|changed| (changed, read));
         }
+        Ok(())
     }
 }
 

@@ -791,7 +791,11 @@ impl Generation {
     }
 
     fn taken(&mut self, address: Address, olds: Vec<OldId>, effects: &mut Vec<Effect>) {
-        let Some(Slot::Looking(ready) | Slot::Releasing(ready, _)) = self.slots.get(&address) else { return };
+        let Some(Slot::Looking(ready) | Slot::Releasing(ready, _)) = self.slots.get(&address) else {
+            // The READY was taken back meanwhile, or was looked up twice.
+            let unknown = olds.into_iter().filter(|id| !self.olds.contains_key(id));
+            return effects.extend(unknown.map(Effect::Unlock));
+        };
         let ready = ready.clone();
         let time = self.settings.ready_timeout.unwrap_or(READY_TIMEOUT);
         if !time.is_zero() && !self.armed.contains(&Timer::Ready) {

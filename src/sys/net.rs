@@ -194,6 +194,11 @@ fn is_forbidden(e: &io::Error) -> bool {
     matches!(e.raw_os_error(), Some(EACCES | EAFNOSUPPORT | EPERM | EPROTONOSUPPORT))
 }
 
+/// One connection, where netlink is not allowed. `None`: it is gone.
+pub fn find_in_table(ends: Ends) -> io::Result<Option<TcpSocket>> {
+    table::find(ends)
+}
+
 /// Connections that a server has: established, or closed by the client only.
 pub fn connections() -> io::Result<Vec<TcpSocket>> {
     Diag::open()?.dump(1 << TCP_ESTABLISHED | 1 << TCP_CLOSE_WAIT, 0)

@@ -69,12 +69,22 @@ impl Pidfd {
 
     /// Waits until the process has ended (a zombie counts as ended).
     pub fn wait(&self) {
-        let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        self.wait_with(-1);
+    }
+
+    /// Waits until the process has ended, or the other end of a socket is closed; `true` if it has ended.
+    pub fn ends_before(&self, closed: BorrowedFd<'_>) -> bool {
+        self.wait_with(closed.as_raw_fd())
+    }
+
+    fn wait_with(&self, other: RawFd) -> bool {
+        let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
+        let mut polls = [poll(self.0.as_raw_fd()), poll(other)];
         loop {
-            // SAFETY: one valid pollfd, and the count says one.
-            let ready = unsafe { libc::poll(&raw mut poll, 1, -1) };
+            // SAFETY: two valid pollfds, and the count says two; one with a negative number is left alone.
+            let ready = unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) };
             if ready > 0 || (ready < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted) {
-                return;
+                return polls[1].revents == 0;
             }
         }
     }
@@ -93,6 +103,57 @@ impl Pidfd {
     /// A second handle on the same process.
     pub fn try_clone(&self) -> io::Result<Pidfd> {
         self.0.try_clone().map(Pidfd)
+    }
+}
+
+/// How a child ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum End {
+    /// It exited with this status.
+    Exited(u8),
+    /// A signal ended it: its number, which nix knows no name of where it is a real-time signal.
+    Signaled(u8),
+}
+
+impl End {
+    /// As a shell has it: that of the child, or 128 and the number of the signal.
+    pub fn status(self) -> u8 {
+        match self {
+            End::Exited(status) => status,
+            End::Signaled(signal) => 128 + signal,
+        }
+    }
+}
+
+impl std::fmt::Display for End {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let number = match *self {
+            End::Exited(status) => return write!(f, "exited with status {status}"),
+            End::Signaled(number) => i32::from(number),
+        };
+        let first = libc::SIGRTMIN();
+        match Signal::try_from(number) {
+            Ok(signal) => write!(f, "was ended by {signal}"),
+            Err(_) if number == first => f.write_str("was ended by SIGRTMIN"),
+            Err(_) if number > first => write!(f, "was ended by SIGRTMIN+{}", number - first),
+            Err(_) => write!(f, "was ended by signal {number}"),
+        }
+    }
+}
+
+/// Reaps one child that has ended; `None` if there is none. (That of nix has reaped a child that a real-time signal
+/// ended, and then says that there is no such signal.)
+pub fn reap() -> Option<(Pid, End)> {
+    loop {
+        let mut status = 0;
+        // SAFETY: the call writes one int to the pointer, which is valid.
+        let pid = unsafe { libc::waitpid(-1, &raw mut status, libc::WNOHANG) };
+        match Pid::new(pid.into()) {
+            Some(pid) if libc::WIFSIGNALED(status) => return Some((pid, End::Signaled(libc::WTERMSIG(status) as u8))),
+            Some(pid) => return Some((pid, End::Exited(libc::WEXITSTATUS(status) as u8))),
+            None if pid < 0 && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted => {}
+            None => return None,
+        }
     }
 }
 
@@ -385,12 +446,7 @@ unsafe fn keep(socket: RawFd, ledger: &Ledger, never_written: &[Range<usize>]) -
         libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
         libc::setsid();
         libc::dup2(socket, 0);
-        // Linux 5.9.
-        if libc::syscall(libc::SYS_close_range, 1, u32::MAX, 0) != 0 {
-            for fd in 1..libc::sysconf(libc::_SC_OPEN_MAX) {
-                libc::close(fd as RawFd);
-            }
-        }
+        close_from(1);
         // The pid and the group, and with them the fds of the server and of the notifier.
         let mut numbers = [0i32; 2];
         let mut control = [0u64; 8];
@@ -455,6 +511,60 @@ unsafe fn keep(socket: RawFd, ledger: &Ledger, never_written: &[Range<usize>]) -
     }
 }
 
+/// Closes every fd from a number on. Async-signal-safe.
+fn close_from(first: RawFd) {
+    // SAFETY: the calls take integers, a constant string and a buffer of ours as long as they are told.
+    unsafe {
+        // Linux 5.9; a container profile may refuse it.
+        if libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) == 0 {
+            return;
+        }
+        let listing = libc::open(c"/proc/self/fd".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC);
+        if listing < 0 {
+            // No /proc: one after the other, of which there may be a million.
+            for fd in first..libc::sysconf(libc::_SC_OPEN_MAX) as RawFd {
+                libc::close(fd);
+            }
+            return;
+        }
+        // The list goes on after the last number that it gave: what is closed meanwhile is not missed.
+        let mut entries = [0u64; 128];
+        loop {
+            let len = libc::syscall(libc::SYS_getdents64, listing, entries.as_mut_ptr(), size_of_val(&entries));
+            if len <= 0 {
+                break;
+            }
+            let bytes = std::slice::from_raw_parts(entries.as_ptr().cast::<u8>(), len as usize);
+            for fd in listed(bytes) {
+                if fd >= first && fd != listing {
+                    libc::close(fd);
+                }
+            }
+        }
+        libc::close(listing);
+    }
+}
+
+/// The numbers among the names of what getdents64(2) gave: 8 bytes inode, 8 offset, 2 length of the entry, 1 type, and
+/// the name with its NUL.
+fn listed(mut entries: &[u8]) -> impl Iterator<Item = RawFd> {
+    std::iter::from_fn(move || {
+        while let &[_, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, low, high, ..] = entries {
+            let len = usize::from(u16::from_ne_bytes([low, high]));
+            let (entry, rest) = entries.split_at_checked(len.max(19))?;
+            entries = rest;
+            let digits = || entry[19..].iter().take_while(|&&byte| byte != 0);
+            if digits().all(u8::is_ascii_digit) {
+                return Some(
+                    digits()
+                        .fold(0, |number: RawFd, byte| number.wrapping_mul(10).wrapping_add(RawFd::from(byte - b'0'))),
+                );
+            }
+        }
+        None
+    })
+}
+
 /// One of the two processes after [`fork`].
 pub enum Forked {
     /// The one that called.
@@ -479,4 +589,36 @@ pub fn fork_session() -> io::Result<Forked> {
 pub fn redirect(to: BorrowedFd<'_>, standard: RawFd) -> io::Result<()> {
     // SAFETY: dup2 takes two integers; 0, 1 and 2 are owned by nobody.
     if unsafe { libc::dup2(to.as_raw_fd(), standard) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_numbers_of_a_listing_are_read() {
+        let entry = |name: &str| {
+            let len = (19 + name.len() + 1).next_multiple_of(8);
+            let mut entry = vec![0; 16];
+            entry.extend((len as u16).to_ne_bytes());
+            entry.push(libc::DT_LNK);
+            entry.extend(name.bytes());
+            entry.resize(len, 0);
+            entry
+        };
+        let entries: Vec<u8> = [".", "..", "0", "7", "1048575"].into_iter().flat_map(entry).collect();
+        assert_eq!(listed(&entries).collect::<Vec<RawFd>>(), [0, 7, 1_048_575]);
+        for torn in 0..entries.len() {
+            assert!(listed(&entries[..torn]).count() <= 3);
+        }
+    }
+
+    #[test]
+    fn the_end_by_a_signal_is_said_by_its_name() {
+        assert_eq!(End::Exited(3).to_string(), "exited with status 3");
+        assert_eq!(End::Signaled(15).to_string(), "was ended by SIGTERM");
+        assert_eq!(End::Signaled(libc::SIGRTMIN() as u8).to_string(), "was ended by SIGRTMIN");
+        assert_eq!(End::Signaled(libc::SIGRTMAX() as u8).to_string(), "was ended by SIGRTMIN+30");
+        assert_eq!(End::Signaled(libc::SIGRTMAX() as u8).status(), 128 + 64);
+    }
 }

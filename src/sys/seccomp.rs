@@ -7,12 +7,14 @@
 use crate::sys::process::{Pid, Pidfd};
 use crate::sys::steer::OwnProgram;
 use nix::libc;
+use std::cell::UnsafeCell;
 use std::io;
 use std::mem::{size_of, zeroed};
 use std::net::SocketAddr;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::ptr::NonNull;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
 
 /// How a program calls the kernel: AUDIT_ARCH_* of linux/audit.h, which libc lacks, and the numbers of its calls.
 struct Abi {
@@ -154,16 +156,21 @@ impl Filter {
             // SAFETY: errno of this thread.
             if fd >= 0 { Ok(fd as RawFd) } else { Err(unsafe { *libc::__errno_location() }) }
         };
-        let mut result = set(base | killable);
-        if result == Err(libc::EACCES) {
-            // Without CAP_SYS_ADMIN the filter is only for those who give up setuid for good.
-            // SAFETY: integers only.
-            unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
-            result = set(base | killable);
-        }
-        if result == Err(libc::EINVAL) {
-            result = set(base);
-        }
+        // Each may come before the other, and after it.
+        let (mut flags, mut privileged) = (base | killable, true);
+        let result = loop {
+            match set(flags) {
+                // Before Linux 5.19.
+                Err(libc::EINVAL) if flags != base => flags = base,
+                // Without CAP_SYS_ADMIN the filter is only for those who give up setuid for good.
+                Err(libc::EACCES) if privileged => {
+                    privileged = false;
+                    // SAFETY: integers only.
+                    unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) };
+                }
+                result => break result,
+            }
+        };
         send_result(report, result);
     }
 }
@@ -226,6 +233,10 @@ pub fn receive_result(report: &std::os::unix::net::UnixStream) -> io::Result<Not
         if libc::recvmsg(report.as_raw_fd(), &raw mut message, flags) < 0 {
             return Err(io::Error::last_os_error());
         }
+        if message.msg_flags & libc::MSG_CTRUNC != 0 {
+            // The only file that comes: there was no room for it.
+            return Err(io::Error::from_raw_os_error(libc::EMFILE));
+        }
         let header = libc::CMSG_FIRSTHDR(&raw const message);
         if errno == 0 && !header.is_null() && (*header).cmsg_type == libc::SCM_RIGHTS {
             let fd = libc::CMSG_DATA(header).cast::<RawFd>().read_unaligned();
@@ -238,15 +249,32 @@ pub fn receive_result(report: &std::os::unix::net::UnixStream) -> io::Result<Not
     Err(io::Error::from_raw_os_error(errno))
 }
 
-/// The calls that were taken from the kernel and not answered yet, in a page that the keeper shares:
-/// should this process die, their callers would wait for ever.
+/// The calls that were taken from the kernel and not answered yet, in memory that the keeper shares: should this
+/// process die, their callers would wait for ever.
 #[derive(Debug)]
-pub struct Ledger(NonNull<[AtomicU64; LEDGER_LEN]>);
+pub struct Ledger {
+    page: NonNull<Page>,
+    /// One call is taken at a time.
+    turn: Mutex<()>,
+    /// An entry has become free.
+    freed: Condvar,
+}
 
-/// How many calls may wait at once; more are let through unseen.
-const LEDGER_LEN: usize = 128;
+/// What is shared.
+#[repr(C)]
+struct Page {
+    /// Where the kernel writes a call that is taken: there is no moment in which it is taken and nowhere. An id is
+    /// never used twice, so that one that stands here and was answered harms nobody.
+    received: UnsafeCell<libc::seccomp_notif>,
+    /// Ids of those that wait for an answer, or 0.
+    waiting: [AtomicU64; LEDGER_LEN],
+}
 
-// SAFETY: the page is only reached through atomics, and lives until the process ends.
+/// How many calls may wait for an answer at once. The next ones wait in the kernel.
+const LEDGER_LEN: usize = 512;
+
+// SAFETY: the entries are only reached through atomics, the place of what is received only with `turn`, or by the keeper
+// when all others are gone. The mapping lives as long as this value.
 unsafe impl Send for Ledger {}
 // SAFETY: as above.
 unsafe impl Sync for Ledger {}
@@ -254,41 +282,59 @@ unsafe impl Sync for Ledger {}
 impl Ledger {
     /// A new page, all zero.
     pub fn new() -> io::Result<Ledger> {
-        let len = size_of::<[AtomicU64; LEDGER_LEN]>();
         let (access, kind) = (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED | libc::MAP_ANONYMOUS);
-        // SAFETY: a fresh mapping of that length; zeroes are valid atomics.
-        let page = unsafe { libc::mmap(std::ptr::null_mut(), len, access, kind, -1, 0) };
+        // SAFETY: a fresh mapping of that length; zeroes are valid for all that is in it.
+        let page = unsafe { libc::mmap(std::ptr::null_mut(), size_of::<Page>(), access, kind, -1, 0) };
         if page == libc::MAP_FAILED {
             return Err(io::Error::last_os_error());
         }
-        NonNull::new(page.cast()).map(Ledger).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))
+        let page = NonNull::new(page.cast()).ok_or_else(|| io::Error::from_raw_os_error(libc::ENOMEM))?;
+        Ok(Ledger { page, turn: Mutex::default(), freed: Condvar::new() })
     }
 
-    fn entries(&self) -> &[AtomicU64; LEDGER_LEN] {
+    fn page(&self) -> &Page {
         // SAFETY: the mapping is valid and aligned, and unmapped only with the last handle.
-        unsafe { self.0.as_ref() }
+        unsafe { self.page.as_ref() }
     }
 
-    /// Notes a call; `false` if there is no room.
-    pub fn note(&self, id: u64) -> bool {
-        self.replace(0, id)
+    /// Takes a call from the kernel, and notes it before anything else is done.
+    fn receive(&self, notifier: RawFd) -> io::Result<libc::seccomp_notif> {
+        let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        let is_full = |_: &mut ()| self.page().waiting.iter().all(|entry| entry.load(Ordering::Acquire) != 0);
+        let _turn = self.freed.wait_while(turn, is_full).unwrap_or_else(PoisonError::into_inner);
+        let place = self.page().received.get();
+        // SAFETY: nobody else has the place while we have the turn; the kernel wants it zeroed and fills it.
+        unsafe {
+            place.write_volatile(zeroed());
+            if libc::ioctl(notifier, libc::SECCOMP_IOCTL_NOTIF_RECV, place) != 0 {
+                return Err(io::Error::last_os_error());
+            }
+            let got = place.read_volatile();
+            self.replace(0, got.id);
+            place.write_volatile(zeroed());
+            Ok(got)
+        }
     }
 
     /// The call was answered.
     pub fn clear(&self, id: u64) {
-        self.replace(id, 0);
+        if self.replace(id, 0) {
+            // Not between the look and the wait of whoever waits for room.
+            drop(self.turn.lock().unwrap_or_else(PoisonError::into_inner));
+            self.freed.notify_all();
+        }
     }
 
     fn replace(&self, old: u64, new: u64) -> bool {
         let swap = |entry: &AtomicU64| entry.compare_exchange(old, new, Ordering::AcqRel, Ordering::Relaxed).is_ok();
-        self.entries().iter().any(swap)
+        self.page().waiting.iter().any(swap)
     }
 }
 
 impl Drop for Ledger {
     fn drop(&mut self) {
         // SAFETY: the mapping was made with this length, and nobody has a reference to it any more.
-        unsafe { libc::munmap(self.0.as_ptr().cast(), size_of::<[AtomicU64; LEDGER_LEN]>()) };
+        unsafe { libc::munmap(self.page.as_ptr().cast(), size_of::<Page>()) };
     }
 }
 
@@ -303,7 +349,9 @@ pub fn answer_all(notifier: RawFd, ledger: &Ledger, killed: bool) {
         // SAFETY: the request goes with this struct.
         unsafe { libc::ioctl(notifier, libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
     };
-    for entry in ledger.entries() {
+    // SAFETY: the supervisor is gone, and with it whoever wrote there.
+    answer(unsafe { (*ledger.page().received.get()).id });
+    for entry in &ledger.page().waiting {
         match entry.swap(0, Ordering::AcqRel) {
             0 => {}
             id => answer(id),
@@ -319,6 +367,9 @@ pub fn answer_all(notifier: RawFd, ledger: &Ledger, killed: bool) {
                 let mut got: libc::seccomp_notif = zeroed();
                 if libc::ioctl(notifier, libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut got) == 0 {
                     answer(got.id);
+                } else if !matches!(*libc::__errno_location(), libc::ENOENT | libc::EINTR) {
+                    // It may last: not again and again at once.
+                    libc::poll(std::ptr::null_mut(), 0, 100);
                 }
             }
         } else if poll.revents != 0 {
@@ -356,39 +407,40 @@ pub struct Notification {
 }
 
 impl Notifier {
-    /// Waits for the next call; `None` when nobody under the filter is left.
-    pub fn next(&self) -> Option<Notification> {
+    /// Waits for the next call, which then stands in the ledger until it is answered; `None` when nobody under the
+    /// filter is left. An error may come again at once.
+    pub fn next(&self, ledger: &Ledger) -> io::Result<Option<Notification>> {
         loop {
             let mut poll = libc::pollfd { fd: self.0.as_raw_fd(), events: libc::POLLIN, revents: 0 };
             // SAFETY: one valid pollfd, and the count says one.
-            let ready = unsafe { libc::poll(&raw mut poll, 1, -1) };
-            if ready < 0 {
-                if io::Error::last_os_error().kind() == io::ErrorKind::Interrupted {
-                    continue;
+            if unsafe { libc::poll(&raw mut poll, 1, -1) } < 0 {
+                match io::Error::last_os_error() {
+                    e if e.kind() == io::ErrorKind::Interrupted => continue,
+                    e => return Err(e),
                 }
-                return None;
             }
             // RECV only after POLLIN: before 6.11 it may never return otherwise.
             if poll.revents & libc::POLLIN != 0 {
-                // SAFETY: the kernel wants it zeroed and fills it.
-                let mut got: libc::seccomp_notif = unsafe { zeroed() };
-                // SAFETY: the request goes with this struct.
-                let result = unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_RECV, &raw mut got) };
-                if result < 0 {
-                    // ENOENT, EINTR: the call was interrupted or its process is gone.
-                    continue;
-                }
+                let got = match ledger.receive(self.0.as_raw_fd()) {
+                    Ok(got) => got,
+                    // The call was interrupted, or its process is gone.
+                    Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::EINTR)) => continue,
+                    Err(e) => return Err(e),
+                };
                 match decode(&got.data, got.pid) {
                     Some((call, args)) => {
                         let compat = got.data.arch != ABIS[0].arch;
-                        return Some(Notification { id: got.id, call, thread: got.pid, args, compat });
+                        return Ok(Some(Notification { id: got.id, call, thread: got.pid, args, compat }));
                     }
                     // Its process is gone, or nobody may look at it.
-                    None => self.proceed(got.id),
+                    None => {
+                        self.proceed(got.id);
+                        ledger.clear(got.id);
+                    }
                 }
             }
             if poll.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 {
-                return None;
+                return Ok(None);
             }
         }
     }
@@ -545,5 +597,122 @@ fn parse_address(bytes: &[u8]) -> Option<SocketAddr> {
         libc::AF_INET => Some((<[u8; 4]>::try_from(bytes.get(4..8)?).ok()?, port).into()),
         libc::AF_INET6 => Some((<[u8; 16]>::try_from(bytes.get(8..24)?).ok()?, port).into()),
         _ => None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::io::Write;
+    use std::os::unix::net::UnixStream;
+
+    /// A child under the filter, whose children make so many calls at once, and where they are seen.
+    fn calls(count: usize) -> (libc::pid_t, Notifier) {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        let filter = Filter::new().unwrap();
+        let listeners: Vec<_> = (0..count).map(|_| std::net::TcpListener::bind("127.0.0.1:0").unwrap()).collect();
+        // SAFETY: the child makes async-signal-safe calls only, and ends, and so do its children.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            filter.install(theirs.as_raw_fd());
+            for listener in &listeners {
+                // SAFETY: as above.
+                unsafe {
+                    if libc::fork() == 0 {
+                        libc::_exit(libc::listen(listener.as_raw_fd(), 1));
+                    }
+                }
+            }
+            let (mut failed, mut status) = (0, 0);
+            // SAFETY: a pointer to an int of ours.
+            while unsafe { libc::waitpid(-1, &raw mut status, 0) } > 0 {
+                failed |= status;
+            }
+            // SAFETY: the end of this process.
+            unsafe { libc::_exit(i32::from(failed != 0)) };
+        }
+        drop(theirs);
+        let mut poll = libc::pollfd { fd: ours.as_raw_fd(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd, and the count says one.
+        assert_eq!(unsafe { libc::poll(&raw mut poll, 1, 60_000) }, 1);
+        (child, receive_result(&ours).unwrap())
+    }
+
+    fn status_of(child: libc::pid_t) -> i32 {
+        let mut status = 0;
+        // SAFETY: a pointer to an int of ours.
+        assert_eq!(unsafe { libc::waitpid(child, &raw mut status, 0) }, child);
+        status
+    }
+
+    /// The supervisor is killed in the moment in which the kernel has given it the call, and it has done nothing yet.
+    #[test]
+    fn a_call_that_was_taken_and_not_noted_is_answered_by_the_keeper() {
+        let (child, notifier) = calls(1);
+        let ledger = Ledger::new().unwrap();
+        let mut poll = libc::pollfd { fd: notifier.raw(), events: libc::POLLIN, revents: 0 };
+        // SAFETY: one valid pollfd, and the count says one; nobody else has the place.
+        unsafe {
+            assert_eq!(libc::poll(&raw mut poll, 1, 60_000), 1);
+            let place = ledger.page().received.get();
+            assert_eq!(libc::ioctl(notifier.raw(), libc::SECCOMP_IOCTL_NOTIF_RECV, place), 0);
+        }
+        answer_all(notifier.raw(), &ledger, false);
+        assert_eq!(status_of(child), 0);
+    }
+
+    #[test]
+    fn more_calls_than_the_ledger_has_room_for_wait_and_are_answered() {
+        let (count, ledger) = (LEDGER_LEN + 20, Ledger::new().unwrap());
+        let (child, notifier) = calls(count);
+        let mut held = Vec::new();
+        for _ in 0..LEDGER_LEN {
+            held.push(notifier.next(&ledger).unwrap().unwrap());
+        }
+        let answer = |call: Notification| {
+            notifier.proceed(call.id);
+            ledger.clear(call.id);
+        };
+        std::thread::scope(|scope| {
+            let rest = scope.spawn(|| {
+                let mut taken = 0;
+                while let Some(call) = notifier.next(&ledger).unwrap() {
+                    answer(call);
+                    taken += 1;
+                }
+                taken
+            });
+            held.into_iter().for_each(answer);
+            assert_eq!(rest.join().unwrap(), 20);
+        });
+        assert_eq!(status_of(child), 0);
+    }
+
+    #[test]
+    fn a_call_that_cannot_be_taken_is_an_error_and_not_taken_again_and_again() {
+        let (ours, mut theirs) = UnixStream::pair().unwrap();
+        theirs.write_all(b"x").unwrap();
+        let failed = Notifier(ours.into()).next(&Ledger::new().unwrap());
+        assert_eq!(failed.map(drop).map_err(|e| e.raw_os_error()), Err(Some(libc::ENOTTY)));
+    }
+
+    /// In a child of its own, which may have no more files than it has.
+    #[test]
+    fn a_file_for_which_there_is_no_room_is_no_success() {
+        let (ours, theirs) = UnixStream::pair().unwrap();
+        // SAFETY: a plain call; `send_result` takes the fd.
+        send_result(theirs.as_raw_fd(), Ok(unsafe { libc::dup(0) }));
+        // SAFETY: the child makes async-signal-safe calls only, and ends.
+        let child = unsafe { libc::fork() };
+        if child == 0 {
+            let none = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+            // SAFETY: a pointer to a struct of ours.
+            unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const none) };
+            let errno = receive_result(&ours).map_or_else(|e| e.raw_os_error().unwrap_or(255), |_| 254);
+            // SAFETY: the end of this process.
+            unsafe { libc::_exit(errno) };
+        }
+        let status = status_of(child);
+        assert_eq!((libc::WIFEXITED(status), libc::WEXITSTATUS(status)), (true, libc::EMFILE));
     }
 }

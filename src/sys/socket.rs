@@ -1,20 +1,37 @@
 //! Unix sockets: who is at the other end, writes that never wait, and files that travel (unix(7)).
 
+use nix::errno::Errno;
 use nix::libc;
-use nix::sys::socket::{ControlMessage, MsgFlags, UnixCredentials, getsockopt, send, sendmsg, sockopt};
+use nix::sys::socket::{
+    AddressFamily, ControlMessage, MsgFlags, SockFlag, SockType, UnixAddr, UnixCredentials, connect, getsockopt, send,
+    sendmsg, socket, sockopt,
+};
 use std::io::{self, IoSlice};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::time::Duration;
 
 /// Pid and effective uid of whoever connected, or listens, as the kernel noted it then (SO_PEERCRED, unix(7)).
 pub fn peer(stream: &UnixStream) -> io::Result<UnixCredentials> {
     Ok(getsockopt(stream, sockopt::PeerCredentials)?)
 }
 
-/// Connects to a socket of this user's, whatever a link at this path leads to.
-pub fn connect_to_own(path: &Path) -> io::Result<UnixStream> {
-    let stream = UnixStream::connect(path)?;
+/// Connects to a socket of this user's, whatever a link at this path leads to. `patience`: how long that may take, and
+/// later a write (SO_SNDTIMEO, socket(7)): whoever has the socket may have stopped.
+pub fn connect_to_own(path: &Path, patience: Option<Duration>) -> io::Result<UnixStream> {
+    let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
+    let stream = UnixStream::from(socket);
+    stream.set_write_timeout(patience)?;
+    let address = UnixAddr::new(path)?;
+    loop {
+        match connect(stream.as_raw_fd(), &address) {
+            Ok(()) => break,
+            Err(Errno::EINTR) => {}
+            Err(Errno::EAGAIN) => return Err(io::Error::from_raw_os_error(libc::ETIMEDOUT)),
+            Err(errno) => return Err(errno.into()),
+        }
+    }
     match peer(&stream)?.uid() == nix::unistd::geteuid().as_raw() {
         true => Ok(stream),
         false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user")),

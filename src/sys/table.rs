@@ -34,6 +34,27 @@ fn read(table: impl io::Read, port: u16) -> io::Result<Vec<TcpSocket>> {
     Ok(found)
 }
 
+/// The connection with these ends. All are read: their order is that of a hash.
+pub fn find(ends: Ends) -> io::Result<Option<TcpSocket>> {
+    let plain = |end: SocketAddr| (end.ip().to_canonical(), end.port());
+    let wanted = (plain(ends.local), plain(ends.peer));
+    for name in ["tcp", "tcp6"] {
+        let table = match File::open(format!("/proc/self/net/{name}")) {
+            Ok(table) => table,
+            // A kernel without IPv6.
+            Err(e) if e.kind() == io::ErrorKind::NotFound && name == "tcp6" => break,
+            Err(e) => return Err(e),
+        };
+        for line in io::BufReader::new(table).lines().skip(1) {
+            let found = socket_of(&line?).filter(|s| (plain(s.ends.local), plain(s.ends.peer)) == wanted);
+            if found.is_some() {
+                return Ok(found);
+            }
+        }
+    }
+    Ok(None)
+}
+
 fn socket_of(line: &str) -> Option<TcpSocket> {
     let fields: Vec<&str> = line.split_whitespace().collect();
     let ends = Ends { local: end_of(fields.get(1)?)?, peer: end_of(fields.get(2)?)?, interface: 0 };
@@ -73,6 +94,20 @@ mod tests {
     use super::*;
     use std::collections::BTreeSet;
     use std::net::TcpListener;
+
+    #[test]
+    fn a_connection_that_nobody_has_accepted_is_told_from_one_that_was() {
+        for at in ["127.0.0.1:0", "[::1]:0"] {
+            let listener = TcpListener::bind(at).unwrap();
+            let client = std::net::TcpStream::connect(listener.local_addr().unwrap()).unwrap();
+            let ends = Ends { local: listener.local_addr().unwrap(), peer: client.local_addr().unwrap(), interface: 0 };
+            assert!(find(ends).unwrap().is_some_and(|socket| socket.is_unaccepted()));
+            let accepted = listener.accept().unwrap();
+            assert!(find(ends).unwrap().is_some_and(|socket| !socket.is_unaccepted()));
+            assert!(find(Ends { peer: ends.local, ..ends }).unwrap().is_none());
+            drop(accepted);
+        }
+    }
 
     #[test]
     fn the_table_has_the_listeners_that_netlink_tells_of() {

@@ -5,10 +5,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Read, Write};
+use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpListener, TcpStream};
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, chown};
+use std::os::unix::net::UnixStream;
 use std::os::unix::process::{CommandExt, ExitStatusExt};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
@@ -396,12 +397,27 @@ impl Sandbox {
         (status, running.log())
     }
 
+    /// A connection to the control socket of the only server, and what is answered on it.
+    pub fn speaker(&self) -> (UnixStream, BufReader<UnixStream>) {
+        let socket = self.files().into_iter().find(|name| name.ends_with(".sock")).unwrap();
+        let stream = UnixStream::connect(self.run_dir().join(socket)).unwrap();
+        stream.set_read_timeout(Some(DEADLINE)).unwrap();
+        (stream.try_clone().unwrap(), BufReader::new(stream))
+    }
+
     /// Takes an address down and checks that nothing is left.
     pub fn take_down(&self, address: &str) {
         let (status, log) = self.run(["--takedown", address]);
         assert_eq!(status, 0, "{log}");
         self.assert_clean();
     }
+}
+
+/// The next line, without its end.
+pub fn next_line(reader: &mut impl BufRead) -> String {
+    let mut line = String::new();
+    reader.read_line(&mut line).unwrap();
+    line.trim_end().to_owned()
 }
 
 /// A place that every user can reach, with copies of the programs.
@@ -460,6 +476,13 @@ pub fn kill(pid: i32, signal: i32) {
     assert!(pid > 1);
     let _ =
         nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid), nix::sys::signal::Signal::try_from(signal).unwrap());
+}
+
+/// The same for signals without a name: the real-time ones.
+pub fn kill_by(pid: i32, signal: i32) {
+    assert!(pid > 1);
+    // SAFETY: two integers.
+    assert_eq!(unsafe { nix::libc::kill(pid, signal) }, 0);
 }
 
 /// The children of a process.

@@ -1,0 +1,251 @@
+//! What a supervisor does in the run directory with its lock held. Somebody may hold that lock and not go on, a stopped
+//! process say: nothing else waits for it. An effect that needs the lock while somebody has it waits in a queue, and
+//! behind it those of the same generation that others must not hear of before; signals, clocks, the steering and
+//! everything of other generations go on.
+
+#![forbid(unsafe_code)]
+
+use super::Supervisor;
+use super::threads::{self, GenId};
+use crate::address::Address;
+use crate::place::Place;
+use crate::registry::{Asker, Found, LOCK_PATIENCE, May, Mine, Notes};
+use crate::swap::{Effect, Event, Level, OldId};
+use crate::sys::net::TcpSocket;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::fs::File;
+use std::io;
+use std::time::{Duration, Instant};
+
+/// How often, and after how long, a socket that nobody seems to hold is looked at again.
+const UNCLEAR_LOOKS: u32 = 50;
+const UNCLEAR_LOOKS_EVERY: Duration = Duration::from_millis(20);
+/// How long what an ending server leaves in the directory waits for the lock: whoever finds it later knows what it is.
+pub(super) const PARTING: Duration = Duration::from_secs(1);
+/// When the lock is tried again where no thread could wait for it.
+const AGAIN: Duration = Duration::from_millis(20);
+
+/// What waits for the run directory.
+#[derive(Default)]
+pub(super) struct Desk {
+    /// In their order.
+    jobs: VecDeque<Job>,
+    /// Addresses to be looked up again.
+    unclear: BTreeMap<(GenId, Address), Unclear>,
+    wait: Wait,
+}
+
+struct Job {
+    generation: GenId,
+    effect: Effect,
+    since: Instant,
+}
+
+/// An address at which somebody listens whom nobody can see, or not yet.
+#[derive(Default)]
+struct Unclear {
+    looks: u32,
+    /// When it is looked up again; `None`: that is under way.
+    at: Option<Instant>,
+    /// To be said when it is clear.
+    notes: Notes,
+}
+
+/// Who waits for the lock.
+#[derive(Default)]
+enum Wait {
+    #[default]
+    Nobody,
+    /// A thread, which sends an event.
+    Thread,
+    /// Nobody could: it is tried again then.
+    Until(Instant),
+}
+
+/// What an effect has to do with the run directory.
+enum Part {
+    /// It needs its lock.
+    In,
+    /// It must not come before an earlier one that does.
+    After,
+    /// Nothing.
+    None,
+}
+
+impl Supervisor {
+    /// Carries an effect out, now or as soon as the run directory is free.
+    pub(super) fn carry_out(&mut self, generation: GenId, effect: Effect) {
+        let queued = self.desk.jobs.iter().any(|job| job.generation == generation);
+        let waits = match self.part(generation, &effect) {
+            Part::In => queued || !self.dir.hold(),
+            Part::After => queued,
+            Part::None => false,
+        };
+        if waits {
+            self.desk.jobs.push_back(Job { generation, effect, since: Instant::now() });
+            return self.wait_for_directory();
+        }
+        self.carry_out_now(generation, effect);
+        self.dir.release();
+    }
+
+    fn part(&self, generation: GenId, effect: &Effect) -> Part {
+        match effect {
+            Effect::LookUp(_) | Effect::Take(..) | Effect::Hold(_) | Effect::Unhold(_) => Part::In,
+            Effect::TellGone(_) | Effect::End(_) => {
+                let registered = self.live.get(&generation).is_some_and(|live| !live.held.is_empty());
+                if registered { Part::In } else { Part::After }
+            }
+            Effect::Lock(_)
+            | Effect::Unlock(_)
+            | Effect::AskDrain(..)
+            | Effect::AskStay(_)
+            | Effect::AskTakedown(..)
+            | Effect::AskStop(..)
+            | Effect::Grant(..)
+            | Effect::TellReleased(..)
+            | Effect::Refuse(..)
+            | Effect::Up
+            | Effect::Done => Part::After,
+            Effect::Say(..)
+            | Effect::Admit(_)
+            | Effect::Pass(_)
+            | Effect::Deny(_)
+            | Effect::Join(_)
+            | Effect::Settle
+            | Effect::Switch(_)
+            | Effect::SwitchBack
+            | Effect::Drain
+            | Effect::StopDrain
+            | Effect::CutOff
+            | Effect::Commit
+            | Effect::Watch(_)
+            | Effect::WatchRelease(_)
+            | Effect::Signal
+            | Effect::Kill
+            | Effect::Arm(..)
+            | Effect::Disarm(_)
+            | Effect::Pause(_)
+            | Effect::Resume(_)
+            | Effect::Report(..) => Part::None,
+        }
+    }
+
+    /// When [`Supervisor::work_on_directory`] has something to do.
+    pub(super) fn directory_at(&self) -> Option<Instant> {
+        let late = self.desk.jobs.iter().map(|job| self.late(job)).min();
+        let again = if let Wait::Until(at) = self.desk.wait { Some(at) } else { None };
+        let looks = self.desk.unclear.values().filter_map(|unclear| unclear.at).min();
+        [late, again.filter(|_| late.is_some()), looks].into_iter().flatten().min()
+    }
+
+    /// Until when a job waits for the lock. Then it is done without, or refused.
+    fn late(&self, job: &Job) -> Instant {
+        let parts = |live: &super::Live| live.ended.is_some() || live.machine.is_leaving();
+        let parts = self.stopping || self.live.get(&job.generation).is_none_or(parts);
+        job.since + if parts { PARTING } else { LOCK_PATIENCE }
+    }
+
+    /// Does what can be done by now.
+    pub(super) fn work_on_directory(&mut self) {
+        let now = Instant::now();
+        // In the order of each generation.
+        let (mut waiting, mut kept) = (BTreeSet::new(), VecDeque::new());
+        for job in std::mem::take(&mut self.desk.jobs) {
+            let needs = matches!(self.part(job.generation, &job.effect), Part::In);
+            if waiting.contains(&job.generation) || needs && !self.dir.hold() && self.late(&job) > now {
+                waiting.insert(job.generation);
+                kept.push_back(job);
+            } else {
+                self.carry_out_now(job.generation, job.effect);
+            }
+        }
+        self.dir.release();
+        self.desk.jobs = kept;
+        if !self.desk.jobs.is_empty() {
+            self.wait_for_directory();
+        }
+        let mut due = Vec::new();
+        for ((generation, address), unclear) in &mut self.desk.unclear {
+            if unclear.at.take_if(|at| *at <= now).is_some() {
+                due.push((*generation, address.clone()));
+            }
+        }
+        for (generation, address) in due {
+            self.carry_out(generation, Effect::LookUp(address));
+        }
+    }
+
+    /// Somebody has waited for the lock, and it is ours.
+    pub(super) fn directory_is_ours(&mut self, lock: io::Result<File>) {
+        self.desk.wait = Wait::Nobody;
+        match lock {
+            Ok(lock) => self.dir.keep(lock),
+            Err(_) => self.desk.wait = Wait::Until(Instant::now() + AGAIN),
+        }
+        self.work_on_directory();
+    }
+
+    fn wait_for_directory(&mut self) {
+        if let Wait::Thread = self.desk.wait {
+            return;
+        }
+        let started = self.dir.try_clone().and_then(|dir| threads::directory(self.events.clone(), dir));
+        self.desk.wait = match started {
+            Ok(()) => Wait::Thread,
+            Err(_) => Wait::Until(Instant::now() + AGAIN),
+        };
+    }
+
+    pub(super) fn look_up(&mut self, generation: GenId, address: Address) {
+        let key = (generation, address);
+        let Unclear { looks, mut notes, .. } = self.desk.unclear.remove(&key).unwrap_or_default();
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        // It speaks for itself: what it listens on beside its READYs is its own affair.
+        live.discover_until = None;
+        let (pid, server) = (live.server.pid, &live.server);
+        let holds = |sockets: &[TcpSocket]| server.holds(sockets).map(|held| !held.is_empty());
+        let mine = Mine { owns: &|other| server.owns(other), holds: &holds };
+        let calls = live.calls.iter().filter(|call| Address::from(call.place.address) == key.1);
+        let places: Vec<(Place, May)> = calls.map(|call| (call.place, call.may)).collect();
+        let asker = Asker { me: pid, mine, places: &places };
+        let found = self.dir.look_up(&key.1, &asker, &mut notes);
+        if let (Found::Unclear(_), ..UNCLEAR_LOOKS) = (&found, looks) {
+            // Nothing tells when the last thread of a killed process has let go of its sockets.
+            let at = Some(Instant::now() + UNCLEAR_LOOKS_EVERY);
+            self.desk.unclear.insert(key, Unclear { looks: looks + 1, at, notes });
+            return;
+        }
+        let address = key.1;
+        for note in notes {
+            self.log.say(Level::Warning, Some(&address), &note);
+        }
+        let event = match found {
+            Found::Foreign => Event::Foreign(address),
+            Found::Vacant(beside) => {
+                live.beside.extend(beside);
+                live.held.insert(address.clone());
+                // There was nobody before it.
+                if std::mem::take(&mut live.number_is_guess) && live.number > 1 {
+                    live.number = 1;
+                    self.register_again(generation);
+                }
+                Event::Vacant(address)
+            }
+            Found::Blocked(why) | Found::Unclear(why) => Event::Blocked(address, why),
+            Found::Taken(holders) => {
+                live.beside.retain(|pid| holders.iter().all(|holder| holder.pid != *pid));
+                let wanted = std::slice::from_ref(&address);
+                let olds = holders.into_iter().map(|holder| OldId(self.old(generation, holder, wanted))).collect();
+                Event::Taken(address, olds)
+            }
+        };
+        self.feed(generation, event);
+    }
+
+    /// Nothing waits any more for a generation that is no more.
+    pub(super) fn clear_desk(&mut self, generation: GenId) {
+        self.desk.jobs.retain(|job| job.generation != generation);
+        self.desk.unclear.retain(|(of, _), _| *of != generation);
+    }
+}
