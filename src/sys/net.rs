@@ -160,13 +160,10 @@ pub fn listeners() -> io::Result<Listeners> {
 
 /// Sockets that listen on a port, which costs far less than all of them where there are a thousand.
 pub fn listeners_at(port: u16) -> io::Result<Listeners> {
-    // One is kept: who has run out of files may have to find out who listens before it can let go of any.
-    static KEPT: Mutex<Option<Diag>> = Mutex::new(None);
-    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let found = match kept.map_or_else(Diag::open, Ok) {
+    let found = match Diag::kept() {
         Ok(diag) => {
             let found = diag.dump(1 << TCP_LISTEN, port)?;
-            *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(diag);
+            diag.keep();
             found
         }
         Err(e) if is_forbidden(&e) => table::listeners(port)?,
@@ -207,9 +204,7 @@ pub fn connections() -> io::Result<Vec<TcpSocket>> {
 /// Inodes of the UDP sockets that are bound where a socket at this address would meet them, and whose they are
 /// (udp(7)). `wide`: it takes packets of both families.
 pub fn datagrams_at(address: SocketAddr, wide: bool) -> io::Result<Vec<(u32, u32)>> {
-    static KEPT: Mutex<Option<Diag>> = Mutex::new(None);
-    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let diag = kept.map_or_else(Diag::open, Ok)?;
+    let diag = Diag::kept()?;
     let mut sockets = Vec::new();
     // Whoever is bound to one address is in the way of all of them; and a lookup names one of several.
     if address.ip().is_unspecified() || diag.find_datagram(address)?.is_some() {
@@ -222,20 +217,18 @@ pub fn datagrams_at(address: SocketAddr, wide: bool) -> io::Result<Vec<(u32, u32
         let meets = |ip: IpAddr| ip == address.ip() || ip.is_unspecified() || address.ip().is_unspecified();
         sockets.retain(|socket| meets(socket.ends.local.ip()));
     }
-    *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(diag);
+    diag.keep();
     Ok(sockets.into_iter().map(|socket| (socket.inode, socket.uid)).collect())
 }
 
 /// Whether somebody listens who would get a connection to this address: one lookup.
 pub fn listens_at(address: SocketAddr) -> io::Result<bool> {
-    static KEPT: Mutex<Option<Diag>> = Mutex::new(None);
-    let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
-    let diag = kept.map_or_else(Diag::open, Ok)?;
+    let diag = Diag::kept()?;
     let mut question = request(family_of(address), 0, 1 << TCP_LISTEN);
     question[24..26].copy_from_slice(&address.port().to_be_bytes());
     put_ip(&mut question, 28, address.ip());
     let found = diag.find_one(&mut question)?;
-    *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(diag);
+    diag.keep();
     Ok(found.is_some())
 }
 
@@ -247,12 +240,13 @@ pub fn namespace() -> io::Result<u64> {
 
 /// Inodes of all UDP sockets that are bound.
 pub fn datagrams() -> io::Result<BTreeSet<u32>> {
-    let (diag, mut sockets) = (Diag::open()?, Vec::new());
+    let (diag, mut sockets) = (Diag::kept()?, Vec::new());
     for family in families(None) {
         let mut question = request(family, nix::libc::NLM_F_DUMP, u32::MAX);
         question[17] = nix::libc::IPPROTO_UDP as u8;
         diag.ask_family(family, &question, &mut sockets)?;
     }
+    diag.keep();
     Ok(sockets.into_iter().map(|socket| socket.inode).collect())
 }
 
@@ -288,7 +282,21 @@ const ANSWER_LEN: usize = 72;
 #[derive(Debug)]
 pub struct Diag(OwnedFd);
 
+/// One is kept: who has run out of files may have to find out who listens before it can let go of any.
+static KEPT: Mutex<Option<Diag>> = Mutex::new(None);
+
 impl Diag {
+    /// The one that is kept, or, where another thread has it, a new one.
+    fn kept() -> io::Result<Diag> {
+        let kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner).take();
+        kept.map_or_else(Diag::open, Ok)
+    }
+
+    /// Keeps it, and no other.
+    fn keep(self) {
+        *KEPT.lock().unwrap_or_else(PoisonError::into_inner) = Some(self);
+    }
+
     /// Opens it.
     pub fn open() -> io::Result<Diag> {
         let fd = socket(AddressFamily::Netlink, SockType::Raw, SockFlag::SOCK_CLOEXEC, SockProtocol::NetlinkSockDiag)?;
