@@ -112,6 +112,8 @@ struct Group {
     own: Option<OwnProgram>,
     /// Why probes do not get to a new server that may well accept: nothing that it has done.
     unreachable: Option<String>,
+    /// Several have left at once, in an order that nobody knows: an index may mean another socket than we think.
+    lost: bool,
     /// Clients are kept away from the new sockets until they are proven: an old server has what they would take from
     /// it at once, at another place of the same port.
     guarded: bool,
@@ -135,6 +137,7 @@ impl Group {
             steered: false,
             own: None,
             unreachable: None,
+            lost: false,
             guarded: false,
         }
     }
@@ -201,7 +204,7 @@ impl Group {
     /// Puts the program on the group: through a socket of the old server, or of the new one.
     fn steer(&mut self, fetch: Fetch<'_>) -> io::Result<()> {
         let program = self.program();
-        if let Some(handle) = self.handles().next() {
+        if let Some(handle) = self.handles().find(|handle| handle.listens()) {
             handle.steer(&program)?;
         } else {
             // A single socket needs no steering, and an unknown order allows none.
@@ -228,14 +231,31 @@ impl Group {
 
     /// Goes on with those new sockets that are left: of a worker that died, or that were closed.
     fn follow(&mut self, is_left: impl Fn(u32) -> bool, fetch: Fetch<'_>) {
-        let mut left = false;
-        while self.members.leave_first(|member| !member.is_new() || is_left(member.inode)).is_some() {
-            left = true;
-        }
-        if left {
-            self.members.iter_mut().filter_map(Member::proof).for_each(Proof::begin_anew);
+        if self.leave(|member| !member.is_new() || is_left(member.inode)) {
             let _ = self.steer(fetch);
         }
+    }
+
+    /// Before another one joins: what is closed has left.
+    fn catch_up(&mut self, listeners: &Listeners, fetch: Fetch<'_>) {
+        let place = self.place;
+        self.reap(Some(listeners), fetch);
+        self.follow(|inode| listeners.at_place(&place).any(|s| s.inode == inode), fetch);
+    }
+
+    /// Members that are closed leave; `true` if any was. Of several we do not know which was closed first: that does not
+    /// matter where they were the last, or where nobody is left of one side.
+    fn leave(&mut self, is_left: impl Fn(&Member) -> bool) -> bool {
+        let before = self.members.len();
+        let stays = self.members.iter().take_while(|member| is_left(member)).count();
+        while self.members.leave_first(&is_left).is_some() {}
+        let left = before - self.members.len();
+        let is_mixed = self.has_news() && self.members.iter().any(|member| !member.is_new());
+        self.lost |= left > 1 && stays < self.members.len() && is_mixed;
+        if left > 0 {
+            self.members.iter_mut().filter_map(Member::proof).for_each(Proof::begin_anew);
+        }
+        left > 0
     }
 
     /// Lets go of what the old server has closed. The last one of a place stays for a moment, as long as the new server has
@@ -277,13 +297,7 @@ impl Group {
         let Some(listeners) = listeners else { return };
         let place = self.place;
         let is_there = |inode: u32| listeners.at_place(&place).any(|s| s.inode == inode);
-        let is_left = |m: &Member| !matches!(m.side, Side::Old { handle: None, .. }) || is_there(m.inode);
-        let mut left = false;
-        while self.members.leave_first(is_left).is_some() {
-            left = true;
-        }
-        if left {
-            self.members.iter_mut().filter_map(Member::proof).for_each(Proof::begin_anew);
+        if self.leave(|m: &Member| !matches!(m.side, Side::Old { handle: None, .. }) || is_there(m.inode)) {
             // Where all that are left get connections it does not matter which of them.
             if self.receives().iter().map(|range| range.count).sum::<u32>() < self.members.len() as u32 {
                 let _ = self.steer(fetch);
@@ -314,7 +328,8 @@ impl Group {
 
     /// Lets the old sockets go, and the group be as if there had never been any. When a member leaves,
     /// the last one takes its index, and an index past the end falls back to the whole group.
-    fn leave_to_new(mut self, own: &[Socket]) {
+    /// `false` if that cannot be done now, and clients are kept away from the new sockets.
+    fn leave_to_new(&mut self, own: &[Socket]) -> bool {
         if let Some(socket) = own.iter().find(|socket| socket.place().is_ok_and(|place| place == self.place)) {
             let _ = self.own.take().map_or_else(|| socket.release(), |program| socket.steer_by(&program));
         }
@@ -322,6 +337,7 @@ impl Group {
             let wanted = own.iter().filter(|socket| socket.inode().is_ok_and(|inode| inodes.contains(&inode)));
             wanted.filter_map(|socket| socket.try_clone().ok()).collect()
         });
+        !self.guarded
     }
 
     /// The old server serves as it did before.
@@ -348,6 +364,10 @@ impl Group {
     fn step(&mut self, find: Find<'_>, listeners: &Listeners, fetch: Fetch<'_>) -> io::Result<()> {
         // Where nobody knows which socket a probe would go to, one has to do.
         let most = if self.in_order { usize::MAX } else { 1 };
+        if self.lost {
+            self.unreachable = Some("sockets come and go too fast to be followed".into());
+            return Ok(());
+        }
         let (mut begun, mut steer) = (false, false);
         let place = self.place;
         let is_full = listeners.at_place(&place).any(|s| s.is_full());
@@ -388,11 +408,11 @@ impl Group {
             }
         }
         if begun && self.guarded {
-            let own = fetch(&self.inodes_of_news());
-            for probe in
-                self.news().filter_map(|m| if let Side::New(Proof::Probing(p, _)) = &m.side { Some(p) } else { None })
-            {
-                own.iter().for_each(|socket| drop(socket.refuse_newcomers(Some(probe))));
+            for socket in fetch(&self.inodes_of_news()) {
+                let own = self.news().find(|member| socket.inode().is_ok_and(|inode| inode == member.inode));
+                if let Some(Side::New(Proof::Probing(probe, _))) = own.map(|member| &member.side) {
+                    let _ = socket.refuse_newcomers(Some(probe));
+                }
             }
         }
         if begun || steer {
@@ -544,7 +564,10 @@ impl Sharing {
 
     /// A listener that the old server opens while it is being replaced joins by our hand: its index is known.
     pub fn join_old(&mut self, old: u64, socket: Socket, backlog: i32, fetch: Fetch<'_>) -> io::Result<()> {
-        let group = self.at(socket.place()?, Some(old));
+        let place = socket.place()?;
+        let listeners = net::listeners_at(place.address.port())?;
+        let group = self.at(place, Some(old));
+        group.catch_up(&listeners, fetch);
         socket.share()?;
         let _ = group.steer(fetch);
         socket.listen(backlog)?;
@@ -565,8 +588,12 @@ impl Sharing {
         let group = self.at(place, None);
         group.joined = true;
         // Who came since the lock took the index that this one would have.
-        if group.old.is_some() && !group.is_known(&net::listeners_at(place.address.port())?) {
-            return Err(io::ErrorKind::AddrInUse.into());
+        if !group.members.is_empty() || group.old.is_some() {
+            let listeners = net::listeners_at(place.address.port())?;
+            group.catch_up(&listeners, fetch);
+            if group.old.is_some() && !group.is_known(&listeners) {
+                return Err(io::ErrorKind::AddrInUse.into());
+            }
         }
         socket.share()?;
         group.steer(fetch)?;
@@ -679,13 +706,23 @@ impl Sharing {
 
     /// Lets go of what old servers have closed: nobody may be sent to a socket that only we hold.
     fn follow_olds(&mut self, fetch: Fetch<'_>) {
-        let mut suspects = BTreeSet::new();
+        let (mut suspects, mut shut) = (BTreeSet::new(), false);
         for member in self.groups_mut().flat_map(|group| group.members.iter_mut()) {
-            if let Side::Old { handle: Some(handle), .. } = &member.side
+            if let Side::Old { handle: Some(handle), .. } = &mut member.side
+                && !handle.socket.listens()
+            {
+                // By shutdown(2): it is open, and no member any more.
+                handle.closed = Some(Instant::now() - REOPENS_WITHIN);
+                handle.seen = None;
+                shut = true;
+            } else if let Side::Old { handle: Some(handle), .. } = &member.side
                 && !handle.seen.as_ref().is_some_and(|held| held.is_still(member.inode))
             {
                 suspects.insert(member.inode);
             }
+        }
+        if shut {
+            self.groups_mut().for_each(|group| group.drop_closed(fetch));
         }
         if suspects.is_empty() || self.blind_until.is_some_and(|until| until > Instant::now()) {
             return;
@@ -846,12 +883,17 @@ impl Sharing {
     }
 
     /// The old servers are gone, and the new one has proven itself.
-    pub fn finish(self, fetch: Fetch<'_>) {
+    /// `false` where something is left to be taken off.
+    pub fn finish(&mut self, fetch: Fetch<'_>) -> bool {
         let is_touched = |group: &&Group| group.steered || group.guarded;
         let touched: BTreeSet<u32> = self.groups().filter(is_touched).flat_map(Group::inodes_of_news).collect();
         // In one look: a server may have a thousand.
         let own = if touched.is_empty() { Vec::new() } else { fetch(&touched) };
-        self.groups.into_values().flatten().for_each(|group| group.leave_to_new(&own));
+        for groups in self.groups.values_mut() {
+            groups.retain_mut(|group| !group.leave_to_new(&own));
+        }
+        self.groups.retain(|_, groups| !groups.is_empty());
+        self.groups.is_empty()
     }
 
     /// The new server is gone, or gives up.

@@ -541,6 +541,10 @@ impl Supervisor {
             for effect in live.machine.step(event) {
                 self.carry_out(generation, effect);
             }
+            if let Some(live) = self.live.get_mut(&generation) {
+                // A worker that turned out to be slow.
+                live.was_up &= !live.machine.is_starting();
+            }
             if let Some(live) = self.live.get(&generation)
                 && let Some(watch) = live.watch()
             {

@@ -46,7 +46,8 @@ pub(super) struct Young {
 /// A `listen` of a server that is being replaced, which the supervisor of the new one carries out: whoever steers has to
 /// know the order of all members.
 pub(super) struct Lent {
-    waiting: Waiting,
+    /// `None` once it was let listen without waiting any longer: the answer is still to come.
+    waiting: Option<Waiting>,
     until: Instant,
 }
 
@@ -67,7 +68,7 @@ impl Live {
 
     /// When a listener that waits for the supervisor of a new server is let listen all the same.
     pub(super) fn lent_until(&self) -> Option<Instant> {
-        self.lent.front().map(|lent| lent.until)
+        self.lent.iter().find(|lent| lent.waiting.is_some()).map(|lent| lent.until)
     }
 
     /// An address of its that it steers by a program of its own.
@@ -102,7 +103,7 @@ impl Live {
         listeners: &Listeners,
         pending: &mut VecDeque<(GenId, swap::Event)>,
     ) {
-        if self.was_up || self.sharing.is_empty() {
+        if self.sharing.is_empty() {
             return;
         }
         let server = &self.server;
@@ -187,7 +188,7 @@ impl Supervisor {
                 if let Some(conn) = self.conns.get(&claimer.0) {
                     let fd = waiting.socket.fd().as_fd().as_raw_fd();
                     conn.out.send_files(&HolderWord::Joins(waiting.backlog), &[fd]);
-                    live.lent.push_back(Lent { waiting, until: Instant::now() + JOINS_WITHIN });
+                    live.lent.push_back(Lent { waiting: Some(waiting), until: Instant::now() + JOINS_WITHIN });
                     continue;
                 }
             }
@@ -238,8 +239,9 @@ impl Supervisor {
         if live.machine.is_locked_by(claimer)
             && let Some(lent) = live.lent.pop_front()
         {
-            drop(lent.waiting.socket);
-            lent.waiting.call.conclude(if errno == 0 { Ok(()) } else { Err(Errno::from_raw(errno).into()) });
+            let Some(Waiting { call, socket, .. }) = lent.waiting else { return };
+            drop(socket);
+            call.conclude(if errno == 0 { Ok(()) } else { Err(Errno::from_raw(errno).into()) });
         }
     }
 
@@ -454,9 +456,11 @@ impl Supervisor {
                 live.sharing.forget_olds(&fetch);
                 continue;
             }
-            std::mem::take(&mut live.sharing).finish(&fetch);
             live.proving.clear();
-            finished.push(*generation);
+            // What cannot be taken off now is taken off at a later look.
+            if live.sharing.finish(&fetch) {
+                finished.push(*generation);
+            }
         }
         for generation in finished {
             self.write_replaced(generation, Vec::new());
@@ -551,6 +555,9 @@ impl Supervisor {
         if !live.machine.is_locked_by(claimer) {
             // Whoever only looked or waited has left nothing on its sockets.
             return self.feed(generation, swap::Event::ClaimerGone(claimer));
+        }
+        for lent in std::mem::take(&mut live.lent) {
+            lent.waiting.into_iter().for_each(|waiting| _ = listen_alone(waiting, true));
         }
         live.left_by = Some(Left { claimer, supervisor, wait: Wait::Until(Instant::now() + UNCLEAR_FOR) });
         if let Ok(listeners) = net::listeners() {
@@ -840,9 +847,9 @@ pub(super) fn look_at_shared(
             pending.push_back((generation, swap::Event::Listens(young.address)));
         }
     }
-    while live.lent.front().is_some_and(|lent| lent.until <= now) {
+    for lent in live.lent.iter_mut().filter(|lent| lent.until <= now) {
         // Whoever steers does not answer: our server must not wait for that.
-        live.lent.pop_front().into_iter().for_each(|lent| _ = listen_alone(lent.waiting, true));
+        lent.waiting.take().into_iter().for_each(|waiting| _ = listen_alone(waiting, true));
     }
     if live.drains && live.drain.is_none() {
         // Said once. Until it can be watched it may be busy.
@@ -859,5 +866,5 @@ pub(super) fn look_at_shared(
             Drained::Idle => pending.push_back((generation, swap::Event::Drained)),
         }
     }
-    !live.proving.is_empty() || live.drains || live.sharing.has_olds()
+    !live.proving.is_empty() || live.drains || !live.sharing.is_empty()
 }

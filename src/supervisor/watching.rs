@@ -26,25 +26,36 @@ use std::time::{Duration, SystemTime};
 pub struct Held {
     watch: Arc<Watch>,
     id: u64,
-    errno: i32,
+    outcome: Outcome,
+}
+
+/// What becomes of a call.
+enum Outcome {
+    /// It runs as if nobody had looked.
+    Runs,
+    /// It returns this errno, or 0.
+    Returns(i32),
 }
 
 impl Held {
     /// Lets the call run as if nobody had looked.
-    pub fn proceed(self) {
-        self.watch.proceed(self.id);
-        std::mem::forget(self);
+    pub fn proceed(mut self) {
+        self.outcome = Outcome::Runs;
     }
 
     /// Gives the call this result.
     pub fn conclude(mut self, result: io::Result<()>) {
-        self.errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EADDRINUSE));
+        let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EADDRINUSE));
+        self.outcome = Outcome::Returns(errno);
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.watch.conclude(self.id, self.errno);
+        match self.outcome {
+            Outcome::Runs => self.watch.proceed(self.id),
+            Outcome::Returns(errno) => self.watch.conclude(self.id, errno),
+        }
     }
 }
 
@@ -110,10 +121,11 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String,
             namespace: net::namespace().ok(),
             bound: BTreeMap::new(),
             own: Vec::new(),
+            own_look: OWN_LOOK,
         };
         let unshared = |why: String| drop(events.send(Event::Unshared(generation, why)));
         while let Some(call) = watch.next(unshared) {
-            let held = || Held { watch: watch.clone(), id: call.id, errno: libc::EINTR };
+            let held = || Held { watch: watch.clone(), id: call.id, outcome: Outcome::Returns(libc::EINTR) };
             let denied = |e: &io::Error| {
                 if is_denied(e) {
                     unshared(format!("its sockets cannot be had: {}", crate::error::reason(e)));
@@ -178,7 +190,11 @@ struct Watcher {
     bound: BTreeMap<u64, u16>,
     /// Sockets that were made sharable, or listen.
     own: Vec<Own>,
+    /// How many of them there may be before those that are closed are forgotten.
+    own_look: usize,
 }
+
+const OWN_LOOK: usize = 256;
 
 struct Own {
     inode: u32,
@@ -256,6 +272,10 @@ impl Watcher {
 
     fn remember(&mut self, call: &Notification, socket: &Socket, place: Place) -> io::Result<()> {
         let inode = socket.inode()?;
+        if self.own.len() >= self.own_look {
+            self.own.retain(|own| own.held.is_still(own.inode));
+            self.own_look = OWN_LOOK.max(2 * self.own.len());
+        }
         if let Some(caller) = call.caller()
             && self.own.iter().all(|own| own.inode != inode)
         {
@@ -313,7 +333,17 @@ impl Watcher {
         if !socket.is_tcp() || !self.is_here(call, &socket) || self.is_foreign(call) {
             return Ok(None);
         }
-        call.program().map(|program| Some((socket, program)))
+        let program = call.program();
+        // What was read belongs to this call only if it still waits.
+        if !self.watch.notifier.waits(call.id) {
+            return Ok(None);
+        }
+        match program {
+            Ok(program) => Ok(Some((socket, program))),
+            Err(e) if is_denied(&e) => Err(e),
+            // The kernel finds it as wrong as we do.
+            Err(_) => Ok(None),
+        }
     }
 
     /// Whether a socket is of this network namespace: no other one has addresses here.

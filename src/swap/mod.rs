@@ -465,6 +465,11 @@ impl Generation {
         self.lock == Some(claimer)
     }
 
+    /// Whether the server is not up, or was only taken for it.
+    pub fn is_starting(&self) -> bool {
+        self.stage == Stage::Starting
+    }
+
     /// Who has the server's lock.
     pub fn claimer(&self) -> Option<ClaimerId> {
         self.lock
@@ -956,6 +961,7 @@ impl Generation {
                 let why = |slot: &Slot| match slot {
                     Slot::Waiting(..) => Some("it was not free in time"),
                     Slot::Invited(..) => Some("the server did not listen on it in time"),
+                    Slot::Joined(..) => Some("the server did not accept on it in time"),
                     _ => None,
                 };
                 let late: Vec<(Address, &str)> =
@@ -1217,6 +1223,9 @@ impl Generation {
         effects.push(Effect::Report(Level::Error, Some(address.clone()), format!("{why} ({consequence})")));
         self.admit(address, Effect::Deny, effects);
         self.slots.remove(address);
+        if !self.slots.any([Kind::Looking]) {
+            self.unlock_idle(effects);
+        }
     }
 
     /// The server listens and nobody else has the address: all that is left is to prove it, until it was up once.
@@ -1228,12 +1237,16 @@ impl Generation {
 
     /// The server has closed all that it had at the address. Before it is up that was none of its addresses.
     fn closed(&mut self, own: &Address, effects: &mut Vec<Effect>) {
-        let closed =
-            matches!(self.slots.get(own), Some(Slot::Joined(..) | Slot::Proven(..) | Slot::Proving | Slot::Held));
-        if self.stage == Stage::Starting && closed {
+        let closed = match self.slots.get(own) {
+            // It has only tried whether it can have it.
+            Some(Slot::Joined(..) | Slot::Proven(..)) => true,
+            Some(Slot::Proving | Slot::Held) => self.stage == Stage::Starting,
+            _ => false,
+        };
+        if matches!(self.stage, Stage::Starting | Stage::Up) && closed {
             self.slots.remove(own);
             self.hindrances.remove(own);
-            self.closed = true;
+            self.closed |= self.stage == Stage::Starting;
             effects.push(Effect::Unhold(own.clone()));
         }
     }
@@ -1442,7 +1455,8 @@ impl Generation {
     fn clocks(&mut self, effects: &mut Vec<Effect>) {
         let waits = self.slots.any([Kind::Waiting, Kind::Releasing]);
         let invited = self.slots.any([Kind::Invited]);
-        if self.stage == Stage::Up && !waits && !invited {
+        let joined = self.slots.any([Kind::Joined]);
+        if self.stage == Stage::Up && !waits && !invited && !joined {
             self.disarm(Timer::Ready, effects);
         }
         if self.armed.contains(&Timer::Ready) {

@@ -555,7 +555,8 @@ impl Notification {
                 let process = self.caller().ok_or_else(invalid)?.process;
                 Pidfd::open(process)?.fd(RawFd::from_ne_bytes(number)).map(OwnProgram::Extended)
             }
-            _ if len != size_of::<libc::sock_fprog>() || self.compat => Err(invalid()),
+            _ if self.compat => Err(io::Error::from_raw_os_error(libc::EACCES)),
+            _ if len != size_of::<libc::sock_fprog>() => Err(invalid()),
             _ => {
                 let mut program = [0; size_of::<libc::sock_fprog>()];
                 read(self.args[3], &mut program)?;
