@@ -55,7 +55,7 @@ pub struct Watch {
 /// What the main thread and the one that sees the calls of a server tell each other.
 #[derive(Debug, Default)]
 pub struct Facts {
-    /// The main process, or 0; and whether a claimer has the lock of the server.
+    /// The main process, or 0; and whether another server shares the port: one that it replaces, or one that has its lock.
     main: AtomicI32,
     lent: AtomicBool,
     /// Inodes of UDP sockets that were made sharable.
@@ -63,7 +63,7 @@ pub struct Facts {
 }
 
 impl Facts {
-    /// The main process of the server, and whether a claimer is about to replace it.
+    /// The main process of the server, and whether another one shares its port.
     pub fn read(&self) -> (Option<Pid>, bool) {
         (Pid::new(self.main.load(Ordering::Acquire).into()), self.lent.load(Ordering::Acquire))
     }

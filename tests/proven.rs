@@ -30,7 +30,7 @@ fn swapped(sandbox: &Sandbox, words: &[String]) {
 fn a_first_server_that_accepts_nothing_is_not_up() {
     common::in_both_orders(|sandbox| {
         let port = sandbox.port();
-        let (status, log) = run(&sandbox, &["-d", "--ready-timeout", "1"], &odd("silent", port, &[]));
+        let (status, log) = run(&sandbox, &["-d", "--ready-timeout", "6"], &odd("silent", port, &[]));
         assert_eq!(status, 124, "{log}");
         assert!(log.contains("it listens but accepts nothing") && !log.contains("is up"), "{log}");
         // Nor is one that has ended.
@@ -56,7 +56,7 @@ fn each_socket_of_a_server_has_to_accept() {
     let address = format!("127.0.0.1:{port}");
     let bad = [["deaf"], ["close"]];
     for rest in bad {
-        let (status, log) = run(&sandbox, &["-d", "--ready-timeout", "2"], &odd("three_sockets", port, &rest));
+        let (status, log) = run(&sandbox, &["-d", "--ready-timeout", "6"], &odd("three_sockets", port, &rest));
         assert_eq!(status, 124, "{rest:?}: {log}");
     }
     swapped(&sandbox, &odd("three_sockets", port, &[]));
@@ -64,7 +64,7 @@ fn each_socket_of_a_server_has_to_accept() {
     for rest in bad {
         let load = Load::start(port, Duration::from_millis(1));
         until("it is asked", || load.is_answered());
-        let (status, log) = run(&sandbox, &["-d", "--ready-timeout", "2"], &odd("three_sockets", port, &rest));
+        let (status, log) = run(&sandbox, &["-d", "--ready-timeout", "6"], &odd("three_sockets", port, &rest));
         assert_eq!(status, 124, "{rest:?}: {log}");
         let seen = load.stop();
         assert_eq!((seen.failures, seen.answers.keys().copied().collect()), ([].into(), vec![first.pid]), "{rest:?}");
@@ -174,7 +174,7 @@ fn a_probe_that_cannot_arrive_is_told_from_a_server_that_accepts_nothing() {
         let mut running = sandbox.start(command);
         (running.wait(), running.log())
     };
-    let (status, log) = inside(&["--ready-timeout", "2"]);
+    let (status, log) = inside(&["--ready-timeout", "6"]);
     assert!(status == 124 && log.contains("a probe cannot get there") && log.contains("--no-probe"), "{log}");
     let (status, log) = inside(&["--no-probe"]);
     assert_eq!(status, 0, "{log}");
@@ -196,9 +196,9 @@ fn a_server_of_two_devices_is_two_places_and_each_is_asked() {
         (running.wait(), running.log())
     };
     // A connection of this machine to itself comes by lo, whatever the address.
-    let (status, log) = inside(&["--ready-timeout", "2"], &odd("devices", port, &["lo", "one"]));
+    let (status, log) = inside(&["--ready-timeout", "6"], &odd("devices", port, &["lo", "one"]));
     assert!(status == 124 && log.contains("no probe of this machine") && log.contains("--no-probe"), "{log}");
-    let (status, log) = inside(&["--ready-timeout", "2"], &odd("devices", port, &["lo", "mute"]));
+    let (status, log) = inside(&["--ready-timeout", "6"], &odd("devices", port, &["lo", "mute"]));
     assert!(status == 124 && log.contains("accepts nothing"), "{log}");
     let (status, log) = inside(&[], &odd("devices", port, &["lo"]));
     assert_eq!(status, 0, "{log}");

@@ -10,12 +10,20 @@ use std::os::unix::fs::PermissionsExt;
 use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
+use std::sync::atomic::{AtomicU16, Ordering};
 
 /// The words of a server of `tests/servers/odd.py`.
 fn odd(what: &str, port: u16, rest: &[&str]) -> Vec<String> {
     let script = format!("{}/tests/servers/odd.py", env!("CARGO_MANIFEST_DIR"));
     let words = ["python3", &script, what, &port.to_string()].map(str::to_owned);
     words.into_iter().chain(rest.iter().map(|word| (*word).to_owned())).collect()
+}
+
+/// The first of some ports that no other test has: above those of the sandboxes, below those that the kernel gives.
+fn range() -> u16 {
+    static NEXT: AtomicU16 = AtomicU16::new(0);
+    30_000
+        + (std::process::id() as u16).wrapping_mul(56).wrapping_add(16 * NEXT.fetch_add(1, Ordering::Relaxed)) % 2_700
 }
 
 fn detached(sandbox: &Sandbox, words: &[String]) -> (i32, String) {
@@ -39,7 +47,7 @@ fn sessions_of_one_server_that_look_for_free_ports_get_one_each() {
     for kind in ["udp", "tcp"] {
         let sandbox = Sandbox::shared();
         let port = sandbox.port();
-        let words = odd("sessions", port, &[kind]);
+        let words = odd("sessions", port, &[kind, &range().to_string()]);
         let distinct = |log: &str| {
             let ports: Vec<u16> = line(log, "sessions").split(' ').skip(1).map(|port| port.parse().unwrap()).collect();
             ports.len() == 3 && ports[0] != ports[1] && ports[0] != ports[2] && ports[1] != ports[2]
@@ -59,9 +67,10 @@ fn a_udp_port_of_a_stranger_is_never_shared() {
     let sandbox = Sandbox::shared();
     let port = sandbox.port();
     // It shares its port with whoever wants to, as far as the kernel is asked.
-    let stranger = sharing_socket(port + 1);
-    let log = swapped(&sandbox, &odd("sessions", port, &["udp"]));
-    assert!(!line(&log, "sessions").split(' ').any(|word| word == (port + 1).to_string()), "{log}");
+    let taken = range();
+    let stranger = sharing_socket(taken);
+    let log = swapped(&sandbox, &odd("sessions", port, &["udp", &taken.to_string()]));
+    assert!(!line(&log, "sessions").split(' ').any(|word| word == taken.to_string()), "{log}");
     drop(stranger);
     sandbox.take_down(&format!("127.0.0.1:{port}"));
 }
@@ -81,8 +90,10 @@ fn a_source_port_that_is_in_use_is_not_had_twice() {
     let sandbox = Sandbox::shared();
     let port = sandbox.port();
     let far = TcpListener::bind("127.0.0.1:0").unwrap();
-    let words =
-        [vec!["env".to_owned(), format!("FAR={}", far.local_addr().unwrap().port())], odd("source_port", port, &[])];
+    let words = [
+        vec!["env".to_owned(), format!("FAR={}", far.local_addr().unwrap().port())],
+        odd("source_port", port, &[&range().to_string()]),
+    ];
     let first = swapped(&sandbox, &words.concat());
     let second = swapped(&sandbox, &words.concat());
     assert_ne!(line(&first, "from"), line(&second, "from"));

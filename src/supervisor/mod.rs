@@ -548,7 +548,9 @@ impl Supervisor {
             if let Some(live) = self.live.get(&generation)
                 && let Some(watch) = live.watch()
             {
-                watch.facts.tell(live.server.pid, live.machine.claimer().is_some());
+                // While two servers share the port, each may close its listener there and open another one.
+                let beside = live.machine.claimer().is_some() || live.sharing.has_olds();
+                watch.facts.tell(live.server.pid, beside);
             }
         }
         self.finish_sharing();

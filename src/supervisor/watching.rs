@@ -244,14 +244,14 @@ impl Watcher {
         if named.is_empty() && net::listens_at(address)? {
             named = self.named.dir.unnamed_at(&address.into())?;
         }
-        // At its own address only while another one is about to replace it, which may listen there already.
+        // At its own address only while another server listens there too, to replace it or to be replaced.
         let others = named.iter().any(|pid| Some(*pid) != main);
         if !(others || lent && !named.is_empty()) || others && self.is_foreign(call) {
             return Ok(false);
         }
         let place = Place { address, ..socket.place()? };
         if lent && named.iter().all(|pid| Some(*pid) == main) {
-            // It replaces a listener of its own while another server replaces it: nobody may be kept waiting.
+            // It replaces a listener of its own beside another server: nobody may be kept waiting.
             return Ok(!self.has(&place) || socket.shares());
         }
         let listeners = net::listeners_at(address.port())?;

@@ -174,9 +174,9 @@ def vain_program():
 
 
 def sessions():
-    """Takes three session ports by "bind fails, take the next"."""
+    """Takes three session ports from one on, by "bind fails, take the next"."""
     kept, ports, kind = [], [], socket.SOCK_DGRAM if "udp" in REST else socket.SOCK_STREAM
-    port = PORT + 1
+    port = int(REST[-1])
     while len(kept) < 3:
         made = socket.socket(socket.AF_INET, kind)
         host = "0.0.0.0" if len(kept) == 1 else "127.0.0.1"
@@ -184,7 +184,7 @@ def sessions():
             made.bind((host, port))
             kept.append(made)
             ports.append(port)
-            port = PORT + 1
+            port = int(REST[-1])
         except OSError:
             made.close()
             port += 1
@@ -193,9 +193,9 @@ def sessions():
 
 
 def source_port():
-    """Connects from a fixed port, the first that is free, before it listens."""
+    """Connects from a fixed port, the first from one on that is free, before it listens."""
     far = socket.create_server(("127.0.0.1", 0))
-    port = PORT + 1
+    port = int(REST[-1])
     while True:
         out = socket.socket()
         try:
