@@ -352,6 +352,8 @@ impl Supervisor {
         self.leftovers.retain_mut(|left| left.look(now));
         if self.orphans_until.take_if(|until| *until <= now).is_some() {
             self.dir.release_orphans();
+            // One of them may have ended meanwhile: nobody else removes its record.
+            self.dir.clean_up();
         }
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else {
