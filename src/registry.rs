@@ -310,21 +310,31 @@ impl RunDir {
         Ok(pids)
     }
 
-    /// The records that no pidfile names.
-    fn unnamed(&self) -> std::io::Result<Vec<Pid>> {
-        let named: BTreeSet<Pid> =
-            self.find_addresses()?.iter().filter_map(|address| self.read_pid(&pidfile(address)).ok()).collect();
-        Ok(self.pids()?.into_iter().filter(|pid| !named.contains(pid)).collect())
+    /// The records of others than `me` that no pidfile names. A server may have a thousand pidfiles: one is enough.
+    fn unnamed(&self, me: Option<Pid>) -> std::io::Result<BTreeSet<Pid>> {
+        let mut left: BTreeSet<Pid> = self.pids()?.into_iter().filter(|pid| Some(*pid) != me).collect();
+        if left.is_empty() {
+            return Ok(left);
+        }
+        for name in self.names()?.into_iter().filter(|name| name.ends_with(".pid")) {
+            if left.is_empty() {
+                break;
+            }
+            if let Ok(pid) = self.read_pid(&name) {
+                left.remove(&pid);
+            }
+        }
+        Ok(left)
     }
 
     /// Whether there are records of others than `me` that no pidfile names.
     pub fn has_unnamed(&self, me: Option<Pid>) -> std::io::Result<bool> {
-        Ok(self.unnamed()?.into_iter().any(|pid| Some(pid) != me))
+        Ok(!self.unnamed(me)?.is_empty())
     }
 
     /// Servers that no pidfile names and that listen at an address: somebody has removed it.
     pub fn unnamed_at(&self, address: &Address) -> std::io::Result<Vec<Pid>> {
-        let (unnamed, listeners) = (self.unnamed()?, net::listeners()?);
+        let (unnamed, listeners) = (self.unnamed(None)?, net::listeners()?);
         let snapshot = Snapshot::take();
         let mut found = Vec::new();
         for holder in unnamed.into_iter().filter_map(|pid| self.holder(pid, Claim::No).ok()) {
