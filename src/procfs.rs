@@ -124,7 +124,7 @@ pub fn is_ours() -> bool {
 
 /// Inodes of the sockets that a process holds; `None` if it may not be asked.
 pub fn sockets(pid: Pid) -> Option<BTreeSet<u32>> {
-    Some(socket_fds(pid)?.into_iter().map(|(_, inode)| inode).collect())
+    find_held(pid).ok()?
 }
 
 /// The sockets that a process holds, by fd number and inode; `None` if it may not be asked.
@@ -165,7 +165,12 @@ pub fn find_sockets(pid: Pid) -> io::Result<Option<Vec<(i32, u32)>>> {
 /// Inodes of the sockets that a process holds, as far as it may be asked; an error where it cannot be looked at, for want
 /// of fds, say.
 pub fn find_inodes(pid: Pid) -> io::Result<BTreeSet<u32>> {
-    Ok(find_sockets(pid)?.into_iter().flatten().map(|(_, inode)| inode).collect())
+    Ok(find_held(pid)?.unwrap_or_default())
+}
+
+/// As [`find_inodes`], but `None` if it may not be asked, or is gone.
+pub fn find_held(pid: Pid) -> io::Result<Option<BTreeSet<u32>>> {
+    Ok(find_sockets(pid)?.map(|fds| fds.into_iter().map(|(_, inode)| inode).collect()))
 }
 
 /// Whether a process is in the network namespace of this one; `false` where that cannot be seen.

@@ -1171,8 +1171,8 @@ fn has(pid: Pid, address: &Address) -> bool {
     let mut held = BTreeSet::new();
     let is_its = |stat: &&Stat| snapshot.ancestry(stat.pid.raw()).any(|a| a.pid == pid || a.group == pid.raw());
     for stat in snapshot.all().filter(is_its) {
-        match procfs::find_sockets(stat.pid) {
-            Ok(Some(fds)) => held.extend(fds.into_iter().map(|(_, inode)| inode)),
+        match procfs::find_held(stat.pid) {
+            Ok(Some(inodes)) => held.extend(inodes),
             Ok(None) if procfs::has_ended(stat.pid) => {}
             Ok(None) | Err(_) => return true,
         }

@@ -389,13 +389,12 @@ impl Server {
         let family = members.iter().map(|stat| stat.pid).collect();
         let mut hidden = Vec::new();
         for stat in members {
-            let Some(fds) = procfs::find_sockets(stat.pid)? else {
+            let Some(inodes) = procfs::find_held(stat.pid)? else {
                 if !procfs::has_ended(stat.pid) {
                     hidden.push(stat);
                 }
                 continue;
             };
-            let inodes: BTreeSet<u32> = fds.into_iter().map(|(_, inode)| inode).collect();
             let held: Vec<&TcpSocket> = sockets.iter().filter(|s| inodes.contains(&s.inode)).collect();
             if !held.is_empty() {
                 held.iter().for_each(|s| self.seen.listener(s.inode));
@@ -425,8 +424,7 @@ impl Server {
         let is_serverswap = procfs::serverswaps();
         let mut others = snapshot.all().filter(|stat| !members.contains(&stat.pid));
         while let (false, Some(stat)) = (left.is_empty(), others.next()) {
-            let held = procfs::find_sockets(stat.pid)?;
-            match held.map(|fds| fds.into_iter().map(|(_, inode)| inode).collect::<BTreeSet<u32>>()) {
+            match procfs::find_held(stat.pid)? {
                 // A supervisor has a copy for the time of a swap.
                 Some(held) if left.iter().any(|s| held.contains(&s.inode)) && !is_serverswap(stat.pid) => {
                     left.retain(|s| !held.contains(&s.inode));
