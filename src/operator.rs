@@ -242,7 +242,7 @@ fn stop_orphan(dir: &RunDir, holder: &Holder, log: Log) -> std::result::Result<(
     server.signal_rest(nix::sys::signal::Signal::SIGTERM, Jobs::Ended);
     if dir.hold() {
         dir.addresses().iter().for_each(|address| dir.unhold(address, holder.pid));
-        dir.clean_up();
+        dir.tidy();
         dir.release();
     } else {
         let text = "unable to lock the run directory: somebody holds its lock and does not let go (its files stay)";

@@ -511,11 +511,6 @@ impl RunDir {
         Ok(())
     }
 
-    /// Whether there are orphans that nobody here has wanted so far.
-    pub fn has_reserved(&self) -> bool {
-        !self.reserved().is_empty()
-    }
-
     /// Lets go of the orphans that nobody here has wanted.
     pub fn release_orphans(&self) {
         self.reserved().clear();
@@ -616,7 +611,10 @@ impl RunDir {
     /// what it wants: one more than the server with the same command, or than the only one that runs
     /// the same program.
     pub fn next_generation(&self, command: &str) -> u64 {
-        let servers = self.clean_up();
+        let servers = match self.lock() {
+            Ok(_guard) => self.sweep(),
+            Err(_) => self.servers(),
+        };
         let command = one_line(command);
         let program = |command: &str| command.split(' ').next().map(str::to_owned);
         let same = servers.iter().filter(|h| h.command == command).map(|h| h.generation).max();
@@ -941,15 +939,17 @@ impl RunDir {
         Ok(names)
     }
 
-    /// Removes what dead supervisors and dead servers left behind, and gives the servers that live.
-    pub fn clean_up(&self) -> Vec<Holder> {
+    /// Removes what dead supervisors and dead servers left behind; `false` if somebody has the lock.
+    pub fn tidy(&self) -> bool {
         match self.lock() {
-            Ok(_guard) => self.sweep(),
-            Err(_) => self.servers(),
+            Ok(_guard) => drop(self.sweep()),
+            Err(Denied::Busy) => return false,
+            Err(Denied::Because(_)) => {}
         }
+        true
     }
 
-    /// With the lock held.
+    /// As [`RunDir::tidy`], with the lock held; gives the servers that live.
     fn sweep(&self) -> Vec<Holder> {
         let mut servers = Vec::new();
         // What cannot be listed stays, and so do the sockets of servers of whom it cannot be told whether they live.
@@ -1093,8 +1093,14 @@ impl From<Denied> for String {
 fn relation(holder: &Holder, places: &[(Place, May)]) -> Relation {
     let Some((first, _)) = places.first() else { return Relation::InTheWay };
     // What cannot be asked may be in the way.
-    let Ok(held) = holder.find_sockets(&Snapshot::take()) else { return Relation::InTheWay };
     let Ok(listeners) = net::listeners_at(first.address.port()) else { return Relation::InTheWay };
+    let is_replaceable =
+        |its: Place| places.iter().any(|(own, may)| its.conflicts(own) && its.uid == own.uid && *may == May::Replace);
+    // Whichever of them are its: to see whose they are takes a look at every process.
+    if listeners.all().all(|s| is_replaceable(s.place())) {
+        return Relation::InTheWay;
+    }
+    let Ok(held) = holder.find_sockets(&Snapshot::take()) else { return Relation::InTheWay };
     let its: Vec<Place> = listeners.all().filter(|s| held.contains(&s.inode)).map(TcpSocket::place).collect();
     let mut in_the_way = places.iter().flat_map(|(own, may)| {
         its.iter().filter(|place| place.conflicts(own)).map(|place| (place.uid == own.uid, *may))
@@ -1344,7 +1350,7 @@ mod tests {
         for name in names(dead).into_iter().chain(names(me)).chain([record_name(dead), "other".into()]) {
             std::fs::write(dir.path().join(name), "").unwrap();
         }
-        dir.clean_up();
+        dir.tidy();
         let mut left = dir.names().unwrap();
         left.retain(|name| name != "lock");
         left.sort();
@@ -1380,7 +1386,7 @@ mod tests {
         std::fs::write(dir.path().join("a-name.pid"), format!("{pid}\n")).unwrap();
         let Found::Unclear(why) = claim(&dir, Pid::own()).0 else { panic!() };
         assert_eq!(why, format!("unable to read the record of server {pid}"));
-        dir.clean_up();
+        dir.tidy();
         assert!(record.exists() && dir.path().join("a-name.pid").exists());
         drop(lock);
         assert!(matches!(claim(&dir, Pid::own()).0, Found::Vacant(_)));

@@ -453,12 +453,10 @@ impl Supervisor {
         if !live.datagrams.is_empty() {
             self.register_again(generation);
         }
-        if self.dir.has_reserved() {
-            // It may want them: not every server listens everywhere in one moment.
-            let until = Instant::now() + swap::QUIET;
-            self.orphans_until = Some(until);
-            self.poll_by(until);
-        }
+        // By then it has the orphans that it wants: not every server listens everywhere in one moment.
+        let at = Instant::now() + swap::QUIET;
+        self.tidy_at = Some(at);
+        self.poll_by(at);
         self.manager.tell("READY=1");
         // A reload replaces even what has no address in common with it.
         let replaced = |old: &Old| old.of == generation && matches!(old.to, OldTo::Local(to) if to == before);

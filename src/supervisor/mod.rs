@@ -252,8 +252,8 @@ pub struct Supervisor {
     /// Events of the machines that wait for their turn.
     pending: VecDeque<(GenId, swap::Event)>,
     leftovers: Vec<Leftover>,
-    /// Until when orphans are kept that nobody here wants so far.
-    orphans_until: Option<Instant>,
+    /// When orphans are let go of that nobody here has wanted, and the run directory is tidied.
+    tidy_at: Option<Instant>,
     poll_at: Option<Instant>,
     poll_every: Duration,
     poll_took: Duration,
@@ -314,7 +314,7 @@ impl Supervisor {
             moved: Vec::new(),
             pending: VecDeque::new(),
             leftovers: Vec::new(),
-            orphans_until: None,
+            tidy_at: None,
             poll_at: None,
             poll_every: Duration::ZERO,
             poll_took: Duration::ZERO,
@@ -406,7 +406,7 @@ impl Supervisor {
         drop(self.inbox);
         // Whoever was killed meanwhile could not do it.
         let dir = self.dir.with_patience(PARTING);
-        dir.clean_up();
+        dir.tidy();
         if let Some(launcher) = self.launcher.take() {
             // Not told yet: the swap is not done, and the caller must not take it for a success.
             let status = if self.status == status::DONE { status::NOT_UP } else { self.status };

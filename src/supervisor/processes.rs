@@ -37,6 +37,8 @@ const POLL_REST: u32 = 3;
 pub(super) const POLL_SWAP: Duration = Duration::from_millis(20);
 const POLL_STEERS: Duration = Duration::from_millis(100);
 const POLL_DISCOVER: Duration = Duration::from_millis(500);
+/// When the run directory is tidied again after somebody had its lock.
+const TIDY_AGAIN: Duration = Duration::from_millis(200);
 /// How long a socket that nobody seems to hold may take to close.
 pub(super) const UNCLEAR_FOR: Duration = Duration::from_secs(2);
 /// For how long what is left of a server is killed again and again.
@@ -350,10 +352,12 @@ impl Supervisor {
         }
         self.look_at_lingering();
         self.leftovers.retain_mut(|left| left.look(now));
-        if self.orphans_until.take_if(|until| *until <= now).is_some() {
+        if self.tidy_at.take_if(|at| *at <= now).is_some() {
             self.dir.release_orphans();
-            // One of them may have ended meanwhile: nobody else removes its record.
-            self.dir.clean_up();
+            // A server that was ending when this one looked for others has left its record: nobody else removes it.
+            if !self.dir.tidy() {
+                self.tidy_at = Some(now + TIDY_AGAIN);
+            }
         }
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else {
@@ -421,8 +425,8 @@ impl Supervisor {
         let lingers = self.olds.values().any(|old| old.lingers.is_some()).then(|| Instant::now() + LINGERS);
         let lent = self.live.values().flat_map(|live| live.lent_until()).min();
         [young, lingers, lent].into_iter().flatten().for_each(|at| self.poll_by(at));
-        if let Some(until) = self.orphans_until {
-            self.poll_by(until);
+        if let Some(at) = self.tidy_at {
+            self.poll_by(at);
         }
     }
 

@@ -176,7 +176,8 @@ fn inject(shared: bool, who: Who, call: &str, error: Option<&str>, when: &str) -
         let mut command = tracer();
         command.args(["-p", &old.pid().to_string()]);
         sandbox.start(command);
-        until("every thread is traced", || all_traced(old.pid()));
+        // It may make the call before.
+        until("every thread is traced", || old.ended() || all_traced(old.pid()));
     }
     let mut new: Running = match who {
         Who::Old => sandbox.plain(&["--ready-timeout", "10"], &[&address]),
