@@ -316,7 +316,7 @@ impl RunDir {
         if left.is_empty() {
             return Ok(left);
         }
-        for name in self.names()?.into_iter().filter(|name| name.ends_with(".pid")) {
+        for name in self.names_that_end(".pid")? {
             if left.is_empty() {
                 break;
             }
@@ -364,10 +364,9 @@ impl RunDir {
 
     /// Those whose name ends like this: to understand all of a thousand names takes longer than to read them.
     fn addresses_that_end(&self, end: String) -> std::io::Result<Vec<Address>> {
-        let end = end + ".pid";
-        let names = self.names()?.into_iter().filter(|name| name.ends_with(&end));
+        let names = self.names_that_end(&(end + ".pid"))?;
         let mut addresses: Vec<Address> =
-            names.filter_map(|name| Address::from_stem(name.strip_suffix(".pid")?)).collect();
+            names.iter().filter_map(|name| Address::from_stem(name.strip_suffix(".pid")?)).collect();
         addresses.sort();
         Ok(addresses)
     }
@@ -402,7 +401,8 @@ impl RunDir {
 
     /// The main processes that have a record.
     fn pids(&self) -> std::io::Result<Vec<Pid>> {
-        Ok(self.names()?.iter().filter_map(|name| parse_number(name.strip_suffix(".server")?)).collect())
+        let names = self.names_that_end(".server")?;
+        Ok(names.iter().filter_map(|name| parse_number(name.strip_suffix(".server")?)).collect())
     }
 
     /// Who has the address; if nobody has, it becomes the asker's in the same moment.
@@ -931,10 +931,13 @@ impl RunDir {
         let _ = unlinkat(&self.dir, name, UnlinkatFlags::NoRemoveDir);
     }
 
-    fn names(&self) -> std::io::Result<Vec<String>> {
+    fn names_that_end(&self, end: &str) -> std::io::Result<Vec<String>> {
         let mut names = Vec::new();
         for entry in std::fs::read_dir(format!("/proc/self/fd/{}", self.dir.as_raw_fd()))? {
-            names.extend(entry?.file_name().into_string());
+            let name = entry?.file_name();
+            if name.as_encoded_bytes().ends_with(end.as_bytes()) {
+                names.extend(name.into_string());
+            }
         }
         Ok(names)
     }
@@ -953,7 +956,7 @@ impl RunDir {
     fn sweep(&self) -> Vec<Holder> {
         let mut servers = Vec::new();
         // What cannot be listed stays, and so do the sockets of servers of whom it cannot be told whether they live.
-        let (Ok(names), Ok(foreign)) = (self.names(), self.foreign_sockets()) else { return self.servers() };
+        let (Ok(names), Ok(foreign)) = (self.names_that_end(""), self.foreign_sockets()) else { return self.servers() };
         for name in names {
             if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
                 match self.holder(pid, Claim::No) {

@@ -271,11 +271,29 @@ impl Group {
             Side::Old { handle: None, .. } | Side::New(_) => false,
         };
         let closed: Vec<u32> = self.members.iter().filter(|m| is_over(m)).map(|m| m.inode).collect();
-        closed.into_iter().for_each(|inode| self.drop_old(inode, fetch));
+        if !closed.is_empty() {
+            self.drop_all(closed, fetch);
+            self.reap(self.listeners().as_ref(), fetch);
+        }
+    }
+
+    /// Lets go of these sockets of old servers. Whoever calls looks then if the kernel has closed the last of them.
+    fn drop_all(&mut self, inodes: Vec<u32>, fetch: Fetch<'_>) {
+        for (nth, inode) in inodes.into_iter().enumerate() {
+            // Where the next one is depends on whether the one before has left.
+            if nth > 0 {
+                self.reap(self.listeners().as_ref(), fetch);
+            }
+            self.drop_old(inode);
+        }
+    }
+
+    fn listeners(&self) -> Option<Listeners> {
+        net::listeners_at(self.place.address.port()).ok()
     }
 
     /// The old server has closed a socket that we keep open: nobody is sent to it any more, and it goes.
-    fn drop_old(&mut self, inode: u32, fetch: Fetch<'_>) {
+    fn drop_old(&mut self, inode: u32) {
         let Some(index) = self.members.iter().position(|m| m.inode == inode) else { return };
         let Some(Side::Old { handle, serves }) = self.members.iter_mut().nth(index).map(|m| &mut m.side) else {
             return;
@@ -287,8 +305,6 @@ impl Group {
         if let Some(ranges) = self.members.ranges_after(index, &self.receives()) {
             let _ = socket.steer(&Program::new(&ranges, &[]));
         }
-        drop(socket);
-        self.reap(net::listeners_at(self.place.address.port()).ok().as_ref(), fetch);
     }
 
     /// What the kernel has closed of that which we have let go of is no member any more. It does so a moment after the
@@ -329,14 +345,12 @@ impl Group {
     /// Lets the old sockets go, and the group be as if there had never been any. When a member leaves,
     /// the last one takes its index, and an index past the end falls back to the whole group.
     /// `false` if that cannot be done now, and clients are kept away from the new sockets.
-    fn leave_to_new(&mut self, own: &[Socket]) -> bool {
-        if let Some(socket) = own.iter().find(|socket| socket.place().is_ok_and(|place| place == self.place)) {
+    fn leave_to_new(&mut self, own: &BTreeMap<u32, Socket>) -> bool {
+        let member = self.news().find_map(|member| own.get(&member.inode));
+        if let Some(socket) = member {
             let _ = self.own.take().map_or_else(|| socket.release(), |program| socket.steer_by(&program));
         }
-        self.unguard(&|inodes| {
-            let wanted = own.iter().filter(|socket| socket.inode().is_ok_and(|inode| inodes.contains(&inode)));
-            wanted.filter_map(|socket| socket.try_clone().ok()).collect()
-        });
+        self.unguard(&|inodes| inodes.iter().filter_map(|inode| own.get(inode)?.try_clone().ok()).collect());
         !self.guarded
     }
 
@@ -634,7 +648,8 @@ impl Sharing {
     /// The old servers have ended before the new one has proven itself, which is alone now.
     pub fn forget_olds(&mut self, fetch: Fetch<'_>) {
         for group in self.groups_mut().filter(|group| group.old.is_some()) {
-            group.kept().into_iter().for_each(|inode| group.drop_old(inode, fetch));
+            group.drop_all(group.kept(), fetch);
+            group.reap(group.listeners().as_ref(), fetch);
             group.old = None;
         }
     }
@@ -860,17 +875,19 @@ impl Sharing {
 
     /// This old server is gone, and nobody holds its listeners: lets go of them. Whether the kernel has closed them.
     pub fn drop_olds(&mut self, old: u64, fetch: Fetch<'_>) -> bool {
-        let mut closed = true;
         for group in self.groups_mut().filter(|group| group.old == Some(old)) {
             if group.news().count() < group.handles().count() {
                 // For a moment the index may name an old socket: whoever meets it tries again.
                 group.handles().for_each(|old| drop(old.refuse_newcomers(None)));
             }
-            group.kept().into_iter().for_each(|inode| group.drop_old(inode, fetch));
-            group.reap(net::listeners_at(group.place.address.port()).ok().as_ref(), fetch);
-            closed &= group.kept().is_empty();
+            group.drop_all(group.kept(), fetch);
         }
-        closed
+        // One look for all: a server may have a thousand.
+        let listeners = net::listeners().ok();
+        self.groups_mut().filter(|group| group.old == Some(old)).fold(true, |closed, group| {
+            group.reap(listeners.as_ref(), fetch);
+            closed && group.kept().is_empty()
+        })
     }
 
     /// This old server stays: nothing is wanted of it any more.
@@ -889,6 +906,7 @@ impl Sharing {
         let touched: BTreeSet<u32> = self.groups().filter(is_touched).flat_map(Group::inodes_of_news).collect();
         // In one look: a server may have a thousand.
         let own = if touched.is_empty() { Vec::new() } else { fetch(&touched) };
+        let own = own.into_iter().filter_map(|socket| Some((socket.inode().ok()?, socket))).collect();
         for groups in self.groups.values_mut() {
             groups.retain_mut(|group| !group.leave_to_new(&own));
         }

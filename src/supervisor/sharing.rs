@@ -103,9 +103,6 @@ impl Live {
         listeners: &Listeners,
         pending: &mut VecDeque<(GenId, swap::Event)>,
     ) {
-        if self.sharing.is_empty() {
-            return;
-        }
         let server = &self.server;
         self.sharing.follow_news(port, listeners, &|inodes| sockets(server, inodes));
         let closed = Address::all(&self.sharing.closed(port));
@@ -143,7 +140,9 @@ impl Supervisor {
         // And what it has so far is not all.
         live.settled = false;
         let port = waiting.place.address.port();
-        if let Ok(listeners) = net::listeners_at(port) {
+        if !live.sharing.is_empty()
+            && let Ok(listeners) = net::listeners_at(port)
+        {
             live.follow_closed(generation, Some(port), &listeners, &mut self.pending);
         }
         let (address, meets) = (Address::from(waiting.place.address), waiting.meets);

@@ -235,9 +235,7 @@ impl Watcher {
     /// Whether a server that may be replaced listens where this socket is to be bound.
     fn meets(&mut self, call: &Notification, address: SocketAddr, socket: &Socket) -> io::Result<bool> {
         let (main, lent) = self.watch.facts.read();
-        self.named.read(main)?;
-        let is_named = self.named.ports.contains(&address.port());
-        if !(is_named || self.named.unnamed) || !self.is_here(call, socket) {
+        if !self.named.may_have(address.port(), main)? || !self.is_here(call, socket) {
             return Ok(false);
         }
         let mut named = self.named.dir.named(&address.into())?;
@@ -370,27 +368,28 @@ struct Named {
     ports: BTreeSet<u16>,
     /// There are servers that no pidfile names: somebody has removed it, or they are just starting.
     unnamed: bool,
-    /// When the directory was last changed and read.
-    at: Option<(SystemTime, SystemTime)>,
+    /// When the directory was last changed before it was read.
+    at: Option<SystemTime>,
 }
 
 /// The clock of a directory stands still for that long at most: a second change within may leave no trace.
 const TICK: Duration = Duration::from_millis(50);
 
 impl Named {
-    fn read(&mut self, me: Option<Pid>) -> io::Result<()> {
+    /// Whether a server may have this port. While the directory changes each may: a server may open a thousand
+    /// addresses in a row, and to read all names anew for each takes longer than to look for the one.
+    fn may_have(&mut self, port: u16, me: Option<Pid>) -> io::Result<bool> {
         let changed = self.dir.changed();
-        let is_settled = |(then, read): (SystemTime, SystemTime)| {
-            changed == Some(then) && read.duration_since(then).is_ok_and(|age| age > TICK)
-        };
-        if !self.at.is_some_and(is_settled) {
-            let read = SystemTime::now();
+        if !changed.is_some_and(|then| then.elapsed().is_ok_and(|age| age > TICK)) {
+            return Ok(true);
+        }
+        if self.at != changed {
             let port_of = |address| if let Address::Tcp(_, port) = address { Some(port) } else { None };
             self.ports = self.dir.find_addresses()?.into_iter().filter_map(port_of).collect();
             self.unnamed = self.dir.has_unnamed(me)?;
-            self.at = changed.map(|changed| (changed, read));
+            self.at = changed;
         }
-        Ok(())
+        Ok(self.ports.contains(&port) || self.unnamed)
     }
 }
 
