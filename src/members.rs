@@ -3,16 +3,22 @@
 #![forbid(unsafe_code)]
 
 use crate::sys::steer::Range;
+use std::collections::BTreeSet;
 use std::ops::Deref;
 
 /// Members in the kernel's order: a program names one by its index. Whoever joins is the last; when one leaves, the
 /// last takes its index (reuseport_add_sock and reuseport_detach_sock of the kernel).
 #[derive(Debug)]
-pub struct Members<M>(Vec<M>);
+pub struct Members<M> {
+    order: Vec<M>,
+    /// Indexes of members that may have changed places among themselves: several have left, and nobody knows which of
+    /// them first.
+    unsure: BTreeSet<usize>,
+}
 
 impl<M> Default for Members<M> {
     fn default() -> Members<M> {
-        Members(Vec::new())
+        Members { order: Vec::new(), unsure: BTreeSet::new() }
     }
 }
 
@@ -20,31 +26,51 @@ impl<M> Deref for Members<M> {
     type Target = [M];
 
     fn deref(&self) -> &[M] {
-        &self.0
+        &self.order
     }
 }
 
 impl<M> Members<M> {
     /// A socket listens.
     pub fn join(&mut self, member: M) {
-        self.0.push(member);
+        self.order.push(member);
     }
 
     /// The member at this index is closed.
     pub fn leave(&mut self, index: usize) -> M {
-        self.0.swap_remove(index)
+        if self.unsure.remove(&(self.order.len() - 1)) && index + 1 < self.order.len() {
+            self.unsure.insert(index);
+        }
+        self.order.swap_remove(index)
     }
 
-    /// The first member that is closed leaves, if one is: `is_left` tells which are there.
-    pub fn leave_first(&mut self, is_left: impl Fn(&M) -> bool) -> Option<M> {
-        // The last ones first: nothing moves then.
-        let index = self.0.iter().rposition(|member| !is_left(member))?;
-        Some(self.leave(index))
+    /// Those members leave that are closed: `is_left` tells which are there. How many did.
+    pub fn leave_all(&mut self, is_left: impl Fn(&M) -> bool) -> usize {
+        let closed: Vec<usize> = (0..self.order.len()).filter(|at| !is_left(&self.order[*at])).collect();
+        let left = self.order.len() - closed.len();
+        // Only the last ones move, into the indexes of those that have left: where there is one such index, into that.
+        let taken: BTreeSet<usize> = closed.iter().copied().filter(|at| *at < left).collect();
+        for index in closed.iter().rev() {
+            self.leave(*index);
+        }
+        if taken.len() > 1 || !self.unsure.is_empty() {
+            self.unsure.extend(taken);
+        }
+        if self.unsure.len() < 2 {
+            self.unsure.clear();
+        }
+        closed.len()
+    }
+
+    /// Whether an index may stand for one of these members as well as for another one.
+    pub fn mixes(&self, of: impl Fn(&M) -> bool) -> bool {
+        let mut unsure = self.unsure.iter().map(|index| of(&self.order[*index]));
+        unsure.next().is_some_and(|first| unsure.any(|other| other != first))
     }
 
     /// What there is to know of each member; the order is the kernel's alone.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut M> {
-        self.0.iter_mut()
+        self.order.iter_mut()
     }
 
     /// What is to be named when the member at `index`, which is in none of these ranges, is about to leave: `None` if they
@@ -52,7 +78,7 @@ impl<M> Members<M> {
     /// are none, what is right after. An index past the end stands for all members.
     pub fn ranges_after(&self, index: usize, ranges: &[Range]) -> Option<Vec<Range>> {
         let is_meant = |member: usize| ranges.iter().any(|r| (r.first..r.first + r.count).contains(&(member as u32)));
-        let last = self.0.len() - 1;
+        let last = self.order.len() - 1;
         // By their indexes from then on.
         let meant: Vec<bool> = (0..last).map(|at| is_meant(if at == index { last } else { at })).collect();
         let is_right = |at: u32| meant.get(at as usize).copied().unwrap_or(meant.iter().all(|meant| *meant));
@@ -63,9 +89,13 @@ impl<M> Members<M> {
         Some(if steady.is_empty() { ranges_of(meant.into_iter()) } else { steady })
     }
 
-    /// The indexes of some members, as few ranges as there can be.
+    /// The indexes of some members, as few ranges as there can be. One that may stand for another member is none of
+    /// them, unless there is no other.
     pub fn ranges(&self, of: impl Fn(&M) -> bool) -> Vec<Range> {
-        ranges_of(self.0.iter().map(of))
+        let mixes = self.mixes(&of);
+        let is_sure = |(at, member): (usize, &M)| of(member) && !(mixes && self.unsure.contains(&at));
+        let sure = ranges_of(self.order.iter().enumerate().map(is_sure));
+        if sure.is_empty() { ranges_of(self.order.iter().map(of)) } else { sure }
     }
 }
 
@@ -125,6 +155,55 @@ mod tests {
         drop(std::net::TcpListener::from(std::os::fd::OwnedFd::from(sockets[chosen].try_clone().unwrap())).accept());
         drop(client);
         chosen
+    }
+
+    #[test]
+    fn who_moves_when_several_leave_at_once_is_known_as_far_as_can_be() {
+        let after = |sides: &str, closed: &[usize]| {
+            let mut members = Members::default();
+            sides.chars().enumerate().for_each(|member| members.join(member));
+            members.leave_all(|(at, _)| !closed.contains(at));
+            let ranges = members.ranges(|(_, side)| *side == 'o');
+            (members.mixes(|(_, side)| *side == 'o'), ranges.iter().map(|r| (r.first, r.count)).collect::<Vec<_>>())
+        };
+        // Whichever of the new ones moves where: the old one stays.
+        assert_eq!(after("onnnnn", &[1, 2]), (false, vec![(0, 1)]));
+        // An old one moves, and may have moved to either index.
+        assert_eq!(after("onnon", &[1, 2]), (true, vec![(0, 1)]));
+        assert_eq!(after("nnnno", &[0, 1]), (true, vec![(1, 1)]));
+        // To the one that there is.
+        assert_eq!(after("nno", &[0, 1]), (false, vec![(0, 1)]));
+    }
+
+    proptest! {
+        #[test]
+        fn a_member_is_where_we_are_sure_that_it_is(steps in prop::collection::vec(any::<Vec<prop::sample::Index>>(), 1..12)) {
+            // What the kernel does: one leaves after the other.
+            let (mut kernel, mut members) = (Vec::new(), Members::default());
+            for (step, closed) in steps.into_iter().enumerate() {
+                for member in [3 * step, 3 * step + 1, 3 * step + 2] {
+                    kernel.push(member);
+                    members.join(member);
+                }
+                for index in closed {
+                    if kernel.len() > 1 {
+                        let index = index.index(kernel.len());
+                        kernel.swap_remove(index);
+                    }
+                }
+                members.leave_all(|member| kernel.contains(member));
+                for (at, member) in members.iter().enumerate() {
+                    prop_assert!(members.unsure.contains(&at) || kernel[at] == *member);
+                }
+                for of in 2..5 {
+                    let is_meant = |member: &usize| member.is_multiple_of(of);
+                    let ranges = members.ranges(is_meant);
+                    let named = ranges.iter().flat_map(|r| r.first..r.first + r.count);
+                    let right = named.map(|at| is_meant(&kernel[at as usize])).collect::<Vec<bool>>();
+                    prop_assert!(members.mixes(is_meant) || right.iter().all(|right| *right));
+                }
+            }
+        }
     }
 
     proptest! {

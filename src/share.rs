@@ -112,8 +112,6 @@ struct Group {
     own: Option<OwnProgram>,
     /// Why probes do not get to a new server that may well accept: nothing that it has done.
     unreachable: Option<String>,
-    /// Several have left at once, in an order that nobody knows: an index may mean another socket than we think.
-    lost: bool,
     /// Clients are kept away from the new sockets until they are proven: an old server has what they would take from
     /// it at once, at another place of the same port.
     guarded: bool,
@@ -137,7 +135,6 @@ impl Group {
             steered: false,
             own: None,
             unreachable: None,
-            lost: false,
             guarded: false,
         }
     }
@@ -243,15 +240,9 @@ impl Group {
         self.follow(|inode| listeners.at_place(&place).any(|s| s.inode == inode), fetch);
     }
 
-    /// Members that are closed leave; `true` if any was. Of several we do not know which was closed first: that does not
-    /// matter where they were the last, or where nobody is left of one side.
+    /// Members that are closed leave; `true` if any was.
     fn leave(&mut self, is_left: impl Fn(&Member) -> bool) -> bool {
-        let before = self.members.len();
-        let stays = self.members.iter().take_while(|member| is_left(member)).count();
-        while self.members.leave_first(&is_left).is_some() {}
-        let left = before - self.members.len();
-        let is_mixed = self.has_news() && self.members.iter().any(|member| !member.is_new());
-        self.lost |= left > 1 && stays < self.members.len() && is_mixed;
+        let left = self.members.leave_all(is_left);
         if left > 0 {
             self.members.iter_mut().filter_map(Member::proof).for_each(Proof::begin_anew);
         }
@@ -360,7 +351,7 @@ impl Group {
         // Those that are not closed yet get nothing.
         let known = |group: &Group| listeners.is_some_and(|listeners| group.is_known(listeners));
         let is_left = |inode: u32| listeners.is_none_or(|l| l.at_place(&self.place).any(|s| s.inode == inode));
-        while self.members.leave_first(|member| !member.is_new() || is_left(member.inode)).is_some() {}
+        self.members.leave_all(|member| !member.is_new() || is_left(member.inode));
         if let Some(old) = self.handles().next() {
             let _ = old.steer(&self.program());
         }
@@ -378,7 +369,8 @@ impl Group {
     fn step(&mut self, find: Find<'_>, listeners: &Listeners, fetch: Fetch<'_>) -> io::Result<()> {
         // Where nobody knows which socket a probe would go to, one has to do.
         let most = if self.in_order { usize::MAX } else { 1 };
-        if self.lost {
+        // A probe could get to an old server.
+        if self.members.mixes(Member::is_new) {
             self.unreachable = Some("sockets come and go too fast to be followed".into());
             return Ok(());
         }
