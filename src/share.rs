@@ -337,12 +337,21 @@ impl Group {
     /// the last one takes its index, and an index past the end falls back to the whole group.
     /// `false` if that cannot be done now, and clients are kept away from the new sockets.
     fn leave_to_new(&mut self, own: &BTreeMap<u32, Socket>) -> bool {
+        let program = self.own.take();
+        let restore = |socket: &Socket| program.as_ref().map_or_else(|| socket.release(), |own| socket.steer_by(own));
         let member = self.news().find_map(|member| own.get(&member.inode));
-        if let Some(socket) = member {
-            let _ = self.own.take().map_or_else(|| socket.release(), |program| socket.steer_by(&program));
-        }
+        let restored = match member {
+            Some(socket) => restore(socket),
+            // It has become a process at which we may not look.
+            None if self.steered && self.has_news() => Socket::visit(&self.place, restore),
+            None => Ok(()),
+        };
+        self.steered &= restored.is_err();
         self.unguard(&|inodes| inodes.iter().filter_map(|inode| own.get(inode)?.try_clone().ok()).collect());
-        !self.guarded
+        if self.steered {
+            self.own = program;
+        }
+        !(self.guarded || self.steered)
     }
 
     /// The old server serves as it did before.

@@ -2,9 +2,11 @@
 
 mod common;
 
-use common::{Commons, SERVERSWAP, Sandbox, alive, answered_by, get, kill, plain_server, until};
+use common::{Commons, SERVERSWAP, Sandbox, alive, answered_by, get, is_unsteered, kill, plain_server, until};
 use nix::libc;
-use std::os::unix::fs::PermissionsExt;
+use std::io::Write;
+use std::net::TcpStream;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 use std::process::Command;
 
 /// A file beside this one.
@@ -52,6 +54,40 @@ fn a_server_that_changes_its_user_is_up_and_swapped_without_the_capability_to_lo
         until("it has ended", || !alive(pid));
         sandbox.assert_clean();
     }
+}
+
+#[test]
+fn a_server_that_cannot_be_looked_at_any_more_after_the_switch_keeps_no_program() {
+    const UID: u32 = 54_322;
+    let uid = UID.to_string();
+    if !may("setpriv", &[&WITHOUT_PTRACE[..], &["--reuid", &uid, "true"]].concat()) {
+        return;
+    }
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let start = |command: &[&str]| {
+        let mut started = sandbox.command("setpriv");
+        started.args(WITHOUT_PTRACE).args([SERVERSWAP, "-d", "--drain", "1"]).args(command);
+        sandbox.start(started)
+    };
+    assert_eq!(start(&[&plain_server().to_string_lossy(), &format!("0.0.0.0:{port}")]).wait(), 0);
+    let old = answered_by(port, 1).pid;
+    // Busy until the time to drain is up: the old server goes after the new one has answered.
+    let mut request = TcpStream::connect(("127.0.0.1", port)).unwrap();
+    request.write_all(b"GET / HTTP/1.1\r\n").unwrap();
+    let mut new = start(&["python3", &server("changes_user.py"), &port.to_string(), &uid, "answered"]);
+    let mut pid = old;
+    until("the new server answers", || {
+        pid = get(port).unwrap().pid;
+        pid != old
+    });
+    until("it has another user", || std::fs::metadata(format!("/proc/{pid}")).is_ok_and(|meta| meta.uid() != 0));
+    assert_eq!(new.wait(), 0, "{}", new.log());
+    until("nothing steers the port", || is_unsteered(port));
+    assert_eq!(get(port).unwrap().pid, pid);
+    let (status, log) = sandbox.run(["--takedown", &format!(":{port}")]);
+    assert_eq!(status, 0, "{log}");
+    sandbox.assert_clean();
 }
 
 #[test]

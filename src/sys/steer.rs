@@ -100,7 +100,11 @@ impl Socket {
 
     /// Takes the program off the group: the kernel spreads connections over all of it again.
     pub fn release(&self) -> io::Result<()> {
-        self.set_option(libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, &0i32)
+        match self.set_option(libc::SOL_SOCKET, libc::SO_DETACH_REUSEPORT_BPF, &0i32) {
+            // There was none.
+            Err(e) if e.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+            done => done,
+        }
     }
 
     /// Drops every new SYN to this socket but that of a probe, if there is one: whoever comes meanwhile tries again
@@ -158,7 +162,6 @@ impl Socket {
 
     /// Number of the interface that the socket is bound to, or 0 (SO_BINDTOIFINDEX, Linux 5.1).
     pub fn device(&self) -> io::Result<u32> {
-        const SO_BINDTOIFINDEX: i32 = 62;
         self.option(libc::SOL_SOCKET, SO_BINDTOIFINDEX)
     }
 
@@ -171,6 +174,27 @@ impl Socket {
     pub fn place(&self) -> io::Result<Place> {
         let families = if self.takes_both_families() { Families::Both } else { Families::Own };
         Ok(Place { address: self.address()?, families, device: self.device()?, uid: self.uid()? })
+    }
+
+    /// Joins the group of a place for a moment, to do something to it where none of its members can be had. Whoever is
+    /// sent there meanwhile tries again after a second.
+    pub fn visit(place: &Place, act: impl FnOnce(&Socket) -> io::Result<()>) -> io::Result<()> {
+        use nix::sys::socket::{SockaddrStorage, bind, setsockopt, sockopt};
+        let socket = Socket::scratch(place)?;
+        if place.address.is_ipv6() {
+            setsockopt(&socket.0, sockopt::Ipv6V6Only, &(place.families == Families::Own))?;
+        }
+        if place.device != 0 {
+            socket.set_option(libc::SOL_SOCKET, SO_BINDTOIFINDEX, &place.device)?;
+        }
+        socket.refuse_newcomers(None)?;
+        bind(socket.0.as_raw_fd(), &SockaddrStorage::from(place.address))?;
+        // Another user's would make a group of its own.
+        if socket.place()? != *place {
+            return Err(io::ErrorKind::PermissionDenied.into());
+        }
+        socket.listen(0)?;
+        act(&socket)
     }
 
     /// A socket of the same family as those of a place, of which nobody knows: what can be done to it can be done there.
@@ -228,6 +252,9 @@ impl Socket {
         }
     }
 }
+
+/// Which socket(7) does not name (asm-generic/socket.h).
+const SO_BINDTOIFINDEX: i32 = 62;
 
 /// Offsets from here on count from the IP header (SKF_NET_OFF of linux/filter.h), wherever the program
 /// finds the packet to begin.

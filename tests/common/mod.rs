@@ -790,3 +790,28 @@ pub fn controls_terminal(command: &mut Command) {
         })
     };
 }
+
+/// A steady server runs as if alone: the kernel spreads connections over all who listen, also over us.
+pub fn is_unsteered(port: u16) -> bool {
+    use nix::sys::socket::sockopt::{ReuseAddr, ReusePort};
+    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket};
+    let ours = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    setsockopt(&ours, ReusePort, &true).unwrap();
+    // Whoever binds the port afterwards is not kept out by what is left of our connections.
+    setsockopt(&ours, ReuseAddr, &true).unwrap();
+    bind(ours.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port)).unwrap();
+    listen(&ours, Backlog::new(128).unwrap()).unwrap();
+    let listener = TcpListener::from(ours);
+    listener.set_nonblocking(true).unwrap();
+    // Half of them come to us. Not one of so many, or all: that is no accident. And they fit into the queue of a server
+    // that is slow, so that its clients find place.
+    let come = |_: &i32| {
+        drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
+        listener.accept().is_ok()
+    };
+    let found = (1..64).contains(&(0..64).filter(come).count());
+    // Closing it is not enough: until it executes its program, what another thread has just forked holds a copy, and
+    // takes connections away from whoever serves.
+    nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
+    found
+}

@@ -159,7 +159,7 @@ fn strike(shared: bool, step: Step, fault: Fault) -> Result<Verdict, String> {
 /// What the observer looks for is there, and found, while a swap on a shared port stands still.
 fn negative_control() -> Result<Verdict, String> {
     let mut swap = Swap::halted(Sandbox::shared(), Step::Draining, &["--drain", "60"]);
-    if observer::is_unsteered(swap.port) {
+    if common::is_unsteered(swap.port) {
         return Err("the observer sees no program".into());
     }
     swap.go_on();

@@ -1,12 +1,11 @@
 //! What an outside observer says of a swap: who is left and answers, what the clients saw, and what of files, locks,
 //! processes, sockets and programs is there.
 
-use super::common::{self, Load, Running, Sandbox, get, plain_server};
+use super::common::{self, Load, Running, Sandbox, get, is_unsteered, plain_server};
 use super::scene::{PAUSE, Serving};
 use std::collections::BTreeMap;
 use std::fs;
-use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd;
+use std::net::TcpListener;
 use std::os::unix::fs::MetadataExt;
 use std::time::{Duration, Instant};
 
@@ -231,28 +230,4 @@ fn no_zombies(sandbox: &Sandbox) -> Result<(), String> {
 fn field(pid: &str, number: usize) -> Option<String> {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     stat.rsplit(") ").next()?.split(' ').nth(number).map(str::to_owned)
-}
-
-/// A steady server runs as if alone: the kernel spreads connections over all who listen, also over us.
-pub fn is_unsteered(port: u16) -> bool {
-    use nix::sys::socket::sockopt::{ReuseAddr, ReusePort};
-    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket};
-    let ours = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
-    setsockopt(&ours, ReusePort, &true).unwrap();
-    // Whoever binds the port afterwards is not kept out by what is left of our connections.
-    setsockopt(&ours, ReuseAddr, &true).unwrap();
-    bind(ours.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port)).unwrap();
-    listen(&ours, Backlog::new(128).unwrap()).unwrap();
-    let listener = TcpListener::from(ours);
-    listener.set_nonblocking(true).unwrap();
-    // Half of them come to us. Not one of so many: that is no accident. And they fit into the queue of a server that
-    // is slow, so that its clients find place.
-    let found = (0..64).any(|_| {
-        drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
-        listener.accept().is_ok()
-    });
-    // Closing it is not enough: until it executes its program, what another thread has just forked holds a copy, and
-    // takes connections away from whoever serves.
-    nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
-    found
 }

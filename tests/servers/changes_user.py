@@ -1,5 +1,5 @@
 """A server that knows nothing of serverswap and changes its user. Arguments: a port, the uid, and when: `before` it
-binds, `between` bind and listen, or `after` it listens."""
+binds, `between` bind and listen, `after` it listens, or when it has `answered` a request."""
 
 import os
 import socket
@@ -29,8 +29,11 @@ if when == "after":
     change()
 while True:
     connection, _ = listener.accept()
-    connection.recv(4096)
+    asked = connection.recv(4096)
     body = f"{os.environ['SERVERSWAP_GENERATION']} {os.getpid()}\n"
     head = f"HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {len(body)}\r\n\r\n"
     connection.sendall((head + body).encode())
     connection.close()
+    if asked and when == "answered":
+        change()
+        when = "done"
