@@ -99,7 +99,7 @@ fn without_pidfile(dir: &RunDir, address: &Address) -> Option<Holder> {
         return None;
     }
     let has = |other: &Holder| ask_status(other).1.iter().any(|a| a.collides(address));
-    let mut servers = dir.servers().into_iter().filter(has);
+    let mut servers = dir.servers().ok()?.into_iter().filter(has);
     servers.next().filter(|_| servers.next().is_none())
 }
 
@@ -169,7 +169,7 @@ fn ask_down(
         let is_other = |a: &Address| !named.iter().any(|named| named.collides(a));
         let has = |a: &Address| dir.serving(a, &mut Vec::new()).is_some_and(|h| orphans().any(|own| own.pid == h.pid));
         let others: Vec<String> = dir
-            .find_addresses()
+            .addresses()
             .map_err(unclear)?
             .iter()
             .filter(|a| is_other(a) && has(a))
@@ -241,7 +241,7 @@ fn stop_orphan(dir: &RunDir, holder: &Holder, log: Log) -> std::result::Result<(
     }
     server.signal_rest(nix::sys::signal::Signal::SIGTERM, Jobs::Ended);
     if dir.hold() {
-        dir.addresses().iter().for_each(|address| dir.unhold(address, holder.pid));
+        dir.addresses().iter().flatten().for_each(|address| dir.unhold(address, holder.pid));
         dir.tidy();
         dir.release();
     } else {
@@ -300,7 +300,8 @@ pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Res
     let mut rows = Vec::new();
     let people = nix::unistd::isatty(io::stdout()).unwrap_or(false);
     if let Some(dir) = dir {
-        let all = dir.addresses();
+        let unlisted = |e| Error::unable("list the run directory", e, NOTHING);
+        let all = dir.addresses().map_err(unlisted)?;
         let asked: Vec<Address> = match addresses {
             [] => all,
             list => all.into_iter().filter(|a| list.iter().any(|wanted| wanted.collides(a))).collect(),
@@ -322,7 +323,7 @@ pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Res
         }
         // Servers whose successor has their pidfiles by now, workers, and those that have not said yet what
         // they want.
-        for holder in dir.servers().into_iter().filter(|h| !shown.contains(&h.pid)) {
+        for holder in dir.servers().map_err(unlisted)?.into_iter().filter(|h| !shown.contains(&h.pid)) {
             let holds = seen.entry(holder.pid).or_insert_with(|| Seen::of(&holder, &snapshot)).holds.clone();
             if holds.is_empty() && addresses.is_empty() {
                 rows.push((None, row(None, &holder, connections.as_deref(), &snapshot, &mut seen, people)));
@@ -351,14 +352,14 @@ struct Seen {
     fields: BTreeMap<String, String>,
     /// The addresses that it has, even if a successor has the pidfiles.
     holds: Vec<Address>,
-    /// Inodes of its sockets.
-    sockets: BTreeSet<u32>,
+    /// Inodes of its sockets; `None` where they cannot be looked at.
+    sockets: Option<BTreeSet<u32>>,
 }
 
 impl Seen {
     fn of(holder: &Holder, snapshot: &Snapshot) -> Seen {
         let (fields, holds) = ask_status(holder);
-        Seen { fields, holds, sockets: holder.sockets(snapshot) }
+        Seen { fields, holds, sockets: holder.sockets(snapshot).ok() }
     }
 }
 
@@ -373,9 +374,12 @@ fn row(
     let seen = seen.entry(holder.pid).or_insert_with(|| Seen::of(holder, snapshot));
     let field = |key: &str, or: &str| seen.fields.get(key).cloned().unwrap_or_else(|| or.to_owned());
     let state = if holder.orphan.is_some() { "serving" } else { "not answering" };
-    let here = |s: &&net::TcpSocket| address.is_some_and(|a| s.local.collides(a)) && seen.sockets.contains(&s.inode);
+    let here = |s: &&net::TcpSocket| address.is_some_and(|a| s.local.collides(a));
     // What could not be asked is not 0.
-    let count = connections.map(|all| all.iter().filter(here).count().to_string());
+    let count = connections.zip(seen.sockets.as_ref()).map(|(all, own)| {
+        let those = all.iter().filter(here).filter(|s| own.contains(&s.inode));
+        those.count().to_string()
+    });
     let uptime = procfs::stat(holder.pid).and_then(|s| procfs::age(&s)).unwrap_or(0);
     let uid = std::fs::metadata(format!("/proc/{}", holder.pid)).map(|m| m.uid());
     let mut command = field("command", &holder.command);

@@ -88,13 +88,8 @@ impl Holder {
         self.orphan.is_some() || procfs::has_ended(self.supervisor)
     }
 
-    /// Inodes of the sockets that its server holds.
-    pub fn sockets(&self, snapshot: &Snapshot) -> BTreeSet<u32> {
-        self.find_sockets(snapshot).unwrap_or_default()
-    }
-
-    /// As [`Holder::sockets`]; an error where they cannot be looked at, for want of fds, say.
-    fn find_sockets(&self, snapshot: &Snapshot) -> std::io::Result<BTreeSet<u32>> {
+    /// Inodes of the sockets that its server holds; an error where they cannot be looked at, for want of fds, say.
+    pub fn sockets(&self, snapshot: &Snapshot) -> std::io::Result<BTreeSet<u32>> {
         snapshot.complete()?;
         let mark = self.socket.to_string_lossy().into_owned();
         let session = procfs::find(self.pid)?.map_or(0, |stat| stat.session);
@@ -274,9 +269,7 @@ impl RunDir {
         if path.as_os_str().len() + "/2147483647-4294967295.notify".len() > SUN_PATH_MAX {
             return Err(unusable(&path, "the path is too long for a socket in it"));
         }
-        let (namespaces, patience) = (Namespaces::own(), LOCK_PATIENCE);
-        let (held, reserved) = (Mutex::default(), Mutex::default());
-        Ok(RunDir { path, dir, namespaces, whole: None, kept: None, patience, held, reserved })
+        Ok(RunDir::at(path, dir, Namespaces::own(), LOCK_PATIENCE))
     }
 
     /// Whether the directory that would be used is there: reading commands need none.
@@ -338,7 +331,7 @@ impl RunDir {
         let snapshot = Snapshot::take();
         let mut found = Vec::new();
         for holder in unnamed.into_iter().filter_map(|pid| self.holder(pid, Claim::No).ok()) {
-            let held = holder.find_sockets(&snapshot)?;
+            let held = holder.sockets(&snapshot)?;
             if listeners.at(address).any(|socket| held.contains(&socket.inode)) {
                 found.push(holder.pid);
             }
@@ -348,17 +341,12 @@ impl RunDir {
 
     /// Inodes of the UDP sockets that living servers but `me` had when they came up.
     pub fn datagrams(&self, me: Option<Pid>) -> std::io::Result<BTreeSet<u32>> {
-        let others = self.find_servers()?.into_iter().filter(|holder| Some(holder.pid) != me);
+        let others = self.servers()?.into_iter().filter(|holder| Some(holder.pid) != me);
         Ok(others.flat_map(|holder| holder.datagrams).collect())
     }
 
-    /// Every address that has a pidfile, for whoever does not mind if there seem to be none.
-    pub fn addresses(&self) -> Vec<Address> {
-        self.find_addresses().unwrap_or_default()
-    }
-
     /// Every address that has a pidfile.
-    pub fn find_addresses(&self) -> std::io::Result<Vec<Address>> {
+    pub fn addresses(&self) -> std::io::Result<Vec<Address>> {
         self.addresses_that_end(String::new())
     }
 
@@ -390,12 +378,8 @@ impl RunDir {
         self.holder(pid, Claim::Yes).ok()
     }
 
-    /// Every living server, whether it has an address or not, for whoever does not mind if there seem to be none.
-    pub fn servers(&self) -> Vec<Holder> {
-        self.find_servers().unwrap_or_default()
-    }
-
-    fn find_servers(&self) -> std::io::Result<Vec<Holder>> {
+    /// Every living server, whether it has an address or not.
+    pub fn servers(&self) -> std::io::Result<Vec<Holder>> {
         Ok(self.pids()?.into_iter().filter_map(|pid| self.holder(pid, Claim::No).ok()).collect())
     }
 
@@ -613,7 +597,7 @@ impl RunDir {
     pub fn next_generation(&self, command: &str) -> u64 {
         let servers = match self.lock() {
             Ok(_guard) => self.sweep(),
-            Err(_) => self.servers(),
+            Err(_) => self.servers().unwrap_or_default(),
         };
         let command = one_line(command);
         let program = |command: &str| command.split(' ').next().map(str::to_owned);
@@ -666,9 +650,12 @@ impl RunDir {
 
     /// A second handle on the same directory.
     pub fn try_clone(&self) -> std::io::Result<RunDir> {
-        let (path, dir, namespaces) = (self.path.clone(), self.dir.try_clone()?, self.namespaces);
-        let (patience, held, reserved) = (self.patience, Mutex::default(), Mutex::default());
-        Ok(RunDir { path, dir, namespaces, whole: None, kept: None, patience, held, reserved })
+        Ok(RunDir::at(self.path.clone(), self.dir.try_clone()?, self.namespaces, self.patience))
+    }
+
+    fn at(path: PathBuf, dir: OwnedFd, namespaces: Namespaces, patience: Duration) -> RunDir {
+        let (held, reserved) = (Mutex::default(), Mutex::default());
+        RunDir { path, dir, namespaces, whole: None, kept: None, patience, held, reserved }
     }
 
     /// The record of `pid` if that server lives, locked if its supervisor does not.
@@ -756,17 +743,17 @@ impl RunDir {
         let snapshot = Snapshot::take();
         let mut orphaned = BTreeSet::new();
         for orphan in known.iter().filter(|h| h.orphan.is_some()) {
-            orphaned.extend(orphan.find_sockets(&snapshot)?);
+            orphaned.extend(orphan.sockets(&snapshot)?);
         }
         let places = listeners.all().filter(|s| orphaned.contains(&s.inode)).map(|s| &s.local);
         let here = listeners.at_any(addresses);
         let with_orphans = listeners.at_any(places.chain(addresses));
         let mut beside = Vec::new();
-        for other in self.find_servers()? {
+        for other in self.servers()? {
             if other.pid == me || known.iter().any(|h| h.pid == other.pid) {
                 continue;
             }
-            let held = other.find_sockets(&snapshot)?;
+            let held = other.sockets(&snapshot)?;
             let sockets = if other.orphan.is_some() { &with_orphans } else { &here };
             if sockets.iter().any(|s| held.contains(&s.inode)) {
                 beside.push(other);
@@ -803,7 +790,7 @@ impl RunDir {
             }
             // What a server left behind is a child of its supervisor.
             let is_above = |pid: Pid| snapshot.ancestry(stat.pid.raw()).any(|ancestor| ancestor.pid == pid);
-            let servers = self.find_servers().map_err(unclear)?;
+            let servers = self.servers().map_err(unclear)?;
             let parents = servers.into_iter().filter(|other| other.orphan.is_none() && is_above(other.supervisor));
             if let Some(holder) = parents.max_by_key(|other| other.generation) {
                 return Ok(Some(holder));
@@ -956,7 +943,9 @@ impl RunDir {
     fn sweep(&self) -> Vec<Holder> {
         let mut servers = Vec::new();
         // What cannot be listed stays, and so do the sockets of servers of whom it cannot be told whether they live.
-        let (Ok(names), Ok(foreign)) = (self.names_that_end(""), self.foreign_sockets()) else { return self.servers() };
+        let (Ok(names), Ok(foreign)) = (self.names_that_end(""), self.foreign_sockets()) else {
+            return self.servers().unwrap_or_default();
+        };
         for name in names {
             if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
                 match self.holder(pid, Claim::No) {
@@ -1103,7 +1092,7 @@ fn relation(holder: &Holder, places: &[(Place, May)]) -> Relation {
     if listeners.all().all(|s| is_replaceable(s.place())) {
         return Relation::InTheWay;
     }
-    let Ok(held) = holder.find_sockets(&Snapshot::take()) else { return Relation::InTheWay };
+    let Ok(held) = holder.sockets(&Snapshot::take()) else { return Relation::InTheWay };
     let its: Vec<Place> = listeners.all().filter(|s| held.contains(&s.inode)).map(TcpSocket::place).collect();
     let mut in_the_way = places.iter().flat_map(|(own, may)| {
         its.iter().filter(|place| place.conflicts(own)).map(|place| (place.uid == own.uid, *may))
@@ -1263,9 +1252,9 @@ mod tests {
         assert!(matches!(claim(&dir, me).0, Found::Vacant(_)));
         assert_eq!(std::fs::read_to_string(dir.path().join("a-name.pid")).unwrap(), format!("{me}\n"));
         dir.unhold(&address(), other);
-        assert_eq!(dir.addresses(), [address()]);
+        assert_eq!(dir.addresses().unwrap(), [address()]);
         dir.unhold(&address(), me);
-        assert_eq!(dir.addresses(), []);
+        assert_eq!(dir.addresses().unwrap(), []);
     }
 
     #[test]

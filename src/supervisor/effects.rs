@@ -241,7 +241,7 @@ impl Supervisor {
     ) -> Option<GenId> {
         let server = Server::adopt(holder)?;
         // What cannot be looked at now may be its: it is found again.
-        let mut named = self.dir.find_addresses().ok()?;
+        let mut named = self.dir.addresses().ok()?;
         let is_its = |a: &&Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid);
         let held: BTreeSet<Address> = named.iter().filter(is_its).cloned().collect();
         // Its successor may have taken its pidfiles already: of these too.

@@ -583,9 +583,9 @@ impl Supervisor {
         let ours = live.machine.addresses();
         let our = Address::all(&ours);
         let is_ours = |at: &&Address| at.among(&our).next().is_some();
-        // Where it listens beside somebody.
+        // Where it listens beside somebody. What cannot be looked at now is looked at again.
         let beside = |new: &Holder| {
-            let held = new.sockets(&Snapshot::take());
+            let held = new.sockets(&Snapshot::take()).ok()?;
             let own = listeners.all().filter(|s| held.contains(&s.inode)).map(|s| &s.local);
             let is_shared = |at: &&Address| listeners.at(at).any(|s| !held.contains(&s.inode));
             let beside: BTreeSet<Address> = own.filter(is_shared).cloned().collect();
@@ -593,13 +593,14 @@ impl Supervisor {
         };
         // A look holds a lock that nobody may meet for long.
         let unlocked = |mut new: Holder| (new.orphan.take().is_some(), new);
-        let left = self.dir.servers().into_iter().filter(|h| h.supervisor == dead && h.has_lost_its_supervisor());
+        let (Ok(servers), Ok(addresses)) = (self.dir.servers(), self.dir.addresses()) else { return };
+        let left = servers.into_iter().filter(|h| h.supervisor == dead && h.has_lost_its_supervisor());
         let left: Vec<(bool, Holder)> = left.map(unlocked).collect();
         let found = left.into_iter().find_map(|(is_free, new)| beside(&new).map(|at| (is_free, new, at)));
         let Some((is_free, new, beside)) = found else { return };
         let our_places: Vec<Address> = beside.iter().filter(is_ours).cloned().collect();
         let is_its = |a: &Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == new.pid);
-        let its: Vec<Address> = self.dir.addresses().into_iter().filter(is_its).collect();
+        let its: Vec<Address> = addresses.into_iter().filter(is_its).collect();
         let its = Address::all(&its);
         // A pidfile of a shared port is written after the switch; that of a name may be so before.
         let has_pidfile_here = ours.iter().any(|own| own.is_port() && own.among(&its).next().is_some());
@@ -736,8 +737,8 @@ fn beside_each_other(orphans: &[&Live]) -> std::io::Result<Vec<Block>> {
 
 /// Whether nobody else listens at the addresses of a server.
 fn is_alone(live: &Live, listeners: &Listeners) -> bool {
-    let inodes = live.server.socket_inodes().unwrap_or_default();
-    listeners.at_any(&live.machine.addresses()).iter().all(|s| inodes.contains(&s.inode))
+    let here = listeners.at_any(&live.machine.addresses());
+    live.server.socket_inodes().is_some_and(|inodes| here.iter().all(|s| inodes.contains(&s.inode)))
 }
 
 /// A server whose claimer has gone away serves as if alone when nobody is left beside it; `true` if that
