@@ -12,7 +12,7 @@ use crate::server::Watch;
 use crate::swap::Meets;
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
-use crate::sys::seccomp::{Call, Notification};
+use crate::sys::seccomp::{Call, Last, Notification};
 use crate::sys::steer::{OwnProgram, Socket};
 use nix::libc;
 use std::collections::{BTreeMap, BTreeSet};
@@ -122,6 +122,7 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String,
             bound: BTreeMap::new(),
             own: Vec::new(),
             own_look: OWN_LOOK,
+            last: Last::default(),
         };
         let unshared = |why: String| drop(events.send(Event::Unshared(generation, why)));
         while let Some(call) = watch.next(unshared) {
@@ -192,6 +193,7 @@ struct Watcher {
     own: Vec<Own>,
     /// How many of them there may be before those that are closed are forgotten.
     own_look: usize,
+    last: Last,
 }
 
 const OWN_LOOK: usize = 256;
@@ -208,12 +210,11 @@ impl Watcher {
     /// in use.
     fn bind(&mut self, call: &Notification) -> io::Result<Meets> {
         let Some(address) = call.address()?.filter(|a| a.port() != 0) else { return Ok(Meets::Nobody) };
-        let socket = Socket::new(call.socket()?);
-        if socket.is_udp() {
-            return self.bind_datagram(call, address, &socket).map(|()| Meets::Nobody);
-        }
-        if !socket.is_tcp() {
-            return Ok(Meets::Nobody);
+        let socket = Socket::new(call.socket(&mut self.last)?);
+        match socket.protocol()? {
+            libc::IPPROTO_TCP => {}
+            libc::IPPROTO_UDP => return self.bind_datagram(call, address, &socket).map(|()| Meets::Nobody),
+            _ => return Ok(Meets::Nobody),
         }
         self.bound.insert(socket.cookie()?, address.port());
         // It may be out of reach when it listens: its process may have changed its user.
@@ -304,7 +305,7 @@ impl Watcher {
 
     /// The socket and its place, if it is one of a fixed port that does not listen yet.
     fn listen(&mut self, call: &Notification) -> io::Result<Option<(Socket, Place, Meets, May)>> {
-        let socket = Socket::new(call.socket()?);
+        let socket = Socket::new(call.socket(&mut self.last)?);
         let (cookie, place) = (socket.cookie()?, socket.place()?);
         // The bind that was seen may have failed, and another one, to any port, have come after it.
         let fixed = self.bound.get(&cookie) == Some(&place.address.port());
@@ -327,7 +328,7 @@ impl Watcher {
 
     /// A program for a port: what there is to be put on it.
     fn steer(&mut self, call: &Notification) -> io::Result<Option<(Socket, OwnProgram)>> {
-        let Ok(socket) = call.socket().map(Socket::new) else { return Ok(None) };
+        let Ok(socket) = call.socket(&mut self.last).map(Socket::new) else { return Ok(None) };
         if !socket.is_tcp() || !self.is_here(call, &socket) || self.is_foreign(call) {
             return Ok(None);
         }

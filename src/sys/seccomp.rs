@@ -508,6 +508,10 @@ fn read_memory(thread: u32, from: u64, buffer: &mut [u8]) -> io::Result<usize> {
     if read < 0 { Err(io::Error::last_os_error()) } else { Ok(read as usize) }
 }
 
+/// The process whose main thread called last: one that calls again and again is opened once.
+#[derive(Default)]
+pub struct Last(Option<(u32, Pidfd)>);
+
 /// The process whose thread waits.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Caller {
@@ -530,12 +534,23 @@ impl Notification {
     }
 
     /// A handle on the socket of the call (pidfd_getfd(2), Linux 5.6).
-    pub fn socket(&self) -> io::Result<OwnedFd> {
+    pub fn socket(&self, last: &mut Last) -> io::Result<OwnedFd> {
         let gone = || io::Error::from_raw_os_error(libc::ESRCH);
-        let main = Pid::new(self.thread.into()).ok_or_else(gone)?;
+        let number = self.args[0] as RawFd;
+        if let Some((main, process)) = &last.0
+            && *main == self.thread
+        {
+            match process.fd(number) {
+                // Another process has its pid.
+                Err(e) if e.raw_os_error() == Some(libc::ESRCH) => {}
+                got => return got,
+            }
+        }
         // Most calls are of the main thread; pidfd_open(2) refuses the others.
-        let process = Pidfd::open(main).or_else(|_| Pidfd::open(self.caller().ok_or_else(gone)?.process));
-        process?.fd(self.args[0] as RawFd)
+        match Pidfd::open(Pid::new(self.thread.into()).ok_or_else(gone)?) {
+            Ok(process) => last.0.insert((self.thread, process)).1.fd(number),
+            Err(_) => Pidfd::open(self.caller().ok_or_else(gone)?.process)?.fd(number),
+        }
     }
 
     /// What a `setsockopt` puts on a port, read from its process. An error, too, where it is of a 32-bit program, whose

@@ -35,14 +35,12 @@ impl Socket {
 
     /// Whether it is a TCP socket.
     pub fn is_tcp(&self) -> bool {
-        let protocol = self.option::<i32>(libc::SOL_SOCKET, libc::SO_PROTOCOL);
-        protocol.is_ok_and(|p| p == libc::IPPROTO_TCP)
+        self.protocol().is_ok_and(|protocol| protocol == libc::IPPROTO_TCP)
     }
 
-    /// Whether it is a UDP socket.
-    pub fn is_udp(&self) -> bool {
-        let protocol = self.option::<i32>(libc::SOL_SOCKET, libc::SO_PROTOCOL);
-        protocol.is_ok_and(|p| p == libc::IPPROTO_UDP)
+    /// Its protocol, by the number that ip(7) uses.
+    pub fn protocol(&self) -> io::Result<i32> {
+        self.option(libc::SOL_SOCKET, libc::SO_PROTOCOL)
     }
 
     /// Whether it listens.

@@ -2,6 +2,7 @@
 
 use super::common::{SERVERSWAP, Sandbox, answered_by, get, until};
 use super::{median, row};
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -110,9 +111,17 @@ pub fn bind(server: &Path) {
     row("  supervised, beside 300 more processes, us", median(crowded) / 1000, "60");
 }
 
-/// A client that binds a source port for each request, which no swap is about.
+/// Clients that bind a source port for each request, which no swap is about: one as many are written, and one that does
+/// nothing else.
 pub fn binding_client(server: &Path) {
     let sandbox = Sandbox::shared();
+    let python = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench/binding.py");
+    let mut served = sandbox.command("python3").arg(python).stdout(Stdio::piped()).spawn().unwrap();
+    let mut port = String::new();
+    BufReader::new(served.stdout.take().unwrap()).read_line(&mut port).unwrap();
+    let ratio = binding_ratio(&sandbox, &["python3", python, &format!("127.0.0.1:{}", port.trim())]);
+    served.kill().and_then(|()| served.wait()).unwrap();
+    row("requests of a client that binds for each, supervised to direct", ratio, "0.95");
     let address = format!("127.0.0.1:{}", sandbox.port());
     let mut running = sandbox.start({
         let mut command = sandbox.command(server);
@@ -120,18 +129,20 @@ pub fn binding_client(server: &Path) {
         command
     });
     until("the server answers", || std::net::TcpStream::connect(&address).is_ok());
-    let ask = |mut command: Command| {
-        let output = command.args(["ask", &address]).stderr(Stdio::null()).output().unwrap();
+    let ratio = binding_ratio(&sandbox, &[&server.to_string_lossy(), "ask", &address]);
+    running.signal(nix::libc::SIGTERM);
+    running.wait();
+    row("  of one that does nothing else", ratio, "");
+}
+
+fn binding_ratio(sandbox: &Sandbox, client: &[&str]) -> String {
+    let ask = |command: &mut Command| {
+        let output = command.stderr(Stdio::null()).output().unwrap();
         String::from_utf8_lossy(&output.stdout).trim().parse::<u64>().unwrap()
     };
-    let mut ratios = Vec::new();
-    for pair in 0..7 {
-        let direct = || ask(sandbox.command(server));
-        let supervised = || {
-            let mut command = sandbox.command(SERVERSWAP);
-            command.arg(server);
-            ask(command)
-        };
+    let direct = || ask(sandbox.command(client[0]).args(&client[1..]));
+    let supervised = || ask(sandbox.command(SERVERSWAP).args(client));
+    let ratios = (0..15).map(|pair| {
         // In turn, so that nobody is always the second.
         let (direct, supervised) = match pair % 2 {
             0 => (direct(), supervised()),
@@ -140,10 +151,7 @@ pub fn binding_client(server: &Path) {
                 (direct(), supervised)
             }
         };
-        ratios.push(supervised * 10_000 / direct.max(1));
-    }
-    running.signal(nix::libc::SIGTERM);
-    running.wait();
-    let ratio = format!("{:.3}", median(ratios) as f64 / 1e4);
-    row("requests of a client that binds for each, supervised to direct", ratio, "0.95");
+        supervised * 10_000 / direct.max(1)
+    });
+    format!("{:.3}", median(ratios.collect()) as f64 / 1e4)
 }
