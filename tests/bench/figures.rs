@@ -74,7 +74,7 @@ fn idle() {
     let running = sandbox.serverswap(&words);
     old.wait();
     // Long enough for everything that follows the swap to be over.
-    std::thread::sleep(Duration::from_secs(2));
+    std::thread::sleep(Duration::from_secs(5));
     let pid = running.pid();
     let is_ours = |pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == Path::new(SERVERSWAP));
     let ours = sandbox.processes().into_iter().map(|(pid, _)| pid).filter(is_ours);
