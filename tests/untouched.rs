@@ -151,6 +151,9 @@ fn a_server_in_another_network_is_no_claim_on_one_here() {
     assert_eq!(get(port), Ok(first));
     assert_eq!(sandbox.pidfile(&format!("127.0.0.1:{port}")), Some(first.pid));
     other.signal(nix::libc::SIGTERM);
+    // It has no address here: whoever waits for one waits in vain.
+    let (status, log) = sandbox.run([&["-d", "--ready-timeout", "4"].map(str::to_owned), &words[..]].concat());
+    assert_eq!((status, get(port)), (124, Ok(first)), "{log}");
     sandbox.take_down(&format!("127.0.0.1:{port}"));
 }
 
@@ -159,16 +162,18 @@ fn a_worker_that_has_become_another_user_takes_no_port_of_its_users() {
     if !nix::unistd::geteuid().is_root() {
         return eprintln!("left out: only root becomes another user");
     }
-    let sandbox = Sandbox::shared();
-    let (port, own) = (sandbox.port(), sandbox.port());
-    swapped(&sandbox, &odd("twice", port, &[]));
-    let first = answered_by(port, 1);
-    let log = swapped(&sandbox, &odd("thief", own, &[&port.to_string()]));
-    until("it has tried", || sandbox.said().contains("it gets: Address already in use"));
-    assert_eq!(get(port), Ok(first), "{log}");
-    assert_eq!(listening(port), 1);
-    sandbox.run(["--takedown", &format!("127.0.0.1:{own}")]);
-    sandbox.take_down(&format!("127.0.0.1:{port}"));
+    for socket in ["own", "made"] {
+        let sandbox = Sandbox::shared();
+        let (port, own) = (sandbox.port(), sandbox.port());
+        swapped(&sandbox, &odd("twice", port, &[]));
+        let first = answered_by(port, 1);
+        let log = swapped(&sandbox, &odd("thief", own, &[&port.to_string(), socket]));
+        until("it has tried", || sandbox.said().contains("it gets: Address already in use"));
+        assert_eq!(get(port), Ok(first), "{socket}: {log}");
+        assert_eq!(listening(port), 1);
+        sandbox.run(["--takedown", &format!("127.0.0.1:{own}")]);
+        sandbox.take_down(&format!("127.0.0.1:{port}"));
+    }
 }
 
 #[test]

@@ -238,20 +238,28 @@ def odd_length():
 
 
 def thief():
-    """A worker that has become another user binds and listens where somebody else serves."""
+    """A worker that has become another user, with an empty environment, binds and listens where somebody else serves: a
+    socket of its own, or one that was `made` before."""
     own = listener(port=PORT)
+    made = socket.socket()
+    made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    made.set_inheritable(True)
     if os.fork() == 0:
-        own.close()
-        os.setuid(65534)
-        for name in list(os.environ):
-            del os.environ[name]
-        try:
-            listener(port=int(REST[0]))
-            print("it has the port", flush=True)
-        except OSError as e:
-            print("it gets:", e.strerror, flush=True)
-        os._exit(0)
+        number = str(made.fileno()) if "made" in REST else "-1"
+        os.execve(sys.executable, [sys.executable, __file__, "takes", REST[0], number], {})
     serve(own)
+
+
+def takes():
+    os.setuid(65534)
+    try:
+        made = socket.socket(fileno=int(REST[0])) if REST[0] != "-1" else socket.socket()
+        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        made.bind(("127.0.0.1", PORT))
+        made.listen(128)
+        print("it has the port", flush=True)
+    except OSError as e:
+        print("it gets:", e.strerror, flush=True)
 
 
 def devices():
