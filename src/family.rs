@@ -56,18 +56,32 @@ pub struct Seen(Arc<Mutex<Facts>>);
 struct Facts {
     /// Inodes of sockets that listened.
     listeners: BTreeSet<u32>,
+    /// And of those that were bound, which may be far more, and listen later.
+    bound: BTreeSet<u32>,
     /// Sessions of its main process and of those that listened.
     sessions: BTreeSet<i32>,
+    watched: bool,
 }
 
 impl Seen {
     /// It has a listener.
     pub fn listener(&self, inode: u32) {
-        let mut facts = lock(&self.0);
-        facts.listeners.insert(inode);
-        if facts.listeners.len() > REMEMBERED_MAX {
-            facts.listeners.pop_first();
-        }
+        remember(&mut lock(&self.0).listeners, inode);
+    }
+
+    /// It has a socket that may listen later.
+    pub fn bound(&self, inode: u32) {
+        remember(&mut lock(&self.0).bound, inode);
+    }
+
+    /// A filter is on it and all that descends from it.
+    pub fn watched(&self) {
+        lock(&self.0).watched = true;
+    }
+
+    /// Whether a filter is.
+    pub fn is_watched(&self) -> bool {
+        lock(&self.0).watched
     }
 
     /// All in the session are part of it.
@@ -82,7 +96,8 @@ impl Seen {
 
     /// Whether it had the listener.
     pub fn had(&self, inode: u32) -> bool {
-        lock(&self.0).listeners.contains(&inode)
+        let facts = lock(&self.0);
+        facts.listeners.contains(&inode) || facts.bound.contains(&inode)
     }
 }
 
@@ -150,13 +165,20 @@ impl Member {
     /// In a reload what neither server can be told by is the newest's that is old enough: the other one has settled.
     fn has_most_claim(&self, child: &Stat) -> bool {
         let members = lock(&self.household.members);
-        if let [_] = members[..] {
-            return self.started <= child.start;
-        }
-        let held = procfs::sockets(child.pid).unwrap_or_default();
-        let had = |member: &&Entry| held.iter().any(|inode| member.seen.had(*inode));
+        let held = || procfs::sockets(child.pid).unwrap_or_default();
         let foreign = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
         let shares = |member: &&Entry| child.session != foreign && member.seen.has_session(child.session);
+        if let [member] = &members[..] {
+            // Process 1 gets what others in its container leave behind too. What is below our filter has one more.
+            let is_ours = || {
+                let filters = (procfs::filters(child.pid), procfs::filters(Pid::own()));
+                shares(&member) || held().iter().any(|inode| member.seen.had(*inode)) || filters.0 > filters.1
+            };
+            let is_known = Pid::own().raw() != 1 || !member.seen.is_watched() || is_ours();
+            return is_known && self.started <= child.start;
+        }
+        let held = held();
+        let had = |member: &&Entry| held.iter().any(|inode| member.seen.had(*inode));
         let oldest_first = || members.iter().filter(|member| member.started <= child.start);
         let whose = members.iter().find(had).or_else(|| members.iter().find(shares));
         whose.or_else(|| oldest_first().max_by_key(|member| member.started)).is_some_and(|m| m.id == self.id)
@@ -229,6 +251,13 @@ impl Family {
             }
         }
         Some(all)
+    }
+}
+
+fn remember(inodes: &mut BTreeSet<u32>, inode: u32) {
+    inodes.insert(inode);
+    if inodes.len() > REMEMBERED_MAX {
+        inodes.pop_first();
     }
 }
 

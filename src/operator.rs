@@ -226,7 +226,14 @@ fn is_end(error: &io::Error) -> bool {
 
 /// A server without a supervisor: nobody else can tell it to stop.
 fn stop_orphan(dir: &RunDir, holder: &Holder, log: Log) -> std::result::Result<(), String> {
-    let Some(server) = crate::server::Server::adopt(holder) else { return Ok(()) };
+    let Some(server) = crate::server::Server::adopt(holder) else {
+        // It may be gone, or there may be no fd for it: time will tell.
+        std::thread::sleep(LOOKS_EVERY);
+        return Ok(());
+    };
+    if server.is_out_of_reach() {
+        return Err(format!("it runs as another user and cannot be stopped ({NOTHING})"));
+    }
     log.say(Level::Notice, None, &format!("server {} has lost its supervisor and is told to stop", holder.pid));
     server.signal(nix::sys::signal::Signal::SIGTERM);
     let ended = server.watch().map_err(|e| e.to_string())?;
@@ -237,7 +244,9 @@ fn stop_orphan(dir: &RunDir, holder: &Holder, log: Log) -> std::result::Result<(
     });
     if receiver.recv_timeout(Duration::from_secs(10)).is_err() {
         server.signal_all(nix::sys::signal::Signal::SIGKILL, Jobs::Ended);
-        let _ = receiver.recv();
+        if receiver.recv_timeout(Duration::from_secs(10)).is_err() {
+            return Err(format!("server {} does not end, not even by SIGKILL", holder.pid));
+        }
     }
     server.signal_rest(nix::sys::signal::Signal::SIGTERM, Jobs::Ended);
     if dir.hold() {

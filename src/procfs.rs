@@ -43,8 +43,13 @@ pub fn find(pid: Pid) -> io::Result<Option<Stat>> {
     let read = fs::File::open(format!("/proc/{pid}/stat")).and_then(|mut file| file.read(&mut buffer));
     match read {
         Ok(len) => Ok(parse_stat(&String::from_utf8_lossy(&buffer[..len]))),
-        // ESRCH: it went after it was opened.
-        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => Ok(None),
+        // ESRCH: it went after it was opened. Who is only hidden (proc(5), hidepid=2) can be signalled, or may not be.
+        Err(e) if matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)) => {
+            match nix::sys::signal::kill(nix::unistd::Pid::from_raw(pid.raw()), None) {
+                Err(nix::errno::Errno::ESRCH) => Ok(None),
+                Ok(()) | Err(_) => Err(io::Error::from_raw_os_error(libc::EPERM)),
+            }
+        }
         Err(e) => Err(e),
     }
 }
@@ -52,6 +57,11 @@ pub fn find(pid: Pid) -> io::Result<Option<Stat>> {
 /// Whether a process has ended for certain.
 pub fn has_ended(pid: Pid) -> bool {
     find(pid).is_ok_and(|stat| stat.is_none_or(|s| s.zombie))
+}
+
+/// Whether a process is there and nothing of it can be seen (proc(5), hidepid).
+pub fn is_hidden(pid: Pid) -> bool {
+    find(pid).is_err_and(|e| matches!(e.raw_os_error(), Some(libc::EPERM | libc::EACCES)))
 }
 
 fn parse_stat(text: &str) -> Option<Stat> {
@@ -208,6 +218,13 @@ impl Held {
         let target = fs::read_link(format!("/proc/{}/fd/{}", self.pid, self.number));
         target.is_ok_and(|target| target.as_os_str() == format!("socket:[{inode}]").as_str())
     }
+}
+
+/// How many seccomp filters are on a process (proc_pid_status(5), Linux 5.9); `None` where that cannot be seen.
+pub fn filters(pid: Pid) -> Option<u32> {
+    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
+    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Seccomp_filters:"))?;
+    std::str::from_utf8(line).ok()?.trim().parse().ok()
 }
 
 /// Whether a process is ending: it shows none of its files any more, and not all of them are closed (PF_EXITING of

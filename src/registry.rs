@@ -504,12 +504,6 @@ impl RunDir {
         self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Makes the address `me`'s, whoever had it.
-    pub fn write(&self, address: &Address, me: Pid) -> std::result::Result<(), String> {
-        let _guard = self.lock()?;
-        self.write_pid(address, me)
-    }
-
     /// Makes the address `me`'s unless somebody living has it who is not one of `olds`. Tells whether it
     /// is `me`'s now. The pidfile of a server `beside` it stays.
     pub fn take(&self, address: &Address, me: Pid, olds: &[Pid], beside: &[Pid]) -> std::result::Result<bool, String> {
@@ -562,6 +556,9 @@ impl RunDir {
         if boot.is_empty() {
             // It would be taken for that of a server before the machine was started.
             return Err("unable to read /proc/sys/kernel/random/boot_id".into());
+        }
+        if self.holder(entry.pid, Claim::No).err() == Some(Missing::Elsewhere) {
+            return Err("a server of another namespace has a record of that pid".into());
         }
         let stat = procfs::find(entry.pid).map_err(|e| format!("unable to look at its process: {}", reason(&e)))?;
         let ours = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
@@ -631,7 +628,8 @@ impl RunDir {
     /// orphan over, is gone.
     pub fn wait_for_release(&self, pid: Pid) {
         if let Ok((file, _)) = self.open_ours(&record_name(pid)) {
-            let _ = file.lock();
+            // Whoever only looks must not look like a supervisor to others who look.
+            let _ = file.lock_shared();
         }
     }
 
@@ -639,7 +637,7 @@ impl RunDir {
     pub fn is_released_within(&self, pid: Pid, time: Duration) -> bool {
         let Ok((file, _)) = self.open_ours(&record_name(pid)) else { return true };
         let until = Instant::now() + time;
-        while file.try_lock().is_err() {
+        while file.try_lock_shared().is_err() {
             if Instant::now() > until {
                 return false;
             }
@@ -896,7 +894,8 @@ impl RunDir {
         mode: u32,
         prepare: impl FnOnce(&File) -> std::io::Result<()>,
     ) -> std::result::Result<File, String> {
-        let temporary = format!(".new.{}", Pid::own());
+        // A supervisor of another pid namespace may have the same pid.
+        let temporary = format!(".new.{}-{:x}", Pid::own(), self.namespaces.pid.unwrap_or(0));
         self.unlink(&temporary);
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let written = openat(&self.dir, temporary.as_str(), flags, Mode::from_bits_truncate(mode))
@@ -959,8 +958,9 @@ impl RunDir {
                 && !foreign.contains(stem)
             {
                 self.unlink(&name);
-            } else if let Some(writer) = name.strip_prefix(".new.").and_then(parse_number)
-                && procfs::has_ended(writer)
+            } else if let Some((writer, namespace)) = name.strip_prefix(".new.").and_then(|who| who.split_once('-'))
+                && *namespace == format!("{:x}", self.namespaces.pid.unwrap_or(0))
+                && parse_number(writer).is_some_and(procfs::has_ended)
             {
                 self.unlink(&name);
             }
@@ -1327,7 +1327,7 @@ mod tests {
         assert!(matches!(claim(&dir, pid).0, Found::Vacant(_)));
         assert_eq!(dir.take(&address(), me, &[], &[]), Ok(false));
         assert_eq!(dir.take(&address(), me, &[pid], &[]), Ok(true));
-        dir.write(&address(), pid).unwrap();
+        assert!(dir.take(&address(), pid, &[], &[]).unwrap());
         drop(third);
         child.kill().unwrap();
         child.wait().unwrap();

@@ -388,6 +388,19 @@ impl Server {
         }
         let family = members.iter().map(|stat| stat.pid).collect();
         let mut hidden = Vec::new();
+        // It has changed its user, and /proc does not show processes of others (proc(5), hidepid).
+        let unseen = Stat {
+            pid: self.pid,
+            parent: Pid::own().raw(),
+            group: self.pid.raw(),
+            session: self.family.session,
+            start: self.start,
+            zombie: false,
+            threads: 1,
+        };
+        if members.iter().all(|stat| stat.pid != self.pid) && procfs::is_hidden(self.pid) {
+            hidden.push(&unseen);
+        }
         for stat in members {
             let Some(inodes) = procfs::find_held(stat.pid)? else {
                 if !procfs::has_ended(stat.pid) {
@@ -515,6 +528,7 @@ fn receive_watch(report: &UnixStream, ledger: Arc<Ledger>, seen: Seen) -> std::r
         Some(nix::libc::EBUSY) => "another one watches already (serverswap inside a server?)".to_owned(),
         _ => format!("the kernel or a container profile forbids it: {}", crate::error::reason(&e)),
     })?;
+    seen.watched();
     Ok(Arc::new(Watch { notifier, ledger, seen, facts: Facts::default() }))
 }
 

@@ -11,7 +11,7 @@ use crate::sys::net::{self, Diag, Ends, Listeners, TcpSocket};
 use crate::sys::steer::{OwnProgram, Probe, Program, Range, Socket};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::time::{Duration, Instant};
 
 /// Whose socket a member of a group is.
@@ -55,6 +55,8 @@ impl Member {
 enum Proof {
     /// Not yet.
     None,
+    /// A probe is to be sent as soon as the port is steered for it.
+    Begun(Probe),
     /// A probe is on its way since then.
     Probing(Probe, Instant),
     /// The probe has connected and was closed: a socket with TCP_DEFER_ACCEPT shows an open one in no queue.
@@ -72,13 +74,13 @@ impl Proof {
             // The server may have closed the socket in whose queue the probe is.
             Proof::Probing(_, since) | Proof::Queued(_, since) => since.elapsed() > PROBE_PATIENCE,
             Proof::Accepted(since) => since.elapsed() > STEADY,
-            Proof::None | Proof::Proven => false,
+            Proof::None | Proof::Begun(_) | Proof::Proven => false,
         }
     }
 
     /// The members have changed: what was under way may have gone to another.
     fn begin_anew(&mut self) {
-        if let Proof::Probing(..) | Proof::Queued(..) | Proof::Accepted(_) = self {
+        if let Proof::Begun(_) | Proof::Probing(..) | Proof::Queued(..) | Proof::Accepted(_) = self {
             *self = Proof::None;
         }
     }
@@ -191,7 +193,7 @@ impl Group {
     fn program(&self) -> Program {
         let mut probes = Vec::new();
         for (index, member) in (0u32..).zip(self.members.iter()) {
-            if let Side::New(Proof::Probing(probe, _)) = &member.side {
+            if let Side::New(Proof::Begun(probe) | Proof::Probing(probe, _)) = &member.side {
                 probes.push((probe, index));
             }
         }
@@ -208,8 +210,11 @@ impl Group {
             if !self.in_order || self.members.len() < 2 && !self.steered || !self.has_news() {
                 return Ok(());
             }
-            let own = fetch(&self.inodes_of_news());
-            own.first().ok_or(io::ErrorKind::NotFound)?.steer(&program)?;
+            match fetch(&self.inodes_of_news()).first() {
+                Some(own) => own.steer(&program)?,
+                // It has become a process at which we may not look.
+                None => Socket::visit(&self.place, |visitor| visitor.steer(&program))?,
+            }
         }
         self.steered = true;
         Ok(())
@@ -317,20 +322,22 @@ impl Group {
         if !self.has_news() {
             return Ok(());
         }
+        self.unguard(fetch)?;
         self.stage = Stage::Switched;
-        self.steer(fetch)?;
-        self.unguard(fetch);
-        Ok(())
+        self.steer(fetch)
     }
 
-    /// Lets clients through to the new sockets.
-    fn unguard(&mut self, fetch: Fetch<'_>) {
+    /// Lets clients through to the new sockets. An error where these cannot be had.
+    fn unguard(&mut self, fetch: Fetch<'_>) -> io::Result<()> {
         if self.guarded {
             let own = fetch(&self.inodes_of_news());
-            // What cannot be had now is had at the next look.
-            self.guarded = own.len() < self.inodes_of_news().len();
-            own.iter().for_each(|socket| drop(socket.accept_newcomers()));
+            own.iter().try_for_each(Socket::accept_newcomers)?;
+            if own.len() < self.inodes_of_news().len() {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            self.guarded = false;
         }
+        Ok(())
     }
 
     /// Lets the old sockets go, and the group be as if there had never been any. When a member leaves,
@@ -347,7 +354,7 @@ impl Group {
             None => Ok(()),
         };
         self.steered &= restored.is_err();
-        self.unguard(&|inodes| inodes.iter().filter_map(|inode| own.get(inode)?.try_clone().ok()).collect());
+        let _ = self.unguard(&|inodes| inodes.iter().filter_map(|inode| own.get(inode)?.try_clone().ok()).collect());
         if self.steered {
             self.own = program;
         }
@@ -383,19 +390,16 @@ impl Group {
             self.unreachable = Some("sockets come and go too fast to be followed".into());
             return Ok(());
         }
-        let (mut begun, mut steer) = (false, false);
+        let mut steer = false;
         let place = self.place;
         let is_full = listeners.at_place(&place).any(|s| s.is_full());
         for proof in self.members.iter_mut().filter_map(Member::proof).take(most) {
             match proof {
-                Proof::None if place.device > LOOPBACK => {
+                Proof::None if place.device > LOOPBACK && is_reached_by_loopback(place.address.ip()) => {
                     self.unreachable = Some("no probe of this machine gets to the interface it is bound to".into());
                 }
                 Proof::None => match Probe::new(place.address, place.families == Families::Both) {
-                    Ok(probe) => {
-                        *proof = Proof::Probing(probe, Instant::now());
-                        begun = true;
-                    }
+                    Ok(probe) => *proof = Proof::Begun(probe),
                     Err(e) => self.unreachable = Some(unreachable(&e)),
                 },
                 Proof::Probing(probe, since) => match probe.connected() {
@@ -415,33 +419,36 @@ impl Group {
                     }
                 },
                 Proof::Queued(ends, _) => {
-                    if !find(*ends)?.is_some_and(|socket| socket.is_unaccepted()) {
+                    // What cannot be asked now is asked at the next look.
+                    if find(*ends).is_ok_and(|found| !found.is_some_and(|socket| socket.is_unaccepted())) {
                         *proof = Proof::Accepted(Instant::now());
                     }
                 }
-                Proof::Accepted(_) | Proof::Proven => {}
+                Proof::Begun(_) | Proof::Accepted(_) | Proof::Proven => {}
             }
         }
-        if begun && self.guarded {
-            for socket in fetch(&self.inodes_of_news()) {
-                let own = self.news().find(|member| socket.inode().is_ok_and(|inode| inode == member.inode));
-                if let Some(Side::New(Proof::Probing(probe, _))) = own.map(|member| &member.side) {
-                    let _ = socket.refuse_newcomers(Some(probe));
-                }
-            }
-        }
-        if begun || steer {
+        if steer || self.members.iter().any(|m| matches!(m.side, Side::New(Proof::Begun(_)))) {
             self.steer(fetch)?;
         }
-        if begun {
-            for proof in self.members.iter_mut().filter_map(Member::proof).take(most) {
-                if let Proof::Probing(probe, _) = proof
-                    && let Err(e) = probe.connect()
-                {
-                    self.unreachable = Some(unreachable(&e));
-                    *proof = Proof::None;
+        let own = if self.guarded { fetch(&self.inodes_of_news()) } else { Vec::new() };
+        for member in self.members.iter_mut() {
+            let Side::New(proof) = &mut member.side else { continue };
+            let guard = own.iter().find(|socket| socket.inode().is_ok_and(|inode| inode == member.inode));
+            *proof = match std::mem::replace(proof, Proof::None) {
+                // It could not get there; at the next look perhaps.
+                Proof::Begun(probe) if self.guarded && guard.is_none() => Proof::Begun(probe),
+                Proof::Begun(probe) => {
+                    let guard = guard.map_or(Ok(true), |guard| guard.refuse_newcomers(Some(&probe)));
+                    match guard.and_then(|_| probe.connect()) {
+                        Ok(()) => Proof::Probing(probe, Instant::now()),
+                        Err(e) => {
+                            self.unreachable = Some(unreachable(&e));
+                            Proof::None
+                        }
+                    }
                 }
-            }
+                other => other,
+            };
         }
         Ok(())
     }
@@ -458,15 +465,17 @@ impl Group {
             |proof: &Proof| matches!(proof, Proof::Proven) || matches!(proof, Proof::Accepted(_)) && proof.is_due();
         if proofs().take(most).all(is_steady) {
             self.members.iter_mut().filter_map(Member::proof).for_each(|proof| *proof = Proof::Proven);
-            if self.old.is_none() && std::mem::take(&mut self.steered) {
-                fetch(&self.inodes_of_news()).first().into_iter().for_each(|own| drop(own.release()));
-            }
         }
     }
 
     fn is_proven(&self) -> bool {
         self.news().all(|new| matches!(new.side, Side::New(Proof::Proven)))
     }
+}
+
+/// Whether what this machine sends there comes in by lo. What goes to another address of ours does so in IPv4 alone.
+fn is_reached_by_loopback(ip: IpAddr) -> bool {
+    ip.is_ipv4() || ip.is_unspecified() || ip.is_loopback()
 }
 
 /// Why a probe did not get to a server that listens: nothing that the server has done.
@@ -585,7 +594,14 @@ impl Sharing {
         group.catch_up(&listeners, fetch);
         socket.share()?;
         let _ = group.steer(fetch);
-        socket.listen(backlog)?;
+        if let Err(e) = socket.listen(backlog) {
+            self.groups
+                .values_mut()
+                .for_each(|groups| groups.retain(|group| !group.members.is_empty() || group.joined));
+            self.groups.retain(|_, groups| !groups.is_empty());
+            return Err(e);
+        }
+        group.old.get_or_insert(old);
         group.add(socket, true)?;
         group.members.iter_mut().filter_map(Member::proof).for_each(Proof::begin_anew);
         // What cannot be steered now is steered at the next look.
@@ -611,7 +627,10 @@ impl Sharing {
             }
         }
         socket.share()?;
-        group.steer(fetch)?;
+        let steered = group.steer(fetch);
+        if group.old.is_some() {
+            steered?;
+        }
         if guarded && group.stage == Stage::Before {
             group.guarded |= socket.refuse_newcomers(None)?;
         }
@@ -622,7 +641,9 @@ impl Sharing {
             let proof = if group.stage == Stage::Switched { Proof::Proven } else { Proof::None };
             group.members.join(Member { inode, side: Side::New(proof) });
         }
-        group.steer(fetch)
+        // What cannot be steered now goes to the old server as before, and is steered when it is probed.
+        let _ = group.steer(fetch);
+        Ok(())
     }
 
     /// Listeners of the new server that nobody saw it open.
@@ -716,7 +737,7 @@ impl Sharing {
             }
         }
         for group in self.groups_mut().filter(|group| group.stage == Stage::Switched) {
-            group.unguard(fetch);
+            let _ = group.unguard(fetch);
         }
     }
 

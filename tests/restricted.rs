@@ -56,6 +56,37 @@ fn a_server_that_changes_its_user_is_up_and_swapped_without_the_capability_to_lo
     }
 }
 
+/// And where /proc does not even show that it is there (proc(5)).
+#[test]
+fn a_server_that_changes_its_user_and_is_hidden_is_up_and_taken_down() {
+    const UID: u32 = 54_323;
+    let uid = UID.to_string();
+    if !may("setpriv", &[&WITHOUT_PTRACE[..], &["--reuid", &uid, "true"]].concat()) {
+        return;
+    }
+    for hides in ["hidepid=1", "hidepid=2"] {
+        let mount = format!("mount -t proc -o {hides} proc /proc && exec \"$@\"");
+        if !may("unshare", &["-m", "sh", "-c", &mount, "sh", "true"]) {
+            return;
+        }
+        let sandbox = Sandbox::shared();
+        let port = sandbox.port();
+        let run = |words: &[&str]| {
+            let mut command = sandbox.command("unshare");
+            command.args(["-m", "sh", "-c", &mount, "sh", "setpriv"]).args(WITHOUT_PTRACE).arg(SERVERSWAP).args(words);
+            let mut running = sandbox.start(command);
+            assert_eq!(running.wait(), 0, "{hides}: {}", running.log());
+        };
+        let python = server("changes_user.py");
+        run(&["-d", "--ready-timeout", "10", "python3", &python, &port.to_string(), &uid, "after"]);
+        let pid = get(port).unwrap().pid;
+        assert_eq!(sandbox.pidfile(&port.to_string()), Some(pid));
+        run(&["--takedown", &format!(":{port}")]);
+        until("it has ended", || !alive(pid));
+        sandbox.assert_clean();
+    }
+}
+
 #[test]
 fn a_server_that_cannot_be_looked_at_any_more_after_the_switch_keeps_no_program() {
     const UID: u32 = 54_322;

@@ -288,6 +288,7 @@ impl Supervisor {
             handed_over: false,
             young: Vec::new(),
             programs: BTreeSet::new(),
+            programmed: BTreeSet::new(),
             hindrances: BTreeMap::new(),
             datagrams: holder.datagrams.clone(),
             beside: Vec::new(),

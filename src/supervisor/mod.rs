@@ -82,6 +82,8 @@ struct Live {
     young: Vec<Young>,
     /// Places that it steers by programs of its own.
     programs: BTreeSet<Place>,
+    /// Inodes of sockets that had such a program before they were bound.
+    programmed: BTreeSet<u32>,
     /// What it was said that keeps it from being proven.
     hindrances: BTreeMap<Address, String>,
     /// Inodes of the UDP sockets at fixed ports that it had when it came up.

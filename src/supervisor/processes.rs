@@ -148,6 +148,7 @@ impl Supervisor {
                 handed_over: false,
                 young: Vec::new(),
                 programs: BTreeSet::new(),
+                programmed: BTreeSet::new(),
                 hindrances: BTreeMap::new(),
                 datagrams: Vec::new(),
                 beside: Vec::new(),
@@ -233,8 +234,9 @@ impl Supervisor {
         at_own.retain(|s| !kept.contains(&s.inode));
         match live.server.rest(&candidates, &at_own) {
             Rest::Holder(holder) if !live.machine.is_leaving() => {
+                let before = live.server.pid;
                 if live.server.promote(holder) {
-                    return self.promoted(generation);
+                    return self.promoted(generation, before);
                 }
             }
             Rest::Holder(_) => {
@@ -264,7 +266,8 @@ impl Supervisor {
         }
     }
 
-    fn promoted(&mut self, generation: GenId) {
+    /// It was `main` before.
+    fn promoted(&mut self, generation: GenId, main: Pid) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         live.ended = None;
         let pid = live.server.pid;
@@ -275,7 +278,8 @@ impl Supervisor {
         let Some(live) = self.live.get_mut(&generation) else { return };
         if self.dir.hold() {
             for address in &live.held {
-                if let Err(why) = self.dir.write(address, pid) {
+                // What another server has by now, or has beside this one, stays that one's.
+                if let Err(why) = self.dir.take(address, pid, &[main], &live.beside) {
                     self.log.say(Level::Warning, Some(address), &format!("unable to write its pidfile: {why}"));
                 }
             }

@@ -139,7 +139,8 @@ impl Supervisor {
         live.discover_until = None;
         // And what it has so far is not all.
         live.settled = false;
-        let port = waiting.place.address.port();
+        let (place, port) = (waiting.place, waiting.place.address.port());
+        let is_programmed = waiting.socket.inode().is_ok_and(|inode| live.programmed.remove(&inode));
         if !live.sharing.is_empty()
             && let Ok(listeners) = net::listeners_at(port)
         {
@@ -147,6 +148,9 @@ impl Supervisor {
         }
         let (address, meets) = (Address::from(waiting.place.address), waiting.meets);
         live.calls.push(waiting);
+        if is_programmed {
+            self.has_program(generation, place);
+        }
         self.feed(generation, swap::Event::Calls(address, meets));
     }
 
@@ -158,13 +162,22 @@ impl Supervisor {
         let Ok(place) = socket.place() else { return call.proceed() };
         let is_off = matches!(program, OwnProgram::None);
         let result = live.sharing.steer_by(&place, &socket, program);
-        let done = result.is_ok();
+        if result.is_ok() && place.address.port() == 0 {
+            // The program goes with it wherever it is bound.
+            let _ = socket.inode().map(|inode| live.programmed.insert(inode));
+        } else if result.is_ok() && is_off {
+            live.programs.remove(&place);
+        } else if result.is_ok() {
+            self.has_program(generation, place);
+        }
         drop(socket);
         call.conclude(result);
-        if done && is_off {
-            live.programs.remove(&place);
-        }
-        if done && !is_off && live.programs.insert(place) && live.steers_itself().is_some() {
+    }
+
+    /// The server steers a place by a program of its own.
+    fn has_program(&mut self, generation: GenId, place: Place) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        if live.programs.insert(place) && live.steers_itself().is_some() {
             let text =
                 "the port cannot be shared: the server steers it by a program of its own (swaps run in plain order)";
             self.log.say(Level::Warning, Some(&place.address.into()), text);

@@ -127,8 +127,10 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String,
         let unshared = |why: String| drop(events.send(Event::Unshared(generation, why)));
         while let Some(call) = watch.next(unshared) {
             let held = || Held { watch: watch.clone(), id: call.id, outcome: Outcome::Returns(libc::EINTR) };
+            // Another process than the main one may be none that serves: what it opens is found where it listens.
+            let is_main = || call.caller().map(|caller| caller.process) == watch.facts.read().0;
             let denied = |e: &io::Error| {
-                if is_denied(e) {
+                if is_denied(e) && (e.raw_os_error() == Some(libc::ENOSYS) || is_main()) {
                     unshared(format!("its sockets cannot be had: {}", crate::error::reason(e)));
                 }
             };
@@ -202,6 +204,8 @@ struct Own {
     inode: u32,
     place: Place,
     held: procfs::Held,
+    /// What it met when it was bound or first listened.
+    met: Meets,
 }
 
 impl Watcher {
@@ -218,7 +222,7 @@ impl Watcher {
         }
         self.bound.insert(socket.cookie()?, address.port());
         // It may be out of reach when it listens: its process may have changed its user.
-        self.watch.seen.listener(socket.inode()?);
+        self.watch.seen.bound(socket.inode()?);
         if self.bound.len() > BOUND_MAX {
             self.bound.pop_first();
         }
@@ -227,7 +231,7 @@ impl Watcher {
         }
         // What was read belongs to this call only if it still waits.
         if self.watch.notifier.waits(call.id) {
-            self.remember(call, &socket, Place { address, ..socket.place()? })?;
+            self.remember(call, &socket, Place { address, ..socket.place()? }, Meets::Server)?;
             socket.share()?;
         }
         Ok(Meets::Server)
@@ -269,7 +273,7 @@ impl Watcher {
         self.own.iter().any(|own| own.place.conflicts(place))
     }
 
-    fn remember(&mut self, call: &Notification, socket: &Socket, place: Place) -> io::Result<()> {
+    fn remember(&mut self, call: &Notification, socket: &Socket, place: Place, met: Meets) -> io::Result<()> {
         let inode = socket.inode()?;
         if self.own.len() >= self.own_look {
             self.own.retain(|own| own.held.is_still(own.inode));
@@ -278,7 +282,7 @@ impl Watcher {
         if let Some(caller) = call.caller()
             && self.own.iter().all(|own| own.inode != inode)
         {
-            self.own.push(Own { inode, place, held: procfs::Held::at(caller.process, call.number()) });
+            self.own.push(Own { inode, place, met, held: procfs::Held::at(caller.process, call.number()) });
         }
         Ok(())
     }
@@ -317,12 +321,14 @@ impl Watcher {
         // A process that has become another user's since it opened the socket claims nothing by it, unless it did
         // when it bound it.
         let (meets, may) = match () {
-            () if self.own.iter().any(|own| own.inode == inode) => (Meets::Server, May::Replace),
+            () if self.own.iter().any(|own| own.inode == inode && own.met == Meets::Server) => {
+                (Meets::Server, May::Replace)
+            }
             () if caller.uid != place.uid => (Meets::Nobody, May::Nothing),
             () if self.meets(call, place.address, &socket)? => (Meets::Server, May::Replace),
             () => (Meets::Nobody, May::Replace),
         };
-        self.remember(call, &socket, place)?;
+        self.remember(call, &socket, place, meets)?;
         Ok(Some((socket, place, meets, may)))
     }
 

@@ -206,17 +206,15 @@ pub fn connections() -> io::Result<Vec<TcpSocket>> {
 pub fn datagrams_at(address: SocketAddr, wide: bool) -> io::Result<Vec<(u32, u32)>> {
     let diag = Diag::kept()?;
     let mut sockets = Vec::new();
-    // Whoever is bound to one address is in the way of all of them; and a lookup names one of several.
-    if address.ip().is_unspecified() || diag.find_datagram(address)?.is_some() {
-        for family in families(if wide || address.is_ipv4() { None } else { Some(false) }) {
-            let mut question = request(family, nix::libc::NLM_F_DUMP, u32::MAX);
-            question[17] = nix::libc::IPPROTO_UDP as u8;
-            question[24..26].copy_from_slice(&address.port().to_be_bytes());
-            diag.ask_family(family, &question, &mut sockets)?;
-        }
-        let meets = |ip: IpAddr| ip == address.ip() || ip.is_unspecified() || address.ip().is_unspecified();
-        sockets.retain(|socket| meets(socket.ends.local.ip()));
+    for family in families(if wide || address.is_ipv4() { None } else { Some(false) }) {
+        let mut question = request(family, nix::libc::NLM_F_DUMP, u32::MAX);
+        question[17] = nix::libc::IPPROTO_UDP as u8;
+        question[24..26].copy_from_slice(&address.port().to_be_bytes());
+        diag.ask_family(family, &question, &mut sockets)?;
     }
+    // Connected ones too, which a lookup would not name: whoever is bound to one address is in the way of all of them.
+    let meets = |ip: IpAddr| ip == address.ip() || ip.is_unspecified() || address.ip().is_unspecified();
+    sockets.retain(|socket| meets(socket.ends.local.ip()));
     diag.keep();
     Ok(sockets.into_iter().map(|socket| (socket.inode, socket.uid)).collect())
 }
@@ -321,16 +319,6 @@ impl Diag {
             Err(e) if family == nix::libc::AF_INET6 && e.raw_os_error() == Some(nix::libc::ENOENT) => Ok(()),
             asked => asked,
         }
-    }
-
-    /// The UDP socket that gets what is sent to an address: one lookup. Its own address stands where that of the other
-    /// end is for TCP (udp_dump_one of the kernel).
-    fn find_datagram(&self, address: SocketAddr) -> io::Result<Option<TcpSocket>> {
-        let mut question = request(family_of(address), 0, u32::MAX);
-        question[17] = nix::libc::IPPROTO_UDP as u8;
-        question[26..28].copy_from_slice(&address.port().to_be_bytes());
-        put_ip(&mut question, 44, address.ip());
-        self.find_one(&mut question)
     }
 
     /// One connection, by a lookup that costs microseconds. `None`: it is gone.

@@ -220,7 +220,7 @@ fn transcript_of_a_failure() {
 /// "Had it said nothing more after 0.20, ... with the same result."
 #[test]
 fn transcript_of_a_failure_that_says_nothing_more() {
-    let mut replay = Replay::new("--ready-timeout 5");
+    let mut replay = Replay::new("--ready-timeout 2.6");
     let transcript = block(7, "transcript: a failure");
     let until_then: String = transcript.lines().filter(|l| !l.starts_with("0.80")).map(|l| format!("{l}\n")).collect();
     assert!(until_then.lines().last().unwrap().starts_with("0.20"));

@@ -148,15 +148,18 @@ def own_filter():
     if "die" in REST:
         time.sleep(0.3)
         sys.exit(3)
-    libc = ctypes.CDLL(None)
     while True:
         connection = made.accept()[0]
-        size = ctypes.c_uint(0)
-        libc.getsockopt(made.fileno(), 1, SO_ATTACH_FILTER, None, ctypes.byref(size))
-        if size.value != 1:
+        if filter_length(made) != 1:
             connection.close()
             continue
         answer(connection)
+
+
+def filter_length(made):
+    size = ctypes.c_uint(0)
+    ctypes.CDLL(None).getsockopt(made.fileno(), 1, SO_ATTACH_FILTER, None, ctypes.byref(size))
+    return size.value
 
 
 def vain_program():
@@ -235,6 +238,23 @@ def odd_length():
         sys.exit(os.strerror(ctypes.get_errno()))
     made.listen(64)
     serve(made)
+
+
+def notices():
+    """Comes from a source port of its choice, opens a port later, has a filter on it, and says what became of them."""
+    own = listener(port=PORT)
+    threading.Thread(target=serve, args=(own,), daemon=True).start()
+    source = bound(port=int(REST[0]))
+    source.connect(own.getsockname())
+    answered = source.send(b"GET / HTTP/1.0\r\n\r\n") and source.recv(4096)
+    time.sleep(1)
+    later = bound(port=int(REST[1]))
+    attach(later, SO_ATTACH_FILTER)
+    later.listen(8)
+    shares = [made.getsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT) for made in (source, later)]
+    print("answered %d, shares %s, filter %d" % (len(answered) > 0, shares, filter_length(later)), flush=True)
+    later.close()
+    time.sleep(600)
 
 
 def thief():
