@@ -165,22 +165,21 @@ impl Member {
     /// In a reload what neither server can be told by is the newest's that is old enough: the other one has settled.
     fn has_most_claim(&self, child: &Stat) -> bool {
         let members = lock(&self.household.members);
-        let held = || procfs::sockets(child.pid).unwrap_or_default();
+        let is_first = Pid::own().raw() == 1;
+        if members.len() == 1 && !is_first {
+            return self.started <= child.start;
+        }
+        let held = procfs::sockets(child.pid).unwrap_or_default();
+        let had = |member: &&Entry| held.iter().any(|inode| member.seen.had(*inode));
         let foreign = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
         let shares = |member: &&Entry| child.session != foreign && member.seen.has_session(child.session);
-        if let [member] = &members[..] {
-            // Process 1 gets what others in its container leave behind too. What is below our filter has one more.
-            let is_ours = || {
-                let filters = (procfs::filters(child.pid), procfs::filters(Pid::own()));
-                shares(&member) || held().iter().any(|inode| member.seen.had(*inode)) || filters.0 > filters.1
-            };
-            let is_known = Pid::own().raw() != 1 || !member.seen.is_watched() || is_ours();
-            return is_known && self.started <= child.start;
-        }
-        let held = held();
-        let had = |member: &&Entry| held.iter().any(|inode| member.seen.had(*inode));
-        let oldest_first = || members.iter().filter(|member| member.started <= child.start);
         let whose = members.iter().find(had).or_else(|| members.iter().find(shares));
+        // Process 1 gets what others in its container leave behind too. What is below our filter has one more.
+        let may_be = || {
+            let is_watched = members.iter().any(|member| member.seen.is_watched());
+            !is_first || !is_watched || procfs::filters(child.pid) > procfs::filters(Pid::own())
+        };
+        let oldest_first = || members.iter().filter(|member| member.started <= child.start && may_be());
         whose.or_else(|| oldest_first().max_by_key(|member| member.started)).is_some_and(|m| m.id == self.id)
     }
 }

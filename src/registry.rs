@@ -1338,7 +1338,9 @@ mod tests {
     fn what_the_dead_leave_behind_is_cleaned_up() {
         let (_temp, dir) = run_dir();
         let (dead, me) = (Pid::new(4_194_304).unwrap(), Pid::own());
-        let names = |pid: Pid| [format!(".new.{pid}"), format!("{pid}-1.sock"), format!("{pid}-1.notify")];
+        let namespace = dir.namespaces.pid.unwrap_or(0);
+        let names =
+            |pid: Pid| [format!(".new.{pid}-{namespace:x}"), format!("{pid}-1.sock"), format!("{pid}-1.notify")];
         for name in names(dead).into_iter().chain(names(me)).chain([record_name(dead), "other".into()]) {
             std::fs::write(dir.path().join(name), "").unwrap();
         }

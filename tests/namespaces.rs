@@ -141,6 +141,36 @@ fn container(sandbox: &Sandbox, port: u16) -> Option<(common::Running, i32)> {
     Some((running, supervisor))
 }
 
+/// What loses its parent in a container becomes a child of process 1, whoever started it.
+#[test]
+fn process_1_does_not_take_what_others_have_started_in_its_container_for_its_servers() {
+    let sandbox = Sandbox::shared();
+    let (port, other) = (sandbox.port(), sandbox.port());
+    let Some((mut running, supervisor)) = container(&sandbox, port) else { return };
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/odd.py");
+    let mut command = sandbox.command("nsenter");
+    command.args(["-t", &supervisor.to_string(), "-p", "-m", "-n", "env", "-i", "PATH=/usr/bin:/bin", "setsid", "-f"]);
+    command.args(["python3", script, "silent", &other.to_string()]);
+    assert_eq!(sandbox.start(command).wait(), 0);
+    let mut stranger = None;
+    until("it is a child of process 1", || {
+        let command = |pid: &i32| std::fs::read_to_string(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+        let odd = |pid: &i32| command(pid).contains("odd.py");
+        stranger = children(supervisor).into_iter().find(odd);
+        stranger.is_some()
+    });
+    for generation in [2, 3] {
+        kill(supervisor, libc::SIGHUP);
+        running.says(&format!("is up (generation {generation})"));
+        until("the old one has ended", || running.log().matches("ended").count() == generation - 1);
+    }
+    assert!(alive(stranger.unwrap()), "{}", running.log());
+    kill(stranger.unwrap(), libc::SIGKILL);
+    kill(supervisor, libc::SIGTERM);
+    assert_eq!(running.wait(), 143, "{}", running.log());
+    sandbox.assert_clean();
+}
+
 /// Each supervisor is process 1, and so is that of the other one; their servers have one pid too.
 #[test]
 fn servers_of_two_pid_namespaces_have_the_same_pids_in_one_run_directory() {

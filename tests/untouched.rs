@@ -197,6 +197,24 @@ fn a_server_that_the_kernel_lets_coexist_with_another_is_no_claim_on_it() {
     assert_eq!(listening(port), 2);
 }
 
+/// Beside a server that has the pidfile of its address.
+#[test]
+fn a_daemon_beside_another_server_leaves_that_its_pidfile() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    swapped(&sandbox, &[common::plain_server().display().to_string(), format!("0.0.0.0:{port}"), "mute".to_owned()]);
+    let first = answered_by(port, 1);
+    swapped(&sandbox, &odd("only_six", port, &["daemon"]));
+    until("its starter has ended", || sandbox.said().contains("goes on as the server"));
+    let six: SocketAddr = format!("[::1]:{port}").parse().unwrap();
+    let second = get_from(six).unwrap();
+    assert_eq!(sandbox.pidfile(&port.to_string()), Some(first.pid));
+    common::kill(second.pid, nix::libc::SIGTERM);
+    until("it is gone", || get_from(six).is_err() && sandbox.status().len() == 1);
+    assert_eq!(sandbox.pidfile(&port.to_string()), Some(first.pid));
+    sandbox.take_down(&format!(":{port}"));
+}
+
 #[test]
 fn a_server_that_asks_for_mptcp_is_swapped_by_tcp() {
     let sandbox = Sandbox::shared();

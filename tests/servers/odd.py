@@ -213,8 +213,26 @@ def source_port():
 
 
 def only_six():
-    """Serves v6 alone, beside whoever has the port in v4."""
-    serve(listener("::", only_six=1))
+    """Serves v6 alone, beside whoever has the port in v4; `daemon`: its first process is done then."""
+    own = listener("::", only_six=1)
+    if "daemon" in REST and os.fork():
+        # Not before it was seen to accept.
+        time.sleep(2)
+        os._exit(0)
+    serve(own)
+
+
+def asks():
+    """Serves, and says READY for another port once everything that follows its start is over, and serves that too."""
+    threading.Thread(target=serve, args=(listener(),), daemon=True).start()
+    time.sleep(5)
+    channel = int(os.environ["SERVERSWAP_FD"])
+    address = "127.0.0.1:" + REST[0]
+    os.write(channel, b"READY %s\n" % address.encode())
+    heard = b""
+    while b"GO " + address.encode() not in heard:
+        heard += os.read(channel, 4096)
+    serve(listener(port=int(REST[0])))
 
 
 def twice():
