@@ -618,10 +618,15 @@ impl Supervisor {
         // A pidfile of a shared port is written after the switch; that of a name may be so before.
         let has_pidfile_here = ours.iter().any(|own| own.is_port() && own.among(&its).next().is_some());
         if new.replaced.contains(&live.server.pid) || has_pidfile_here {
+            // Another old supervisor may decide at the same moment: then it is this one's turn at the next look.
+            if !self.dir.hold() {
+                return;
+            }
             for address in our_places.iter().filter(|address| address.among(&its).next().is_none()) {
                 // What is not registered is found where it listens.
                 let _ = self.dir.take(address, new.pid, &[live.server.pid], &live.beside);
             }
+            self.dir.release();
             let text = format!("server {} has lost its supervisor in its switch (the swap goes on)", new.pid);
             self.log.say(Level::Notice, ours.first(), &text);
             return self.feed(generation, swap::Event::AskedDrain(claimer));
