@@ -427,8 +427,11 @@ impl Group {
                 Proof::Begun(_) | Proof::Accepted(_) | Proof::Proven => {}
             }
         }
-        if steer || self.members.iter().any(|m| matches!(m.side, Side::New(Proof::Begun(_)))) {
-            self.steer(fetch)?;
+        if (steer || self.members.iter().any(|m| matches!(m.side, Side::New(Proof::Begun(_)))))
+            && let Err(e) = self.steer(fetch)
+        {
+            self.unreachable = Some(unreachable(&e));
+            return Err(e);
         }
         let own = if self.guarded { fetch(&self.inodes_of_news()) } else { Vec::new() };
         for member in self.members.iter_mut() {
