@@ -179,8 +179,9 @@ impl Member {
             let is_watched = members.iter().any(|member| member.seen.is_watched());
             !is_first || !is_watched || procfs::filters(child.pid) > procfs::filters(Pid::own())
         };
-        let oldest_first = || members.iter().filter(|member| member.started <= child.start && may_be());
-        whose.or_else(|| oldest_first().max_by_key(|member| member.started)).is_some_and(|m| m.id == self.id)
+        let oldest_first = || members.iter().filter(|member| member.started <= child.start);
+        let newest = || oldest_first().max_by_key(|member| member.started).filter(|_| may_be());
+        whose.or_else(newest).is_some_and(|m| m.id == self.id)
     }
 }
 

@@ -176,6 +176,8 @@ mod tests {
     }
 
     proptest! {
+        #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
         #[test]
         fn a_member_is_where_we_are_sure_that_it_is(steps in prop::collection::vec(any::<Vec<prop::sample::Index>>(), 1..12)) {
             // What the kernel does: one leaves after the other.

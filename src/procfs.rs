@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use crate::sys::net::TcpSocket;
-use crate::sys::process::Pid;
+use crate::sys::process::{Pid, Status};
 use nix::libc;
 use std::cell::{Cell, LazyCell};
 use std::collections::{BTreeMap, BTreeSet};
@@ -123,8 +123,7 @@ pub fn user(pid: Pid) -> Option<u32> {
 }
 
 fn uid(pid: Pid, at: usize) -> Option<u32> {
-    let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;
-    status.lines().find_map(|line| line.strip_prefix("Uid:")?.split_whitespace().nth(at)?.parse().ok())
+    Status::read(pid)?.number("Uid:", at)
 }
 
 /// Whether `/proc` is there, and shows the processes of our pid namespace.
@@ -222,9 +221,7 @@ impl Held {
 
 /// How many seccomp filters are on a process (proc_pid_status(5), Linux 5.9); `None` where that cannot be seen.
 pub fn filters(pid: Pid) -> Option<u32> {
-    let status = fs::read(format!("/proc/{pid}/status")).ok()?;
-    let line = status.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(b"Seccomp_filters:"))?;
-    std::str::from_utf8(line).ok()?.trim().parse().ok()
+    Status::read(pid)?.number("Seccomp_filters:", 0)
 }
 
 /// Whether a process is ending: it shows none of its files any more, and not all of them are closed (PF_EXITING of

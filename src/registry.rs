@@ -894,8 +894,7 @@ impl RunDir {
         mode: u32,
         prepare: impl FnOnce(&File) -> std::io::Result<()>,
     ) -> std::result::Result<File, String> {
-        // A supervisor of another pid namespace may have the same pid.
-        let temporary = format!(".new.{}-{:x}", Pid::own(), self.namespaces.pid.unwrap_or(0));
+        let temporary = self.temporary_name(Pid::own());
         self.unlink(&temporary);
         let flags = OFlag::O_WRONLY | OFlag::O_CREAT | OFlag::O_EXCL | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
         let written = openat(&self.dir, temporary.as_str(), flags, Mode::from_bits_truncate(mode))
@@ -911,6 +910,11 @@ impl RunDir {
             self.unlink(&temporary);
             reason(&e)
         })
+    }
+
+    /// What a supervisor of our pid namespace calls a file that is not whole yet. One of another may have the same pid.
+    fn temporary_name(&self, writer: Pid) -> String {
+        format!(".new.{writer}-{:x}", self.namespaces.pid.unwrap_or(0))
     }
 
     fn unlink(&self, name: &str) {
@@ -958,9 +962,10 @@ impl RunDir {
                 && !foreign.contains(stem)
             {
                 self.unlink(&name);
-            } else if let Some((writer, namespace)) = name.strip_prefix(".new.").and_then(|who| who.split_once('-'))
-                && *namespace == format!("{:x}", self.namespaces.pid.unwrap_or(0))
-                && parse_number(writer).is_some_and(procfs::has_ended)
+            } else if let Some(who) = name.strip_prefix(".new.")
+                && let Some(writer) = who.split('-').next().and_then(parse_number)
+                && name == self.temporary_name(writer)
+                && procfs::has_ended(writer)
             {
                 self.unlink(&name);
             }

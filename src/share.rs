@@ -344,8 +344,7 @@ impl Group {
     /// the last one takes its index, and an index past the end falls back to the whole group.
     /// `false` if that cannot be done now, and clients are kept away from the new sockets.
     fn leave_to_new(&mut self, own: &BTreeMap<u32, Socket>) -> bool {
-        let program = self.own.take();
-        let restore = |socket: &Socket| program.as_ref().map_or_else(|| socket.release(), |own| socket.steer_by(own));
+        let restore = |socket: &Socket| self.own.as_ref().map_or_else(|| socket.release(), |own| socket.steer_by(own));
         let member = self.news().find_map(|member| own.get(&member.inode));
         let restored = match member {
             Some(socket) => restore(socket),
@@ -355,9 +354,6 @@ impl Group {
         };
         self.steered &= restored.is_err();
         let _ = self.unguard(&|inodes| inodes.iter().filter_map(|inode| own.get(inode)?.try_clone().ok()).collect());
-        if self.steered {
-            self.own = program;
-        }
         !(self.guarded || self.steered)
     }
 
@@ -427,13 +423,14 @@ impl Group {
                 Proof::Begun(_) | Proof::Accepted(_) | Proof::Proven => {}
             }
         }
-        if (steer || self.members.iter().any(|m| matches!(m.side, Side::New(Proof::Begun(_)))))
+        let begun = self.news().any(|new| matches!(new.side, Side::New(Proof::Begun(_))));
+        if (steer || begun)
             && let Err(e) = self.steer(fetch)
         {
             self.unreachable = Some(unreachable(&e));
             return Err(e);
         }
-        let own = if self.guarded { fetch(&self.inodes_of_news()) } else { Vec::new() };
+        let own = if begun && self.guarded { fetch(&self.inodes_of_news()) } else { Vec::new() };
         for member in self.members.iter_mut() {
             let Side::New(proof) = &mut member.side else { continue };
             let guard = own.iter().find(|socket| socket.inode().is_ok_and(|inode| inode == member.inode));
@@ -514,6 +511,12 @@ impl Sharing {
 
     fn groups_mut(&mut self) -> impl Iterator<Item = &mut Group> {
         self.groups.values_mut().flatten()
+    }
+
+    /// Forgets the other groups.
+    fn keep(&mut self, mut is_kept: impl FnMut(&mut Group) -> bool) {
+        self.groups.values_mut().for_each(|groups| groups.retain_mut(&mut is_kept));
+        self.groups.retain(|_, groups| !groups.is_empty());
     }
 
     fn at_port(&mut self, port: u16) -> &mut Vec<Group> {
@@ -598,10 +601,7 @@ impl Sharing {
         socket.share()?;
         let _ = group.steer(fetch);
         if let Err(e) = socket.listen(backlog) {
-            self.groups
-                .values_mut()
-                .for_each(|groups| groups.retain(|group| !group.members.is_empty() || group.joined));
-            self.groups.retain(|_, groups| !groups.is_empty());
+            self.keep(|group| !group.members.is_empty() || group.joined);
             return Err(e);
         }
         group.old.get_or_insert(old);
@@ -932,10 +932,7 @@ impl Sharing {
         // In one look: a server may have a thousand.
         let own = if touched.is_empty() { Vec::new() } else { fetch(&touched) };
         let own = own.into_iter().filter_map(|socket| Some((socket.inode().ok()?, socket))).collect();
-        for groups in self.groups.values_mut() {
-            groups.retain_mut(|group| !group.leave_to_new(&own));
-        }
-        self.groups.retain(|_, groups| !groups.is_empty());
+        self.keep(|group| !group.leave_to_new(&own));
         self.groups.is_empty()
     }
 

@@ -147,10 +147,9 @@ fn process_1_does_not_take_what_others_have_started_in_its_container_for_its_ser
     let sandbox = Sandbox::shared();
     let (port, other) = (sandbox.port(), sandbox.port());
     let Some((mut running, supervisor)) = container(&sandbox, port) else { return };
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/odd.py");
     let mut command = sandbox.command("nsenter");
     command.args(["-t", &supervisor.to_string(), "-p", "-m", "-n", "env", "-i", "PATH=/usr/bin:/bin", "setsid", "-f"]);
-    command.args(["python3", script, "silent", &other.to_string()]);
+    command.args(common::odd("silent", other, &[]));
     assert_eq!(sandbox.start(command).wait(), 0);
     let mut stranger = None;
     until("it is a child of process 1", || {

@@ -587,11 +587,10 @@ fn promise_7_nobody_but_the_owner_or_root_can_take_a_server_down_or_take_its_por
 fn promise_8_a_process_that_no_swap_is_about_notices_nothing() {
     let sandbox = Sandbox::shared();
     let (port, later) = (sandbox.port(), sandbox.port().to_string());
-    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/odd.py");
     for generation in 1..=2 {
         let source = sandbox.port().to_string();
-        let words = ["-d", "python3", script, "notices", &port.to_string(), &source, &later];
-        let (status, log) = sandbox.run(words);
+        let notices = common::odd("notices", port, &[&source, &later]);
+        let (status, log) = sandbox.run([&["-d".to_owned()], &notices[..]].concat());
         assert_eq!(status, 0, "{log}");
         answered_by(port, generation);
         let said = "answered 1, shares [0, 0], filter 1";

@@ -3,17 +3,10 @@
 
 mod common;
 
-use common::{Load, Sandbox, answered_by, get, get_from, until};
+use common::{Load, Sandbox, answered_by, get, get_from, odd, until};
 use std::net::SocketAddr;
 use std::process::Command;
 use std::time::Duration;
-
-/// The words of a server of `tests/servers/odd.py`.
-fn odd(what: &str, port: u16, rest: &[&str]) -> Vec<String> {
-    let script = format!("{}/tests/servers/odd.py", env!("CARGO_MANIFEST_DIR"));
-    let words = ["python3", &script, what, &port.to_string()].map(str::to_owned);
-    words.into_iter().chain(rest.iter().map(|word| (*word).to_owned())).collect()
-}
 
 fn run(sandbox: &Sandbox, options: &[&str], words: &[String]) -> (i32, String) {
     let options = options.iter().map(|option| (*option).to_owned());

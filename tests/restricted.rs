@@ -26,14 +26,17 @@ fn may(program: &str, arguments: &[&str]) -> bool {
 /// Root of a container, which may not look at processes of other users.
 const WITHOUT_PTRACE: [&str; 4] = ["--bounding-set", "-sys_ptrace", "--inh-caps", "-sys_ptrace"];
 
+/// Somebody else, if a program without the capability may become that.
+fn other_user(uid: u32) -> Option<String> {
+    let uid = uid.to_string();
+    may("setpriv", &[&WITHOUT_PTRACE[..], &["--reuid", &uid, "true"]].concat()).then_some(uid)
+}
+
 #[test]
 fn a_server_that_changes_its_user_is_up_and_swapped_without_the_capability_to_look_at_it() {
     // Of others there may be servers on this machine that cannot be looked at either.
     const UID: u32 = 54_321;
-    let uid = UID.to_string();
-    if !may("setpriv", &[&WITHOUT_PTRACE[..], &["--reuid", &uid, "true"]].concat()) {
-        return;
-    }
+    let Some(uid) = other_user(UID) else { return };
     for when in ["before", "between", "after"] {
         let sandbox = Sandbox::shared();
         let port = sandbox.port();
@@ -60,10 +63,7 @@ fn a_server_that_changes_its_user_is_up_and_swapped_without_the_capability_to_lo
 #[test]
 fn a_server_that_changes_its_user_and_is_hidden_is_up_and_taken_down() {
     const UID: u32 = 54_323;
-    let uid = UID.to_string();
-    if !may("setpriv", &[&WITHOUT_PTRACE[..], &["--reuid", &uid, "true"]].concat()) {
-        return;
-    }
+    let Some(uid) = other_user(UID) else { return };
     for hides in ["hidepid=1", "hidepid=2"] {
         let mount = format!("mount -t proc -o {hides} proc /proc && exec \"$@\"");
         if !may("unshare", &["-m", "sh", "-c", &mount, "sh", "true"]) {
@@ -90,10 +90,7 @@ fn a_server_that_changes_its_user_and_is_hidden_is_up_and_taken_down() {
 #[test]
 fn a_server_that_cannot_be_looked_at_any_more_after_the_switch_keeps_no_program() {
     const UID: u32 = 54_322;
-    let uid = UID.to_string();
-    if !may("setpriv", &[&WITHOUT_PTRACE[..], &["--reuid", &uid, "true"]].concat()) {
-        return;
-    }
+    let Some(uid) = other_user(UID) else { return };
     let sandbox = Sandbox::shared();
     let port = sandbox.port();
     let start = |command: &[&str]| {
@@ -116,9 +113,7 @@ fn a_server_that_cannot_be_looked_at_any_more_after_the_switch_keeps_no_program(
     assert_eq!(new.wait(), 0, "{}", new.log());
     until("nothing steers the port", || is_unsteered(port));
     assert_eq!(get(port).unwrap().pid, pid);
-    let (status, log) = sandbox.run(["--takedown", &format!(":{port}")]);
-    assert_eq!(status, 0, "{log}");
-    sandbox.assert_clean();
+    sandbox.take_down(&format!(":{port}"));
 }
 
 #[test]

@@ -105,11 +105,10 @@ fn an_orphan_that_a_rival_does_not_want_is_replaced_after_it() {
 /// A server that is up looks for another address: the orphan there becomes its own, and no other one.
 #[test]
 fn an_orphan_that_nobody_wants_is_not_kept_from_whoever_wants_it() {
-    const ODD: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/servers/odd.py");
     let sandbox = Sandbox::shared();
     let (own, ports) = (sandbox.port(), orphans(&sandbox));
-    let asks = ["-d", "python3", ODD, "asks", &own.to_string(), &ports[0].to_string()];
-    let (status, log) = sandbox.run(asks);
+    let asks = common::odd("asks", own, &[&ports[0].to_string()]);
+    let (status, log) = sandbox.run([&["-d".to_owned()], &asks[..]].concat());
     assert_eq!(status, 0, "{log}");
     let first = get(own).unwrap();
     until("it has the address of the first", || get(ports[0]) == Ok(first));

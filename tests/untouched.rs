@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{Commons, Sandbox, answered_by, get, get_from, listening, until};
+use common::{Commons, Sandbox, answered_by, get, get_from, listening, odd, until};
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
@@ -11,13 +11,6 @@ use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
 use std::process::Command;
 use std::sync::atomic::{AtomicU16, Ordering};
-
-/// The words of a server of `tests/servers/odd.py`.
-fn odd(what: &str, port: u16, rest: &[&str]) -> Vec<String> {
-    let script = format!("{}/tests/servers/odd.py", env!("CARGO_MANIFEST_DIR"));
-    let words = ["python3", &script, what, &port.to_string()].map(str::to_owned);
-    words.into_iter().chain(rest.iter().map(|word| (*word).to_owned())).collect()
-}
 
 /// The first of some ports that no other test has: above those of the sandboxes, below those that the kernel gives.
 fn range() -> u16 {

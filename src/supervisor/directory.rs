@@ -10,7 +10,7 @@ use super::threads::{self, GenId};
 use crate::address::Address;
 use crate::place::Place;
 use crate::registry::{Asker, Found, LOCK_PATIENCE, May, Mine, Notes};
-use crate::swap::{self, Effect, Event, Level, OldId};
+use crate::swap::{Effect, Event, Level, OldId};
 use crate::sys::net::TcpSocket;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::fs::File;
@@ -234,13 +234,10 @@ impl Supervisor {
             }
             Found::Blocked(why) | Found::Unclear(why) => Event::Blocked(address, why),
             Found::Taken(holders) => {
-                if live.was_up {
-                    // Orphans that it does not want are not kept from others.
-                    let at = Instant::now() + swap::QUIET;
-                    self.tidy_at = Some(at);
-                    self.poll_at = Some(self.poll_at.map_or(at, |poll| poll.min(at)));
-                }
                 live.beside.retain(|pid| holders.iter().all(|holder| holder.pid != *pid));
+                if live.was_up {
+                    self.tidy_later();
+                }
                 let wanted = std::slice::from_ref(&address);
                 let olds = holders.into_iter().map(|holder| OldId(self.old(generation, holder, wanted))).collect();
                 Event::Taken(address, olds)

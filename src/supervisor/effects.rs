@@ -454,10 +454,7 @@ impl Supervisor {
         if !live.datagrams.is_empty() {
             self.register_again(generation);
         }
-        // By then it has the orphans that it wants: not every server listens everywhere in one moment.
-        let at = Instant::now() + swap::QUIET;
-        self.tidy_at = Some(at);
-        self.poll_by(at);
+        self.tidy_later();
         self.manager.tell("READY=1");
         // A reload replaces even what has no address in common with it.
         let replaced = |old: &Old| old.of == generation && matches!(old.to, OldTo::Local(to) if to == before);

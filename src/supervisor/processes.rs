@@ -339,6 +339,14 @@ impl Supervisor {
         self.poll_at = Some(self.poll_at.map_or(at, |earlier| earlier.min(at)));
     }
 
+    /// Until then a server has the orphans that it wants: it may listen here and there one after the other. What it does not
+    /// want is not kept from others.
+    pub(super) fn tidy_later(&mut self) {
+        let at = Instant::now() + swap::QUIET;
+        self.tidy_at = Some(at);
+        self.poll_by(at);
+    }
+
     fn poll_pause(&self) -> Duration {
         self.poll_every.max(self.poll_took * POLL_REST)
     }
@@ -428,10 +436,7 @@ impl Supervisor {
         let young = self.live.values().flat_map(|live| live.young_until()).min();
         let lingers = self.olds.values().any(|old| old.lingers.is_some()).then(|| Instant::now() + LINGERS);
         let lent = self.live.values().flat_map(|live| live.lent_until()).min();
-        [young, lingers, lent].into_iter().flatten().for_each(|at| self.poll_by(at));
-        if let Some(at) = self.tidy_at {
-            self.poll_by(at);
-        }
+        [young, lingers, lent, self.tidy_at].into_iter().flatten().for_each(|at| self.poll_by(at));
     }
 
     /// Finds the listeners of a server that says nothing of them; `false` if they could not be looked at.

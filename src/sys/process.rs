@@ -22,6 +22,22 @@ pub fn open_files_max() -> usize {
     if result == 0 { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 0 }
 }
 
+/// What proc_pid_status(5) says of a process, or of a thread. Bytes: its name may be no UTF-8.
+pub struct Status(Vec<u8>);
+
+impl Status {
+    /// `None` if it is gone, or may not be looked at.
+    pub fn read(id: impl std::fmt::Display) -> Option<Status> {
+        std::fs::read(format!("/proc/{id}/status")).ok().map(Status)
+    }
+
+    /// One of the numbers in the line that begins with this key, counted from 0.
+    pub fn number(&self, key: &str, at: usize) -> Option<u32> {
+        let line = self.0.split(|byte| *byte == b'\n').find_map(|line| line.strip_prefix(key.as_bytes()))?;
+        std::str::from_utf8(line).ok()?.split_whitespace().nth(at)?.parse().ok()
+    }
+}
+
 /// A process, whatever becomes of its pid (pidfd_open(2), Linux 5.3).
 #[derive(Debug)]
 pub struct Pidfd(OwnedFd);

@@ -4,7 +4,7 @@
 //! Linux 5.9 or later (POLLHUP tells that nobody is left under the filter); best from 5.19, where a
 //! waiting call is no longer interrupted by signals.
 
-use crate::sys::process::{Pid, Pidfd};
+use crate::sys::process::{Pid, Pidfd, Status};
 use crate::sys::steer::OwnProgram;
 use nix::libc;
 use std::cell::UnsafeCell;
@@ -524,13 +524,8 @@ pub struct Caller {
 impl Notification {
     /// Who calls (proc_pid_status(5)); `None` if it is gone.
     pub fn caller(&self) -> Option<Caller> {
-        // Bytes: the name of a process may be no UTF-8.
-        let status = std::fs::read(format!("/proc/{}/status", self.thread)).ok()?;
-        let field = |key: &[u8], at: usize| {
-            let line = status.split(|&b| b == b'\n').find_map(|line| line.strip_prefix(key))?;
-            std::str::from_utf8(line).ok()?.split_whitespace().nth(at)?.parse::<u32>().ok()
-        };
-        Some(Caller { process: Pid::new(field(b"Tgid:", 0)?.into())?, uid: field(b"Uid:", 3)? })
+        let status = Status::read(self.thread)?;
+        Some(Caller { process: Pid::new(status.number("Tgid:", 0)?.into())?, uid: status.number("Uid:", 3)? })
     }
 
     /// A handle on the socket of the call (pidfd_getfd(2), Linux 5.6).

@@ -2,7 +2,6 @@
 
 use super::common::{SERVERSWAP, Sandbox, answered_by, get, until};
 use super::{median, row};
-use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
 
@@ -114,25 +113,24 @@ pub fn bind(server: &Path) {
 /// Clients that bind a source port for each request, which no swap is about: one as many are written, and one that does
 /// nothing else.
 pub fn binding_client(server: &Path) {
+    const TESTS: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/tests");
     let sandbox = Sandbox::shared();
-    let python = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/bench/binding.py");
-    let mut served = sandbox.command("python3").arg(python).stdout(Stdio::piped()).spawn().unwrap();
-    let mut port = String::new();
-    BufReader::new(served.stdout.take().unwrap()).read_line(&mut port).unwrap();
-    let ratio = binding_ratio(&sandbox, &["python3", python, &format!("127.0.0.1:{}", port.trim())]);
-    served.kill().and_then(|()| served.wait()).unwrap();
-    row("requests of a client that binds for each, supervised to direct", ratio, "0.95");
-    let address = format!("127.0.0.1:{}", sandbox.port());
-    let mut running = sandbox.start({
-        let mut command = sandbox.command(server);
-        command.arg(&address);
-        command
-    });
-    until("the server answers", || std::net::TcpStream::connect(&address).is_ok());
-    let ratio = binding_ratio(&sandbox, &[&server.to_string_lossy(), "ask", &address]);
-    running.signal(nix::libc::SIGTERM);
-    running.wait();
-    row("  of one that does nothing else", ratio, "");
+    let ratio = |server: &[&str], client: &[&str]| {
+        let address = format!("127.0.0.1:{}", sandbox.port());
+        let mut command = sandbox.command(server[0]);
+        command.args(&server[1..]).arg(&address).env("SERVERSWAP_GENERATION", "1");
+        let mut running = sandbox.start(command);
+        until("the server answers", || std::net::TcpStream::connect(&address).is_ok());
+        let ratio = binding_ratio(&sandbox, &[client, &[&*address]].concat());
+        running.signal(nix::libc::SIGTERM);
+        running.wait();
+        ratio
+    };
+    let file = |name: &str| format!("{TESTS}/{name}");
+    let python = ratio(&["python3", &file("servers/unmodified.py")], &["python3", &file("bench/binding.py")]);
+    row("requests of a client that binds for each, supervised to direct", python, "0.95");
+    let server = server.to_string_lossy();
+    row("  of one that does nothing else", ratio(&[&*server], &[&*server, "ask"]), "");
 }
 
 fn binding_ratio(sandbox: &Sandbox, client: &[&str]) -> String {

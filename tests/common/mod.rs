@@ -815,3 +815,10 @@ pub fn is_unsteered(port: u16) -> bool {
     nix::sys::socket::shutdown(listener.as_raw_fd(), nix::sys::socket::Shutdown::Both).unwrap();
     found
 }
+
+/// The words of a server of `tests/servers/odd.py`.
+pub fn odd(what: &str, port: u16, rest: &[&str]) -> Vec<String> {
+    let script = format!("{}/tests/servers/odd.py", env!("CARGO_MANIFEST_DIR"));
+    let words = ["python3", &script, what, &port.to_string()].map(str::to_owned);
+    words.into_iter().chain(rest.iter().map(|word| (*word).to_owned())).collect()
+}
