@@ -236,7 +236,9 @@ impl Family {
             // Asked last: it costs more than all the rest, and most processes are nobody's.
             belongs && !below.iter().any(|a| is_serverswap(a.pid))
         };
-        snapshot.all().filter(belongs).collect()
+        let tops = [Some(self.main), Some(own), supervisor].into_iter().flatten().map(Pid::raw);
+        let near = snapshot.all().filter(is_near).map(|stat| stat.pid.raw());
+        snapshot.below(tops.chain(near)).filter(belongs).collect()
     }
 
     /// Inodes of all sockets that the processes of the server hold; `None` if one of them may not be asked.

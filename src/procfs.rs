@@ -6,7 +6,7 @@
 use crate::sys::net::TcpSocket;
 use crate::sys::process::{Pid, Status};
 use nix::libc;
-use std::cell::{Cell, LazyCell};
+use std::cell::{Cell, LazyCell, OnceCell};
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Read};
@@ -235,14 +235,24 @@ pub fn is_ending(pid: Pid) -> bool {
     flags.is_some_and(|flags| flags & PF_EXITING != 0) && stat(pid).is_some_and(|stat| !stat.zombie || stat.threads > 1)
 }
 
-/// Where these sockets are open but in serverswaps. Those that are older than the server which opened them, `since`
-/// then, have none. An error where not all processes could be listed.
+/// Where these sockets are open but in serverswaps: one place for each is enough. Those that are older than the server
+/// which opened them, `since` then, have none. An error where not all processes could be listed.
 pub fn holders(inodes: &BTreeSet<u32>, since: u64) -> io::Result<Holders> {
     let snapshot = Snapshot::take();
     snapshot.complete()?;
-    let (is_serverswap, euid) = (serverswaps(), nix::unistd::geteuid());
+    let (is_serverswap, is_this_program, euid) = (serverswaps(), copies(), nix::unistd::geteuid());
     let mut found = Holders::default();
-    for stat in snapshot.all().filter(|stat| stat.pid != Pid::own()) {
+    let mut processes: Vec<&Stat> = snapshot.all().filter(|stat| stat.pid != Pid::own()).collect();
+    // As a rule it is the server itself, or one of its workers, and there is no need to ask all others.
+    processes.sort_by_key(|stat| (stat.start < since, stat.start));
+    for stat in processes {
+        if found.held.len() == inodes.len() {
+            break;
+        }
+        // To list the files of a supervisor would be in vain, and there may be very many.
+        if is_this_program(stat.pid) {
+            continue;
+        }
         let Some(sockets) = socket_fds(stat.pid) else {
             found.may_be_more |=
                 stat.start >= since && (euid.is_root() || is_of_this_user(stat.pid)) && !has_ended(stat.pid);
@@ -264,6 +274,8 @@ pub struct Snapshot {
     ending: Vec<Stat>,
     /// Why processes may be missing: an errno.
     failed: Option<i32>,
+    /// The living children of each process, and of those that are not there.
+    children: OnceCell<BTreeMap<i32, Vec<i32>>>,
 }
 
 impl Snapshot {
@@ -284,6 +296,7 @@ impl Snapshot {
             alive: alive.into_iter().map(|stat| (stat.pid.raw(), stat)).collect(),
             ending: ended.into_iter().filter(|stat| stat.threads > 1).collect(),
             failed: failed.get(),
+            children: OnceCell::new(),
         }
     }
 
@@ -291,7 +304,7 @@ impl Snapshot {
     #[cfg(test)]
     pub fn of(stats: impl IntoIterator<Item = Stat>) -> Snapshot {
         let alive = stats.into_iter().map(|stat| (stat.pid.raw(), stat)).collect();
-        Snapshot { alive, ending: Vec::new(), failed: None }
+        Snapshot { alive, ending: Vec::new(), failed: None, children: OnceCell::new() }
     }
 
     /// An error if processes may be missing, for want of memory or files: then nothing follows from who is not there.
@@ -307,6 +320,25 @@ impl Snapshot {
     /// A living process.
     pub fn get(&self, pid: i32) -> Option<&Stat> {
         self.alive.get(&pid)
+    }
+
+    /// These processes and their descendants, and those of processes that are not there.
+    pub fn below(&self, tops: impl IntoIterator<Item = i32>) -> impl Iterator<Item = &Stat> {
+        let children = self.children.get_or_init(|| {
+            let mut children: BTreeMap<i32, Vec<i32>> = BTreeMap::new();
+            self.all().for_each(|stat| children.entry(stat.parent).or_default().push(stat.pid.raw()));
+            children
+        });
+        let missing = children.keys().filter(|pid| **pid != 0 && !self.alive.contains_key(pid));
+        let mut left: Vec<i32> = missing.copied().chain(tops).collect();
+        let mut below = BTreeSet::new();
+        while let Some(pid) = left.pop() {
+            // A torn snapshot could hold a circle.
+            if below.insert(pid) {
+                left.extend(children.get(&pid).into_iter().flatten());
+            }
+        }
+        below.into_iter().filter_map(|pid| self.get(pid))
     }
 
     /// A process and its ancestors, youngest first.
@@ -360,15 +392,21 @@ pub const MARK: &str = "SERVERSWAP_SOCKET";
 
 /// Tells whether a process runs this program, or another copy of it.
 pub fn serverswaps() -> impl Fn(Pid) -> bool {
-    let own_exe = file_id("/proc/self/exe");
+    let is_this_program = copies();
     move |pid| {
         let is_named_so = || match fs::read(format!("/proc/{pid}/comm")) {
             Ok(name) => name.strip_suffix(b"\n") == Some(OWN_NAME.to_bytes()),
             // What cannot be looked at, for want of fds say, may be one: nobody signals it.
             Err(e) => !matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),
         };
-        own_exe.is_some() && file_id(&format!("/proc/{pid}/exe")) == own_exe || is_named_so()
+        is_this_program(pid) || is_named_so()
     }
+}
+
+/// Tells whether a process runs this very file.
+fn copies() -> impl Fn(Pid) -> bool {
+    let own = file_id("/proc/self/exe");
+    move |pid| own.is_some() && file_id(&format!("/proc/{pid}/exe")) == own
 }
 
 fn file_id(path: &str) -> Option<(u64, u64)> {

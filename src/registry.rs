@@ -944,45 +944,38 @@ impl RunDir {
 
     /// As [`RunDir::tidy`], with the lock held; gives the servers that live.
     fn sweep(&self) -> Vec<Holder> {
+        // What cannot be listed stays.
+        let Ok(names) = self.names_that_end("") else { return self.servers().unwrap_or_default() };
         let mut servers = Vec::new();
-        // What cannot be listed stays, and so do the sockets of servers of whom it cannot be told whether they live.
-        let (Ok(names), Ok(foreign)) = (self.names_that_end(""), self.foreign_sockets()) else {
-            return self.servers().unwrap_or_default();
-        };
-        for name in names {
-            if let Some(pid) = name.strip_suffix(".server").and_then(parse_number) {
-                match self.holder(pid, Claim::No) {
-                    Ok(holder) => servers.push(holder),
-                    Err(Missing::Gone) => self.unlink(&name),
-                    Err(Missing::Unclear | Missing::Elsewhere | Missing::Unseen) => {}
-                }
-            } else if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify"))
-                && let Some(supervisor) = stem.split('-').next().and_then(parse_number)
-                && procfs::has_ended(supervisor)
-                && !foreign.contains(stem)
-            {
-                self.unlink(&name);
-            } else if let Some(who) = name.strip_prefix(".new.")
-                && let Some(writer) = who.split('-').next().and_then(parse_number)
-                && name == self.temporary_name(writer)
-                && procfs::has_ended(writer)
-            {
-                self.unlink(&name);
+        let mut foreign = Some(BTreeSet::new());
+        for name in &names {
+            let Some(pid) = name.strip_suffix(".server").and_then(parse_number) else { continue };
+            match self.holder(pid, Claim::No) {
+                Ok(holder) => servers.push(holder),
+                Err(Missing::Gone) => self.unlink(name),
+                Err(Missing::Unclear | Missing::Elsewhere | Missing::Unseen) => match self.sockets_of(pid) {
+                    Ok(sockets) => foreign.iter_mut().for_each(|all| all.extend(sockets.clone())),
+                    Err(_) => foreign = None,
+                },
             }
+        }
+        // The sockets of servers stay of whom it cannot be told whether they live.
+        for name in names.iter().filter(|name| foreign.as_ref().is_some_and(|foreign| self.is_left(name, foreign))) {
+            self.unlink(name);
         }
         servers
     }
 
-    /// What the names of the sockets of those servers begin with that may live and cannot be seen from here.
-    fn foreign_sockets(&self) -> std::io::Result<BTreeSet<String>> {
-        let mut foreign = BTreeSet::new();
-        for pid in self.pids()? {
-            match self.holder(pid, Claim::No) {
-                Ok(_) | Err(Missing::Gone) => {}
-                Err(Missing::Elsewhere | Missing::Unseen | Missing::Unclear) => foreign.extend(self.sockets_of(pid)?),
-            }
+    /// Whether it is a socket or an unfinished file of a process that has ended, and none of `foreign` ones, by what their
+    /// names begin with.
+    fn is_left(&self, name: &str, foreign: &BTreeSet<String>) -> bool {
+        let pid = |stem: &str| stem.split('-').next().and_then(parse_number);
+        if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify")) {
+            pid(stem).is_some_and(|supervisor| procfs::has_ended(supervisor) && !foreign.contains(stem))
+        } else {
+            let writer = name.strip_prefix(".new.").and_then(pid);
+            writer.is_some_and(|writer| name == self.temporary_name(writer) && procfs::has_ended(writer))
         }
-        Ok(foreign)
     }
 
     /// What the names of a server's sockets begin with.

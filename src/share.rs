@@ -377,8 +377,20 @@ impl Group {
         }
     }
 
-    /// Moves the probes of the new sockets a step on.
+    /// Moves the probes of the new sockets on, as far as they get now: one of this machine connects at once.
     fn step(&mut self, find: Find<'_>, listeners: &Listeners, fetch: Fetch<'_>) -> io::Result<()> {
+        let is_connected = |m: &Member| match &m.side {
+            Side::New(Proof::Probing(probe, _)) => probe.connected().is_ok_and(|connected| connected),
+            Side::New(_) | Side::Old { .. } => false,
+        };
+        self.step_once(find, listeners, fetch)?;
+        if self.members.iter().any(is_connected) {
+            self.step_once(find, listeners, fetch)?;
+        }
+        Ok(())
+    }
+
+    fn step_once(&mut self, find: Find<'_>, listeners: &Listeners, fetch: Fetch<'_>) -> io::Result<()> {
         // Where nobody knows which socket a probe would go to, one has to do.
         let most = if self.in_order { usize::MAX } else { 1 };
         // A probe could get to an old server.

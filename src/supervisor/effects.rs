@@ -140,7 +140,6 @@ impl Supervisor {
             Effect::Grant(claimer, holds) => {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.claimed = Some(claimer);
-                    live.server.tell_jobs();
                 }
                 match self.local_claimer(claimer) {
                     Some(of) => self.locked(of, claimer.0, holds),
@@ -149,6 +148,10 @@ impl Supervisor {
                         let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
                         self.tell_peer(claimer, words);
                     }
+                }
+                // While the claimer gets to work.
+                if let Some(live) = self.live.get(&generation) {
+                    live.server.tell_jobs();
                 }
             }
             Effect::TellReleased(claimer, address) => match self.local_claimer(claimer) {

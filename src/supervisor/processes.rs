@@ -32,7 +32,7 @@ use std::time::{Duration, Instant};
 /// How often the kernel is asked at first while something is waited for that it does not tell.
 const POLL_FIRST: Duration = Duration::from_millis(1);
 /// And not before so many times as long as the last look took: with a thousand addresses it takes its time.
-const POLL_REST: u32 = 3;
+const POLL_REST: u32 = 1;
 /// And at last: in a swap (or one hundredth of how long it has lasted already), and while a first server looks for its port.
 pub(super) const POLL_SWAP: Duration = Duration::from_millis(20);
 const POLL_STEERS: Duration = Duration::from_millis(100);
@@ -179,7 +179,13 @@ impl Supervisor {
         for effect in effects {
             self.carry_out(id, effect);
         }
-        self.poll_soon();
+        if self.live.get(&id).is_some_and(|live| live.watch().is_some()) {
+            // Its calls tell when it listens: only what it was handed has to be looked for.
+            self.poll_every = POLL_SWAP;
+            self.poll_by(Instant::now() + POLL_SWAP);
+        } else {
+            self.poll_soon();
+        }
         Ok(())
     }
 
