@@ -254,8 +254,8 @@ pub fn receive_result(report: &std::os::unix::net::UnixStream) -> io::Result<Not
 #[derive(Debug)]
 pub struct Ledger {
     page: NonNull<Page>,
-    /// One call is taken at a time.
-    turn: Mutex<()>,
+    /// One call is taken at a time; whether whoever does it waits for room.
+    turn: Mutex<bool>,
     /// An entry has become free.
     freed: Condvar,
 }
@@ -300,7 +300,10 @@ impl Ledger {
     /// Takes a call from the kernel, and notes it before anything else is done.
     fn receive(&self, notifier: RawFd) -> io::Result<libc::seccomp_notif> {
         let turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
-        let is_full = |_: &mut ()| self.page().waiting.iter().all(|entry| entry.load(Ordering::Acquire) != 0);
+        let is_full = |waits: &mut bool| {
+            *waits = self.page().waiting.iter().all(|entry| entry.load(Ordering::Acquire) != 0);
+            *waits
+        };
         let _turn = self.freed.wait_while(turn, is_full).unwrap_or_else(PoisonError::into_inner);
         let place = self.page().received.get();
         // SAFETY: nobody else has the place while we have the turn; the kernel wants it zeroed and fills it.
@@ -320,8 +323,10 @@ impl Ledger {
     pub fn clear(&self, id: u64) {
         if self.replace(id, 0) {
             // Not between the look and the wait of whoever waits for room.
-            drop(self.turn.lock().unwrap_or_else(PoisonError::into_inner));
-            self.freed.notify_all();
+            let waits = *self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+            if waits {
+                self.freed.notify_all();
+            }
         }
     }
 
