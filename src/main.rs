@@ -67,14 +67,15 @@ fn run(cli: Cli) -> Result<u8> {
         Request::Reload(addresses) => operator::reload(&dir(false)?, &addresses, log),
         Request::Run(run) => {
             let dir = dir(true)?;
-            let launcher = match run.detach {
+            let front = sys::process::take_line();
+            let launcher = match run.detach && front.is_none() {
                 false => None,
                 true => match detach::fork(log)? {
                     detach::Side::Caller(status) => return Ok(status),
                     detach::Side::Supervisor(launcher) => Some(launcher),
                 },
             };
-            Ok(supervisor::Supervisor::run(run, dir, log, launcher))
+            Ok(supervisor::Supervisor::run(run, dir, log, launcher, front))
         }
     }
 }

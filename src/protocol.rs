@@ -151,6 +151,28 @@ pub enum HolderWord {
     Error(String),
 }
 
+/// What a copy that was started for a reload says to its front.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum CopyWord {
+    /// Its swap is done.
+    Done,
+    /// It is to be reloaded; who asked for that, or 0.
+    Reload(u64),
+    /// For the service manager (sd_notify(3)).
+    Notify(String),
+}
+
+/// What a front says to a copy.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum FrontWord {
+    /// The reload is done that this one has asked for.
+    Reloaded(u64),
+    /// It failed: who asked for it, exit status of the new server, reason.
+    Failed(u64, u8, String),
+    /// Another copy serves in its place.
+    Superseded,
+}
+
 /// A word that can be read from a line. The error is the text for an ERROR line.
 pub trait Word: Sized {
     /// Reads one line (without its LF).
@@ -177,6 +199,13 @@ fn version(argument: Option<&str>) -> Result<u32, String> {
 
 fn number<T: std::str::FromStr>(argument: Option<&str>) -> Result<T, String> {
     argument.and_then(|text| text.parse().ok()).ok_or("bad number".into())
+}
+
+/// A status and a reason.
+fn failed(argument: Option<&str>) -> Result<(u8, String), String> {
+    let (status, reason) = split(argument.unwrap_or(""));
+    let status = status.parse().map_err(|_| "bad status".to_owned())?;
+    Ok((status, reason.unwrap_or("").to_owned()))
 }
 
 fn nothing<T>(argument: Option<&str>, word: T) -> Result<T, String> {
@@ -238,17 +267,41 @@ impl Word for HolderWord {
             "REFUSED" => Ok(HolderWord::Refused(text())),
             "GONE" => nothing(argument, HolderWord::Gone),
             "RELOADED" => nothing(argument, HolderWord::Reloaded),
-            "FAILED" => {
-                let (status, reason) = split(argument.unwrap_or(""));
-                let status = status.parse().map_err(|_| "bad status".to_owned())?;
-                Ok(HolderWord::Failed(status, reason.unwrap_or("").to_owned()))
-            }
+            "FAILED" => failed(argument).map(|(status, why)| HolderWord::Failed(status, why)),
             "FIELD" => {
                 let (key, value) = split(argument.unwrap_or(""));
                 Ok(HolderWord::Field(key.to_owned(), value.unwrap_or("").to_owned()))
             }
             "END" => nothing(argument, HolderWord::End),
             "ERROR" => Ok(HolderWord::Error(text())),
+            _ => unknown(),
+        }
+    }
+}
+
+impl Word for CopyWord {
+    fn parse(line: &str) -> Result<CopyWord, String> {
+        let (word, argument) = split(line);
+        match word {
+            "DONE" => nothing(argument, CopyWord::Done),
+            "RELOAD" => number(argument).map(CopyWord::Reload),
+            "NOTIFY" => Ok(CopyWord::Notify(argument.unwrap_or("").to_owned())),
+            _ => unknown(),
+        }
+    }
+}
+
+impl Word for FrontWord {
+    fn parse(line: &str) -> Result<FrontWord, String> {
+        let (word, argument) = split(line);
+        match word {
+            "RELOADED" => number(argument).map(FrontWord::Reloaded),
+            "FAILED" => {
+                let (peer, rest) = split(argument.unwrap_or(""));
+                let (status, why) = failed(rest)?;
+                Ok(FrontWord::Failed(number(Some(peer))?, status, why))
+            }
+            "SUPERSEDED" => nothing(argument, FrontWord::Superseded),
             _ => unknown(),
         }
     }
@@ -310,6 +363,26 @@ impl fmt::Display for HolderWord {
             HolderWord::Field(key, value) => write!(f, "FIELD {key} {value}"),
             HolderWord::End => f.write_str("END"),
             HolderWord::Error(text) => write!(f, "ERROR {text}"),
+        }
+    }
+}
+
+impl fmt::Display for CopyWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            CopyWord::Done => f.write_str("DONE"),
+            CopyWord::Reload(peer) => write!(f, "RELOAD {peer}"),
+            CopyWord::Notify(text) => write!(f, "NOTIFY {text}"),
+        }
+    }
+}
+
+impl fmt::Display for FrontWord {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            FrontWord::Reloaded(peer) => write!(f, "RELOADED {peer}"),
+            FrontWord::Failed(peer, status, text) => write!(f, "FAILED {peer} {status} {text}"),
+            FrontWord::Superseded => f.write_str("SUPERSEDED"),
         }
     }
 }

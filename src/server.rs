@@ -133,7 +133,7 @@ impl Server {
         let inode = nix::sys::stat::fstat(&around.control).map_err(|e| failed("start", e.into()))?.st_ino;
         let number = process::free_fd_number();
         // A number of an outer serverswap would name a fd that is not there.
-        command.env_remove("SERVERSWAP_FD").env_remove("SERVERSWAP_INODE");
+        command.env_remove("SERVERSWAP_FD").env_remove("SERVERSWAP_INODE").env_remove(process::LINE);
         if let Some(number) = number {
             command.env("SERVERSWAP_FD", number.to_string()).env("SERVERSWAP_INODE", inode.to_string());
         }

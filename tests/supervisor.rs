@@ -192,7 +192,7 @@ fn a_reload_swaps_within_the_supervisor_and_a_failing_one_keeps_the_old_server()
             assert!(hanging.is_none_or(|status| status == 124));
             let seen = load.stop();
             assert_eq!((seen.failures, seen.generations), ([].into(), vec![generation]));
-            until("no rest of a failed server is left", || scene.sandbox.processes().len() == 2);
+            until("no rest of a failed server is left", || scene.sandbox.processes().len() == 3);
         }
         assert!(!running.ended());
         // Its own status is that of the server it switched to last.
@@ -275,7 +275,7 @@ fn a_reload_takes_over_from_a_server_that_goes_at_the_same_time() {
     assert_eq!(rival.0, 0, "{}", rival.1);
     gate.open();
     assert_eq!(reload.wait(), 0, "{}", reload.log());
-    until("one server and one supervisor are left", || scene.sandbox.processes().len() == 2);
+    until("one server, its supervisor and the front are left", || scene.sandbox.processes().len() == 3);
     assert!(!running.ended(), "{}", running.log());
     scene.sandbox.take_down(&scene.address);
     assert_eq!(running.wait(), 0);
@@ -649,7 +649,7 @@ fn a_reload_replaces_a_worker_too() {
     running.says("(generation 1");
     running.signal(libc::SIGHUP);
     running.says("(generation 2");
-    until("the first one is gone", || sandbox.processes().len() == 2);
+    until("the first one is gone", || sandbox.processes().len() == 3);
     running.signal(libc::SIGTERM);
     assert_eq!(running.wait(), 143);
     sandbox.assert_clean();

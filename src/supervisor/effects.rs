@@ -4,7 +4,7 @@
 
 use super::processes::POLL_SWAP;
 use super::threads::{self, GenId, Id};
-use super::{Leftover, Live, Old, OldTo, Supervisor};
+use super::{Leftover, Live, OWN, Old, OldTo, Supervisor};
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
@@ -48,7 +48,6 @@ impl Supervisor {
             Effect::Lock(old) => self.lock(generation, old),
             Effect::Unlock(old) => self.unlock(old),
             Effect::Take(_, address) => {
-                self.answers_for = generation;
                 let locked = self.olds.values().filter(|old| old.of == generation && old.locked);
                 let locked: Vec<Pid> = locked.map(|old| old.server.0).collect();
                 if !self.register(generation, &address, &locked) {
@@ -183,7 +182,7 @@ impl Supervisor {
                 self.log.say(level, address.as_ref(), &text);
             }
             Effect::Up => self.up(generation),
-            Effect::Done => self.done(generation),
+            Effect::Done => self.done(),
             Effect::End(status) => self.end(generation, status),
         }
     }
@@ -311,7 +310,6 @@ impl Supervisor {
             ended: None,
             name: None,
             status_text: String::new(),
-            waiters: Vec::new(),
         };
         self.live.insert(id, live);
         Some(id)
@@ -439,8 +437,7 @@ impl Supervisor {
 
     fn up(&mut self, generation: GenId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        let before = std::mem::replace(&mut self.current, generation);
-        (self.answers_for, live.was_up) = (generation, true);
+        live.was_up = true;
         // UDP sockets that it has by now are those that a successor may have beside it.
         if let Some(Ok(datagrams)) = live.watch().map(|watch| watch.facts.datagrams()) {
             live.datagrams = datagrams;
@@ -458,47 +455,23 @@ impl Supervisor {
             self.register_again(generation);
         }
         self.tidy_later();
-        self.manager.tell("READY=1");
-        // A reload replaces even what has no address in common with it.
-        let replaced = |old: &Old| old.of == generation && matches!(old.to, OldTo::Local(to) if to == before);
-        if before != generation && self.live.contains_key(&before) && !self.olds.values().any(replaced) {
-            self.feed(before, Event::Stop { signalled: false });
-        }
+        self.tell_manager("READY=1");
     }
 
-    fn done(&mut self, generation: GenId) {
+    fn done(&mut self) {
         if let Some(launcher) = self.launcher.take() {
             self.telling = launcher.dismiss(status::DONE);
         }
-        if let Some(live) = self.live.get_mut(&generation) {
-            let waiters = std::mem::take(&mut live.waiters);
-            self.answer(&waiters, &HolderWord::Reloaded);
-        }
+        self.tell_front();
     }
 
     fn end(&mut self, generation: GenId, status: u8) {
         let Some(live) = self.clear_away(generation) else { return };
-        if !live.is_orphan() {
+        if generation == OWN {
             self.dir.release_orphans();
-            if generation == self.answers_for {
+            if self.in_charge.is_none() {
                 self.status = status;
-            }
-            // It was switched to, and died before the old one had gone: that one serves again.
-            let serves = |live: &Live| !live.is_orphan() && live.machine.is_up() && !live.machine.is_leaving();
-            let was_ours = generation == self.current || generation == self.answers_for;
-            if let Some((&again, _)) = self.live.iter().find(|(_, live)| was_ours && serves(live)) {
-                (self.current, self.answers_for) = (again, again);
-            }
-            let why = match live.was_up {
-                true => "the new server died while the old one drained",
-                false => "the new server did not come up",
-            };
-            if !live.waiters.is_empty() || !live.was_up && self.live.contains_key(&self.current) {
-                self.reload_failed(&live.waiters, status, why);
-            }
-            if self.live.values().all(Live::is_orphan) {
-                let waiters = std::mem::take(&mut self.reload_waiters);
-                self.reload_failed(&waiters, status::FAILED, "the server is gone");
+                self.find_heir();
             }
         }
         let jobs = live.jobs();
@@ -506,23 +479,6 @@ impl Supervisor {
             let patience = if live.killed { Duration::ZERO } else { self.run.kill_after };
             self.leftovers.push(Leftover::new(live.server, jobs, Instant::now() + patience));
             self.poll_soon();
-        }
-    }
-
-    pub(super) fn reload_failed(&mut self, waiters: &[Id], status: u8, why: &str) {
-        // What served before still does, unless it has gone too.
-        if self.live.contains_key(&self.current) && !self.stopping {
-            self.manager.tell("READY=1");
-        }
-        let status = if status == status::DONE { status::NOT_UP } else { status };
-        self.answer(waiters, &HolderWord::Failed(status, why.to_owned()));
-    }
-
-    fn answer(&self, waiters: &[Id], word: &HolderWord) {
-        for waiter in waiters {
-            if let Some(conn) = self.conns.get(waiter) {
-                conn.out.send(word);
-            }
         }
     }
 }

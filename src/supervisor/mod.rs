@@ -5,6 +5,7 @@
 
 mod directory;
 mod effects;
+mod front;
 mod outbox;
 mod peers;
 mod processes;
@@ -35,7 +36,7 @@ use peers::Conn;
 use sharing::{Lent, Young};
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::UnixListener;
+use std::os::unix::net::{UnixListener, UnixStream};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
@@ -43,6 +44,9 @@ use std::time::{Duration, Instant};
 use threads::{Event, Events, GenId, Id, NotifySocket};
 use timers::Timers;
 use watching::Waiting;
+
+/// The server that was started here. Others are orphans.
+const OWN: GenId = 1;
 
 /// How long nothing may have happened before the memory that it took is given back.
 const REST_AFTER: Duration = Duration::from_secs(1);
@@ -119,8 +123,6 @@ struct Live {
     name: Option<Address>,
     /// What it said of itself in sd_notify.
     status_text: String,
-    /// Connections that wait for the end of the reload that started it.
-    waiters: Vec<Id>,
 }
 
 /// The end of a main process.
@@ -221,7 +223,7 @@ enum Linger {
 }
 
 enum OldTo {
-    /// It runs under this supervisor too: a reload, or an orphan.
+    /// It runs under this supervisor too: an orphan.
     Local(GenId),
     /// It runs under another one.
     Remote(Box<Holder>),
@@ -237,10 +239,16 @@ pub struct Supervisor {
     live: BTreeMap<GenId, Live>,
     household: Arc<Household>,
     next_generation: GenId,
-    /// The generation that serves, or that is to serve first.
-    current: GenId,
-    /// The generation that was switched to last: its status is this process's.
-    answers_for: GenId,
+    /// The line to our front, if this process is a copy that was started for a reload.
+    front: Option<Id>,
+    /// Copies of ours, by their lines.
+    copies: BTreeMap<Id, front::Copy>,
+    /// The copy that has replaced our server; its status is this process's.
+    in_charge: Option<Id>,
+    /// A reload is wanted, and who waits for it.
+    reload: Option<Vec<front::Waiter>>,
+    /// Who waits for a reload that our front was asked for.
+    asked: BTreeSet<Id>,
     conns: BTreeMap<Id, Conn>,
     olds: BTreeMap<Id, Old>,
     /// Old servers that could not even be spoken to: for want of memory, say. They are looked for again.
@@ -249,8 +257,6 @@ pub struct Supervisor {
     /// Who has said UP, and could not be looked at since.
     ups: Vec<(GenId, SpeakerId)>,
     desk: Desk,
-    /// Calls of the old server of a reload that the new one answers.
-    moved: Vec<(GenId, Id, Waiting)>,
     /// Events of the machines that wait for their turn.
     pending: VecDeque<(GenId, swap::Event)>,
     leftovers: Vec<Leftover>,
@@ -260,8 +266,6 @@ pub struct Supervisor {
     poll_every: Duration,
     poll_took: Duration,
     poll_since: Instant,
-    reload_wanted: bool,
-    reload_waiters: Vec<Id>,
     stopping: bool,
     on_terminal: bool,
     hup_ignored: bool,
@@ -273,8 +277,8 @@ pub struct Supervisor {
 }
 
 impl Supervisor {
-    /// Runs a server to its end and gives the exit status.
-    pub fn run(run: Run, dir: RunDir, log: Log, launcher: Option<Launcher>) -> u8 {
+    /// Runs a server to its end and gives the exit status. `front`: the line to it, for a copy.
+    pub fn run(run: Run, dir: RunDir, log: Log, launcher: Option<Launcher>, front: Option<UnixStream>) -> u8 {
         let hup_ignored = process::is_ignored(Signal::SIGHUP);
         process::clean_signals();
         process::save_memory();
@@ -304,16 +308,18 @@ impl Supervisor {
             inbox,
             live: BTreeMap::new(),
             household,
-            next_generation: 1,
-            current: 1,
-            answers_for: 1,
+            next_generation: OWN + 1,
+            front: None,
+            copies: BTreeMap::new(),
+            in_charge: None,
+            reload: None,
+            asked: BTreeSet::new(),
             conns: BTreeMap::new(),
             olds: BTreeMap::new(),
             unreached: Vec::new(),
             timers: Timers::default(),
             ups: Vec::new(),
             desk: Desk::default(),
-            moved: Vec::new(),
             pending: VecDeque::new(),
             leftovers: Vec::new(),
             tidy_at: None,
@@ -321,8 +327,6 @@ impl Supervisor {
             poll_every: Duration::ZERO,
             poll_took: Duration::ZERO,
             poll_since: Instant::now(),
-            reload_wanted: false,
-            reload_waiters: Vec::new(),
             stopping: false,
             on_terminal,
             hup_ignored,
@@ -331,8 +335,8 @@ impl Supervisor {
             manager: Manager::from_environment(),
             status: status::FAILED,
         };
-        let awaited = supervisor.launcher.is_some();
-        match supervisor.hear().and_then(|()| supervisor.start_generation(awaited, Vec::new())) {
+        let awaited = supervisor.launcher.is_some() || front.is_some();
+        match supervisor.hear(front).and_then(|()| supervisor.start_server(awaited)) {
             Ok(()) => supervisor.serve(),
             Err(error) => {
                 log.say(Level::Error, None, &error.text);
@@ -344,7 +348,7 @@ impl Supervisor {
 
     /// Starts the threads that hear of signals and of a caller that calls the swap off, and has all that its server leaves
     /// behind come to this process.
-    fn hear(&self) -> Result<()> {
+    fn hear(&mut self, front: Option<UnixStream>) -> Result<()> {
         let failed = |what: &str, e: std::io::Error| Error::unable(what, e, "nothing was started");
         let mut signals =
             vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD];
@@ -353,6 +357,7 @@ impl Supervisor {
         }
         threads::signals(self.events.clone(), &signals).map_err(|e| failed("handle signals", e))?;
         nix::sys::prctl::set_child_subreaper(true).map_err(|e| failed("reap its descendants", e.into()))?;
+        self.hear_front(front).map_err(|e| failed("hear its front", e))?;
         match &self.launcher {
             Some(launcher) => {
                 launcher.watch(self.events.clone(), || Event::Cancelled).map_err(|e| failed("watch its caller", e))
@@ -398,9 +403,10 @@ impl Supervisor {
         }
     }
 
-    /// Our own servers are gone, and so is every orphan that we told to go.
+    /// Our server is gone, and so is every orphan that we told to go, and every copy.
     fn is_over(&self) -> bool {
-        self.live.values().all(|live| live.is_orphan() && live.machine.is_up()) && self.leftovers.is_empty()
+        let servers_are_gone = self.live.values().all(|live| live.is_orphan() && live.machine.is_up());
+        servers_are_gone && self.leftovers.is_empty() && self.copies.is_empty() && self.asked.is_empty()
     }
 
     fn finish(mut self) -> u8 {
@@ -452,7 +458,7 @@ impl Supervisor {
             Event::Cancelled => {
                 // Once more: it is told to stop already, and is killed.
                 let may = |live: &Live| live.machine.may_be_cancelled();
-                if self.stopping || self.live.get(&self.current).is_some_and(may) {
+                if self.stopping || self.live.get(&OWN).is_some_and(may) {
                     self.stop(false);
                 } else {
                     self.log.say(Level::Warning, None, "the swap is past its switch and goes on");
@@ -463,14 +469,8 @@ impl Supervisor {
 
     fn signalled(&mut self, signal: Signal, from_terminal: bool) {
         match signal {
-            Signal::SIGHUP if !self.on_terminal => {
-                self.reload_wanted = true;
-            }
-            Signal::SIGUSR1 | Signal::SIGUSR2 => {
-                if let Some(live) = self.live.get(&self.current) {
-                    live.server.signal(signal);
-                }
-            }
+            Signal::SIGHUP if !self.on_terminal => self.want_reload(None),
+            Signal::SIGUSR1 | Signal::SIGUSR2 => self.pass_on(signal),
             // The terminal went away. That it told the server so too does not stop every server.
             Signal::SIGHUP => self.stop(false),
             _ => self.stop(from_terminal),
@@ -479,13 +479,17 @@ impl Supervisor {
 
     fn stop(&mut self, signalled: bool) {
         self.stopping = true;
+        if !signalled {
+            self.signal_copies(Signal::SIGTERM);
+        }
+        self.refuse_reload();
         if self.live.values().all(Live::is_orphan) {
             // What is left of the servers was told to stop when they ended.
             let now = Instant::now();
             self.leftovers.iter_mut().for_each(|left| left.until = now);
             self.poll_soon();
         }
-        self.manager.tell("STOPPING=1");
+        self.tell_manager("STOPPING=1");
         let is_ended = |generation| {
             let lefts = self.live.values().filter_map(|live| live.left_by.as_ref());
             lefts.into_iter().any(|left| matches!(left.wait, Wait::EndOf(ends) if ends == generation))
@@ -507,13 +511,10 @@ impl Supervisor {
                 }
                 Notice::Stopping => live.status_text = "stopping".into(),
                 Notice::Status(text) => {
-                    if generation == self.current {
-                        self.manager.tell(&format!("STATUS={text}"));
-                    }
-                    live.status_text = text;
+                    live.status_text.clone_from(&text);
+                    self.tell_manager(&format!("STATUS={text}"));
                 }
-                Notice::Watchdog(word) if generation == self.current => self.manager.tell(word),
-                Notice::Watchdog(_) => {}
+                Notice::Watchdog(word) => self.tell_manager(word),
             }
         }
     }
@@ -556,22 +557,5 @@ impl Supervisor {
             }
         }
         self.finish_sharing();
-    }
-
-    /// Starts the wanted reload as soon as nothing else is under way: reloads that were wanted during
-    /// a swap become one more afterwards.
-    fn reload_if_possible(&mut self) {
-        let idle = self.live.len() == 1 && self.live.get(&self.current).is_some_and(|live| live.machine.is_free());
-        if !self.reload_wanted || self.stopping || !idle {
-            return;
-        }
-        self.reload_wanted = false;
-        let waiters = std::mem::take(&mut self.reload_waiters);
-        self.manager.reloading();
-        if let Err(error) = self.start_generation(true, waiters.clone()) {
-            self.log.say(Level::Error, None, &error.text);
-            self.reload_failed(&waiters, error.status, &error.text);
-        }
-        self.settle();
     }
 }

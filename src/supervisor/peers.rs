@@ -3,11 +3,12 @@
 
 #![forbid(unsafe_code)]
 
+use super::front::{Waiter, being_stopped};
 use super::outbox::Outbox;
 use super::threads::{self, GenId, Id, Link};
 use super::{OldTo, Supervisor};
 use crate::address::Address;
-use crate::protocol::{HolderWord, PEER_VERSION, PeerWord, ServerWord, SupervisorWord, Word};
+use crate::protocol::{CopyWord, FrontWord, HolderWord, PEER_VERSION, PeerWord, ServerWord, SupervisorWord, Word};
 use crate::swap::{self, ClaimerId, Level, OldId, SpeakerId};
 use std::sync::Arc;
 
@@ -43,6 +44,10 @@ pub(super) enum Role {
     Peer(GenId, Vec<Address>),
     /// The supervisor of an old server; its number is that of the connection.
     Holder,
+    /// A copy of this process.
+    Copy,
+    /// The front whose copy this process is.
+    Front,
 }
 
 impl Role {
@@ -50,7 +55,7 @@ impl Role {
     pub(super) fn generation(&self) -> Option<GenId> {
         match self {
             Role::New(generation) | Role::Server(generation) | Role::Peer(generation, _) => Some(*generation),
-            Role::Holder => None,
+            Role::Holder | Role::Copy | Role::Front => None,
         }
     }
 }
@@ -94,7 +99,7 @@ impl Supervisor {
             // read.
             conn.out.close();
         }
-        self.reload_waiters.retain(|waiter| *waiter != id);
+        self.waits_no_more(id);
         match conn {
             Some(Conn { role: Role::Server(generation), .. }) => {
                 let control = self.live.get(&generation).and_then(|l| l.sockets.as_ref()).map(|s| s.control);
@@ -107,6 +112,8 @@ impl Supervisor {
                 self.claimer_closed(generation, ClaimerId(id), out.peer());
             }
             Some(Conn { role: Role::New(_), .. }) => {}
+            Some(Conn { role: Role::Copy, .. }) => self.copy_is_silent(id),
+            Some(Conn { role: Role::Front, .. }) => self.front_is_gone(),
             // A connection that never came to be has no entry.
             Some(Conn { role: Role::Holder, .. }) | None => {
                 // One of which somebody else holds a listener has ended.
@@ -153,6 +160,16 @@ impl Supervisor {
                 Ok(word) => self.peer_said(id, generation, word),
                 Err(why) => conn.out.send_if_read(&HolderWord::Error(why)),
             },
+            Role::Copy => {
+                if let Ok(word) = parse::<CopyWord>(line) {
+                    self.copy_said(id, word);
+                }
+            }
+            Role::Front => {
+                if let Ok(word) = parse::<FrontWord>(line) {
+                    self.front_said(word);
+                }
+            }
             // A word of a later version changes nothing.
             Role::Holder => {
                 if let Ok(word) = parse::<HolderWord>(line) {
@@ -190,15 +207,8 @@ impl Supervisor {
                     self.feed(generation, swap::Event::Down(claimer, downs));
                 }
             }
-            PeerWord::Reload if self.stopping => {
-                conn.out.send(&HolderWord::Failed(crate::error::status::FAILED, "the server is being stopped".into()));
-            }
-            PeerWord::Reload => {
-                self.reload_wanted = true;
-                if !self.reload_waiters.contains(&id) {
-                    self.reload_waiters.push(id);
-                }
-            }
+            PeerWord::Reload if self.stopping => conn.out.send(&being_stopped()),
+            PeerWord::Reload => self.want_reload(Some(Waiter::Peer(id))),
             PeerWord::Status => self.tell_status(id, generation),
         }
     }

@@ -7,7 +7,7 @@ use super::peers::Role;
 use super::sharing::{LINGERS, left_alone, look_at_shared};
 use super::threads::{self, GenId, Id, Link, NotifySocket};
 use super::watching;
-use super::{Conn, Ended, Leftover, Live, Sockets, Supervisor};
+use super::{Conn, Ended, Leftover, Live, OWN, Sockets, Supervisor};
 use crate::address::Address;
 use crate::error::{Error, Result, status};
 use crate::family::Jobs;
@@ -49,15 +49,11 @@ const UNSEEN_LOOKS: u32 = 3;
 const DISCOVER_FOR: Duration = Duration::from_secs(60);
 
 impl Supervisor {
-    /// Starts a server. `awaited`: somebody waits for the swap.
-    pub(super) fn start_generation(&mut self, awaited: bool, waiters: Vec<Id>) -> Result<()> {
-        let id = self.next_generation;
-        self.next_generation += 1;
+    /// Starts the server. `awaited`: somebody waits for the swap.
+    pub(super) fn start_server(&mut self, awaited: bool) -> Result<()> {
+        let id = OWN;
         let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
-        let number = match self.live.get(&self.current) {
-            Some(live) => live.number + 1,
-            None => self.dir.next_generation(&command),
-        };
+        let number = self.dir.next_generation(&command);
         let failed = |e: io::Error| Error::unable("open the control channel", e, "nothing was started");
         let names = ["sock", "notify"].map(|kind| format!("{}-{id}.{kind}", Pid::own()));
         let [socket, notify] = names.clone().map(|name| self.dir.path().join(name));
@@ -133,7 +129,7 @@ impl Supervisor {
                 server,
                 end: None,
                 number,
-                number_is_guess: self.live.is_empty(),
+                number_is_guess: true,
                 registration: Some(registration),
                 replaced: Vec::new(),
                 sockets: Some(Sockets { control, listener, notify, names }),
@@ -168,7 +164,6 @@ impl Supervisor {
                 ended: None,
                 name: None,
                 status_text: String::new(),
-                waiters,
             },
         );
         if let Err(e) = started {
@@ -193,6 +188,9 @@ impl Supervisor {
     pub(super) fn reap(&mut self) {
         while let Some((pid, end)) = process::reap() {
             let main = self.live.iter().find(|(_, live)| live.server.pid == pid).map(|(id, _)| *id);
+            if self.copy_ended(pid, end) {
+                continue;
+            }
             if let Some(generation) = main {
                 self.main_ended(generation, end.status(), &end.to_string());
             }
@@ -534,9 +532,8 @@ impl Supervisor {
             sockets.notify.closed.store(true, Ordering::Release);
             let _ = sockets.notify.socket.shutdown(std::net::Shutdown::Both);
         }
-        let reloads = self.live.values().flat_map(|live| &live.waiters).chain(&self.reload_waiters);
-        // Who asked for a reload asked the old generation, and hears of it after that is gone.
-        let stay: BTreeSet<Id> = reloads.copied().collect();
+        // Who asked for a reload asked the old server's supervisor, and hears of it after that server is gone.
+        let stay = self.waiting_peers();
         self.conns.retain(|id, conn| {
             let ends = conn.role.generation() == Some(generation) && !stay.contains(id);
             if ends {

@@ -191,18 +191,11 @@ impl Supervisor {
         let mut listens = false;
         for waiting in live.take_calls(address) {
             let claimer = live.machine.claimer().filter(|_| live.is_shared() && live.handed_over);
-            if let Some(claimer) = claimer {
-                if let Some(old) = self.olds.get(&claimer.0).filter(|old| matches!(old.to, OldTo::Local(_))) {
-                    let of = old.of;
-                    self.moved.push((of, claimer.0, waiting));
-                    continue;
-                }
-                if let Some(conn) = self.conns.get(&claimer.0) {
-                    let fd = waiting.socket.fd().as_fd().as_raw_fd();
-                    conn.out.send_files(&HolderWord::Joins(waiting.backlog), &[fd]);
-                    live.lent.push_back(Lent { waiting: Some(waiting), until: Instant::now() + JOINS_WITHIN });
-                    continue;
-                }
+            if let Some(conn) = claimer.and_then(|claimer| self.conns.get(&claimer.0)) {
+                let fd = waiting.socket.fd().as_fd().as_raw_fd();
+                conn.out.send_files(&HolderWord::Joins(waiting.backlog), &[fd]);
+                live.lent.push_back(Lent { waiting: Some(waiting), until: Instant::now() + JOINS_WITHIN });
+                continue;
             }
             listens |= listen_alone(waiting, live.watch().is_some());
         }
@@ -211,16 +204,6 @@ impl Supervisor {
         }
         if listens {
             self.feed(generation, swap::Event::Listens(address.clone()));
-        }
-        self.join_moved();
-    }
-
-    /// What the old server of a reload opens meanwhile joins by the hand of the new one.
-    fn join_moved(&mut self) {
-        for (of, id, waiting) in std::mem::take(&mut self.moved) {
-            let result = self.join_old(of, id, &waiting.socket, waiting.backlog);
-            drop(waiting.socket);
-            waiting.call.conclude(result);
         }
     }
 

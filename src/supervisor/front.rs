@@ -1,0 +1,299 @@
+//! A reload. The supervisor starts a copy of itself, with its own command line, which replaces the server as any other
+//! run would. Then the first is the front of the copy: it keeps its pid, passes signals and messages to the service
+//! manager on, and ends with the status of the last one. A copy that is to be reloaded asks its front for another one:
+//! there is one front, however many reloads.
+
+#![forbid(unsafe_code)]
+
+use super::peers::{Conn, Role};
+use super::threads::{self, Id, Link};
+use super::{OWN, Supervisor};
+use crate::error::{Error, Result, status};
+use crate::protocol::{CopyWord, FrontWord, HolderWord};
+use crate::swap::{self, Level};
+use crate::sys::process::{self, End, Pid};
+use nix::sys::signal::{Signal, kill};
+use std::collections::BTreeSet;
+use std::os::fd::AsFd;
+use std::os::unix::net::UnixStream;
+
+/// Who hears how a reload went.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(super) enum Waiter {
+    /// Another serverswap, on this connection.
+    Peer(Id),
+    /// One that has asked a copy, on its line; the copy knows it by that number.
+    Of(Id, Id),
+}
+
+/// A copy of this process.
+pub(super) struct Copy {
+    pid: Pid,
+    waiters: Vec<Waiter>,
+    progress: Progress,
+    /// The line to it has ended: it says nothing any more.
+    silent: bool,
+    /// It has ended so.
+    end: Option<End>,
+}
+
+/// How far the swap of a copy is.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Progress {
+    Starting,
+    /// Its server is up, and old ones may still drain.
+    Up,
+    Done,
+}
+
+impl Supervisor {
+    /// Starts a copy as soon as nothing else is under way: reloads that were wanted during a swap become one more
+    /// afterwards.
+    pub(super) fn reload_if_possible(&mut self) {
+        let swaps = self.copies.values().any(|copy| copy.progress != Progress::Done);
+        let own_is_free = self.live.len() == 1 && self.live.get(&OWN).is_some_and(|live| live.machine.is_free());
+        let has_heir = !self.live.contains_key(&OWN) && !self.copies.is_empty();
+        if self.stopping || swaps || !(own_is_free || has_heir) {
+            return;
+        }
+        if let Some(waiters) = self.reload.take() {
+            self.manager.reloading();
+            if let Err(error) = self.start_copy(&waiters) {
+                self.log.say(Level::Error, None, &error.text);
+                self.reload_failed(&waiters, error.status, &error.text);
+            }
+        }
+    }
+
+    /// Somebody wants a reload. A copy asks its front for it.
+    pub(super) fn want_reload(&mut self, waiter: Option<Waiter>) {
+        if let Some(front) = self.front.and_then(|front| self.conns.get(&front)) {
+            let peer = if let Some(Waiter::Peer(id)) = waiter { id } else { 0 };
+            self.asked.extend(waiter.map(|_| peer));
+            return front.out.send(&CopyWord::Reload(peer));
+        }
+        let waiters = self.reload.get_or_insert_default();
+        let is_new = |waiter: &Waiter| !waiters.contains(waiter);
+        waiters.extend(waiter.filter(is_new));
+    }
+
+    fn start_copy(&mut self, waiters: &[Waiter]) -> Result<()> {
+        let failed = |e: std::io::Error| Error::unable("start a copy of serverswap", e, "the server serves on");
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let (line, ours) = (threads::next_id(), Link::new(ours));
+        threads::lines(self.events.clone(), line, ours.clone()).map_err(failed)?;
+        let pid = process::spawn_copy(theirs.as_fd()).map_err(failed)?;
+        self.conns.insert(line, Conn::ours(ours, Role::Copy));
+        let waiters = waiters.to_vec();
+        self.copies.insert(line, Copy { pid, waiters, progress: Progress::Starting, silent: false, end: None });
+        Ok(())
+    }
+
+    pub(super) fn copy_said(&mut self, line: Id, word: CopyWord) {
+        let Some(copy) = self.copies.get_mut(&line) else { return };
+        match word {
+            CopyWord::Notify(message) => {
+                if message == "READY=1" && copy.progress == Progress::Starting {
+                    copy.progress = Progress::Up;
+                }
+                let counts = match message.as_str() {
+                    // We have said so ourselves, or the copy was only replaced.
+                    "STOPPING=1" => !self.stopping && self.in_charge == Some(line),
+                    _ => copy.progress != Progress::Starting,
+                };
+                if counts {
+                    self.manager.tell(&message);
+                }
+            }
+            CopyWord::Done => {
+                copy.progress = Progress::Done;
+                let waiters = std::mem::take(&mut copy.waiters);
+                self.in_charge = Some(line);
+                self.tell_waiters(&waiters, &HolderWord::Reloaded);
+                self.supersede(line);
+            }
+            CopyWord::Reload(peer) => {
+                let waiter = Some(Waiter::Of(line, peer)).filter(|_| peer > 0);
+                match self.stopping {
+                    true => self.tell_waiters(waiter.as_slice(), &being_stopped()),
+                    false => self.want_reload(waiter),
+                }
+            }
+        }
+    }
+
+    /// A reload replaces even what has no address in common with the new server.
+    fn supersede(&mut self, by: Id) {
+        self.give_up_service();
+        for line in self.copies.keys().filter(|line| **line != by) {
+            self.tell(*line, &FrontWord::Superseded);
+        }
+    }
+
+    /// The line to a copy has ended.
+    pub(super) fn copy_is_silent(&mut self, line: Id) {
+        if let Some(copy) = self.copies.get_mut(&line) {
+            copy.silent = true;
+        }
+        self.bury_copies();
+    }
+
+    /// A child has ended; `true` if it was a copy.
+    pub(super) fn copy_ended(&mut self, pid: Pid, end: End) -> bool {
+        let Some(copy) = self.copies.values_mut().find(|copy| copy.pid == pid) else { return false };
+        copy.end = Some(end);
+        self.bury_copies();
+        true
+    }
+
+    /// What a copy has said before it ended is heard first.
+    fn bury_copies(&mut self) {
+        let ended: Vec<(Id, Copy)> = self.copies.extract_if(.., |_, copy| copy.silent && copy.end.is_some()).collect();
+        for (line, copy) in ended {
+            let end = copy.end.map_or(status::FAILED, |end| end.status());
+            if copy.progress != Progress::Done {
+                let why = match copy.progress {
+                    Progress::Starting => "the new server did not come up",
+                    Progress::Up | Progress::Done => "the new server died while the old one drained",
+                };
+                self.reload_failed(&copy.waiters, end, why);
+            }
+            if self.in_charge == Some(line) {
+                self.status = end;
+                self.find_heir();
+            }
+        }
+    }
+
+    /// Whoever was in charge has ended: the youngest that is left is.
+    pub(super) fn find_heir(&mut self) {
+        if let (false, Some(&heir)) = (self.stopping, self.copies.keys().next_back()) {
+            self.in_charge = Some(heir);
+        }
+        if self.copies.is_empty() && !self.live.contains_key(&OWN) {
+            let waiters = self.reload.take().unwrap_or_default();
+            self.tell_waiters(&waiters, &HolderWord::Failed(status::FAILED, "the server is gone".into()));
+        }
+    }
+
+    pub(super) fn signal_copies(&self, signal: Signal) {
+        // Its pid is its own until we have reaped it.
+        for copy in self.copies.values().filter(|copy| copy.end.is_none()) {
+            let _ = kill(nix::unistd::Pid::from_raw(copy.pid.raw()), signal);
+        }
+    }
+
+    /// A signal that is meant for the server.
+    pub(super) fn pass_on(&self, signal: Signal) {
+        match self.live.get(&OWN) {
+            Some(live) if self.in_charge.is_none() => live.server.signal(signal),
+            _ => self.signal_copies(signal),
+        }
+    }
+
+    pub(super) fn reload_failed(&mut self, waiters: &[Waiter], status: u8, why: &str) {
+        // What served before still does, unless it has gone too.
+        let serves = self.live.contains_key(&OWN) || self.copies.values().any(|copy| copy.progress == Progress::Done);
+        if serves && !self.stopping {
+            self.tell_manager("READY=1");
+        }
+        let status = if status == status::DONE { status::NOT_UP } else { status };
+        self.tell_waiters(waiters, &HolderWord::Failed(status, why.to_owned()));
+    }
+
+    fn tell_waiters(&self, waiters: &[Waiter], word: &HolderWord) {
+        for waiter in waiters {
+            match *waiter {
+                Waiter::Peer(id) => self.tell(id, word),
+                Waiter::Of(line, peer) => match word {
+                    HolderWord::Failed(status, why) => self.tell(line, &FrontWord::Failed(peer, *status, why.clone())),
+                    _ => self.tell(line, &FrontWord::Reloaded(peer)),
+                },
+            }
+        }
+    }
+
+    fn tell(&self, id: Id, word: &impl std::fmt::Display) {
+        if let Some(conn) = self.conns.get(&id) {
+            conn.out.send(word);
+        }
+    }
+
+    /// This process is told to stop: there is no reload any more.
+    pub(super) fn refuse_reload(&mut self) {
+        let waiters = self.reload.take().unwrap_or_default();
+        self.tell_waiters(&waiters, &being_stopped());
+    }
+
+    /// Whoever has asked for a reload on this connection is gone.
+    pub(super) fn waits_no_more(&mut self, id: Id) {
+        self.asked.remove(&id);
+        self.reload.iter_mut().for_each(|waiters| waiters.retain(|waiter| *waiter != Waiter::Peer(id)));
+    }
+
+    /// Connections on which somebody waits for a reload.
+    pub(super) fn waiting_peers(&self) -> BTreeSet<Id> {
+        let of_copies = self.copies.values().flat_map(|copy| &copy.waiters);
+        let waiters = self.reload.iter().flatten().chain(of_copies);
+        let peers = waiters.filter_map(|waiter| if let Waiter::Peer(id) = waiter { Some(*id) } else { None });
+        peers.chain(self.asked.iter().copied()).collect()
+    }
+
+    /// Takes the line to the front, if this process is a copy.
+    pub(super) fn hear_front(&mut self, line: Option<UnixStream>) -> std::io::Result<()> {
+        let Some(line) = line else { return Ok(()) };
+        let (id, link) = (threads::next_id(), Link::new(line));
+        threads::lines(self.events.clone(), id, link.clone())?;
+        self.conns.insert(id, Conn::ours(link, Role::Front));
+        self.front = Some(id);
+        Ok(())
+    }
+
+    pub(super) fn front_said(&mut self, word: FrontWord) {
+        match word {
+            FrontWord::Reloaded(peer) => self.front_answers(peer, &HolderWord::Reloaded),
+            FrontWord::Failed(peer, status, why) => self.front_answers(peer, &HolderWord::Failed(status, why)),
+            FrontWord::Superseded => self.give_up_service(),
+        }
+    }
+
+    fn front_answers(&mut self, peer: Id, word: &HolderWord) {
+        if self.asked.remove(&peer) {
+            self.tell(peer, word);
+        }
+    }
+
+    fn give_up_service(&mut self) {
+        if self.live.get(&OWN).is_some_and(|live| live.machine.is_up()) {
+            self.feed(OWN, swap::Event::Stop { signalled: false });
+        }
+    }
+
+    /// The front is gone: from here on this process is what that was.
+    pub(super) fn front_is_gone(&mut self) {
+        self.front = None;
+        let asked = std::mem::take(&mut self.asked);
+        if !asked.is_empty() {
+            self.reload = Some(asked.into_iter().map(Waiter::Peer).collect());
+        }
+    }
+
+    /// A message for the service manager, which hears a copy only by its front (systemd.service(5), NotifyAccess=main).
+    pub(super) fn tell_manager(&self, message: &str) {
+        match self.front {
+            Some(front) => self.tell(front, &CopyWord::Notify(message.to_owned())),
+            None => self.manager.tell(message),
+        }
+    }
+
+    /// The swap of a copy is done.
+    pub(super) fn tell_front(&self) {
+        if let Some(front) = self.front {
+            self.tell(front, &CopyWord::Done);
+        }
+    }
+}
+
+pub(super) fn being_stopped() -> HolderWord {
+    HolderWord::Failed(status::FAILED, "the server is being stopped".into())
+}
