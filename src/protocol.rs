@@ -451,6 +451,12 @@ mod tests {
         ] {
             assert_eq!(HolderWord::parse(&word.to_string()), Ok(word));
         }
+        for word in [CopyWord::Done, CopyWord::Reload(7), CopyWord::Notify("READY=1".into())] {
+            assert_eq!(CopyWord::parse(&word.to_string()), Ok(word));
+        }
+        for word in [FrontWord::Reloaded(7), FrontWord::Failed(7, 124, "late".into()), FrontWord::Superseded] {
+            assert_eq!(FrontWord::parse(&word.to_string()), Ok(word));
+        }
         assert_eq!(ServerWord::parse("FAIL"), Ok(ServerWord::Fail(String::new())));
     }
 

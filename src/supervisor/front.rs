@@ -27,7 +27,7 @@ pub(super) enum Waiter {
 }
 
 /// A copy of this process.
-pub(super) struct Copy {
+pub(super) struct Child {
     pid: Pid,
     waiters: Vec<Waiter>,
     progress: Progress,
@@ -85,7 +85,7 @@ impl Supervisor {
         let pid = process::spawn_copy(theirs.as_fd()).map_err(failed)?;
         self.conns.insert(line, Conn::ours(ours, Role::Copy));
         let waiters = waiters.to_vec();
-        self.copies.insert(line, Copy { pid, waiters, progress: Progress::Starting, silent: false, end: None });
+        self.copies.insert(line, Child { pid, waiters, progress: Progress::Starting, silent: false, end: None });
         Ok(())
     }
 
@@ -148,7 +148,7 @@ impl Supervisor {
 
     /// What a copy has said before it ended is heard first.
     fn bury_copies(&mut self) {
-        let ended: Vec<(Id, Copy)> = self.copies.extract_if(.., |_, copy| copy.silent && copy.end.is_some()).collect();
+        let ended: Vec<(Id, Child)> = self.copies.extract_if(.., |_, copy| copy.silent && copy.end.is_some()).collect();
         for (line, copy) in ended {
             let end = copy.end.map_or(status::FAILED, |end| end.status());
             if copy.progress != Progress::Done {

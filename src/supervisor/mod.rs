@@ -242,7 +242,7 @@ pub struct Supervisor {
     /// The line to our front, if this process is a copy that was started for a reload.
     front: Option<Id>,
     /// Copies of ours, by their lines.
-    copies: BTreeMap<Id, front::Copy>,
+    copies: BTreeMap<Id, front::Child>,
     /// The copy that has replaced our server; its status is this process's.
     in_charge: Option<Id>,
     /// A reload is wanted, and who waits for it.

@@ -4,7 +4,9 @@
 use crate::address::Address;
 use crate::cli::{self, Request};
 use crate::notify::{self, Notice};
-use crate::protocol::{HolderWord, LINE_MAX, PeerWord, ServerWord, Splitter, SupervisorWord, Word, line_of};
+use crate::protocol::{
+    CopyWord, FrontWord, HolderWord, LINE_MAX, PeerWord, ServerWord, Splitter, SupervisorWord, Word, line_of,
+};
 use crate::record::{self, Record};
 use std::ffi::OsString;
 use std::fmt::{Debug, Display};
@@ -40,6 +42,8 @@ pub fn words(data: &[u8]) {
         read_back::<ServerWord>(&line);
         read_back::<PeerWord>(&line);
         read_back::<HolderWord>(&line);
+        read_back::<CopyWord>(&line);
+        read_back::<FrontWord>(&line);
         let answer = line_of(&SupervisorWord::Error(line));
         assert!(answer.len() <= LINE_MAX && answer.iter().filter(|&&b| b == b'\n').count() == 1);
     }
