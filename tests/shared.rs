@@ -961,7 +961,7 @@ fn a_thousand_reloads_leave_nothing_behind() {
         assert_eq!(status, 0, "{log}");
     };
     reload();
-    until("it is as in steady state", || sandbox.processes().len() == 3);
+    until("it is as in steady state", || sandbox.processes().len() == 4);
     let mut before = look();
     until("it is quiet", || {
         let last = std::mem::replace(&mut before, look());
@@ -984,7 +984,7 @@ fn a_thousand_reloads_leave_nothing_behind() {
     (0..50).for_each(|_| reload());
     let kib = at_rest();
     (0..950).for_each(|_| reload());
-    until("nothing is left", || look() <= before && sandbox.processes().len() == 3);
+    until("nothing is left", || look() <= before && sandbox.processes().len() == 4);
     let more = at_rest().saturating_sub(kib);
     assert!(more <= 128, "{more} KiB more than after 50 reloads");
     assert_unnoticed(crowd);
