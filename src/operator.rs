@@ -5,10 +5,11 @@
 use crate::address::Address;
 use crate::error::{Error, Result, reason, status};
 use crate::family::Jobs;
+use crate::finder::{Holder, user_name};
 use crate::message::Log;
 use crate::procfs::{self, Snapshot};
 use crate::protocol::{HolderWord, PEER_VERSION, PeerWord, Splitter, Word, line_of};
-use crate::registry::{Holder, RunDir, user_name};
+use crate::rundir::RunDir;
 use crate::swap::{ADDRESSES_MAX, Level};
 use crate::sys::process::Pid;
 use crate::sys::{net, socket};
