@@ -30,7 +30,8 @@ impl Namespaces {
     }
 }
 
-fn cookie() -> io::Result<u64> {
+/// Names the network namespace of this process (SO_NETNS_COOKIE, Linux 5.14).
+pub fn cookie() -> io::Result<u64> {
     // libc does not have it for every architecture.
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let socket = std::os::unix::net::UnixDatagram::unbound()?;
