@@ -2,6 +2,7 @@
 
 use super::below;
 use super::limits::{drop_pages, never_written};
+use super::listing::each_number;
 use super::pid::Pid;
 use super::pidfd::Pidfd;
 use super::seccomp::{self, Ledger, Notifier};
@@ -183,7 +184,7 @@ fn end(kept: &Kept) {
 
 /// Closes every fd from a number on. Async-signal-safe.
 fn close_from(first: RawFd) {
-    // SAFETY: the calls take integers, a constant string and a buffer of ours as long as they are told.
+    // SAFETY: the calls take integers and a constant string.
     unsafe {
         // Linux 5.9; a container profile may refuse it.
         if libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) == 0 {
@@ -197,63 +198,11 @@ fn close_from(first: RawFd) {
             }
             return;
         }
-        // The listing goes on after the last number that it gave, so closing fds meanwhile skips none.
-        let mut entries = [0u64; 128];
-        loop {
-            let len = libc::syscall(libc::SYS_getdents64, listing, entries.as_mut_ptr(), size_of_val(&entries));
-            if len <= 0 {
-                break;
+        each_number(listing, |fd| {
+            if fd >= first && fd != listing {
+                libc::close(fd);
             }
-            let bytes = std::slice::from_raw_parts(entries.as_ptr().cast::<u8>(), len as usize);
-            for fd in listed(bytes) {
-                if fd >= first && fd != listing {
-                    libc::close(fd);
-                }
-            }
-        }
+        });
         libc::close(listing);
-    }
-}
-
-/// The numbers among the names of what getdents64(2) gave: 8 bytes inode, 8 offset, 2 length of the entry, 1 type, and
-/// the name with its NUL.
-fn listed(mut entries: &[u8]) -> impl Iterator<Item = RawFd> {
-    std::iter::from_fn(move || {
-        while let &[_, _, _, _, _, _, _, _, _, _, _, _, _, _, _, _, low, high, ..] = entries {
-            let len = usize::from(u16::from_ne_bytes([low, high]));
-            let (entry, rest) = entries.split_at_checked(len.max(19))?;
-            entries = rest;
-            let digits = || entry[19..].iter().take_while(|&&byte| byte != 0);
-            if digits().all(u8::is_ascii_digit) {
-                return Some(
-                    digits()
-                        .fold(0, |number: RawFd, byte| number.wrapping_mul(10).wrapping_add(RawFd::from(byte - b'0'))),
-                );
-            }
-        }
-        None
-    })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn the_numbers_of_a_listing_are_read() {
-        let entry = |name: &str| {
-            let len = (19 + name.len() + 1).next_multiple_of(8);
-            let mut entry = vec![0; 16];
-            entry.extend((len as u16).to_ne_bytes());
-            entry.push(libc::DT_LNK);
-            entry.extend(name.bytes());
-            entry.resize(len, 0);
-            entry
-        };
-        let entries: Vec<u8> = [".", "..", "0", "7", "1048575"].into_iter().flat_map(entry).collect();
-        assert_eq!(listed(&entries).collect::<Vec<RawFd>>(), [0, 7, 1_048_575]);
-        for torn in 0..entries.len() {
-            assert!(listed(&entries[..torn]).count() <= 3);
-        }
     }
 }

@@ -4,12 +4,17 @@ use nix::libc;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// How many open files this process may have (RLIMIT_NOFILE, getrlimit(2)).
-pub fn open_files_max() -> usize {
+/// The limits of open files of this process (RLIMIT_NOFILE, getrlimit(2)). Async-signal-safe.
+fn files() -> Option<libc::rlimit> {
     let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
     // SAFETY: the call writes one rlimit to the pointer, which is valid.
     let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    if result == 0 { usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX) } else { 0 }
+    (result == 0).then_some(limit)
+}
+
+/// How many open files this process may have.
+pub fn open_files_max() -> usize {
+    files().map_or(0, |limit| usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
 }
 
 /// The limit of open files that servers are started with; `u64::MAX` stands for our own.
@@ -18,29 +23,23 @@ static FILES: AtomicU64 = AtomicU64::new(u64::MAX);
 /// Raises the limit of open files as far as it goes, for this process and not for its servers. In a swap a supervisor
 /// holds the listeners of two servers, and each of them may be near the limit.
 pub fn raise_files() {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls get a pointer to a struct of ours.
-    let raised = unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 && {
-            let most = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const most) == 0
-        }
-    };
-    if raised {
+    let Some(limit) = files() else { return };
+    let most = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
+    // SAFETY: a pointer to a struct of ours.
+    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const most) } == 0 {
         FILES.store(limit.rlim_cur, Ordering::Relaxed);
     }
 }
 
 /// The child's side of [`raise_files`].
 pub(super) fn lower_files() {
-    let files = FILES.load(Ordering::Relaxed);
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: async-signal-safe calls with a pointer to a struct of ours.
-    unsafe {
-        if files != u64::MAX && libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) == 0 {
-            limit.rlim_cur = files.min(limit.rlim_max);
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit);
-        }
+    let own = FILES.load(Ordering::Relaxed);
+    if own != u64::MAX
+        && let Some(limit) = files()
+    {
+        let lower = libc::rlimit { rlim_cur: own.min(limit.rlim_max), ..limit };
+        // SAFETY: an async-signal-safe call with a pointer to a struct of ours.
+        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const lower) };
     }
 }
 

@@ -7,6 +7,7 @@ mod child;
 mod diag;
 mod keeper;
 mod limits;
+mod listing;
 pub mod namespace;
 pub mod net;
 pub mod pid;

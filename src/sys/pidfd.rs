@@ -24,30 +24,27 @@ impl Pidfd {
 
     /// Signals the process; an error (ESRCH) if it is gone.
     pub fn signal(&self, signal: Signal) -> io::Result<()> {
-        let (fd, signal) = (self.0.as_raw_fd(), signal as libc::c_int);
-        // SAFETY: integers and a null pointer, which means "no siginfo of our own".
-        let result =
-            unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, std::ptr::null::<libc::siginfo_t>(), 0) };
-        if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+        self.send(signal as libc::c_int, 0)
     }
 
     /// Whether this process may not signal it.
     pub fn is_out_of_reach(&self) -> bool {
-        let (fd, info) = (self.0.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
-        // SAFETY: integers and a null pointer; signal 0 only asks.
-        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, 0, info, 0) };
-        result < 0 && io::Error::last_os_error().raw_os_error() == Some(libc::EPERM)
+        // Signal 0 only asks.
+        self.send(0, 0).is_err_and(|e| e.raw_os_error() == Some(libc::EPERM))
     }
 
-    /// Signals the process group that this process leads or led, at one moment: nobody forks out of it (Linux
-    /// 6.9; an error before that).
+    /// Signals the process group that this process leads or led, at one moment: nobody forks out of it (Linux 6.9; an
+    /// error before that).
     pub fn signal_group(&self, signal: Signal) -> io::Result<()> {
         // PIDFD_SIGNAL_PROCESS_GROUP of linux/pidfd.h, which libc does not have yet.
         const PROCESS_GROUP: u32 = 1 << 2;
-        let (fd, signal) = (self.0.as_raw_fd(), signal as libc::c_int);
-        let info = std::ptr::null::<libc::siginfo_t>();
+        self.send(signal as libc::c_int, PROCESS_GROUP)
+    }
+
+    fn send(&self, signal: libc::c_int, flags: u32) -> io::Result<()> {
+        let (fd, info) = (self.0.as_raw_fd(), std::ptr::null::<libc::siginfo_t>());
         // SAFETY: integers and a null pointer, which means "no siginfo of our own".
-        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, info, PROCESS_GROUP) };
+        let result = unsafe { libc::syscall(libc::SYS_pidfd_send_signal, fd, signal, info, flags) };
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 

@@ -41,7 +41,7 @@ impl Abi {
     }
 }
 
-/// The calls of socketcall(2) that are seen (linux/net.h).
+/// bind(2) as socketcall(2) numbers it (linux/net.h).
 pub const SYS_BIND: u32 = 2;
-/// As above.
+/// listen(2) as socketcall(2) numbers it.
 pub const SYS_LISTEN: u32 = 4;

@@ -104,17 +104,20 @@ impl Drop for Ledger {
     }
 }
 
+/// Answers a call. Async-signal-safe.
+pub(super) fn answer(notifier: RawFd, id: u64, error: i32, flags: u32) {
+    let mut answer = libc::seccomp_notif_resp { id, val: 0, error, flags };
+    // SAFETY: the request goes with this struct. ENOENT: the call is no longer there to be answered.
+    unsafe { libc::ioctl(notifier, libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
+}
+
 /// What the keeper does once the supervisor is dead, until nobody under the filter is left: it lets every call run as if
 /// nobody had looked. The calls of a server that was killed fail: a `listen` that runs while its process dies would take
 /// connections with it. Async-signal-safe.
 pub fn answer_all(notifier: RawFd, ledger: &Ledger, killed: bool) {
-    let answer = |id: u64| {
-        let (error, flags) =
-            if killed { (-libc::EINTR, 0) } else { (0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32) };
-        let mut answer = libc::seccomp_notif_resp { id, val: 0, error, flags };
-        // SAFETY: the request goes with this struct.
-        unsafe { libc::ioctl(notifier, libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
-    };
+    let continues = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
+    let (error, flags) = if killed { (-libc::EINTR, 0) } else { (0, continues) };
+    let answer = |id: u64| answer(notifier, id, error, flags);
     // SAFETY: the supervisor is gone, and nobody else wrote there.
     answer(unsafe { (*ledger.page().received.get()).id });
     for entry in &ledger.page().waiting {

@@ -1,6 +1,6 @@
 //! The supervisor's end of the filter: taking calls, and answering them.
 
-use super::ledger::Ledger;
+use super::ledger::{Ledger, answer};
 use super::notification::Notification;
 use nix::libc;
 use std::io;
@@ -54,18 +54,12 @@ impl Notifier {
 
     /// Lets the call run as if nobody had looked.
     pub fn proceed(&self, id: u64) {
-        self.answer(id, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32);
+        answer(self.raw(), id, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32);
     }
 
     /// Lets the call return this instead of running: 0, or an errno.
     pub fn conclude(&self, id: u64, errno: i32) {
-        self.answer(id, -errno, 0);
-    }
-
-    fn answer(&self, id: u64, error: i32, flags: u32) {
-        let mut answer = libc::seccomp_notif_resp { id, val: 0, error, flags };
-        // SAFETY: the request goes with this struct. ENOENT: the call is no longer there to be answered.
-        unsafe { libc::ioctl(self.0.as_raw_fd(), libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
+        answer(self.raw(), id, -errno, 0);
     }
 
     /// Whether the call still waits: whatever was read of its process before belongs to it.
