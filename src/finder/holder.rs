@@ -35,7 +35,7 @@ pub struct Holder {
     pub socket: PathBuf,
     /// Its command line.
     pub command: String,
-    /// Main processes of the servers whose connections at shared ports it gets.
+    /// Main processes of the servers that it replaces at shared ports.
     pub replaced: Vec<Pid>,
     /// Inodes of the UDP sockets at fixed ports that it had when it came up.
     pub datagrams: Vec<u32>,
@@ -74,7 +74,7 @@ pub enum Missing {
 }
 
 impl Holder {
-    /// Whether its supervisor is dead. It may be supervised again, by whoever took it over for another address.
+    /// Whether its supervisor is dead. Another supervisor may have taken the server over since, for another address.
     pub fn has_lost_its_supervisor(&self) -> bool {
         self.orphan.is_some() || procfs::has_ended(self.supervisor)
     }
@@ -156,7 +156,7 @@ impl RunDir {
 
     /// A record as it stands; the text is empty if it is too large, or no text.
     fn read_record(&self, pid: Pid) -> Result<(File, String), Missing> {
-        // How many names it has does not matter: only we can have written it, and a look does no harm.
+        // A second name does not matter: only we can have written the file, and a look does no harm.
         let (file, stat) = self.open_ours(&record_name(pid)).map_err(|why| match why {
             Bad::Unreadable | Bad::Because(CANNOT_BE_READ) => Missing::Unclear,
             Bad::Absent | Bad::Because(_) => Missing::Gone,
@@ -214,8 +214,7 @@ impl RunDir {
         Ok(Record::parse(&text).and_then(|record| record.socket.strip_suffix(".sock").map(str::to_owned)))
     }
 
-    /// Waits until nobody holds the lock of a server's record: its supervisor is gone, and so is whoever took the
-    /// server over.
+    /// Waits until the lock of a server's record is free: its supervisor is gone, and so is every later one.
     pub fn wait_for_release(&self, pid: Pid) {
         if let Ok((file, _)) = self.open_ours(&record_name(pid)) {
             // Two that wait must not take each other for the supervisor.

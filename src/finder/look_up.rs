@@ -1,4 +1,4 @@
-//! Who has an address; and giving it to the server that asks, if nobody has it.
+//! Looking up the servers that have an address, and giving it to the server that asks if there are none.
 
 #![forbid(unsafe_code)]
 
@@ -24,7 +24,7 @@ enum Relation {
 }
 
 impl RunDir {
-    /// Who has the address. If nobody has it, it becomes the asker's in the same moment.
+    /// Finds the servers that have the address. If there are none, it becomes the asker's in the same moment.
     pub fn look_up(&self, address: &Address, asker: &Asker<'_>, notes: &mut Notes) -> Found {
         let _guard = match self.lock() {
             Ok(guard) => guard,
@@ -115,7 +115,7 @@ impl RunDir {
         if !draining.is_empty() {
             return Err(Found::Taken(draining));
         }
-        // Their locks are let go first: they were only looked at, and are in the way of whoever takes them over.
+        // The shared locks of the look are given back before the locks are taken.
         let pids: Vec<Pid> = orphans.into_iter().map(|other| other.pid).collect();
         holders.extend(pids.into_iter().filter_map(|pid| self.holder(pid, Purpose::TakeOver).ok()));
         Ok(())
@@ -138,8 +138,8 @@ impl RunDir {
         self.reserved().clear();
     }
 
-    /// Makes the address `me`'s unless a living server has it that is none of `olds`. Tells whether it is `me`'s now. A
-    /// server `beside` it keeps the pidfile.
+    /// Gives the address to `me` unless a living server other than `olds` has it. Tells whether `me` has it now. A server
+    /// `beside` it keeps the pidfile.
     pub fn take(&self, address: &Address, me: Pid, olds: &[Pid], beside: &[Pid]) -> Result<bool, String> {
         let _guard = self.lock()?;
         let others = self.colliding(address, &mut Vec::new())?;
@@ -183,7 +183,7 @@ fn relation(holder: &Holder, places: &[(Place, May)]) -> Relation {
     let Ok(listeners) = net::listeners_at(first.address.port()) else { return Relation::InTheWay };
     let is_replaceable =
         |its: Place| places.iter().any(|(own, may)| its.conflicts(own) && its.uid == own.uid && *may == May::Replace);
-    // Whoever has them. To see who does takes a look at every process.
+    // It does not matter which server has them. To find out would take a look at every process.
     if listeners.all().all(|s| is_replaceable(s.place())) {
         return Relation::InTheWay;
     }

@@ -1,4 +1,4 @@
-//! Who listens at a port without a pidfile: a server of ours that never said a word, or a stranger.
+//! Finding the process that listens at a port without a pidfile: a server that never said a word, or a stranger.
 
 #![forbid(unsafe_code)]
 
@@ -12,7 +12,7 @@ use crate::sys::pid::Pid;
 use std::collections::BTreeSet;
 use std::path::Path;
 
-/// Who holds a port that no pidfile names.
+/// The holder of a port that no pidfile names.
 enum PortHolder {
     /// The asking server.
     Asker,
@@ -54,7 +54,7 @@ impl RunDir {
         Err(if is_clear { Found::Blocked(why) } else { Found::Unclear(why) })
     }
 
-    /// The first process that holds one of the sockets and has an owner; a stranger only if there is none.
+    /// The first holder of one of the sockets that belongs to a server. A stranger counts only if no holder does.
     fn holder_among(
         &self,
         sockets: &[TcpSocket],
@@ -123,7 +123,7 @@ pub(super) fn has(pid: Pid, address: &Address) -> bool {
     snapshot.complete().is_err() || own.is_empty() || own.iter().any(|s| s.local.collides(address))
 }
 
-/// The name of a user, or the number where there is none.
+/// The name of a user, or the number if there is no name.
 pub fn user_name(uid: u32) -> String {
     match nix::unistd::User::from_uid(uid.into()) {
         Ok(Some(user)) => user.name,

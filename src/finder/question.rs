@@ -13,8 +13,8 @@ pub struct Asker<'a> {
     pub me: Pid,
     /// What belongs to it.
     pub mine: Mine<'a>,
-    /// Where its sockets are bound that wait to listen, and what it may do to the servers that they meet. If there are
-    /// none, the name of the address counts.
+    /// The places of its sockets that wait to listen, and what it may do to the servers that they meet there. If there are
+    /// no places, the name of the address counts.
     pub places: &'a [(Place, May)],
 }
 
@@ -41,7 +41,7 @@ pub enum Found {
     /// Nobody had the address; now it is registered. These servers have an address of the same name, and the kernel lets
     /// ours listen beside them.
     Vacant(Vec<Pid>),
-    /// Whoever has the address cannot be replaced by the caller of `listen`.
+    /// A server has it that the caller of `listen` may not replace.
     Foreign,
     /// These servers have it.
     Taken(Vec<Holder>),

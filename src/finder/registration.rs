@@ -22,7 +22,7 @@ pub struct Entry<'a> {
     pub socket: &'a str,
     /// Its command line, for people.
     pub command: &'a str,
-    /// Main processes of the servers whose connections at shared ports it gets.
+    /// Main processes of the servers that it replaces at shared ports.
     pub replaced: &'a [Pid],
     /// Inodes of the UDP sockets at fixed ports that it had when it came up.
     pub datagrams: &'a [u32],

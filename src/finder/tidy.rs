@@ -60,8 +60,8 @@ impl RunDir {
         servers
     }
 
-    /// Whether this is a socket or an unfinished file of a process that has ended. `foreign`: what the names of sockets
-    /// begin with whose servers may live.
+    /// Whether this is a socket or an unfinished file of a process that has ended. `foreign`: how the names of the sockets
+    /// begin that belong to servers which may live.
     fn is_left(&self, name: &str, foreign: &BTreeSet<String>) -> bool {
         let pid = |stem: &str| stem.split('-').next().and_then(parse_number);
         if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify")) {

@@ -12,8 +12,8 @@ use crate::rundir::RunDir;
 use crate::swap::Level;
 use std::io;
 
-/// Reloads the servers at these addresses. Returns 0 when each new server is up and each old one is gone; the status of an
-/// error is that of the new server.
+/// Reloads the servers at these addresses. Returns when each new server is up and each old one is gone. If a new server
+/// fails, the error has its status.
 pub fn reload(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
     for (holder, list) in by_server(dir, addresses, log)? {
         let address = &list[0];

@@ -22,8 +22,8 @@ pub struct Holders {
     pub may_be_more: bool,
 }
 
-/// Where these sockets are open, except in serverswaps; one place for each is enough. Processes that started before
-/// `since`, when the server that opened the sockets did, are asked last. An error if not all processes could be listed.
+/// Where these sockets are open, except in serverswaps; one place for each is enough. `since`: when the server that opened
+/// them started. An older process is not expected to hold any. An error if not all processes could be listed.
 pub fn holders(inodes: &BTreeSet<u32>, since: u64) -> io::Result<Holders> {
     let snapshot = Snapshot::take();
     snapshot.complete()?;
@@ -73,7 +73,7 @@ impl Snapshot {
             self.ending.iter().any(|stat| is_near(&stat)) || group.is_some() && alive.any(is_ending)
         });
         let own = Pid::own();
-        // The youngest first: as a rule a new server has them, and nobody looks at the files of all the others.
+        // The youngest first: as a rule a new server has them, and the files of all the others need not be listed.
         let mut others = self.alive.values().rev().filter(|stat| stat.pid != own);
         while let (false, Some(stat)) = (left.is_empty(), others.next()) {
             let held = sockets(stat.pid).unwrap_or_default();

@@ -108,8 +108,8 @@ pub fn environment(pid: Pid, name: &str) -> Option<String> {
     })
 }
 
-/// Whether this user runs a process. The real uid counts, since whoever starts a set-user-ID program chooses its
-/// environment.
+/// Whether this user runs a process. The real uid counts, since the environment of a set-user-ID program comes from the
+/// user who starts it.
 pub fn is_of_this_user(pid: Pid) -> bool {
     uid(pid, 0) == Some(nix::unistd::geteuid().as_raw())
 }

@@ -23,7 +23,7 @@ pub enum Bad {
     Absent,
     /// There is no fd or no memory to look at it. This says nothing about the file.
     Unreadable,
-    /// For this reason: a clause whose subject is the file.
+    /// The reason, as a clause about the file.
     Because(&'static str),
 }
 

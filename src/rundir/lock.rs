@@ -1,5 +1,5 @@
 //! The lock of the run directory. It is held while pidfiles are compared and changed. A stopped process may hold it, so
-//! nobody waits for it longer than their patience.
+//! every wait for it has an end.
 
 #![forbid(unsafe_code)]
 

@@ -1,10 +1,10 @@
 //! The run directory of a user: its files, their names and its lock. Every file is checked before it is believed, since
-//! anybody who can write there may have put it there. Who the files speak of is asked in [`crate::finder`].
+//! any program of this user may have put it there. [`crate::finder`] finds the servers that the files speak of.
 //!
 //! - `8080.pid` holds the pid of the server at `:8080`, for people and scripts. A bare number proves nothing.
 //! - `PID.server` is the record of that server: its start time (a reused pid has another one), generation and control
-//!   socket. Its supervisor holds a flock(2) on it as long as it lives: the lock is the proof of life. Whoever gets the
-//!   lock while the server lives takes over an orphan.
+//!   socket. Its supervisor holds a flock(2) on it as long as it lives: the lock is the proof of life. A supervisor
+//!   that gets the lock while the server lives takes over an orphan.
 //! - `lock` is held for the moment in which pidfiles are compared and changed.
 
 #![forbid(unsafe_code)]

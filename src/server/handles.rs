@@ -13,12 +13,12 @@ use std::collections::BTreeSet;
 use std::io;
 
 impl Server {
-    /// The listeners that the server has on these addresses, as handles of our own.
+    /// Handles of our own on the listeners that the server has at these addresses.
     pub fn listeners(&self, wanted: &[Address]) -> io::Result<Vec<Socket>> {
         self.sockets(net::listeners()?.at_any(wanted).iter().map(|s| s.inode).collect())
     }
 
-    /// Those of these sockets that the server has, as handles of our own.
+    /// Handles of our own on those of these sockets that the server holds.
     pub fn sockets(&self, mut left: BTreeSet<u32>) -> io::Result<Vec<Socket>> {
         let mut found = Vec::new();
         let snapshot = Snapshot::take();
@@ -43,7 +43,7 @@ impl Server {
         Ok(found)
     }
 
-    /// Inodes of all sockets that the server holds; `None` if one of its processes may not be asked.
+    /// Inodes of all sockets that the server holds; `None` if one of its processes may not be looked at.
     pub fn socket_inodes(&self) -> Option<BTreeSet<u32>> {
         self.family.sockets(&Snapshot::take())
     }

@@ -23,7 +23,7 @@ pub enum Rest {
 }
 
 impl Server {
-    /// The addresses of those of the sockets that the server holds; an error if that cannot be seen.
+    /// The addresses of the sockets that the server holds, of these sockets; an error if that cannot be seen.
     pub fn holds(&self, sockets: &[TcpSocket]) -> io::Result<BTreeSet<Address>> {
         Ok(self.holds_of(sockets)?.into_iter().map(|socket| socket.local).collect())
     }
@@ -97,8 +97,8 @@ impl Server {
         Ok(holders)
     }
 
-    /// The sockets of processes that may not be looked at because they have changed their user: those that were seen to
-    /// be the server's, and those that are new, belong to one of their users, and can be nobody else's.
+    /// The sockets of processes that may not be looked at because they have changed their user. A socket counts if it was
+    /// seen to be the server's, or if it is new, belongs to one of these users, and no other process can hold it.
     fn holder_among<'a>(
         &self,
         hidden: &[&Stat],

@@ -128,7 +128,7 @@ fn command(run: &Run, around: &Surroundings<'_>, number: Option<RawFd>) -> Resul
     command.env(MARK, around.socket);
     command.env("SERVERSWAP_GENERATION", around.generation.to_string());
     command.env("NOTIFY_SOCKET", around.notify);
-    // It names this supervisor. Without it the watchdog is meant for whoever reads it (sd_watchdog_enabled(3)).
+    // It names this supervisor. Without it the watchdog is meant for any process that asks (sd_watchdog_enabled(3)).
     command.env_remove("WATCHDOG_PID");
     if !around.on_terminal {
         command.process_group(0);

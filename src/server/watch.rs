@@ -21,7 +21,7 @@ pub struct Watch {
     pub ledger: Arc<Ledger>,
     /// What the calls tell of their server.
     pub seen: Seen,
-    /// What the thread that sees them has to know, and what it has seen.
+    /// What is shared with the thread that sees the calls.
     pub facts: Facts,
 }
 

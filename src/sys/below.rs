@@ -9,7 +9,7 @@ const MOST: usize = 1024;
 const LOOKS: usize = 16;
 /// The most ancestors that are followed: a torn look could find a circle.
 const DEPTH_MAX: usize = 64;
-/// The name of another serverswap, whose own server is no part of this one.
+/// The name of a serverswap. The server of another serverswap is no part of this one.
 const OTHER: &[u8] = b"serverswap";
 
 /// Kills all that descends from a process, which must be stopped, and nothing else. Without `/proc` it kills nothing.

@@ -15,7 +15,7 @@ pub enum End {
 }
 
 impl End {
-    /// The status as a shell has it: that of the child, or 128 plus the number of the signal.
+    /// The status as a shell gives it: the status of the child, or 128 plus the number of the signal.
     pub fn status(self) -> u8 {
         match self {
             End::Exited(status) => status,

@@ -79,7 +79,7 @@ pub fn can_be_asked() -> io::Result<()> {
     }
 }
 
-/// A service manager or a container profile may allow no netlink, and a kernel may have none.
+/// Whether netlink is not allowed (by a service manager or a container profile) or not there.
 fn is_forbidden(e: &io::Error) -> bool {
     use nix::libc::{EACCES, EAFNOSUPPORT, EPERM, EPROTONOSUPPORT};
     matches!(e.raw_os_error(), Some(EACCES | EAFNOSUPPORT | EPERM | EPROTONOSUPPORT))

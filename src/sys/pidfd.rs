@@ -33,7 +33,7 @@ impl Pidfd {
         self.send(0, 0).is_err_and(|e| e.raw_os_error() == Some(libc::EPERM))
     }
 
-    /// Signals the process group that this process leads or led, at one moment: nobody forks out of it (Linux 6.9; an
+    /// Signals the process group that this process leads or led, all at one moment, so that no fork escapes (Linux 6.9; an
     /// error before that).
     pub fn signal_group(&self, signal: Signal) -> io::Result<()> {
         // PIDFD_SIGNAL_PROCESS_GROUP of linux/pidfd.h, which libc does not have yet.

@@ -59,7 +59,7 @@ pub fn spawn<T, M>(
         let builder = std::thread::Builder::new().name("spawn".into()).stack_size(256 * 1024);
         let spawner = builder.spawn_scoped(scope, || {
             let spawned = command.spawn();
-            // Whoever still waits for a word of the child waits for a dead child.
+            // If the other thread still waits for a word of the child, the child is dead.
             let _ = theirs.shutdown(std::net::Shutdown::Both);
             spawned
         })?;

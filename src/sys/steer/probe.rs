@@ -8,8 +8,8 @@ use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
 use std::os::fd::{AsRawFd, OwnedFd};
 
-/// A private connection to one socket of a group, from a source that nobody else has: a loopback
-/// address of its own (v4), or the target itself (v6), and a port that is bound here.
+/// A private connection to one socket of a group. Its source is nobody else's: a loopback address of its own (v4) or the
+/// target's address (v6), and a port that is bound here.
 #[derive(Debug)]
 pub struct Probe {
     stream: OwnedFd,

@@ -75,7 +75,7 @@ impl Program {
 /// port stands.
 pub(super) fn tests_of(source: IpAddr) -> (Vec<(u32, u32, u32)>, u32) {
     match source {
-        // Version and header length: the offset of the port is that of a header of 20 bytes.
+        // Version and header length: the offset of the port holds for a header of 20 bytes.
         IpAddr::V4(ip) => (vec![(libc::BPF_B, 0, 0x45), (libc::BPF_W, 12, u32::from(ip))], 20),
         IpAddr::V6(ip) => {
             let mut tests = vec![(libc::BPF_B, 6, libc::IPPROTO_TCP as u32)];

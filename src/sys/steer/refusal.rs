@@ -13,7 +13,7 @@ const REFUSAL_MAX: usize = 24;
 const OURS: u32 = 0x5E12_7E12;
 
 impl Socket {
-    /// Drops every new SYN to this socket, except that of a probe. A client that comes meanwhile tries again after a second
+    /// Drops every new SYN to this socket, except the SYN of a probe. A client that comes meanwhile tries again after a second
     /// and then gets the socket that the group selects. Handshakes that are under way finish. `false` if the server has a
     /// filter of its own, which stays.
     pub fn refuse_newcomers(&self, except: Option<&Probe>) -> io::Result<bool> {
@@ -66,7 +66,7 @@ impl Socket {
     }
 }
 
-/// A filter that drops a SYN that answers none of ours, unless it is the SYN of this probe.
+/// A filter that drops every SYN without ACK, unless it is the SYN of this probe.
 fn refusal(except: Option<&Probe>) -> Vec<libc::sock_filter> {
     let mut program = vec![stmt(libc::BPF_LD | libc::BPF_IMM, OURS)];
     if let Some(probe) = except {
