@@ -375,8 +375,10 @@ impl Supervisor {
                 }),
                 Some(at) => self.inbox.recv_timeout(at.saturating_duration_since(Instant::now())).ok(),
             };
-            if let Some(event) = event {
-                self.handle(event);
+            match event {
+                Some(event) => self.handle(event),
+                // A signal handler may have had no memory to tell of SIGCHLD.
+                None => self.reap(),
             }
             while let Some((generation, timer)) = self.timers.take_due() {
                 // A daemon whose starter is done is no worker, however quiet it is.
