@@ -2,7 +2,8 @@
 #
 #   make             build the release binary
 #   make install     into PREFIX, below DESTDIR if it is given
-#   make test        all tests; make check: format and lints as well
+#   make test        all tests; make check: format, lints and "make house" as well
+#   make house       measures the source, and fails where something is too big
 #   make test-servers  swaps of real servers under load; installs them (Debian,
 #                    as root or by sudo)
 #   make faults      breaks everything at every step of a swap, and prints a table:
@@ -87,7 +88,12 @@ check:
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	mandoc -T lint -W warning man/serverswap.1 man/serverswap.7
 	shellcheck $(SCRIPTS)
+	$(MAKE) house
 	$(MAKE) test
+
+house:
+	@$(need_cargo)
+	$(CARGO) test --locked --test house
 
 # Most of it is part of "make test"; ONLY='words' that the line of a fault must hold.
 faults:
@@ -166,4 +172,4 @@ clean:
 	@$(need_cargo)
 	$(CARGO) clean
 
-.PHONY: all test check faults test-servers fuzz fuzz-build bench soak scale demo install uninstall clean
+.PHONY: all test check house faults test-servers fuzz fuzz-build bench soak scale demo install uninstall clean

@@ -1,6 +1,6 @@
 //! serverswap: restart a server on a Unix machine so that nobody notices.
 //!
-//! `main` to `cli` and `supervisor`, those to `swap` (the pure machine), `server`, `registry` and
+//! `main` to `cli` and `supervisor`, those to `swap` (the pure machine), `server`, `finder` and
 //! `protocol`, all of them to `sys`: who may know whom runs one way.
 
 mod address;
@@ -9,6 +9,7 @@ mod detach;
 mod drain;
 mod error;
 mod family;
+mod finder;
 #[cfg(test)]
 #[path = "../tests/fuzz/targets.rs"]
 mod fuzz;
@@ -20,7 +21,7 @@ mod place;
 mod procfs;
 mod protocol;
 mod record;
-mod registry;
+mod rundir;
 mod server;
 mod share;
 mod supervisor;
@@ -30,7 +31,7 @@ mod sys;
 use cli::{Cli, Request};
 use error::Result;
 use message::Log;
-use registry::RunDir;
+use rundir::RunDir;
 use std::process::ExitCode;
 
 const NODE_CLIENT: &str = include_str!("client/node/index.js");

@@ -26,8 +26,8 @@ pub struct Splitter {
 }
 
 impl Splitter {
-    /// Takes what was read and gives the lines it completes. An `Err` is the text of the ERROR line
-    /// that answers a line which is none. What follows the last LF waits for the next call.
+    /// Takes the bytes that were read and returns the lines that they complete. An `Err` is the text of the ERROR line that
+    /// answers a malformed line. What follows the last LF waits for the next call.
     pub fn push(&mut self, bytes: &[u8]) -> Vec<Result<String, &'static str>> {
         let mut lines = Vec::new();
         for piece in bytes.split_inclusive(|&b| b == b'\n') {
@@ -104,9 +104,9 @@ pub enum PeerWord {
     Drain,
     /// The switch is turned back: drain no more.
     Stay,
-    /// With the lock: stop the server, whatever addresses it has left.
+    /// With the lock: stop the server, even if it still has addresses.
     Stop,
-    /// What came of the oldest `Joins` that was not answered: 0, or an errno.
+    /// The result of the oldest unanswered `Joins`: 0, or an errno.
     Joined(i32),
     /// `--takedown`: one of the addresses to take down.
     Down(Address),
@@ -125,17 +125,17 @@ pub enum HolderWord {
     Peer(u32),
     /// An address that the server has; all of them come before `Locked`.
     Holds(Address),
-    /// So many listeners the server has, and then, with each such line, so many of them as files; all of them
-    /// come before `Locked`.
+    /// In the first such line, the number of listeners that the server has. In each later line, the number of listeners that
+    /// come with it as files. All of them come before `Locked`.
     Sockets(usize),
-    /// The server is yours to replace; nobody else's meanwhile.
+    /// The server is yours to replace, and nobody else's until you are done.
     Locked,
     /// The server opens a listener, which comes as a file: call listen(2) on it with this backlog, and say
-    /// `Joined`. Who steers the port has to know the order in which its sockets have joined.
+    /// `Joined`. The side that steers the port has to know the order in which its sockets have joined.
     Joins(i32),
     /// The server has let go of the address.
     Released(Address),
-    /// What was asked is not done, and why. Nothing has changed by it.
+    /// What was asked for is not done, for this reason. Nothing has changed.
     Refused(String),
     /// The server is gone.
     Gone,

@@ -1,5 +1,5 @@
-//! What the files of the run directory say: the pid in a pidfile, the record of a server. Pure; it
-//! believes nothing, and whoever asks has to.
+//! What the files of the run directory say: the pid in a pidfile, the record of a server. Pure. Nothing in a file is
+//! believed here; the caller compares it with the system.
 
 #![forbid(unsafe_code)]
 
@@ -21,15 +21,15 @@ const GENERATION_MAX: u64 = u64::MAX / 2;
 pub struct Record<'a> {
     /// Main process of the server.
     pub pid: Pid,
-    /// Start time of that.
+    /// Start time of the main process.
     pub start: u64,
-    /// The session of that, if its supervisor is not in it.
+    /// The session of the main process, if its supervisor is not in it.
     pub session: Option<i32>,
     /// The boot that the start time counts from.
     pub boot: &'a str,
     /// Its supervisor.
     pub supervisor: Pid,
-    /// In which namespaces that is.
+    /// The namespaces of the supervisor.
     pub namespaces: Namespaces,
     /// Its generation.
     pub generation: u64,
@@ -37,14 +37,14 @@ pub struct Record<'a> {
     pub socket: &'a str,
     /// Command line for people.
     pub command: &'a str,
-    /// Main processes of the servers in whose place it gets the connections of a shared port: those of its last switch.
+    /// Main processes of the servers that it replaced at shared ports in its last switch.
     pub replaced: Vec<Pid>,
     /// Inodes of the UDP sockets at fixed ports that the server had when it came up.
     pub datagrams: Vec<u32>,
 }
 
 impl Record<'_> {
-    /// Reads a record. Keys that are not known, of a later version, are left alone.
+    /// Reads a record. Unknown keys, of a later version, are ignored.
     pub fn parse(text: &str) -> Option<Record<'_>> {
         let field = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
         if text.lines().next() != Some(VERSION) {

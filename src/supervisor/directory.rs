@@ -8,8 +8,9 @@
 use super::Supervisor;
 use super::threads::{self, GenId};
 use crate::address::Address;
+use crate::finder::{Asker, Found, May, Mine};
 use crate::place::Place;
-use crate::registry::{Asker, Found, LOCK_PATIENCE, May, Mine, Notes};
+use crate::rundir::{LOCK_PATIENCE, Notes};
 use crate::swap::{Effect, Event, Level, OldId};
 use crate::sys::net::TcpSocket;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};

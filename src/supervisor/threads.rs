@@ -5,7 +5,7 @@
 
 use super::watching::{Steering, Waiting};
 use crate::protocol::Splitter;
-use crate::registry::RunDir;
+use crate::rundir::RunDir;
 use crate::sys::process::{self, Pid, Pidfd};
 use crate::sys::socket;
 use nix::sys::signal::Signal;

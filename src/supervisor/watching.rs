@@ -5,9 +5,10 @@
 
 use super::threads::{Event, Events, GenId, start};
 use crate::address::Address;
+use crate::finder::May;
 use crate::place::Place;
 use crate::procfs::{self, MARK};
-use crate::registry::{May, RunDir};
+use crate::rundir::RunDir;
 use crate::server::Watch;
 use crate::swap::Meets;
 use crate::sys::net::{self, TcpSocket};

@@ -1,18 +1,19 @@
 //! Killing what descends from a process, by a process that must not allocate: the keeper.
 
+use super::listing::each_number;
 use nix::libc;
 
-/// Most processes that are killed.
+/// The most processes that are killed.
 const MOST: usize = 1024;
-/// Who forks while it is looked for is found by the next look.
+/// The most looks at all processes. A process that is forked during one look is found by the next.
 const LOOKS: usize = 16;
-/// A torn look could find a circle.
+/// The most ancestors that are followed: a torn look could find a circle.
 const DEPTH_MAX: usize = 64;
-/// The name of another serverswap, whose own server is no part of this one.
+/// The name of a serverswap. The server of another serverswap is no part of this one.
 const OTHER: &[u8] = b"serverswap";
 
-/// Kills all that descends from a process, which must be stopped, and nobody else. Where there is no `/proc` it kills
-/// nobody. Async-signal-safe.
+/// Kills all that descends from a process, which must be stopped, and nothing else. Without `/proc` it kills nothing.
+/// Async-signal-safe.
 pub fn kill(root: i32) {
     let mut found = [0i32; MOST];
     let mut count = 0;
@@ -20,7 +21,7 @@ pub fn kill(root: i32) {
         let before = count;
         each_process(|pid| {
             if count < MOST && !found[..count].contains(&pid) && descends(pid, root) {
-                // SAFETY: two integers. Nobody forks any more, and nobody's parent ends before all are found.
+                // SAFETY: two integers. A stopped process forks no more, and no parent ends before all are found.
                 unsafe { libc::kill(pid, libc::SIGSTOP) };
                 found[count] = pid;
                 count += 1;
@@ -87,27 +88,10 @@ fn number(text: &[u8]) -> Option<i32> {
     (1..10).contains(&len).then(|| digits.iter().fold(0, |sum, digit| sum * 10 + i32::from(digit - b'0')))
 }
 
-fn each_process(mut see: impl FnMut(i32)) {
-    // linux_dirent64: an inode and an offset of 8 bytes each, the length of the entry, a type, a name that ends with NUL.
-    const LEN_AT: usize = 16;
-    const NAME_AT: usize = 19;
-    let mut buffer = [0u8; 4096];
+fn each_process(see: impl FnMut(i32)) {
     // SAFETY: a path that ends with a NUL.
-    let fd = unsafe { libc::open(c"/proc".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC) };
-    loop {
-        // SAFETY: a buffer with its length.
-        let read = unsafe { libc::syscall(libc::SYS_getdents64, fd, buffer.as_mut_ptr(), buffer.len()) };
-        let Some(mut entries) = usize::try_from(read).ok().filter(|len| *len > 0).map(|len| &buffer[..len]) else {
-            break;
-        };
-        while let Some(len) = entries.get(LEN_AT..LEN_AT + 2) {
-            let len = usize::from(u16::from_ne_bytes([len[0], len[1]]));
-            if let Some(pid) = entries.get(NAME_AT..len).and_then(number) {
-                see(pid);
-            }
-            entries = entries.get(len.max(1)..).unwrap_or_default();
-        }
-    }
+    let proc = unsafe { libc::open(c"/proc".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC) };
+    each_number(proc, see);
     // SAFETY: the fd is ours, or -1.
-    unsafe { libc::close(fd) };
+    unsafe { libc::close(proc) };
 }

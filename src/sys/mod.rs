@@ -2,11 +2,22 @@
 //! with types. It decides nothing and prints nothing.
 
 mod below;
+mod bpf;
+mod child;
+mod copy;
+mod diag;
+mod keeper;
+mod limits;
+mod listing;
 pub mod namespace;
 pub mod net;
 pub mod pid;
+mod pidfd;
 pub mod process;
 pub mod seccomp;
 pub mod socket;
+mod spawn;
+mod status;
 pub mod steer;
 mod table;
+mod tcp;

@@ -1,4 +1,4 @@
-//! In which namespaces this process is (namespaces(7)).
+//! The namespaces of this process (namespaces(7)).
 
 use nix::libc;
 use std::io;
@@ -7,14 +7,14 @@ use std::os::fd::AsRawFd;
 /// The namespaces that give a pid and an address their meaning; `None` where that cannot be told.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub struct Namespaces {
-    /// That of pids: the inode of `/proc/self/ns/pid`.
+    /// The pid namespace: the inode of `/proc/self/ns/pid`.
     pub pid: Option<u64>,
-    /// That of the network: its cookie (SO_NETNS_COOKIE, Linux 5.14) or the inode of `/proc/self/ns/net`.
+    /// The network namespace: its cookie (SO_NETNS_COOKIE, Linux 5.14), or the inode of `/proc/self/ns/net`.
     pub net: Option<u64>,
 }
 
 impl Namespaces {
-    /// Those of this process.
+    /// The namespaces of this process.
     pub fn own() -> Namespaces {
         let inode = |kind: &str| {
             use std::os::unix::fs::MetadataExt;
@@ -23,14 +23,15 @@ impl Namespaces {
         Namespaces { pid: inode("pid"), net: cookie().ok().or_else(|| inode("net")) }
     }
 
-    /// Whether both may be the same: what is not known does not tell them apart.
+    /// Whether both may be the same. What is not known does not tell them apart.
     pub fn may_be(&self, other: &Namespaces) -> bool {
         let same = |one: Option<u64>, other: Option<u64>| one.is_none() || other.is_none() || one == other;
         same(self.pid, other.pid) && same(self.net, other.net)
     }
 }
 
-fn cookie() -> io::Result<u64> {
+/// Names the network namespace of this process (SO_NETNS_COOKIE, Linux 5.14).
+pub fn cookie() -> io::Result<u64> {
     // libc does not have it for every architecture.
     const SO_NETNS_COOKIE: libc::c_int = 71;
     let socket = std::os::unix::net::UnixDatagram::unbound()?;

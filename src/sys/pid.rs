@@ -1,22 +1,21 @@
 //! Process ids. Pure but for [`Pid::own`].
 
-/// A process id that can be signalled: never 0, 1's group or negative, so that `kill(-1)` cannot be
-/// written.
+/// A process id that can be signalled. It is never 0 or negative, so that `kill(-1)` cannot be written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Pid(i32);
 
 impl Pid {
-    /// `None` for what is no pid of a process of its own.
+    /// `None` if it is not the pid of one process.
     pub fn new(raw: i64) -> Option<Pid> {
         i32::try_from(raw).ok().filter(|&pid| pid > 0).map(Pid)
     }
 
-    /// Of this process.
+    /// The pid of this process.
     pub fn own() -> Pid {
         Pid(nix::unistd::getpid().as_raw())
     }
 
-    /// Of a child that was just spawned.
+    /// The pid of a child that was just spawned.
     #[cfg(test)]
     pub fn of(child: &std::process::Child) -> Pid {
         Pid(child.id() as i32)

@@ -1,4 +1,4 @@
-//! Unix sockets: who is at the other end, writes that never wait, and files that travel (unix(7)).
+//! Unix sockets: who is at the other end, writes that never wait, and files that are passed (unix(7)).
 
 use nix::errno::Errno;
 use nix::libc;
@@ -12,13 +12,13 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::time::Duration;
 
-/// Pid and effective uid of whoever connected, or listens, as the kernel noted it then (SO_PEERCRED, unix(7)).
+/// Pid and effective uid of the other end, as the kernel noted them at connect(2) or listen(2) (SO_PEERCRED, unix(7)).
 pub fn peer(stream: &UnixStream) -> io::Result<UnixCredentials> {
     Ok(getsockopt(stream, sockopt::PeerCredentials)?)
 }
 
-/// Connects to a socket of this user's, whatever a link at this path leads to. `patience`: how long that may take, and
-/// later a write (SO_SNDTIMEO, socket(7)): whoever has the socket may have stopped.
+/// Connects to a socket of this user, wherever a link at this path leads. `patience`: how long that may take, and later a
+/// write (SO_SNDTIMEO, socket(7)), since the process at the other end may be stopped.
 pub fn connect_to_own(path: &Path, patience: Option<Duration>) -> io::Result<UnixStream> {
     let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     let stream = UnixStream::from(socket);
@@ -38,7 +38,7 @@ pub fn connect_to_own(path: &Path, patience: Option<Duration>) -> io::Result<Uni
     }
 }
 
-/// Sends what can be sent without waiting and without SIGPIPE, and gives how many bytes that were.
+/// Sends what can be sent without waiting and without SIGPIPE. Returns how many bytes that were.
 pub fn send_now(stream: &UnixStream, bytes: &[u8]) -> io::Result<usize> {
     let flags = MsgFlags::MSG_DONTWAIT | MsgFlags::MSG_NOSIGNAL;
     loop {
@@ -66,7 +66,7 @@ pub fn receive_files(stream: &UnixStream, buffer: &mut [u8]) -> io::Result<(usiz
     let mut space: Vec<u8> = nix::cmsg_space!([RawFd; FILES_MAX]);
     let mut part = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
     let mut files = Vec::new();
-    // nix gives no files at all where some were cut off, and leaves the others open for ever.
+    // If some files were cut off, nix returns none and leaves the others open for ever.
     // SAFETY: the message points to buffers that live and are as long as it says; recvmsg fills them with whole
     // headers, and the fds that they name were made for us, and nobody else has them.
     let len = unsafe {

@@ -1,15 +1,15 @@
-//! Sockets that listen, as `/proc/net/tcp` has them: where netlink is not allowed. Pure but for the reading.
+//! Sockets as `/proc/net/tcp` lists them, for systems where netlink is not allowed. Pure but for the reading.
 
 #![forbid(unsafe_code)]
 
-use super::net::{Ends, TCP_LISTEN, TcpSocket};
+use super::tcp::{Ends, TCP_LISTEN, TcpSocket};
 use crate::address::Address;
 use crate::place::Families;
 use std::fs::File;
 use std::io::{self, BufRead};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// All that listen on a port, or on any if it is 0.
+/// All sockets that listen on a port, or on any port if it is 0.
 pub fn listeners(port: u16) -> io::Result<Vec<TcpSocket>> {
     let mut found = read(File::open("/proc/self/net/tcp")?, port)?;
     match File::open("/proc/self/net/tcp6") {
@@ -21,7 +21,7 @@ pub fn listeners(port: u16) -> io::Result<Vec<TcpSocket>> {
     Ok(found)
 }
 
-/// They come first: the connections, of which there may be many thousands, are not read.
+/// Listeners come first in the table. The connections, of which there may be many thousands, are not read.
 fn read(table: impl io::Read, port: u16) -> io::Result<Vec<TcpSocket>> {
     let mut found = Vec::new();
     for line in io::BufReader::new(table).lines().skip(1) {
@@ -34,7 +34,7 @@ fn read(table: impl io::Read, port: u16) -> io::Result<Vec<TcpSocket>> {
     Ok(found)
 }
 
-/// The connection with these ends. All are read: their order is that of a hash.
+/// The connection with these ends; `None` if it is gone. The whole table is read, since its order is that of a hash.
 pub fn find(ends: Ends) -> io::Result<Option<TcpSocket>> {
     let plain = |end: SocketAddr| (end.ip().to_canonical(), end.port());
     let wanted = (plain(ends.local), plain(ends.peer));
@@ -71,7 +71,7 @@ fn socket_of(line: &str) -> Option<TcpSocket> {
     })
 }
 
-/// Words of the address in the order of this machine, and the port in that of people.
+/// The words of the address are in the byte order of this machine, the port is in the order of people.
 fn end_of(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let word = |at: usize| u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);

@@ -17,6 +17,7 @@ mod protocol;
 mod record;
 #[path = "../../src/sys"]
 mod sys {
+    pub mod namespace;
     pub mod pid;
 }
 pub mod targets;

@@ -1,0 +1,246 @@
+//! The server that a record speaks of, if it lives. The lock of a record tells whether its supervisor lives; the start
+//! time in it tells whether its server does.
+
+#![forbid(unsafe_code)]
+
+use crate::family::{Descent, Family};
+use crate::procfs::{self, Snapshot};
+use crate::record::Record;
+use crate::rundir::{Bad, CANNOT_BE_READ, RunDir, record_name};
+use crate::sys::pid::Pid;
+use nix::sys::stat::fstat;
+use std::collections::BTreeSet;
+use std::fs::{File, TryLockError};
+use std::io::Read;
+use std::path::PathBuf;
+use std::time::{Duration, Instant};
+
+/// Longest record that is read.
+const RECORD_MAX: u64 = 16 * 1024;
+
+/// A living server.
+#[derive(Debug)]
+pub struct Holder {
+    /// Its main process.
+    pub pid: Pid,
+    /// Start time of the main process.
+    pub start: u64,
+    /// Its generation.
+    pub generation: u64,
+    /// Its supervisor, alive or not.
+    pub supervisor: Pid,
+    /// Its session, if no other process shares it.
+    pub session: Option<i32>,
+    /// Its control socket.
+    pub socket: PathBuf,
+    /// Its command line.
+    pub command: String,
+    /// Main processes of the servers that it replaces at shared ports.
+    pub replaced: Vec<Pid>,
+    /// Inodes of the UDP sockets at fixed ports that it had when it came up.
+    pub datagrams: Vec<u32>,
+    /// The locked record of a server whose supervisor is dead: the orphan is ours now.
+    pub orphan: Option<Registration>,
+}
+
+/// The record of a running server, locked as long as this value lives.
+#[derive(Debug)]
+pub struct Registration {
+    /// The lock ends with this handle.
+    pub(super) lock: File,
+    pub(super) pid: Pid,
+}
+
+/// What a record is looked at for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Purpose {
+    /// To see.
+    Look,
+    /// To take the server over if it is an orphan.
+    TakeOver,
+}
+
+/// Why there is no holder.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Missing {
+    /// No such server lives.
+    Gone,
+    /// It lives in another namespace.
+    Elsewhere,
+    /// It may live: it was started where other pids are seen, and its supervisor is dead.
+    Unseen,
+    /// It may live: there is no fd or no memory to look, or its record is of another version.
+    Unclear,
+}
+
+impl Holder {
+    /// Whether its supervisor is dead. Another supervisor may have taken the server over since, for another address.
+    pub fn has_lost_its_supervisor(&self) -> bool {
+        self.orphan.is_some() || procfs::has_ended(self.supervisor)
+    }
+
+    /// Inodes of the sockets that the server holds; an error if they cannot be looked at, for want of fds for example.
+    pub fn sockets(&self, snapshot: &Snapshot) -> std::io::Result<BTreeSet<u32>> {
+        snapshot.complete()?;
+        let mark = self.socket.to_string_lossy().into_owned();
+        let session = procfs::find(self.pid)?.map_or(0, |stat| stat.session);
+        let descent = match self.has_lost_its_supervisor() {
+            false => Descent::From(self.supervisor),
+            true => Descent::Lost(self.session),
+        };
+        let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark, descent };
+        let mut all = BTreeSet::new();
+        for stat in family.members(snapshot) {
+            all.extend(procfs::find_inodes(stat.pid)?);
+        }
+        Ok(all)
+    }
+}
+
+impl RunDir {
+    /// The server with this main process, if it lives. If it is an orphan, it is taken over.
+    pub fn find(&self, pid: Pid) -> Option<Holder> {
+        self.holder(pid, Purpose::TakeOver).ok()
+    }
+
+    /// Every living server, whether it has an address or not.
+    pub fn servers(&self) -> std::io::Result<Vec<Holder>> {
+        Ok(self.pids()?.into_iter().filter_map(|pid| self.holder(pid, Purpose::Look).ok()).collect())
+    }
+
+    /// Inodes of the UDP sockets that living servers other than `me` had when they came up.
+    pub fn datagrams(&self, me: Option<Pid>) -> std::io::Result<BTreeSet<u32>> {
+        let others = self.servers()?.into_iter().filter(|holder| Some(holder.pid) != me);
+        Ok(others.flat_map(|holder| holder.datagrams).collect())
+    }
+
+    /// The server with this main process, if it lives; with its record locked if its supervisor is dead.
+    pub fn holder(&self, pid: Pid, purpose: Purpose) -> Result<Holder, Missing> {
+        let (file, text) = self.read_record(pid)?;
+        let Some(record) = Record::parse(&text).filter(|record| record.pid == pid) else {
+            // Of another version, spoilt, or too large: it counts as long as somebody holds its lock.
+            return Err(if is_locked(&file) { Missing::Unclear } else { Missing::Gone });
+        };
+        if !record.namespaces.may_be(self.namespaces()) {
+            return Err(self.missing_elsewhere(&record, &file));
+        }
+        let orphan = match self.lock_record(pid, file, purpose)? {
+            None => None,
+            // The record was replaced before we had its lock. The new one tells who lives.
+            Some(lock) if fstat(&lock).is_ok_and(|stat| stat.st_nlink == 0) => return self.holder(pid, purpose),
+            Some(lock) => {
+                let stat = procfs::find(pid).map_err(|_| Missing::Unclear)?;
+                let boot = procfs::boot_id();
+                if boot.is_empty() {
+                    return Err(Missing::Unclear);
+                }
+                if record.boot != boot || !stat.is_some_and(|s| s.start == record.start && !s.zombie) {
+                    return Err(Missing::Gone);
+                }
+                Some(Registration { lock, pid })
+            }
+        };
+        Ok(Holder {
+            pid,
+            start: record.start,
+            generation: record.generation,
+            supervisor: record.supervisor,
+            session: record.session,
+            socket: self.path().join(record.socket),
+            command: record.command.to_owned(),
+            replaced: record.replaced,
+            datagrams: record.datagrams,
+            orphan,
+        })
+    }
+
+    /// A record as it stands; the text is empty if it is too large, or no text.
+    fn read_record(&self, pid: Pid) -> Result<(File, String), Missing> {
+        // A second name does not matter: only we can have written the file, and a look does no harm.
+        let (file, stat) = self.open_ours(&record_name(pid)).map_err(|why| match why {
+            Bad::Unreadable | Bad::Because(CANNOT_BE_READ) => Missing::Unclear,
+            Bad::Absent | Bad::Because(_) => Missing::Gone,
+        })?;
+        let mut text = String::new();
+        if stat.st_size as u64 <= RECORD_MAX {
+            match (&file).take(RECORD_MAX).read_to_string(&mut text) {
+                Err(e) if e.kind() != std::io::ErrorKind::InvalidData => return Err(Missing::Unclear),
+                Ok(_) | Err(_) => {}
+            }
+        }
+        Ok((file, text))
+    }
+
+    /// What a record of another namespace tells. A pid of another pid namespace says nothing here.
+    fn missing_elsewhere(&self, record: &Record<'_>, file: &File) -> Missing {
+        let boot = procfs::boot_id();
+        let is_here = || record.namespaces.pid == self.namespaces().pid;
+        match procfs::find(record.pid) {
+            _ if is_locked(file) => Missing::Elsewhere,
+            _ if !boot.is_empty() && record.boot != boot => Missing::Gone,
+            Ok(stat) if is_here() && !stat.as_ref().is_some_and(|s| s.start == record.start && !s.zombie) => {
+                Missing::Gone
+            }
+            Ok(_) if is_here() => Missing::Elsewhere,
+            Ok(_) | Err(_) => Missing::Unseen,
+        }
+    }
+
+    /// Locks a record, or gives the handle with which it is reserved already; `None` if its supervisor holds the lock.
+    fn lock_record(&self, pid: Pid, file: File, purpose: Purpose) -> Result<Option<File>, Missing> {
+        let (locked, reserved) = match purpose {
+            Purpose::TakeOver => (file.try_lock(), self.reserved().remove(&pid)),
+            // Two that look at the same time must not take each other for the supervisor.
+            Purpose::Look => (file.try_lock_shared(), None),
+        };
+        match (locked, reserved) {
+            (Ok(()), _) => Ok(Some(file)),
+            (Err(TryLockError::WouldBlock), Some(ours)) if is_same(&file, &ours) => Ok(Some(ours)),
+            (Err(TryLockError::WouldBlock), _) => Ok(None),
+            (Err(TryLockError::Error(_)), _) => Err(Missing::Unclear),
+        }
+    }
+
+    /// What the names of a server's sockets begin with, even if its record is of another namespace.
+    pub(super) fn sockets_of(&self, pid: Pid) -> std::io::Result<Option<String>> {
+        let file = match self.open_ours(&record_name(pid)) {
+            Ok((file, _)) => file,
+            Err(Bad::Unreadable) => return Err(std::io::Error::other(CANNOT_BE_READ)),
+            Err(Bad::Absent | Bad::Because(_)) => return Ok(None),
+        };
+        let mut bytes = Vec::new();
+        file.take(RECORD_MAX).read_to_end(&mut bytes)?;
+        let text = String::from_utf8_lossy(&bytes);
+        Ok(Record::parse(&text).and_then(|record| record.socket.strip_suffix(".sock").map(str::to_owned)))
+    }
+
+    /// Waits until the lock of a server's record is free: its supervisor is gone, and so is every later one.
+    pub fn wait_for_release(&self, pid: Pid) {
+        if let Ok((file, _)) = self.open_ours(&record_name(pid)) {
+            // Two that wait must not take each other for the supervisor.
+            let _ = file.lock_shared();
+        }
+    }
+
+    /// Like [`RunDir::wait_for_release`], for this time at most. Tells whether the lock is free.
+    pub fn is_released_within(&self, pid: Pid, time: Duration) -> bool {
+        let Ok((file, _)) = self.open_ours(&record_name(pid)) else { return true };
+        let until = Instant::now() + time;
+        while file.try_lock_shared().is_err() {
+            if Instant::now() > until {
+                return false;
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        true
+    }
+}
+
+fn is_locked(file: &File) -> bool {
+    matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
+}
+
+fn is_same(one: &File, other: &File) -> bool {
+    let id = |file: &File| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
+    id(one).is_ok_and(|one| id(other) == Ok(one))
+}

@@ -1,0 +1,203 @@
+//! Looking up the servers that have an address, and giving it to the server that asks if there are none.
+
+#![forbid(unsafe_code)]
+
+use super::port::has;
+use super::{Asker, Found, Holder, May, Missing, Purpose, Registration};
+use crate::address::Address;
+use crate::error::reason;
+use crate::place::Place;
+use crate::procfs::Snapshot;
+use crate::rundir::{Bad, CANNOT_BE_READ, Notes, RunDir, pidfile};
+use crate::sys::net::{self, TcpSocket};
+use crate::sys::pid::Pid;
+
+/// How a server stands to one that wants an address of the same name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Relation {
+    /// It has what is wanted, or may have it.
+    InTheWay,
+    /// Both can listen.
+    Beside,
+    /// It is in the way, and belongs to another user.
+    Foreign,
+}
+
+impl RunDir {
+    /// Finds the servers that have the address. If there are none, it becomes the asker's in the same moment.
+    pub fn look_up(&self, address: &Address, asker: &Asker<'_>, notes: &mut Notes) -> Found {
+        let _guard = match self.lock() {
+            Ok(guard) => guard,
+            Err(denied) => return Found::Blocked(denied.into()),
+        };
+        self.look_up_locked(address, asker, notes).unwrap_or_else(|found| found)
+    }
+
+    /// As [`RunDir::look_up`], with the lock held. The error is an answer as well: the one that ends the look early.
+    fn look_up_locked(&self, address: &Address, asker: &Asker<'_>, notes: &mut Notes) -> Result<Found, Found> {
+        let named = self.named_holders(address, asker.me, notes)?;
+        let (mut holders, mut beside) = (Vec::new(), Vec::new());
+        let mut is_foreign = false;
+        for holder in named {
+            match relation(&holder, asker.places) {
+                Relation::InTheWay => holders.push(holder),
+                Relation::Beside => beside.push(holder.pid),
+                Relation::Foreign => is_foreign = true,
+            }
+        }
+        if is_foreign {
+            return Err(Found::Foreign);
+        }
+        if holders.iter().any(Holder::has_lost_its_supervisor) {
+            self.add_orphans_beside(address, asker.me, &mut holders)?;
+        }
+        if holders.iter().any(|holder| holder.orphan.is_some()) {
+            let unlisted = |e| Found::Unclear(format!("unable to list the run directory: {}", reason(&e)));
+            self.reserve(&holders).map_err(unlisted)?;
+        }
+        if holders.is_empty() {
+            match self.port_holder(address, asker)? {
+                Some(holder) if relation(&holder, asker.places) == Relation::Foreign => return Err(Found::Foreign),
+                found => holders.extend(found),
+            }
+        }
+        if !holders.is_empty() {
+            return Ok(Found::Taken(holders));
+        }
+        // A server that goes on beside ours keeps its pidfile.
+        let is_named = self.read_pid(&pidfile(address)).is_ok_and(|pid| beside.contains(&pid));
+        let written = if is_named { Ok(()) } else { self.write_pid(address, asker.me) };
+        written.map_err(|why| Found::Blocked(format!("unable to write its pidfile: {why}")))?;
+        Ok(Found::Vacant(beside))
+    }
+
+    /// The servers that pidfiles of colliding addresses name. Stale pidfiles are removed.
+    fn named_holders(&self, address: &Address, me: Pid, notes: &mut Notes) -> Result<Vec<Holder>, Found> {
+        let mut holders: Vec<Holder> = Vec::new();
+        for (own, pid) in self.colliding(address, notes).map_err(Found::Unclear)? {
+            if pid == me || holders.iter().any(|h| h.pid == pid) {
+                continue;
+            }
+            match self.holder(pid, Purpose::TakeOver) {
+                Ok(holder) if holder.orphan.is_none() || has(pid, &own) => holders.push(holder),
+                Err(Missing::Unclear) => {
+                    return Err(Found::Unclear(format!("unable to read the record of server {pid}")));
+                }
+                // Both came at the same moment.
+                Err(Missing::Elsewhere) => {
+                    return Err(Found::Blocked("a server of another namespace has its pidfile".into()));
+                }
+                // Its pidfile does not tell who listens in these namespaces.
+                Err(Missing::Unseen) => {}
+                Ok(_) => {
+                    let note = format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}");
+                    if !notes.contains(&note) {
+                        notes.push(note);
+                    }
+                }
+                Err(Missing::Gone) => {
+                    notes.push(format!("the pidfile of {own} is stale (it is removed)"));
+                    self.unlink(&pidfile(&own));
+                    self.sweep();
+                }
+            }
+        }
+        Ok(holders)
+    }
+
+    /// A supervisor that died may have left an old server that still drains. If that server has a supervisor, it is
+    /// waited for, since nobody knows how to steer among three. If it has none, it is replaced together with the others.
+    fn add_orphans_beside(&self, address: &Address, me: Pid, holders: &mut Vec<Holder>) -> Result<(), Found> {
+        let unseen = |e| Found::Unclear(format!("unable to see who else listens: {}", reason(&e)));
+        let beside = self.beside(std::slice::from_ref(address), me, holders).map_err(unseen)?;
+        let (orphans, draining): (Vec<Holder>, Vec<Holder>) =
+            beside.into_iter().partition(Holder::has_lost_its_supervisor);
+        if !draining.is_empty() {
+            return Err(Found::Taken(draining));
+        }
+        // The shared locks of the look are given back before the locks are taken.
+        let pids: Vec<Pid> = orphans.into_iter().map(|other| other.pid).collect();
+        holders.extend(pids.into_iter().filter_map(|pid| self.holder(pid, Purpose::TakeOver).ok()));
+        Ok(())
+    }
+
+    /// Locks every other orphan too, since the asking server may want them next. Otherwise each of two servers that want
+    /// the same two orphans could get one, and wait for the other for ever.
+    fn reserve(&self, taken: &[Holder]) -> std::io::Result<()> {
+        let others = self.pids()?.into_iter().filter(|pid| taken.iter().all(|holder| holder.pid != *pid));
+        for holder in others.filter_map(|pid| self.holder(pid, Purpose::TakeOver).ok()) {
+            if let Some(Registration { lock, pid }) = holder.orphan {
+                self.reserved().insert(pid, lock);
+            }
+        }
+        Ok(())
+    }
+
+    /// Unlocks the orphans that the server here has not wanted.
+    pub fn release_orphans(&self) {
+        self.reserved().clear();
+    }
+
+    /// Gives the address to `me` unless a living server other than `olds` has it. Tells whether `me` has it now. A server
+    /// `beside` it keeps the pidfile.
+    pub fn take(&self, address: &Address, me: Pid, olds: &[Pid], beside: &[Pid]) -> Result<bool, String> {
+        let _guard = self.lock()?;
+        let others = self.colliding(address, &mut Vec::new())?;
+        if others.iter().any(|(own, pid)| own == address && beside.contains(pid)) {
+            return Ok(true);
+        }
+        let is_known = |pid: &Pid| *pid == me || olds.contains(pid) || beside.contains(pid);
+        let others = others.iter().map(|(_, pid)| *pid).filter(|pid| !is_known(pid));
+        let is_there = |pid| !matches!(self.holder(pid, Purpose::Look), Err(Missing::Gone | Missing::Unseen));
+        if others.into_iter().any(is_there) {
+            return Ok(false);
+        }
+        self.write_pid(address, me).map(|()| true)
+    }
+
+    /// The server that the pidfile of an address names, if it lives.
+    pub fn serving(&self, address: &Address, notes: &mut Notes) -> Option<Holder> {
+        match self.read_pid(&pidfile(address)) {
+            Ok(pid) => match self.holder(pid, Purpose::Look) {
+                Ok(holder) => Some(holder),
+                Err(Missing::Gone | Missing::Elsewhere | Missing::Unseen) => None,
+                Err(Missing::Unclear) => {
+                    notes.push(format!("unable to read the record of server {pid} (it is left alone)"));
+                    None
+                }
+            },
+            Err(Bad::Absent) => None,
+            Err(bad) => {
+                let why = if let Bad::Because(why) = bad { why } else { CANNOT_BE_READ };
+                notes.push(format!("the pidfile of {address} {why} (it is ignored)"));
+                None
+            }
+        }
+    }
+}
+
+/// How a server stands to one that has sockets at these places.
+fn relation(holder: &Holder, places: &[(Place, May)]) -> Relation {
+    let Some((first, _)) = places.first() else { return Relation::InTheWay };
+    // What cannot be asked may be in the way.
+    let Ok(listeners) = net::listeners_at(first.address.port()) else { return Relation::InTheWay };
+    let is_replaceable =
+        |its: Place| places.iter().any(|(own, may)| its.conflicts(own) && its.uid == own.uid && *may == May::Replace);
+    // It does not matter which server has them. To find out would take a look at every process.
+    if listeners.all().all(|s| is_replaceable(s.place())) {
+        return Relation::InTheWay;
+    }
+    let Ok(held) = holder.sockets(&Snapshot::take()) else { return Relation::InTheWay };
+    let its: Vec<Place> = listeners.all().filter(|s| held.contains(&s.inode)).map(TcpSocket::place).collect();
+    let mut in_the_way = places.iter().flat_map(|(own, may)| {
+        its.iter().filter(|place| place.conflicts(own)).map(|place| (place.uid == own.uid, *may))
+    });
+    let is_foreign = |(is_own_user, may): &(bool, May)| !is_own_user || *may == May::Nothing;
+    match in_the_way.next() {
+        // It is about to listen, or has let go of the port.
+        None if its.is_empty() => Relation::InTheWay,
+        None => Relation::Beside,
+        Some(first) if [first].into_iter().chain(in_the_way).all(|one| is_foreign(&one)) => Relation::Foreign,
+        Some(_) => Relation::InTheWay,
+    }
+}

@@ -1,0 +1,18 @@
+//! Who has an address: the servers that have a record in the run directory, and how a new supervisor finds the old one.
+
+#![forbid(unsafe_code)]
+
+mod beside;
+mod holder;
+mod look_up;
+mod port;
+mod question;
+mod registration;
+#[cfg(test)]
+mod tests;
+mod tidy;
+
+pub use holder::{Holder, Missing, Purpose, Registration};
+pub use port::user_name;
+pub use question::{Asker, Found, May, Mine};
+pub use registration::Entry;

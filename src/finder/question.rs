@@ -1,0 +1,52 @@
+//! What a server asks about an address, and the answers.
+
+#![forbid(unsafe_code)]
+
+use super::Holder;
+use crate::place::Place;
+use crate::sys::net::TcpSocket;
+use crate::sys::pid::Pid;
+
+/// The server that looks an address up.
+pub struct Asker<'a> {
+    /// Its main process.
+    pub me: Pid,
+    /// What belongs to it.
+    pub mine: Mine<'a>,
+    /// The places of its sockets that wait to listen, and what it may do to the servers that they meet there. If there are
+    /// no places, the name of the address counts.
+    pub places: &'a [(Place, May)],
+}
+
+/// What belongs to the server that asks; errors if that cannot be seen.
+pub struct Mine<'a> {
+    /// Whether a process does.
+    pub owns: &'a dyn Fn(Pid) -> std::io::Result<bool>,
+    /// Whether one of these sockets does.
+    pub holds: &'a dyn Fn(&[TcpSocket]) -> std::io::Result<bool>,
+}
+
+/// What the caller of `listen` may do to a server that it meets.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum May {
+    /// The socket is its own.
+    Replace,
+    /// It has become another user's since it opened the socket.
+    Nothing,
+}
+
+/// What [`RunDir::look_up`] found.
+#[derive(Debug)]
+pub enum Found {
+    /// Nobody had the address; now it is registered. These servers have an address of the same name, and the kernel lets
+    /// ours listen beside them.
+    Vacant(Vec<Pid>),
+    /// A server has it that the caller of `listen` may not replace.
+    Foreign,
+    /// These servers have it.
+    Taken(Vec<Holder>),
+    /// It cannot be had, for this reason.
+    Blocked(String),
+    /// It seems that it cannot be had, but another look may show more: there are sockets, and nobody seems to hold them.
+    Unclear(String),
+}

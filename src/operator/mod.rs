@@ -1,0 +1,15 @@
+//! What a person asks of running servers: `--status`, `--takedown`, `--reload`.
+
+#![forbid(unsafe_code)]
+
+mod conversation;
+mod orphan;
+mod reload;
+mod servers;
+mod status;
+mod table;
+mod takedown;
+
+pub use reload::reload;
+pub use status::show_status;
+pub use takedown::takedown;

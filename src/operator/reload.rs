@@ -1,0 +1,52 @@
+//! `--reload`.
+
+#![forbid(unsafe_code)]
+
+use super::conversation::Conversation;
+use super::servers::by_server;
+use crate::address::Address;
+use crate::error::{Error, Result, status};
+use crate::message::Log;
+use crate::protocol::{HolderWord, PeerWord};
+use crate::rundir::RunDir;
+use crate::swap::Level;
+use std::io;
+
+/// Reloads the servers at these addresses. Returns when each new server is up and each old one is gone. If a new server
+/// fails, the error has its status.
+pub fn reload(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
+    for (holder, list) in by_server(dir, addresses, log)? {
+        let address = &list[0];
+        if holder.orphan.is_some() {
+            return Err(Error::failed(format!(
+                "{address}: unable to reload: server {} has lost its supervisor (start its command again to replace it)",
+                holder.pid
+            )));
+        }
+        let answer = || -> io::Result<Option<HolderWord>> {
+            let mut supervisor = Conversation::with(&holder)?;
+            supervisor.say(&PeerWord::Reload)?;
+            while let Some(word) = supervisor.hear()? {
+                if matches!(word, HolderWord::Reloaded | HolderWord::Failed(..)) {
+                    return Ok(Some(word));
+                }
+            }
+            Ok(None)
+        };
+        match answer() {
+            Ok(Some(HolderWord::Failed(status, why))) => {
+                return Err(Error { text: format!("{address}: reload failed: {why}"), status });
+            }
+            Ok(Some(_)) => log.say(Level::Notice, Some(address), "reloaded"),
+            Ok(None) => {
+                return Err(Error::failed(format!("{address}: reload failed: the supervisor is gone")));
+            }
+            Err(e) => {
+                return Err(Error::failed(format!(
+                    "{address}: unable to reload: its supervisor does not answer: {e} (nothing was done)"
+                )));
+            }
+        }
+    }
+    Ok(status::DONE)
+}

@@ -1,0 +1,56 @@
+//! The servers that a person names by their addresses.
+
+#![forbid(unsafe_code)]
+
+use super::conversation::ask_status;
+use crate::address::Address;
+use crate::error::{Error, Result};
+use crate::finder::Holder;
+use crate::message::Log;
+use crate::rundir::RunDir;
+use crate::swap::Level;
+
+/// The consequence of most failures.
+pub const NOTHING: &str = "nothing was done";
+
+/// The server that has an address.
+pub fn find(dir: &RunDir, address: &Address, log: Log) -> Result<Holder> {
+    let mut notes = Vec::new();
+    let mut holder = dir.serving(address, &mut notes);
+    if holder.is_none() {
+        // `:8080` is also how a person calls the only server there is on port 8080.
+        let mut same = dir.colliding_with(address).map_err(|e| Error::unable("list the run directory", e, NOTHING))?;
+        same.retain(|a| a != address);
+        if let [only] = &same[..] {
+            holder = dir.serving(only, &mut notes);
+        }
+    }
+    for note in notes {
+        log.say(Level::Warning, Some(address), &note);
+    }
+    holder.ok_or_else(|| Error::failed(format!("{address}: no server (nothing was done)")))
+}
+
+/// The only server that has an address without a pidfile. The pidfile may be on its way back to it from a successor that
+/// was killed, or somebody has removed it.
+fn without_pidfile(dir: &RunDir, address: &Address) -> Option<Holder> {
+    if !dir.colliding_with(address).is_ok_and(|colliding| colliding.is_empty()) {
+        return None;
+    }
+    let has = |other: &Holder| ask_status(other).1.iter().any(|a| a.collides(address));
+    let mut servers = dir.servers().ok()?.into_iter().filter(has);
+    servers.next().filter(|_| servers.next().is_none())
+}
+
+/// The addresses by the server that has them, in the order in which they were named.
+pub fn by_server(dir: &RunDir, addresses: &[Address], log: Log) -> Result<Vec<(Holder, Vec<Address>)>> {
+    let mut servers: Vec<(Holder, Vec<Address>)> = Vec::new();
+    for address in addresses {
+        let holder = find(dir, address, log).or_else(|e| without_pidfile(dir, address).ok_or(e))?;
+        match servers.iter_mut().find(|(known, _)| known.pid == holder.pid) {
+            Some((_, list)) => list.push(address.clone()),
+            None => servers.push((holder, vec![address.clone()])),
+        }
+    }
+    Ok(servers)
+}

@@ -1,0 +1,94 @@
+//! The lock of the run directory. It is held while pidfiles are compared and changed. A stopped process may hold it, so
+//! every wait for it has an end.
+
+#![forbid(unsafe_code)]
+
+use super::RunDir;
+use nix::fcntl::{OFlag, openat};
+use nix::sys::stat::Mode;
+use std::fs::{File, TryLockError};
+use std::sync::{Arc, MutexGuard, PoisonError, mpsc};
+
+/// Why the lock could not be taken.
+pub enum Denied {
+    /// Somebody else holds it.
+    Busy,
+    /// It cannot be taken at all.
+    Because(String),
+}
+
+impl From<Denied> for String {
+    fn from(denied: Denied) -> String {
+        let why = match denied {
+            Denied::Busy => "somebody holds its lock and does not let go".into(),
+            Denied::Because(why) => why,
+        };
+        format!("unable to lock the run directory: {why}")
+    }
+}
+
+impl RunDir {
+    /// Takes the lock for several steps, until [`RunDir::release`]; `false` if somebody else holds it. If it cannot be
+    /// taken for another reason, each step says why.
+    pub fn hold(&self) -> bool {
+        match self.lock() {
+            Ok(lock) => *self.held() = Some(lock),
+            Err(Denied::Busy) => return false,
+            Err(Denied::Because(_)) => {}
+        }
+        true
+    }
+
+    /// Like [`RunDir::hold`], with a lock that a thread has waited for.
+    pub fn keep(&self, lock: File) {
+        *self.held() = Some(Arc::new(lock));
+    }
+
+    /// Gives the lock back.
+    pub fn release(&self) {
+        *self.held() = None;
+    }
+
+    /// Waits for the lock, however long it takes.
+    pub fn wait_for_lock(&self) -> std::io::Result<File> {
+        let file = self.open_lock()?;
+        file.lock()?;
+        Ok(file)
+    }
+
+    /// Takes the lock for as long as the result lives, or shares the lock that is held already.
+    pub fn lock(&self) -> Result<Arc<File>, Denied> {
+        if let Some(held) = &*self.held() {
+            return Ok(held.clone());
+        }
+        let because = |e: &dyn std::fmt::Display| Denied::Because(e.to_string());
+        let file = self.open_lock().map_err(|e| because(&e.desc()))?;
+        match file.try_lock() {
+            Ok(()) => return Ok(Arc::new(file)),
+            Err(TryLockError::WouldBlock) if self.patience.is_zero() => return Err(Denied::Busy),
+            Err(TryLockError::WouldBlock) => {}
+            Err(TryLockError::Error(e)) => return Err(because(&e)),
+        }
+        let waiting = file.try_clone().map_err(|e| because(&e))?;
+        let (sender, receiver) = mpsc::channel();
+        // The thread outlives an impatient caller; its handle on the lock ends with it.
+        let waiter = std::thread::Builder::new().stack_size(64 * 1024).spawn(move || {
+            let _ = sender.send(waiting.lock());
+        });
+        waiter.map_err(|e| because(&e))?;
+        match receiver.recv_timeout(self.patience) {
+            Ok(Ok(())) => Ok(Arc::new(file)),
+            Ok(Err(e)) => Err(because(&e)),
+            Err(_) => Err(Denied::Busy),
+        }
+    }
+
+    fn held(&self) -> MutexGuard<'_, Option<Arc<File>>> {
+        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn open_lock(&self) -> nix::Result<File> {
+        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        openat(&self.dir, "lock", flags, Mode::from_bits_truncate(0o600)).map(File::from)
+    }
+}

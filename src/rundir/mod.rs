@@ -1,0 +1,155 @@
+//! The run directory of a user: its files, their names and its lock. Every file is checked before it is believed, since
+//! any program of this user may have put it there. [`crate::finder`] finds the servers that the files speak of.
+//!
+//! - `8080.pid` holds the pid of the server at `:8080`, for people and scripts. A bare number proves nothing.
+//! - `PID.server` is the record of that server: its start time (a reused pid has another one), generation and control
+//!   socket. Its supervisor holds a flock(2) on it as long as it lives: the lock is the proof of life. A supervisor
+//!   that gets the lock while the server lives takes over an orphan.
+//! - `lock` is held for the moment in which pidfiles are compared and changed.
+
+#![forbid(unsafe_code)]
+
+mod files;
+mod lock;
+mod names;
+mod part;
+mod pidfiles;
+#[cfg(test)]
+mod tests;
+
+pub use files::{Bad, CANNOT_BE_READ};
+pub use lock::Denied;
+pub use names::{pidfile, record_name};
+
+use crate::error::{Error, Result};
+use crate::sys::namespace::Namespaces;
+use crate::sys::pid::Pid;
+use nix::errno::Errno;
+use nix::fcntl::{Flock, OFlag, open};
+use nix::sys::stat::{Mode, fstat};
+use nix::unistd::geteuid;
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::os::fd::OwnedFd;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
+
+/// Longest path that a unix socket address holds (unix(7)), with its final NUL.
+const SUN_PATH_MAX: usize = 107;
+/// How long the lock is waited for. It is held for microseconds; only a stopped process can hold it longer.
+pub const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// The run directory of this user.
+pub struct RunDir {
+    path: PathBuf,
+    dir: OwnedFd,
+    namespaces: Namespaces,
+    /// The directory that this one is a part of. The part is for servers of other namespaces.
+    whole: Option<Box<RunDir>>,
+    /// While a part is locked, nobody removes it.
+    kept: Option<Flock<OwnedFd>>,
+    /// How long the lock is waited for.
+    patience: Duration,
+    /// The lock, while it is held for more than one step.
+    held: Mutex<Option<Arc<File>>>,
+    /// Locked records of orphans that this supervisor may want next.
+    reserved: Mutex<BTreeMap<Pid, File>>,
+}
+
+/// Sentences for the user about files that are not what they should be.
+pub type Notes = Vec<String>;
+
+impl RunDir {
+    /// Opens a directory and checks that it is ours alone.
+    fn open_whole(given: Option<&Path>, create: bool) -> Result<RunDir> {
+        let path = match given {
+            Some(path) => path.to_owned(),
+            None => default_path(),
+        };
+        let path = std::path::absolute(&path).map_err(|e| unusable(&path, e))?;
+        if create {
+            let mode = if geteuid().is_root() { 0o755 } else { 0o700 };
+            match nix::unistd::mkdir(&path, Mode::from_bits_truncate(mode)) {
+                Ok(()) | Err(Errno::EEXIST) => {}
+                Err(errno) => return Err(unusable(&path, errno.desc())),
+            }
+        }
+        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+        let dir = match open(&path, flags, Mode::empty()) {
+            Ok(dir) => dir,
+            Err(Errno::ENOTDIR | Errno::ELOOP) => return Err(unusable(&path, "it is no directory")),
+            Err(errno) => return Err(unusable(&path, errno.desc())),
+        };
+        let stat = fstat(&dir).map_err(|e| unusable(&path, e.desc()))?;
+        if stat.st_uid != geteuid().as_raw() {
+            return Err(unusable(&path, format!("it belongs to another user (uid {})", stat.st_uid)));
+        }
+        if stat.st_mode & 0o022 != 0 {
+            return Err(unusable(&path, "others can write to it"));
+        }
+        if path.as_os_str().len() + "/2147483647-4294967295.notify".len() > SUN_PATH_MAX {
+            return Err(unusable(&path, "the path is too long for a socket in it"));
+        }
+        Ok(RunDir::at(path, dir, Namespaces::own(), LOCK_PATIENCE))
+    }
+
+    /// Whether the directory that would be used exists. Commands that only read do not create it.
+    pub fn exists(given: Option<&Path>) -> bool {
+        given.map_or_else(default_path, Path::to_owned).symlink_metadata().is_ok()
+    }
+
+    fn at(path: PathBuf, dir: OwnedFd, namespaces: Namespaces, patience: Duration) -> RunDir {
+        let (held, reserved) = (Mutex::default(), Mutex::default());
+        RunDir { path, dir, namespaces, whole: None, kept: None, patience, held, reserved }
+    }
+
+    /// A second handle on the same directory.
+    pub fn try_clone(&self) -> std::io::Result<RunDir> {
+        Ok(RunDir::at(self.path.clone(), self.dir.try_clone()?, self.namespaces, self.patience))
+    }
+
+    /// The same directory with another patience for its lock.
+    pub fn with_patience(self, patience: Duration) -> RunDir {
+        let whole = self.whole.map(|whole| Box::new(whole.with_patience(patience)));
+        RunDir { patience, whole, ..self }
+    }
+
+    /// Its absolute path.
+    pub fn path(&self) -> &Path {
+        &self.path
+    }
+
+    /// The namespaces in which its pids and addresses have a meaning.
+    pub fn namespaces(&self) -> &Namespaces {
+        &self.namespaces
+    }
+
+    /// When a file was last added or removed; `None` if that cannot be told.
+    pub fn changed(&self) -> Option<SystemTime> {
+        let stat = fstat(&self.dir).ok()?;
+        UNIX_EPOCH.checked_add(Duration::new(stat.st_mtime.try_into().ok()?, stat.st_mtime_nsec.try_into().ok()?))
+    }
+
+    /// The locked records of orphans that are kept from others.
+    pub fn reserved(&self) -> MutexGuard<'_, BTreeMap<Pid, File>> {
+        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+fn unusable(path: &Path, why: impl std::fmt::Display) -> Error {
+    Error::unable(format!("use the run directory {}", path.display()), why, "nothing was done")
+}
+
+fn default_path() -> PathBuf {
+    let uid = geteuid();
+    if uid.is_root() {
+        return "/run/serverswap".into();
+    }
+    let user = PathBuf::from(format!("/run/user/{uid}"));
+    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
+        Some(dir) if dir.is_absolute() => dir.join("serverswap"),
+        _ if user.is_dir() => user.join("serverswap"),
+        _ => format!("/tmp/serverswap-{uid}").into(),
+    }
+}

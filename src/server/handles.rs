@@ -1,0 +1,50 @@
+//! Handles of our own on the sockets of a server.
+
+#![forbid(unsafe_code)]
+
+use super::Server;
+use crate::address::Address;
+use crate::procfs::{self, Snapshot};
+use crate::sys::net;
+use crate::sys::process::Pidfd;
+use crate::sys::steer::Socket;
+use nix::libc;
+use std::collections::BTreeSet;
+use std::io;
+
+impl Server {
+    /// Handles of our own on the listeners that the server has at these addresses.
+    pub fn listeners(&self, wanted: &[Address]) -> io::Result<Vec<Socket>> {
+        self.sockets(net::listeners()?.at_any(wanted).iter().map(|s| s.inode).collect())
+    }
+
+    /// Handles of our own on those of these sockets that the server holds.
+    pub fn sockets(&self, mut left: BTreeSet<u32>) -> io::Result<Vec<Socket>> {
+        let mut found = Vec::new();
+        let snapshot = Snapshot::take();
+        snapshot.complete()?;
+        for stat in self.family.members(&snapshot) {
+            for (number, inode) in procfs::find_sockets(stat.pid)?.unwrap_or_default() {
+                if left.contains(&inode) {
+                    let socket = match Pidfd::open(stat.pid).and_then(|pidfd| pidfd.fd(number)) {
+                        Ok(fd) => Socket::new(fd),
+                        // It was closed since the look, or its process has ended.
+                        Err(e) if matches!(e.raw_os_error(), Some(libc::ESRCH | libc::EBADF)) => continue,
+                        Err(e) => return Err(e),
+                    };
+                    // The number may have become another file since the look.
+                    if socket.inode()? == inode {
+                        left.remove(&inode);
+                        found.push(socket);
+                    }
+                }
+            }
+        }
+        Ok(found)
+    }
+
+    /// Inodes of all sockets that the server holds; `None` if one of its processes may not be looked at.
+    pub fn socket_inodes(&self) -> Option<BTreeSet<u32>> {
+        self.family.sockets(&Snapshot::take())
+    }
+}

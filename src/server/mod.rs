@@ -1,0 +1,161 @@
+//! The server as processes: starting it, signalling it, and knowing what belongs to it.
+
+#![forbid(unsafe_code)]
+
+mod handles;
+mod sockets;
+mod spawn;
+mod watch;
+
+pub use sockets::Rest;
+pub use spawn::Surroundings;
+pub use watch::Watch;
+
+use crate::family::{Descent, Family, Jobs, Seen};
+use crate::finder::Holder;
+use crate::procfs::{self, Snapshot, Stat};
+use crate::sys::net::{self, TcpSocket};
+use crate::sys::process::{Keeper, Pid, Pidfd};
+use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
+use std::io;
+use std::sync::Arc;
+
+/// One running server.
+pub struct Server {
+    /// Its main process.
+    pub pid: Pid,
+    /// Start time of the main process.
+    pub start: u64,
+    pidfd: Pidfd,
+    family: Family,
+    seen: Seen,
+    /// Inodes of the sockets that listened before it was started.
+    before: Option<BTreeSet<u32>>,
+    keeper: Option<Keeper>,
+    /// Where its calls are seen, or why they cannot be.
+    pub watch: Option<std::result::Result<Arc<Watch>, String>>,
+}
+
+impl Server {
+    /// Takes charge of a running server, if its main process is still the one in its record.
+    pub fn adopt(holder: &Holder) -> Option<Server> {
+        let (pid, start, mark) = (holder.pid, holder.start, holder.socket.to_string_lossy().into_owned());
+        let pidfd = Pidfd::open(pid).ok()?;
+        let stat = procfs::stat(pid).filter(|s| s.start == start)?;
+        let group = Pid::new(stat.group.into()).filter(|g| *g == pid);
+        let (session, seen) = (stat.session, Seen::default());
+        seen.session(session);
+        let family = Family { main: pid, start, group, session, mark, descent: Descent::Lost(holder.session) };
+        Some(Server { pid, start, pidfd, family, seen, before: None, keeper: None, watch: None })
+    }
+
+    /// From here on the server does not end with this supervisor.
+    pub fn outlives_us(&self) {
+        if let Some(keeper) = &self.keeper {
+            keeper.server_serves();
+        }
+    }
+
+    /// Signals the main process.
+    pub fn signal(&self, signal: Signal) {
+        let _ = self.pidfd.signal(signal);
+    }
+
+    /// Whether it runs as another user, and we are not root: no signal reaches it.
+    pub fn is_out_of_reach(&self) -> bool {
+        self.pidfd.is_out_of_reach()
+    }
+
+    /// A handle for a thread that waits for the end of the main process.
+    pub fn watch(&self) -> io::Result<Pidfd> {
+        self.pidfd.try_clone()
+    }
+
+    /// Signals all that belongs to the server.
+    pub fn signal_all(&self, signal: Signal, jobs: Jobs) {
+        let _ = self.pidfd.signal(signal);
+        self.signal_rest(signal, jobs);
+    }
+
+    /// Signals all that belongs to the server but its main process. Tells whether there was anything, or may be.
+    pub fn signal_rest(&self, signal: Signal, jobs: Jobs) -> bool {
+        let snapshot = Snapshot::take();
+        let mut any = snapshot.complete().is_err();
+        if signal == Signal::SIGKILL && self.family.group == Some(self.pid) {
+            // A process that forks faster than we look is killed all the same if it has stayed in the group.
+            let _ = self.pidfd.signal_group(signal);
+        }
+        let Ok(rest) = self.others(&snapshot, jobs) else { return true };
+        for stat in rest {
+            // The pid may have been reused since the look: the start time of the opened one decides.
+            if let Ok(pidfd) = Pidfd::open(stat.pid)
+                && procfs::stat(stat.pid).is_some_and(|now| now.start == stat.start)
+            {
+                any |= pidfd.signal(signal).is_ok();
+            }
+        }
+        any
+    }
+
+    /// Whether anything but the main process is left of the server, or may be.
+    pub fn has_rest(&self, jobs: Jobs) -> bool {
+        let snapshot = Snapshot::take();
+        snapshot.complete().is_err() || self.others(&snapshot, jobs).map_or(true, |rest| !rest.is_empty())
+    }
+
+    /// Its processes but the main one; an error if it cannot be seen which of them are to be spared.
+    fn others<'a>(&self, snapshot: &'a Snapshot, jobs: Jobs) -> io::Result<Vec<&'a Stat>> {
+        let mut rest = self.family.members(snapshot);
+        if let Descent::Lost(_) = self.family.descent {
+            let listeners: Vec<TcpSocket> = net::listeners()?.all().cloned().collect();
+            rest.extend(self.heirs(snapshot, &listeners, &rest)?);
+        }
+        rest.retain(|stat| stat.pid != self.pid);
+        let own = |stat: &&Stat| stat.group == self.pid.raw() || self.seen.has_session(stat.session);
+        if jobs == Jobs::Spared && !rest.iter().all(own) {
+            self.note_sessions(&rest)?;
+            rest.retain(own);
+        }
+        Ok(rest)
+    }
+
+    /// Notes the sessions of processes that have a listener now: these are no jobs of the server. When they are told to
+    /// end, some have no listener any more.
+    pub fn tell_jobs(&self) {
+        let snapshot = Snapshot::take();
+        // A process that cannot be asked now is asked again when it matters.
+        let _ = self.note_sessions(&self.family.members(&snapshot));
+    }
+
+    fn note_sessions(&self, members: &[&Stat]) -> io::Result<()> {
+        let listeners: BTreeSet<u32> = net::listeners()?.all().map(|s| s.inode).collect();
+        for stat in members.iter().filter(|stat| !self.seen.has_session(stat.session)) {
+            if !procfs::find_inodes(stat.pid)?.is_disjoint(&listeners) {
+                self.seen.session(stat.session);
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the process belongs to the server; an error where that cannot be seen.
+    pub fn owns(&self, pid: Pid) -> io::Result<bool> {
+        let snapshot = Snapshot::take();
+        let owns = self.family.members(&snapshot).iter().any(|s| s.pid == pid);
+        if owns { Ok(true) } else { snapshot.complete().map(|()| false) }
+    }
+
+    /// Makes another process of the server its main process (a daemon whose starter has exited).
+    pub fn promote(&mut self, pid: Pid) -> bool {
+        let Some(stat) = procfs::stat(pid) else { return false };
+        let Ok(pidfd) = Pidfd::open(pid) else { return false };
+        (self.pid, self.start, self.pidfd) = (pid, stat.start, pidfd);
+        let family = &mut self.family;
+        (family.main, family.start) = (pid, stat.start);
+        self.seen.session(stat.session);
+        // It may have joined any group of its session, even ours. Only a group that the server has made is the server's.
+        let group = family.group.and_then(|own| [own, pid].into_iter().find(|group| group.raw() == stat.group));
+        (family.group, family.session) = (group, stat.session);
+        true
+    }
+}
