@@ -53,4 +53,3 @@ pub fn take_line() -> Option<UnixStream> {
         Some(UnixStream::from_raw_fd(number))
     }
 }
-

@@ -1,7 +1,7 @@
 //! This process and others: what they are, and what of them is inherited. What belongs to a server's start, its end and
 //! its keeper has files of its own, and its names here.
 
-pub use super::child::{has_children, reap};
+pub use super::child::{End, has_children, reap};
 pub use super::copy::{LINE, spawn_copy, take_line};
 pub use super::keeper::Keeper;
 pub use super::limits::{open_files_max, raise_files, save_memory, shed_memory};
