@@ -353,8 +353,8 @@ impl Supervisor {
     }
 
     fn poll_pause(&self) -> Duration {
-        // With a thousand addresses a look takes its time: it rests as long as it took.
-        self.poll_every.max(self.poll_took)
+        // With a thousand addresses a look takes its time, and what its server does meanwhile waits for it.
+        self.poll_every.max(self.poll_took).max(POLL_SWAP.min(self.poll_took * 3))
     }
 
     /// Looks at who listens, for all that waits for that.
