@@ -68,6 +68,11 @@ enum Proof {
 }
 
 impl Proof {
+    /// It will be due soon, or go on.
+    fn is_under_way(&self) -> bool {
+        matches!(self, Proof::Begun(_) | Proof::Probing(..) | Proof::Queued(..) | Proof::Accepted(_)) && !self.is_due()
+    }
+
     /// Whether somebody should look if the server still has its sockets.
     fn is_due(&self) -> bool {
         match self {
@@ -514,6 +519,8 @@ pub struct Sharing {
     since: u64,
     /// It could not be seen who holds the sockets of old servers: not before then is it tried again.
     blind_until: Option<Instant>,
+    /// When it was last looked which sockets the new server still has.
+    checked: Option<Instant>,
 }
 
 impl Sharing {
@@ -571,6 +578,11 @@ impl Sharing {
         self.groups.is_empty()
     }
 
+    /// Whether the new server has listened on a port, as far as we know.
+    pub fn has_joined_at(&self, port: u16) -> bool {
+        self.groups.get(&port).is_some_and(|groups| groups.iter().any(|group| group.joined))
+    }
+
     /// Whether these are among the sockets of old servers already.
     pub fn has(&self, sockets: &[Socket]) -> bool {
         let kept: BTreeSet<u32> = self.kept().collect();
@@ -622,7 +634,7 @@ impl Sharing {
         // What cannot be steered now is steered at the next look.
         let _ = group.steer(fetch);
         // As a rule it is in the place of one that was closed.
-        self.follow_olds(fetch);
+        self.follow_olds(&listeners, fetch);
         Ok(())
     }
 
@@ -729,12 +741,12 @@ impl Sharing {
         fetch: Fetch<'_>,
     ) {
         self.groups_mut().for_each(|group| group.reap(Some(listeners), fetch));
-        self.follow_olds(fetch);
+        self.follow_olds(listeners, fetch);
         self.follow_news(None, listeners, fetch);
-        let is_due = |m: &Member| matches!(&m.side, Side::New(proof) if proof.is_due());
-        if self.groups().any(|group| group.members.iter().any(is_due))
+        if self.is_check_due()
             && let Some(held) = held()
         {
+            self.checked = Some(Instant::now());
             self.groups_mut().for_each(|group| group.check(&held, fetch));
         }
         if self.diag.is_none() {
@@ -756,11 +768,24 @@ impl Sharing {
         }
     }
 
+    /// Whether somebody should look which sockets the server still has: once for as many proofs as possible, since a
+    /// server may open a thousand one after the other.
+    fn is_check_due(&self) -> bool {
+        let any = |is: fn(&Proof) -> bool| {
+            let is = |m: &Member| matches!(&m.side, Side::New(proof) if is(proof));
+            self.groups().any(|group| group.members.iter().any(is))
+        };
+        let is_late = || self.checked.is_none_or(|at| at.elapsed() > STEADY);
+        any(Proof::is_due) && (is_late() || !any(Proof::is_under_way))
+    }
+
     /// Lets go of what old servers have closed: nobody may be sent to a socket that only we hold.
-    fn follow_olds(&mut self, fetch: Fetch<'_>) {
+    fn follow_olds(&mut self, listeners: &Listeners, fetch: Fetch<'_>) {
         let (mut suspects, mut shut) = (BTreeSet::new(), false);
+        let listening: BTreeSet<u32> = listeners.all().map(|s| s.inode).collect();
         for member in self.groups_mut().flat_map(|group| group.members.iter_mut()) {
             if let Side::Old { handle: Some(handle), .. } = &mut member.side
+                && !listening.contains(&member.inode)
                 && !handle.socket.listens()
             {
                 // By shutdown(2): it is open, and no member any more.

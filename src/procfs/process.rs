@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::program::file_id;
-use crate::sys::process::{Pid, Status};
+use crate::sys::process::{self, Pid, Status};
 use nix::libc;
 use std::fs;
 use std::io::{self, Read};
@@ -90,7 +90,7 @@ pub fn age(stat: &Stat) -> Option<u64> {
 
 /// The command line of a process for people, its words joined by spaces.
 pub fn command_line(pid: Pid) -> String {
-    let bytes = fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+    let bytes = process::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
     let words: Vec<String> =
         bytes.split(|&b| b == 0).filter(|w| !w.is_empty()).map(|w| String::from_utf8_lossy(w).into_owned()).collect();
     if words.is_empty() {
@@ -101,7 +101,7 @@ pub fn command_line(pid: Pid) -> String {
 
 /// A variable in the environment that a process was started with.
 pub fn environment(pid: Pid, name: &str) -> Option<String> {
-    let bytes = fs::read(format!("/proc/{pid}/environ")).ok()?;
+    let bytes = process::read(format!("/proc/{pid}/environ")).ok()?;
     bytes.split(|&b| b == 0).find_map(|entry| {
         let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
         String::from_utf8(value.to_vec()).ok()
@@ -143,7 +143,7 @@ pub fn filters(pid: Pid) -> Option<u32> {
 /// proc_pid_stat(5)).
 pub fn is_ending(pid: Pid) -> bool {
     const PF_EXITING: u32 = 0x4;
-    let text = fs::read(format!("/proc/{pid}/stat")).unwrap_or_default();
+    let text = process::read(format!("/proc/{pid}/stat")).unwrap_or_default();
     let text = String::from_utf8_lossy(&text);
     let fields = text.rsplit(')').next().unwrap_or("");
     let flags = fields.split_whitespace().nth(6).and_then(|flags| flags.parse::<u32>().ok());

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::sys::process::Pid;
+use crate::sys::process::{self, Pid};
 use nix::libc;
 use std::fs;
 use std::os::unix::fs::MetadataExt;
@@ -17,7 +17,7 @@ pub const MARK: &str = "SERVERSWAP_SOCKET";
 pub fn serverswaps() -> impl Fn(Pid) -> bool {
     let is_this_program = copies();
     move |pid| {
-        let is_named_so = || match fs::read(format!("/proc/{pid}/comm")) {
+        let is_named_so = || match process::read(format!("/proc/{pid}/comm")) {
             Ok(name) => name.strip_suffix(b"\n") == Some(OWN_NAME.to_bytes()),
             // A process that cannot be looked at, for want of fds for example, may be a serverswap: it is not signalled.
             Err(e) => !matches!(e.raw_os_error(), Some(libc::ENOENT | libc::ESRCH)),

@@ -32,8 +32,6 @@ use std::time::{Duration, Instant};
 
 /// How often the kernel is asked at first while something is waited for that it does not tell.
 const POLL_FIRST: Duration = Duration::from_millis(1);
-/// And not before so many times as long as the last look took: with a thousand addresses it takes its time.
-const POLL_REST: u32 = 1;
 /// And at last: in a swap (or one hundredth of how long it has lasted already), and while a first server looks for its port.
 pub(super) const POLL_SWAP: Duration = Duration::from_millis(20);
 const POLL_STEERS: Duration = Duration::from_millis(100);
@@ -353,7 +351,8 @@ impl Supervisor {
     }
 
     fn poll_pause(&self) -> Duration {
-        self.poll_every.max(self.poll_took * POLL_REST)
+        // With a thousand addresses a look takes its time, and what its server does meanwhile waits for it.
+        self.poll_every.max(self.poll_took).max(POLL_SWAP.min(self.poll_took * 3))
     }
 
     /// Looks at who listens, for all that waits for that.

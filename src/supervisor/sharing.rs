@@ -141,7 +141,7 @@ impl Supervisor {
         live.settled = false;
         let (place, port) = (waiting.place, waiting.place.address.port());
         let is_programmed = waiting.socket.inode().is_ok_and(|inode| live.programmed.remove(&inode));
-        if !live.sharing.is_empty()
+        if live.sharing.has_joined_at(port)
             && let Ok(listeners) = net::listeners_at(port)
         {
             live.follow_closed(generation, Some(port), &listeners, &mut self.pending);

@@ -13,12 +13,16 @@ use std::os::fd::{AsRawFd, OwnedFd};
 use std::sync::{Mutex, PoisonError};
 
 const SOCK_DIAG_BY_FAMILY: u16 = 20;
+/// The older question, about TCP in both families at once (inet_diag_dump_compat() of the kernel, since Linux 2.6.14).
+const TCPDIAG_GETSOCK: u16 = 18;
 /// The attribute that holds `tcp_info` (linux/inet_diag.h), and the bit that asks for it.
 const INET_DIAG_INFO: u16 = 2;
 /// The attribute that says IPV6_V6ONLY of a v6 listener.
 const INET_DIAG_SKV6ONLY: u16 = 11;
 /// nlmsghdr (16 bytes) and inet_diag_req_v2 (56).
 const REQUEST_LEN: usize = 72;
+/// nlmsghdr (16 bytes) and inet_diag_req (60).
+const DUMP_LEN: usize = 76;
 /// The fixed part of inet_diag_msg.
 const ANSWER_LEN: usize = 72;
 
@@ -48,14 +52,16 @@ impl Diag {
         Ok(Diag(fd))
     }
 
-    /// All sockets in some states (bits of 1 << state), on a port of this side if it is not 0.
+    /// All sockets in some states (bits of 1 << state), on a port of this side if it is not 0. The kernel walks through
+    /// all of its sockets for it: once for both families.
     pub(super) fn dump(&self, states: u32, port: u16) -> io::Result<Vec<TcpSocket>> {
+        let mut question = [0u8; DUMP_LEN];
+        put_header(&mut question, TCPDIAG_GETSOCK, nix::libc::NLM_F_DUMP);
+        question[19] = 1 << (INET_DIAG_INFO - 1);
+        question[20..22].copy_from_slice(&port.to_be_bytes());
+        question[68..72].copy_from_slice(&states.to_ne_bytes());
         let mut sockets = Vec::new();
-        for family in families(None) {
-            let mut question = request(family, nix::libc::NLM_F_DUMP, states);
-            question[24..26].copy_from_slice(&port.to_be_bytes());
-            self.ask_family(family, &question, &mut sockets)?;
-        }
+        self.ask(&question, &mut sockets)?;
         Ok(sockets)
     }
 
@@ -135,14 +141,20 @@ pub(super) fn families(is_v4: Option<bool>) -> impl Iterator<Item = i32> {
 
 fn request(family: i32, flags: i32, states: u32) -> [u8; REQUEST_LEN] {
     let mut request = [0u8; REQUEST_LEN];
-    request[0..4].copy_from_slice(&(REQUEST_LEN as u32).to_ne_bytes());
-    request[4..6].copy_from_slice(&SOCK_DIAG_BY_FAMILY.to_ne_bytes());
-    request[6..8].copy_from_slice(&((nix::libc::NLM_F_REQUEST | flags) as u16).to_ne_bytes());
+    put_header(&mut request, SOCK_DIAG_BY_FAMILY, flags);
     request[16] = family as u8;
     request[17] = nix::libc::IPPROTO_TCP as u8;
     request[18] = 1 << (INET_DIAG_INFO - 1);
     request[20..24].copy_from_slice(&states.to_ne_bytes());
     request
+}
+
+/// The nlmsghdr of a question.
+fn put_header(question: &mut [u8], kind: u16, flags: i32) {
+    let len = question.len() as u32;
+    question[0..4].copy_from_slice(&len.to_ne_bytes());
+    question[4..6].copy_from_slice(&kind.to_ne_bytes());
+    question[6..8].copy_from_slice(&((nix::libc::NLM_F_REQUEST | flags) as u16).to_ne_bytes());
 }
 
 fn family_of(address: SocketAddr) -> i32 {

@@ -8,7 +8,7 @@ pub use super::limits::{open_files_max, raise_files, save_memory, shed_memory};
 pub use super::pid::Pid;
 pub use super::pidfd::Pidfd;
 pub use super::spawn::{free_fd_number, spawn};
-pub use super::status::Status;
+pub use super::status::{Status, read};
 
 use nix::libc;
 use nix::sys::signal::{SigHandler, SigSet, SigmaskHow, Signal, sigprocmask};

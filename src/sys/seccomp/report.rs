@@ -20,8 +20,7 @@ pub(super) fn send_result(report: RawFd, result: Result<RawFd, i32>) {
     unsafe {
         let mut part = libc::iovec { iov_base: (&raw mut errno).cast(), iov_len: size_of::<i32>() };
         let mut message: libc::msghdr = zeroed();
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
+        (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
         if let Ok(fd) = result {
             message.msg_control = (&raw mut control).cast();
             message.msg_controllen = libc::CMSG_SPACE(size_of::<RawFd>() as u32) as _;
@@ -49,8 +48,7 @@ pub fn receive_result(report: &std::os::unix::net::UnixStream) -> io::Result<Not
     unsafe {
         let mut part = libc::iovec { iov_base: (&raw mut errno).cast(), iov_len: size_of::<i32>() };
         let mut message: libc::msghdr = zeroed();
-        message.msg_iov = &raw mut part;
-        message.msg_iovlen = 1;
+        (message.msg_iov, message.msg_iovlen) = (&raw mut part, 1);
         message.msg_control = (&raw mut control).cast();
         message.msg_controllen = size_of::<Control>() as _;
         let flags = libc::MSG_CMSG_CLOEXEC | libc::MSG_DONTWAIT;
