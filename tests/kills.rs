@@ -131,6 +131,20 @@ impl Swap {
     }
 }
 
+/// The supervisor of a server, as its record names it.
+fn supervisor_of(sandbox: &Sandbox, server: i32) -> i32 {
+    let record = std::fs::read_to_string(sandbox.run_dir().join(format!("{server}.server"))).unwrap();
+    record.lines().find_map(|line| line.strip_prefix("supervisor ")?.parse().ok()).unwrap()
+}
+
+/// Kills the supervisor of a reload that is under way and the copy that it has started, which has this server.
+fn kill_both(sandbox: &Sandbox, front: &mut Running, server: i32) {
+    let copy = supervisor_of(sandbox, server);
+    kill(front.pid(), libc::SIGKILL);
+    kill(copy, libc::SIGKILL);
+    front.wait();
+}
+
 /// A request that is answered when its server's "hold" is open.
 fn request(port: u16) -> TcpStream {
     let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
@@ -141,7 +155,7 @@ fn request(port: u16) -> TcpStream {
 fn is_answered(mut request: TcpStream, server: i32) {
     let mut answer = String::new();
     request.read_to_string(&mut answer).unwrap();
-    assert!(answer.ends_with(&format!("1 {server}")), "{answer}");
+    assert!(answer.trim_end().ends_with(&format!("1 {server}")), "{answer}");
 }
 
 /// Every client has come to this server in the end, and none has met a failure.
@@ -342,11 +356,10 @@ fn a_reload_that_has_lost_its_supervisor_in_the_drain_is_gone_on_with() {
         hold.reached();
         let mut reload = sandbox.serverswap(["--reload", &address]);
         running.says("(generation 2)");
-        kill(running.pid(), libc::SIGKILL);
-        running.wait();
-        assert_eq!(reload.wait(), 125);
         let second = common::get(port).unwrap().pid;
-        assert_ne!(second, first);
+        kill_both(&sandbox, &mut running, second);
+        assert_eq!(reload.wait(), 125);
+        assert!(second != first && common::get(port).unwrap().pid == second);
         if takedown {
             // The crowd of a server that is taken down is no crowd.
             hold.open();
@@ -449,10 +462,9 @@ fn a_reload_that_has_lost_its_supervisor_and_an_address_is_gone_on_with() {
         std::fs::write(&words, &addresses[0]).unwrap();
         let mut reload = sandbox.serverswap(["--reload", &addresses[0]]);
         running.says("(generation 2)");
-        kill(running.pid(), libc::SIGKILL);
-        running.wait();
-        assert_eq!(reload.wait(), 125);
         let second = common::get(ports[0]).unwrap().pid;
+        kill_both(&sandbox, &mut running, second);
+        assert_eq!(reload.wait(), 125);
         assert!(second != first && common::get(ports[1]).unwrap().pid == first);
         let named = order.map(|at| addresses[at].as_str());
         if takedown {
@@ -478,6 +490,79 @@ fn a_reload_that_has_lost_its_supervisor_and_an_address_is_gone_on_with() {
         }
         assert_eq!(sandbox.run(["--takedown", &addresses[0], &addresses[1]]).0, 0);
         sandbox.assert_clean();
+    }
+}
+
+/// Which processes of a reload are killed: the one that was there before, the copy that it has started, or both.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum OfReload {
+    Front,
+    Copy,
+    Both,
+}
+
+/// Whoever is left goes on with it or back, and none of the clients notices.
+#[test]
+fn a_reload_whose_front_or_copy_is_killed() {
+    let python = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/servers/unmodified.py");
+    let steps = [Step::Starting, Step::Proving, Step::Draining];
+    let victims = [OfReload::Front, OfReload::Copy, OfReload::Both];
+    for (step, victim) in steps.into_iter().flat_map(|step| victims.map(|victim| (step, victim))) {
+        eprintln!("{step:?}, {victim:?}");
+        let sandbox = Sandbox::shared();
+        let port = sandbox.port();
+        let address = format!("0.0.0.0:{port}");
+        let (hold, at_hold) = sandbox.gate("hold");
+        let (listen, at_listen) = sandbox.gate("listen");
+        let (accept, at_accept) = sandbox.gate("accept");
+        let words = sandbox.file("words", &format!("{address} {at_hold}"));
+        let script = "exec python3 \"$0\" $(cat \"$1\")";
+        let command = ["--drain", "60", "sh", "-c", script, python.to_str().unwrap(), words.to_str().unwrap()];
+        let mut front = sandbox.serverswap(command);
+        let first = answered_by(port, 1).pid;
+        front.says("is up");
+        let held = (step == Step::Draining).then(|| {
+            let held = request(port);
+            hold.reached();
+            held
+        });
+        let crowd: Vec<Load> = (0..CLIENTS).map(|_| Load::start(port, Duration::from_millis(2))).collect();
+        let gate = match step {
+            Step::Starting => &at_listen,
+            Step::Proving => &at_accept,
+            _ => &at_hold,
+        };
+        std::fs::write(&words, format!("{address} {gate}")).unwrap();
+        let mut reload = sandbox.serverswap(["--reload", &address]);
+        match step {
+            Step::Starting => listen.reached(),
+            Step::Proving => accept.reached(),
+            _ => front.says("(generation 2)"),
+        }
+        let is_copy = |pid: &i32| {
+            let command = std::fs::read(format!("/proc/{pid}/cmdline")).unwrap_or_default();
+            command == std::fs::read(format!("/proc/{}/cmdline", front.pid())).unwrap() && *pid != front.pid()
+        };
+        // Its keeper has its name too.
+        let copies: Vec<i32> = children(front.pid()).into_iter().filter(is_copy).collect();
+        let copy = copies.into_iter().find(|pid| !children(*pid).is_empty()).expect("there is a copy");
+        for (pid, is_victim) in [(front.pid(), victim != OfReload::Copy), (copy, victim != OfReload::Front)] {
+            if is_victim {
+                kill(pid, libc::SIGKILL);
+            }
+        }
+        let status = reload.wait();
+        assert!(if victim == OfReload::Copy { status > 0 } else { status == 125 }, "{status}: {}", reload.log());
+        // The request that is held is answered before its connection is cut.
+        [&hold, &listen, &accept].into_iter().for_each(Gate::open);
+        held.into_iter().for_each(|held| is_answered(held, first));
+        let words = [plain_server().to_str().unwrap().to_owned(), address];
+        let (status, log) = sandbox.run(["-d"].into_iter().chain(words.iter().map(String::as_str)));
+        assert_eq!(status, 0, "{step:?}, {victim:?}: {log}");
+        none_failed(crowd, common::get(port).unwrap().pid);
+        until("one server is left", || sandbox.status().len() == 1 && sandbox.processes().len() == sandbox.crew());
+        sandbox.take_down(&format!(":{port}"));
+        front.wait();
     }
 }
 

@@ -3,7 +3,7 @@
 //! where the first one is meant, or every one, it is no row.
 
 use super::Case;
-use super::common::{Running, SERVERSWAP, Sandbox, alive, answered_by, get, is_traced, plain_server, until};
+use super::common::{Running, SERVERSWAP, Sandbox, alive, answered_by, children, get, is_traced, plain_server, until};
 use super::observer::{self, Verdict};
 use super::scene::{Serving, crowd};
 
@@ -47,21 +47,21 @@ const WHEN: [&str; 4] = ["1+", "1", "2", "4"];
 const LOADED: [(&str, &str); 3] = [("openat", "8+"), ("mmap", "16+"), ("mprotect", "7+")];
 
 /// Before which calls a supervisor is killed: the first of a thread, and so on up to as many as a swap has of those that
-/// others can notice. On a shared port the new one's, the old one's and that of a reload, then in plain order.
+/// others can notice. On a shared port the new one's, the old one's and that of the front of a reload, then in plain order.
 const KILLED: [(&str, [usize; 6]); 15] = [
-    ("setsockopt", [6, 2, 8, 0, 2, 2]),
-    ("renameat", [2, 0, 2, 2, 0, 2]),
-    ("sendto", [40, 28, 60, 10, 9, 11]),
-    ("write", [3, 1, 4, 2, 1, 4]),
-    ("ioctl", [4, 0, 4, 0, 0, 0]),
-    ("listen", [2, 0, 2, 1, 0, 1]),
-    ("unlinkat", [2, 3, 5, 2, 3, 5]),
-    ("flock", [6, 3, 5, 6, 3, 5]),
-    ("sendmsg", [1, 1, 1, 1, 0, 1]),
-    ("connect", [1, 0, 1, 1, 0, 0]),
+    ("setsockopt", [6, 2, 2, 0, 2, 2]),
+    ("renameat", [2, 0, 0, 2, 0, 0]),
+    ("sendto", [40, 28, 28, 10, 9, 11]),
+    ("write", [3, 1, 1, 2, 1, 1]),
+    ("ioctl", [4, 0, 0, 0, 0, 0]),
+    ("listen", [2, 0, 0, 1, 0, 0]),
+    ("unlinkat", [2, 3, 3, 2, 3, 3]),
+    ("flock", [6, 3, 1, 6, 3, 1]),
+    ("sendmsg", [1, 1, 1, 1, 0, 0]),
+    ("connect", [1, 0, 0, 1, 0, 0]),
     ("clone", [1, 0, 1, 1, 0, 1]),
-    ("clone3", [7, 1, 5, 6, 1, 4]),
-    ("pidfd_getfd", [2, 2, 3, 0, 0, 0]),
+    ("clone3", [7, 1, 2, 6, 1, 2]),
+    ("pidfd_getfd", [2, 2, 2, 0, 0, 0]),
     ("pidfd_send_signal", [0, 1, 1, 0, 1, 1]),
     ("shutdown", [1, 4, 4, 1, 4, 4]),
 ];
@@ -74,7 +74,7 @@ enum Who {
     Old,
     /// What `-d` starts a supervisor in the background with.
     Launcher,
-    /// A supervisor that swaps within itself.
+    /// A supervisor that starts a copy of itself. The copy is a [`Who::New`].
     Reload,
 }
 
@@ -195,6 +195,10 @@ fn inject(shared: bool, who: Who, call: &str, error: Option<&str>, when: &str) -
     let serves_now = || get(port).is_ok_and(|answer| answer.pid != first.pid) && !alive(first.pid);
     let in_foreground = matches!(who, Who::New | Who::Old);
     until("the swap is over", || new.ended() || in_foreground && serves_now());
+    if who == Who::Reload {
+        // It goes on without its front, and nobody waits for it.
+        until("the copy is done", || copy_is_done(&sandbox, old.pid()));
+    }
     // Nobody is there to end one of two servers.
     let left =
         if who == Who::Reload { get(port).ok().map(|answer| answer.pid) } else { observer::left(&sandbox, port)? };
@@ -240,6 +244,20 @@ fn inject(shared: bool, who: Who, call: &str, error: Option<&str>, when: &str) -
         return Err(format!("{}\n{}", verdict.note, sandbox.said()));
     }
     Ok(verdict)
+}
+
+/// Whether there is no copy of a supervisor, or it has the only server.
+fn copy_is_done(sandbox: &Sandbox, front: i32) -> bool {
+    let supervisors: Vec<i32> = sandbox
+        .processes()
+        .into_iter()
+        .filter(|(_, command)| command.starts_with(SERVERSWAP))
+        .map(|(pid, _)| pid)
+        .filter(|pid| *pid != front && !children(*pid).is_empty())
+        .collect();
+    let status = sandbox.status();
+    let serves = |pid: i32| status.len() == 1 && status[0][3] == pid.to_string() && status[0][5] == "serving";
+    supervisors.into_iter().all(serves)
 }
 
 /// Whether a tracer has all threads of a process.
