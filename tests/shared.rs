@@ -943,7 +943,7 @@ fn serverswap_inside_a_server_warns_and_runs_in_plain_order() {
 
 /// After many swaps there is as much of everything as after one.
 #[test]
-fn a_thousand_reloads_leave_nothing_behind() {
+fn three_hundred_reloads_leave_nothing_behind() {
     let sandbox = Sandbox::shared();
     let port = sandbox.port();
     let address = format!(":{port}");
@@ -983,7 +983,7 @@ fn a_thousand_reloads_leave_nothing_behind() {
     // The first ones bring the heap to its size.
     (0..50).for_each(|_| reload());
     let kib = at_rest();
-    (0..950).for_each(|_| reload());
+    (0..300).for_each(|_| reload());
     until("nothing is left", || look() <= before && sandbox.processes().len() == 4);
     let more = at_rest().saturating_sub(kib);
     assert!(more <= 128, "{more} KiB more than after 50 reloads");

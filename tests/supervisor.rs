@@ -378,18 +378,25 @@ impl Terminal {
 
 #[test]
 fn ctrl_c_reaches_the_server_once() {
-    for _ in 0..3 {
+    for reloads in 0..3 {
         let scene = Scene::new();
         let (gate, before_exit) = scene.sandbox.gate("before-exit");
         let mut terminal = Terminal::start(&scene, &[&signals_file(&scene.sandbox), &before_exit]);
+        for _ in 0..reloads {
+            let mut reload = scene.sandbox.serverswap(["--reload", &scene.address]);
+            gate.reached();
+            gate.open();
+            assert_eq!(reload.wait(), 0, "{}", reload.log());
+        }
+        let before = "SIGTERM\n".repeat(reloads);
         terminal.types(b"\x03");
         gate.reached();
         // The supervisor has had it too, and has done all that it does about it.
         until("the supervisor stops it", || scene.sandbox.status().iter().any(|fields| fields[5] == "draining"));
-        assert_eq!(signals(&scene.sandbox), "SIGINT\n");
+        assert_eq!(signals(&scene.sandbox), format!("{before}SIGINT\n"));
         gate.open();
         assert_eq!(terminal.running.wait(), 130);
-        assert_eq!(signals(&scene.sandbox), "SIGINT\n");
+        assert_eq!(signals(&scene.sandbox), format!("{before}SIGINT\n"));
         scene.sandbox.assert_clean();
     }
 }

@@ -14,10 +14,11 @@ use std::time::Duration;
 
 fn main() {
     println!("{:<58} {:>14}   bound", "figure", "measured");
-    row("binary, KiB", fs::metadata(SERVERSWAP).map(|m| m.len() / 1024).unwrap_or(0), "1024");
+    row("binary, KiB", fs::metadata(SERVERSWAP).map(|m| m.len() / 1024).unwrap_or(0), "1280");
     let delay = start_delay();
-    row("start of the server against a direct start, median, us", delay, "2000");
+    row("start of the server against a direct start, median, us", delay, "2500");
     idle();
+    behind_a_front();
     let server = common::example("bench-server");
     throughput::bind(&server);
     throughput::binding_client(&server);
@@ -58,10 +59,36 @@ fn start_delay() -> u64 {
         direct.push(time(sandbox.command(&server).arg("stamp")));
         supervised.push(time(sandbox.command(SERVERSWAP).arg(&server).arg("stamp")));
     }
+    let late = ninth_tenth(supervised.clone()).saturating_sub(median(direct.clone()));
+    row("start of the server against a direct start, 90th percentile, us", late, "5000");
     let (direct, supervised) = (median(direct), median(supervised));
     row("  direct start, us", direct, "");
     row("  supervised start, us", supervised, "");
     supervised.saturating_sub(direct)
+}
+
+fn ninth_tenth(mut times: Vec<u64>) -> u64 {
+    times.sort_unstable();
+    times[times.len() * 9 / 10]
+}
+
+/// The supervisors and keepers of a server that has been reloaded.
+fn behind_a_front() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let address = format!(":{port}");
+    let _front = sandbox.serverswap([plain_server().to_str().unwrap(), &address]);
+    answered_by(port, 1);
+    assert_eq!(sandbox.run(["--reload", &address]).0, 0);
+    std::thread::sleep(Duration::from_secs(5));
+    row("memory of supervisors and keepers behind a front, PSS, KiB", ours(&sandbox).map(pss).sum::<u64>(), "2048");
+    sandbox.take_down(&address);
+}
+
+/// The processes of serverswap itself.
+fn ours(sandbox: &Sandbox) -> impl Iterator<Item = i32> {
+    let is_ours = |pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == Path::new(SERVERSWAP));
+    sandbox.processes().into_iter().map(|(pid, _)| pid).filter(is_ours)
 }
 
 /// A supervisor with one server that has nothing to do, after a swap.
@@ -76,9 +103,7 @@ fn idle() {
     // Long enough for everything that follows the swap to be over.
     std::thread::sleep(Duration::from_secs(5));
     let pid = running.pid();
-    let is_ours = |pid: &i32| fs::read_link(format!("/proc/{pid}/exe")).is_ok_and(|exe| exe == Path::new(SERVERSWAP));
-    let ours = sandbox.processes().into_iter().map(|(pid, _)| pid).filter(is_ours);
-    row("memory of an idle supervisor and its keeper, PSS, KiB", ours.map(pss).sum::<u64>(), "1024");
+    row("memory of an idle supervisor and its keeper, PSS, KiB", ours(&sandbox).map(pss).sum::<u64>(), "1024");
     row("  of the supervisor alone", pss(pid), "");
     row("threads of an idle supervisor", threads(pid).len(), "");
     let before = switches(pid);
