@@ -2,20 +2,14 @@
 
 #![forbid(unsafe_code)]
 
-use super::processes::POLL_SWAP;
-use super::threads::{self, GenId, Id};
-use super::{Leftover, Live, OWN, Old, OldTo, Supervisor};
+use super::threads::GenId;
+use super::{Leftover, Live, OWN, Supervisor};
 use crate::address::Address;
 use crate::error::status;
-use crate::finder::{Holder, Registration};
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
-use crate::server::Server;
-use crate::share::Sharing;
-use crate::swap::{self, ClaimerId, Effect, Event, Level, OldId, Order, Settings};
-use crate::sys::net;
+use crate::swap::{ClaimerId, Effect, Event, Level, OldId};
 use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 /// How long a claimer's death may take to be seen in the run directory: its sockets close before its locks do.
@@ -23,14 +17,6 @@ const REGAIN_FOR: Duration = Duration::from_secs(2);
 
 /// What the machine says of a server that it has killed.
 const KILLED: &str = "it is killed";
-
-/// Why an orphan is taken over.
-pub(super) enum Adopted {
-    /// A newer server is to replace it.
-    ToBeReplaced,
-    /// Its own swap was not made.
-    ToBeEnded,
-}
 
 impl Supervisor {
     pub(super) fn carry_out_now(&mut self, generation: GenId, effect: Effect) {
@@ -187,206 +173,6 @@ impl Supervisor {
         }
     }
 
-    /// The number under which a generation knows an old server: one for all of its addresses.
-    pub(super) fn old(&mut self, of: GenId, mut holder: Holder, wanted: &[Address]) -> Id {
-        let server = (holder.pid, holder.start);
-        let known = self.olds.iter().find(|(_, old)| old.of == of && old.server == server);
-        if let Some((&id, _)) = known {
-            return id;
-        }
-        if let Some(live) = self.live.get_mut(&of) {
-            let guess = std::mem::take(&mut live.number_is_guess);
-            if live.number <= holder.generation || (guess && live.number != holder.generation + 1) {
-                live.number = holder.generation + 1;
-                self.register_again(of);
-            }
-        }
-        let local = self.live.iter().find(|(_, live)| (live.server.pid, live.server.start) == server);
-        let local = local.map(|(&id, _)| id);
-        let to = match local {
-            Some(generation) => OldTo::Local(generation),
-            None => {
-                match holder.orphan.take().and_then(|lock| self.adopt(&holder, lock, wanted, Adopted::ToBeReplaced)) {
-                    Some(orphan) => OldTo::Local(orphan),
-                    None => OldTo::Remote(Box::new(holder)),
-                }
-            }
-        };
-        let id = threads::next_id();
-        self.olds.insert(
-            id,
-            Old {
-                of,
-                server,
-                to,
-                holds: Vec::new(),
-                sockets: Vec::new(),
-                promised: 0,
-                locked: false,
-                asked: Vec::new(),
-                told: false,
-                orphaned: false,
-                lingers: None,
-            },
-        );
-        id
-    }
-
-    /// Takes an orphan over: it is replaced by the same machine as any other, under this supervisor. It
-    /// has what its pidfiles say, and those of the wanted addresses where it listens.
-    pub(super) fn adopt(
-        &mut self,
-        holder: &Holder,
-        lock: Registration,
-        wanted: &[Address],
-        why: Adopted,
-    ) -> Option<GenId> {
-        let server = Server::adopt(holder)?;
-        // What cannot be looked at now may be its: it is found again.
-        let mut named = self.dir.addresses().ok()?;
-        let is_its = |a: &&Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid);
-        let held: BTreeSet<Address> = named.iter().filter(is_its).cloned().collect();
-        // Its successor may have taken its pidfiles already: of these too.
-        named.extend_from_slice(wanted);
-        let listeners = net::listeners().ok()?.at_any(&named);
-        let mut addresses = server.holds(&listeners).ok()?;
-        addresses.retain(|a| !held.iter().any(|held| held.collides(a)));
-        addresses.extend(held.iter().cloned());
-        let id = self.next_generation;
-        let pidfd = server.watch().ok()?;
-        let end = threads::end_of(self.events.clone(), id, holder.pid, pidfd).ok()?;
-        self.next_generation += 1;
-        let text = match why {
-            Adopted::ToBeReplaced => format!("server {} has lost its supervisor and is taken over", holder.pid),
-            Adopted::ToBeEnded => {
-                format!("server {} has lost its supervisor and is ended: it did not get to its switch", holder.pid)
-            }
-        };
-        self.log.say(Level::Notice, addresses.first(), &text);
-        let settings = Settings {
-            order: Order::Shared,
-            awaited: false,
-            ready_timeout: None,
-            kill_after: self.run.kill_after,
-            drain: self.run.drain,
-        };
-        let live = Live {
-            machine: swap::Generation::serving(settings, addresses),
-            server,
-            end: Some(end),
-            number: holder.generation,
-            number_is_guess: false,
-            registration: Some(lock),
-            replaced: holder.replaced.clone(),
-            sockets: None,
-            held,
-            regaining: BTreeMap::new(),
-            watching: BTreeSet::new(),
-            releasing: BTreeSet::new(),
-            discover_until: None,
-            seen: BTreeSet::new(),
-            calls: Vec::new(),
-            lent: VecDeque::new(),
-            handed_over: false,
-            young: Vec::new(),
-            programs: BTreeSet::new(),
-            programmed: BTreeSet::new(),
-            hindrances: BTreeMap::new(),
-            datagrams: holder.datagrams.clone(),
-            beside: Vec::new(),
-            sharing: Sharing::default(),
-            left_by: None,
-            succeeded: false,
-            unshared: false,
-            proving: BTreeSet::new(),
-            settled: false,
-            killed: false,
-            claimed: None,
-            gave_way: false,
-            drains: false,
-            drain: None,
-            quiesced: false,
-            was_up: true,
-            ended: None,
-            name: None,
-            status_text: String::new(),
-        };
-        self.live.insert(id, live);
-        Some(id)
-    }
-
-    fn lock(&mut self, of: GenId, id: OldId) {
-        let Some(old) = self.olds.get(&id.0) else { return };
-        match &old.to {
-            OldTo::Local(generation) => {
-                let generation = *generation;
-                self.feed(generation, Event::Claim(ClaimerId(id.0)));
-                self.feed(of, Event::Attended(id));
-            }
-            OldTo::Remote(holder) => {
-                let started = self.dir.try_clone().and_then(|dir| {
-                    threads::connect(self.events.clone(), id.0, holder.socket.clone(), holder.pid, dir)
-                });
-                if started.is_err() {
-                    // Not at once: it would be looked for again and again, and nothing else done.
-                    self.unreached.push((of, id));
-                    self.poll_by(Instant::now() + POLL_SWAP);
-                }
-            }
-        }
-    }
-
-    pub(super) fn unlock(&mut self, id: OldId) {
-        let Some(old) = self.olds.remove(&id.0) else { return };
-        self.share_no_more(old.of, id.0);
-        match old.to {
-            OldTo::Local(generation) => {
-                self.feed(generation, Event::ClaimerGone(ClaimerId(id.0)));
-                // An orphan that nobody here wants any more is left as it was found.
-                let unwanted = self.live.get(&generation).is_some_and(|l| l.is_orphan() && l.machine.is_up());
-                if unwanted {
-                    self.live.remove(&generation);
-                    self.timers.forget(generation);
-                    self.clear_desk(generation);
-                }
-            }
-            OldTo::Remote(_) => {
-                if let Some(conn) = self.conns.remove(&id.0) {
-                    conn.out.close();
-                }
-            }
-        }
-    }
-
-    fn ask(&mut self, id: OldId, local: Event, remote: PeerWord) {
-        if let Some(old) = self.olds.get_mut(&id.0) {
-            old.asked.push(local.clone());
-            old.told = true;
-        }
-        match self.olds.get(&id.0).map(|old| &old.to) {
-            Some(OldTo::Local(generation)) => {
-                let generation = *generation;
-                self.feed(generation, local);
-            }
-            Some(OldTo::Remote(_)) => {
-                if let Some(conn) = self.conns.get(&id.0) {
-                    conn.out.send(&remote);
-                }
-            }
-            None => {}
-        }
-    }
-
-    /// A generation that is no more was meant.
-    pub(super) fn unheard(&mut self, event: Event) {
-        if let Event::Claim(claimer) = event
-            && let Some(of) = self.local_claimer(claimer)
-        {
-            self.olds.remove(&claimer.0);
-            self.feed(of, Event::OldGone(OldId(claimer.0)));
-        }
-    }
-
     /// Writes the pidfile; `false` if somebody living has the address who is not one of `olds`.
     pub(super) fn register(&mut self, generation: GenId, address: &Address, olds: &[Pid]) -> bool {
         let Some(live) = self.live.get_mut(&generation) else { return true };
@@ -422,17 +208,6 @@ impl Supervisor {
         let name = live.machine.name();
         let text = format!("server {} {what}", live.server.pid);
         self.log.say(Level::Detail, address.or(name.as_ref()), &text);
-    }
-
-    /// The generation here that claims under this number.
-    fn local_claimer(&self, claimer: ClaimerId) -> Option<GenId> {
-        self.olds.get(&claimer.0).filter(|old| matches!(old.to, OldTo::Local(_))).map(|old| old.of)
-    }
-
-    fn tell_peer(&self, claimer: ClaimerId, words: impl IntoIterator<Item = HolderWord>) {
-        if let Some(conn) = self.conns.get(&claimer.0) {
-            conn.out.send_all(words);
-        }
     }
 
     fn up(&mut self, generation: GenId) {

@@ -3,13 +3,23 @@
 
 #![forbid(unsafe_code)]
 
+use lent::Lent;
 mod directory;
 mod effects;
 mod front;
+mod handover;
+mod held;
+mod left;
+mod lent;
+mod looks;
+mod olds;
+mod orphans;
 mod outbox;
 mod peers;
 mod processes;
 mod sharing;
+mod start;
+mod switching;
 mod threads;
 mod timers;
 mod watching;
@@ -32,9 +42,10 @@ use crate::swap::{self, ClaimerId, Level, SpeakerId};
 use crate::sys::net;
 use crate::sys::process::{self, Pid};
 use directory::{Desk, PARTING};
+use held::Waiting;
 use nix::sys::signal::Signal;
 use peers::Conn;
-use sharing::{Lent, Young};
+use sharing::Young;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::os::fd::OwnedFd;
 use std::os::unix::net::{UnixListener, UnixStream};
@@ -44,7 +55,6 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 use threads::{Event, Events, GenId, Id, NotifySocket};
 use timers::Timers;
-use watching::Waiting;
 
 /// The server that was started here. Others are orphans.
 const OWN: GenId = 1;

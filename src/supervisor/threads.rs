@@ -3,7 +3,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::watching::{Steering, Waiting};
+use super::held::Steering;
+use super::held::Waiting;
 use crate::protocol::Splitter;
 use crate::rundir::RunDir;
 use crate::sys::process::{self, Pid, Pidfd};

@@ -3,6 +3,9 @@
 
 #![forbid(unsafe_code)]
 
+use super::held::Held;
+use super::held::Steering;
+use super::held::Waiting;
 use super::threads::{Event, Events, GenId, start};
 use crate::address::Address;
 use crate::finder::May;
@@ -21,70 +24,6 @@ use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
-
-/// A call that waits. Dropped without an answer it fails: its server is gone, and what is left of it must be able
-/// to hear signals.
-pub struct Held {
-    watch: Arc<Watch>,
-    id: u64,
-    outcome: Outcome,
-}
-
-/// What becomes of a call.
-enum Outcome {
-    /// It runs as if nobody had looked.
-    Runs,
-    /// It returns this errno, or 0.
-    Returns(i32),
-}
-
-impl Held {
-    /// Lets the call run as if nobody had looked.
-    pub fn proceed(mut self) {
-        self.outcome = Outcome::Runs;
-    }
-
-    /// Gives the call this result.
-    pub fn conclude(mut self, result: io::Result<()>) {
-        let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EADDRINUSE));
-        self.outcome = Outcome::Returns(errno);
-    }
-}
-
-impl Drop for Held {
-    fn drop(&mut self) {
-        match self.outcome {
-            Outcome::Runs => self.watch.proceed(self.id),
-            Outcome::Returns(errno) => self.watch.conclude(self.id, errno),
-        }
-    }
-}
-
-/// A `listen` that waits for an answer.
-pub struct Waiting {
-    /// The call.
-    pub call: Held,
-    /// Our handle on the socket.
-    pub socket: Socket,
-    /// Where it is bound.
-    pub place: Place,
-    /// What the server asked for.
-    pub backlog: i32,
-    /// Whether the bind met a server that has the address.
-    pub meets: Meets,
-    /// What the caller may do to such a server.
-    pub may: May,
-}
-
-/// What a new server wants to steer its port by.
-pub struct Steering {
-    /// The call.
-    pub call: Held,
-    /// Our handle on the socket.
-    pub socket: Socket,
-    /// What is put on the port.
-    pub program: OwnProgram,
-}
 
 impl Watch {
     /// The next call of the server, in the ledger already: if we die from here on, the keeper answers. `None` when nobody
@@ -127,7 +66,7 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String,
         };
         let unshared = |why: String| drop(events.send(Event::Unshared(generation, why)));
         while let Some(call) = watch.next(unshared) {
-            let held = || Held { watch: watch.clone(), id: call.id, outcome: Outcome::Returns(libc::EINTR) };
+            let held = || Held::new(watch.clone(), call.id);
             // Another process than the main one may be none that serves: what it opens is found where it listens.
             let is_main = || call.caller().map(|caller| caller.process) == watch.facts.read().0;
             let denied = |e: &io::Error| {

@@ -1,0 +1,70 @@
+//! Listeners that an old server opens while it is being replaced: the supervisor of the new server lets them join, since
+//! whoever steers has to know the order of all members.
+
+#![forbid(unsafe_code)]
+
+use super::Live;
+use super::Supervisor;
+use super::held::Waiting;
+use super::sharing::sockets;
+use super::threads::GenId;
+use super::threads::Id;
+use crate::protocol::PeerWord;
+use crate::swap::ClaimerId;
+use crate::sys::steer::Socket;
+use nix::errno::Errno;
+use std::time::Duration;
+use std::time::Instant;
+
+/// How long the supervisor of a new server may take to let a listener of the old one join.
+pub(super) const JOINS_WITHIN: Duration = Duration::from_secs(1);
+
+/// A `listen` of a server that is being replaced, which the supervisor of the new one carries out: whoever steers has to
+/// know the order of all members.
+pub(super) struct Lent {
+    /// `None` once it was let listen without waiting any longer: the answer is still to come.
+    pub(super) waiting: Option<Waiting>,
+    pub(super) until: Instant,
+}
+
+impl Live {
+    /// When a listener that waits for the supervisor of a new server is let listen all the same.
+    pub(super) fn lent_until(&self) -> Option<Instant> {
+        self.lent.iter().find(|lent| lent.waiting.is_some()).map(|lent| lent.until)
+    }
+}
+
+impl Supervisor {
+    /// A listener of an old server joins.
+    fn join_old(&mut self, of: GenId, id: Id, socket: &Socket, backlog: i32) -> std::io::Result<()> {
+        let live = self.live.get_mut(&of).ok_or(Errno::ESRCH)?;
+        let server = &live.server;
+        live.sharing.join_old(id, socket.try_clone()?, backlog, &|inodes| sockets(server, inodes))
+    }
+
+    /// The supervisor of an old server asks us to let a listener of that join.
+    pub(super) fn joins(&mut self, id: Id, backlog: i32) {
+        let Some(old) = self.olds.get_mut(&id) else { return };
+        let (of, socket) = (old.of, old.sockets.pop().map(Socket::new));
+        let result = match socket {
+            Some(socket) if socket.is_tcp() => self.join_old(of, id, &socket, backlog),
+            _ => Err(Errno::EBADF.into()),
+        };
+        let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(nix::libc::EADDRINUSE));
+        if let Some(conn) = self.conns.get(&id) {
+            conn.out.send(&PeerWord::Joined(errno));
+        }
+    }
+
+    /// The supervisor of the new server has let the oldest listener that we sent it join.
+    pub(super) fn joined(&mut self, generation: GenId, claimer: ClaimerId, errno: i32) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        if live.machine.is_locked_by(claimer)
+            && let Some(lent) = live.lent.pop_front()
+        {
+            let Some(Waiting { call, socket, .. }) = lent.waiting else { return };
+            drop(socket);
+            call.conclude(if errno == 0 { Ok(()) } else { Err(Errno::from_raw(errno).into()) });
+        }
+    }
+}

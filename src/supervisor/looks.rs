@@ -1,0 +1,306 @@
+//! Looking at what the kernel tells nobody by itself: who listens, who has ended, how far probes and drains are. Soon after
+//! something has happened, and then ever more rarely.
+
+#![forbid(unsafe_code)]
+
+use super::left::left_alone;
+use super::sharing::listen_alone;
+use super::sharing::sockets;
+use super::switching::LINGERS;
+use super::switching::start_drain;
+
+use super::Live;
+use super::Supervisor;
+use super::processes::UNCLEAR_FOR;
+use super::threads::GenId;
+use crate::address::Address;
+use crate::drain::Drained;
+use crate::protocol::ServerWord;
+use crate::rundir::LOCK_PATIENCE;
+use crate::swap::SpeakerId;
+use crate::swap::{self};
+use crate::sys::net::Listeners;
+use crate::sys::net::TcpSocket;
+use crate::sys::net::{self};
+use std::collections::BTreeSet;
+use std::collections::VecDeque;
+use std::sync::Mutex;
+use std::sync::PoisonError;
+use std::time::Duration;
+use std::time::Instant;
+
+/// How often the kernel is asked at first while something is waited for that it does not tell.
+pub(super) const POLL_FIRST: Duration = Duration::from_millis(1);
+
+/// And at last: in a swap (or one hundredth of how long it has lasted already), and while a first server looks for its port.
+pub(super) const POLL_SWAP: Duration = Duration::from_millis(20);
+
+const POLL_STEERS: Duration = Duration::from_millis(100);
+
+const POLL_DISCOVER: Duration = Duration::from_millis(500);
+
+/// When the run directory is tidied again after somebody had its lock.
+const TIDY_AGAIN: Duration = Duration::from_millis(200);
+
+impl Supervisor {
+    /// Asks the kernel soon, and then ever more rarely, until there is nothing to ask for.
+    pub(super) fn poll_soon(&mut self) {
+        self.poll_every = POLL_FIRST;
+        self.poll_since = Instant::now();
+        self.poll_by(Instant::now() + self.poll_pause());
+    }
+
+    pub(super) fn poll_by(&mut self, at: Instant) {
+        self.poll_at = Some(self.poll_at.map_or(at, |earlier| earlier.min(at)));
+    }
+
+    /// Until then a server has the orphans that it wants: it may listen here and there one after the other. What it does not
+    /// want is not kept from others.
+    pub(super) fn tidy_later(&mut self) {
+        let at = Instant::now() + swap::QUIET;
+        self.tidy_at = Some(at);
+        self.poll_by(at);
+    }
+
+    fn poll_pause(&self) -> Duration {
+        // With a thousand addresses a look takes its time, and what its server does meanwhile waits for it.
+        self.poll_every.max(self.poll_took).max(POLL_SWAP.min(self.poll_took * 3))
+    }
+
+    /// Looks at who listens, for all that waits for that.
+    pub(super) fn poll(&mut self) {
+        let (now, started) = (Instant::now(), cpu_time());
+        self.poll_at = None;
+        for (generation, speaker) in std::mem::take(&mut self.ups) {
+            self.said_up(generation, speaker);
+        }
+        for (of, id) in std::mem::take(&mut self.unreached) {
+            self.olds.remove(&id.0);
+            self.feed(of, swap::Event::OldLost(id));
+        }
+        self.look_at_lingering();
+        self.leftovers.retain_mut(|left| left.look(now));
+        if self.tidy_at.take_if(|at| *at <= now).is_some() {
+            self.dir.release_orphans();
+            // A server that was ending when this one looked for others has left its record: nobody else removes it.
+            if !self.dir.tidy() {
+                self.tidy_at = Some(now + TIDY_AGAIN);
+            }
+        }
+        // What could not be asked says nothing: not that nobody listens.
+        let Ok(sockets) = net::listeners() else {
+            self.poll_at = Some(now + POLL_SWAP);
+            // But whoever waits for the end of a server whose main process is gone does not wait for that.
+            let late = |live: &Live| live.ended.filter(|ended| ended.seen.elapsed() > UNCLEAR_FOR);
+            let gone: Vec<(GenId, u8)> =
+                self.live.iter().filter_map(|(id, live)| Some((*id, late(live)?.status))).collect();
+            for (generation, status) in gone {
+                self.server_is_gone(generation);
+                self.feed(generation, swap::Event::Exited(status));
+            }
+            for (&generation, live) in &mut self.live {
+                if let Some(left) = live.left_by.take_if(|left| left.is_over(now)) {
+                    self.pending.push_back((generation, swap::Event::ClaimerGone(left.claimer)));
+                }
+            }
+            return;
+        };
+        let (mut swapping, mut discovering) = (false, false);
+        let generations: Vec<GenId> = self.live.keys().copied().collect();
+        for generation in generations {
+            let Some(live) = self.live.get_mut(&generation) else { continue };
+            for own in &live.server.holds(&sockets.at_any(&live.watching)).unwrap_or_default() {
+                for address in live.watching.extract_if(.., |a| a.collides(own)) {
+                    self.pending.push_back((generation, swap::Event::Listens(address)));
+                }
+            }
+            for address in live.releasing.extract_if(.., |a| sockets.at(a).next().is_none()) {
+                self.pending.push_back((generation, swap::Event::Free(address)));
+            }
+            if live.discover_until.is_some_and(|until| until > now) {
+                discovering = true;
+                let _ = self.discover(generation, &sockets);
+            } else {
+                live.discover_until = None;
+            }
+            let Some(live) = self.live.get_mut(&generation) else { continue };
+            let left = left_alone(generation, live, &sockets, &mut self.pending);
+            if left {
+                self.decide_swap_of_dead(generation, &sockets);
+            }
+            let Some(live) = self.live.get_mut(&generation) else { continue };
+            let sharing = left | look_at_shared(generation, live, &sockets, &mut self.pending, self.run.probe);
+            swapping |= sharing || !live.watching.is_empty() || !live.releasing.is_empty() || live.ended.is_some();
+            if live.ended.is_some() {
+                self.look_for_rest(generation, &sockets);
+            }
+        }
+        swapping |= self.regain(now);
+        swapping |= !self.leftovers.is_empty();
+        let since = now.saturating_duration_since(self.poll_since);
+        // What an old server closes meanwhile has to be seen soon.
+        let steers = self.live.values().any(|live| live.sharing.has_olds());
+        let slowest = match () {
+            () if steers => POLL_SWAP.max(since / 100).min(POLL_STEERS),
+            () if swapping => POLL_SWAP.max(since / 100),
+            () => POLL_DISCOVER,
+        };
+        self.poll_every = (self.poll_every * 3 / 2).min(slowest);
+        self.poll_took = cpu_time().saturating_sub(started);
+        swapping |= !self.ups.is_empty();
+        self.poll_at = (swapping || discovering).then(|| Instant::now() + self.poll_pause());
+        let young = self.live.values().flat_map(|live| live.young_until()).min();
+        let lingers = self.olds.values().any(|old| old.lingers.is_some()).then(|| Instant::now() + LINGERS);
+        let lent = self.live.values().flat_map(|live| live.lent_until()).min();
+        [young, lingers, lent, self.tidy_at].into_iter().flatten().for_each(|at| self.poll_by(at));
+    }
+
+    /// Finds the listeners of a server that says nothing of them; `false` if they could not be looked at.
+    fn discover(&mut self, generation: GenId, sockets: &Listeners) -> bool {
+        let Some(live) = self.live.get_mut(&generation) else { return true };
+        let ephemeral = ephemeral_ports();
+        let fixed: Vec<TcpSocket> = sockets.all().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
+        let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
+        if !inodes.is_subset(&live.seen) {
+            // One that cannot be looked at now is looked at again.
+            let Ok(found) = live.server.holds(&fixed) else { return false };
+            self.pending.extend(found.into_iter().map(|address| (generation, swap::Event::Listens(address))));
+        }
+        live.seen = inodes;
+        true
+    }
+
+    /// The server says that it is up: what it listens on by now comes first.
+    pub(super) fn said_up(&mut self, generation: GenId, speaker: SpeakerId) {
+        let discovers = self.live.get(&generation).is_some_and(|live| live.discover_until.is_some());
+        if discovers && !net::listeners().is_ok_and(|sockets| self.discover(generation, &sockets)) {
+            // Else it would be up without an address.
+            self.ups.push((generation, speaker));
+            return self.poll_by(Instant::now() + POLL_SWAP);
+        }
+        self.feed(generation, swap::Event::Said(speaker, ServerWord::Up));
+    }
+
+    /// The server says that it has let go of an address. Where somebody waits to bind that the kernel has to
+    /// agree, now or at a later look.
+    pub(super) fn said_released(&mut self, generation: GenId, speaker: SpeakerId, address: Address) {
+        let is_asked_for = self.live.get(&generation).is_some_and(|live| live.machine.is_asked_for(&address));
+        let listens = |port| !net::listeners_at(port).is_ok_and(|sockets| sockets.at(&address).next().is_none());
+        match address {
+            Address::Tcp(_, port) if is_asked_for && listens(port) => self.poll_soon(),
+            _ => self.feed(generation, swap::Event::Said(speaker, ServerWord::Released(address))),
+        }
+    }
+
+    /// Registers again what a claimer had that is gone; `true` if one of them is still there.
+    fn regain(&mut self, now: Instant) -> bool {
+        let wanted: Vec<(GenId, Address, Instant)> = self
+            .live
+            .iter()
+            .flat_map(|(id, live)| live.regaining.iter().map(|(address, until)| (*id, address.clone(), *until)))
+            .collect();
+        if wanted.is_empty() {
+            return false;
+        }
+        // Somebody has the directory at this moment, as a rule not for long.
+        if !self.dir.hold() && wanted.iter().any(|(_, _, until)| *until + LOCK_PATIENCE > now) {
+            return true;
+        }
+        let mut waits = false;
+        for (generation, address, until) in wanted {
+            let done = self.register(generation, &address, &[]) || until <= now;
+            waits |= !done;
+            if let (true, Some(live)) = (done, self.live.get_mut(&generation)) {
+                live.regaining.remove(&address);
+            }
+        }
+        self.dir.release();
+        waits
+    }
+}
+
+/// Moves probes and drains a step on; `true` if there is more to come.
+pub(super) fn look_at_shared(
+    generation: GenId,
+    live: &mut Live,
+    listeners: &Listeners,
+    pending: &mut VecDeque<(GenId, swap::Event)>,
+    prove: bool,
+) -> bool {
+    live.follow_closed(generation, None, listeners, pending);
+    let server = &live.server;
+    let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
+    let unseen: Vec<&Address> = live.proving.iter().filter(|address| !live.sharing.has_joined(address)).collect();
+    for address in unseen {
+        // Nobody saw it listen.
+        if let Ok(held) = server.holds_of(&listeners.at_any([address])) {
+            live.sharing.found(&held);
+        }
+    }
+    let held = || {
+        let all: Vec<TcpSocket> = listeners.all().cloned().collect();
+        Some(server.holds_of(&all).ok()?.into_iter().map(|socket| socket.inode).collect())
+    };
+    live.sharing.look(listeners, prove, held, &fetch);
+    let complete = !live.settled;
+    for address in live.proving.extract_if(.., |a| live.sharing.is_proven(a, complete)) {
+        pending.push_back((generation, swap::Event::Accepts(address)));
+    }
+    for address in &live.proving {
+        let why = live.sharing.hindrance(address);
+        if why.is_some() && live.hindrances.get(address) != why.as_ref() {
+            pending.extend(why.clone().map(|why| (generation, swap::Event::Hindered(address.clone(), why))));
+            live.hindrances.extend(why.map(|why| (address.clone(), why)));
+        }
+    }
+    let now = Instant::now();
+    for young in live.young.extract_if(.., |young| young.until <= now) {
+        if listeners.at(&young.address).any(|s| s.inode == young.inode) {
+            pending.push_back((generation, swap::Event::Listens(young.address)));
+        }
+    }
+    for lent in live.lent.iter_mut().filter(|lent| lent.until <= now) {
+        // Whoever steers does not answer: our server must not wait for that.
+        lent.waiting.take().into_iter().for_each(|waiting| _ = listen_alone(waiting, true));
+    }
+    if live.drains && live.drain.is_none() {
+        // Said once. Until it can be watched it may be busy.
+        let _ = start_drain(live);
+    }
+    if let Some(drain) = &mut live.drain {
+        match drain.look(&live.server) {
+            Drained::Arriving => {}
+            Drained::Quiesced if !live.quiesced => {
+                live.quiesced = true;
+                pending.push_back((generation, swap::Event::Quiesced));
+            }
+            Drained::Quiesced => {}
+            Drained::Idle => pending.push_back((generation, swap::Event::Drained)),
+        }
+    }
+    !live.proving.is_empty() || live.drains || !live.sharing.is_empty()
+}
+
+/// What the main thread has computed so far: unlike the time that has passed, it does not count how busy the machine is.
+fn cpu_time() -> Duration {
+    let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
+    now.map_or(Duration::ZERO, Duration::from)
+}
+
+/// Ports that the kernel gives to who asks for any (ip(7)): listeners there do not count unless the
+/// server said READY for them.
+pub(super) fn ephemeral_ports() -> std::ops::RangeInclusive<u16> {
+    // Where it cannot be read at the moment: as it was.
+    static LAST: Mutex<(u16, u16)> = Mutex::new((32768, 60999));
+    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
+    let mut bounds = text.split_whitespace().filter_map(|n| n.parse().ok());
+    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
+    if let (Some(first), Some(end)) = (bounds.next(), bounds.next()) {
+        *last = (first, end);
+    }
+    last.0..=last.1
+}
+
+pub(super) fn is_fixed(address: &Address, ephemeral: &std::ops::RangeInclusive<u16>) -> bool {
+    matches!(address, Address::Tcp(_, port) if !ephemeral.contains(port))
+}

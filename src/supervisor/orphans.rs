@@ -1,0 +1,179 @@
+//! Servers that have lost their supervisor: they are taken over, and replaced by the same machine as any other.
+
+#![forbid(unsafe_code)]
+
+use super::Live;
+use super::OldTo;
+use super::Supervisor;
+use super::threads::GenId;
+use super::threads::Id;
+use super::threads::{self};
+use crate::address::Address;
+use crate::finder::Holder;
+use crate::finder::Registration;
+use crate::server::Server;
+use crate::share::Sharing;
+use crate::swap::ClaimerId;
+use crate::swap::Level;
+use crate::swap::OldId;
+use crate::swap::Order;
+use crate::swap::Settings;
+use crate::swap::{self};
+use crate::sys::net;
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::collections::VecDeque;
+
+/// Why an orphan is taken over.
+pub(super) enum Adopted {
+    /// A newer server is to replace it.
+    ToBeReplaced,
+    /// Its own swap was not made.
+    ToBeEnded,
+}
+
+impl Supervisor {
+    /// Takes an orphan over: it is replaced by the same machine as any other, under this supervisor. It
+    /// has what its pidfiles say, and those of the wanted addresses where it listens.
+    pub(super) fn adopt(
+        &mut self,
+        holder: &Holder,
+        lock: Registration,
+        wanted: &[Address],
+        why: Adopted,
+    ) -> Option<GenId> {
+        let server = Server::adopt(holder)?;
+        // What cannot be looked at now may be its: it is found again.
+        let mut named = self.dir.addresses().ok()?;
+        let is_its = |a: &&Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == holder.pid);
+        let held: BTreeSet<Address> = named.iter().filter(is_its).cloned().collect();
+        // Its successor may have taken its pidfiles already: of these too.
+        named.extend_from_slice(wanted);
+        let listeners = net::listeners().ok()?.at_any(&named);
+        let mut addresses = server.holds(&listeners).ok()?;
+        addresses.retain(|a| !held.iter().any(|held| held.collides(a)));
+        addresses.extend(held.iter().cloned());
+        let id = self.next_generation;
+        let pidfd = server.watch().ok()?;
+        let end = threads::end_of(self.events.clone(), id, holder.pid, pidfd).ok()?;
+        self.next_generation += 1;
+        let text = match why {
+            Adopted::ToBeReplaced => format!("server {} has lost its supervisor and is taken over", holder.pid),
+            Adopted::ToBeEnded => {
+                format!("server {} has lost its supervisor and is ended: it did not get to its switch", holder.pid)
+            }
+        };
+        self.log.say(Level::Notice, addresses.first(), &text);
+        let settings = Settings {
+            order: Order::Shared,
+            awaited: false,
+            ready_timeout: None,
+            kill_after: self.run.kill_after,
+            drain: self.run.drain,
+        };
+        let live = Live {
+            machine: swap::Generation::serving(settings, addresses),
+            server,
+            end: Some(end),
+            number: holder.generation,
+            number_is_guess: false,
+            registration: Some(lock),
+            replaced: holder.replaced.clone(),
+            sockets: None,
+            held,
+            regaining: BTreeMap::new(),
+            watching: BTreeSet::new(),
+            releasing: BTreeSet::new(),
+            discover_until: None,
+            seen: BTreeSet::new(),
+            calls: Vec::new(),
+            lent: VecDeque::new(),
+            handed_over: false,
+            young: Vec::new(),
+            programs: BTreeSet::new(),
+            programmed: BTreeSet::new(),
+            hindrances: BTreeMap::new(),
+            datagrams: holder.datagrams.clone(),
+            beside: Vec::new(),
+            sharing: Sharing::default(),
+            left_by: None,
+            succeeded: false,
+            unshared: false,
+            proving: BTreeSet::new(),
+            settled: false,
+            killed: false,
+            claimed: None,
+            gave_way: false,
+            drains: false,
+            drain: None,
+            quiesced: false,
+            was_up: true,
+            ended: None,
+            name: None,
+            status_text: String::new(),
+        };
+        self.live.insert(id, live);
+        Some(id)
+    }
+
+    /// The supervisor of an old server does not speak to us any more. What counts is when the lock of
+    /// the server's record is free. `false` if there is no such server.
+    pub(super) fn follow_orphan(&mut self, id: Id) -> bool {
+        let Some(old) = self.olds.get(&id) else { return false };
+        let pid = old.server.0;
+        self.dir.try_clone().and_then(|dir| threads::release(self.events.clone(), id, pid, dir)).is_ok()
+    }
+
+    /// An old server has a supervisor that does not speak to us. One of which nothing was asked is looked for
+    /// again; the other does what it was asked for, and is waited for. Whoever took an orphan over is not.
+    pub(super) fn hung_up(&mut self, id: Id) {
+        let Some(old) = self.olds.get(&id) else { return };
+        let (of, pid) = (old.of, old.server.0);
+        let waited_for = old.told && !old.orphaned;
+        let waits = |dir| threads::release_for_sure(self.events.clone(), id, pid, dir);
+        if !(waited_for && self.dir.try_clone().and_then(waits).is_ok()) {
+            self.olds.remove(&id);
+            self.feed(of, swap::Event::OldLost(OldId(id)));
+        }
+    }
+
+    pub(super) fn orphaned(&mut self, id: Id) {
+        let Some(old) = self.olds.get(&id) else { return };
+        let (of, pid) = (old.of, old.server.0);
+        if !old.locked {
+            self.olds.remove(&id);
+            return self.feed(of, swap::Event::OldLost(OldId(id)));
+        }
+        // Its end is known.
+        if old.lingers.is_some() {
+            return;
+        }
+        // The lock is ours: the swap goes on with its server.
+        let found = self.dir.find(pid);
+        // Somebody only looks at it, or has taken it over: time will tell.
+        if found.as_ref().is_some_and(|holder| holder.orphan.is_none()) && self.follow_orphan(id) {
+            if let Some(old) = self.olds.get_mut(&id) {
+                old.orphaned = true;
+            }
+            return;
+        }
+        // Taken over by somebody else, its end is theirs.
+        let lives = found.is_some();
+        let adopted = found.and_then(|mut holder| {
+            let lock = holder.orphan.take()?;
+            let taken = self.live.get(&of)?.machine.addresses();
+            self.adopt(&holder, lock, &taken, Adopted::ToBeReplaced)
+        });
+        match (adopted, self.olds.get_mut(&id)) {
+            (Some(generation), Some(old)) => {
+                old.to = OldTo::Local(generation);
+                self.feed(generation, swap::Event::Claim(ClaimerId(id)));
+            }
+            _ => {
+                self.olds.remove(&id);
+                let event = if lives { swap::Event::OldLost(OldId(id)) } else { swap::Event::OldGone(OldId(id)) };
+                self.feed(of, event);
+            }
+        }
+    }
+}

@@ -1,0 +1,212 @@
+//! Starting a server: its control and notify sockets, its record, the thread that sees its calls.
+
+#![forbid(unsafe_code)]
+
+use super::Conn;
+use super::Live;
+use super::OWN;
+use super::Sockets;
+use super::Supervisor;
+use super::looks::POLL_SWAP;
+use super::peers::Role;
+use super::threads::Link;
+use super::threads::NotifySocket;
+use super::threads::{self};
+use super::watching;
+use crate::error::Error;
+use crate::error::Result;
+use crate::family::Jobs;
+use crate::finder::Entry;
+use crate::server::Server;
+use crate::server::Surroundings;
+use crate::share::Sharing;
+use crate::swap::Level;
+use crate::swap::Order;
+use crate::swap::Settings;
+use crate::swap::{self};
+use crate::sys::process::Pid;
+use nix::sys::signal::Signal;
+use nix::sys::stat::Mode;
+use nix::sys::stat::umask;
+use std::collections::BTreeMap;
+use std::collections::BTreeSet;
+use std::collections::VecDeque;
+use std::io;
+use std::os::unix::fs::FileTypeExt;
+use std::os::unix::net::UnixDatagram;
+use std::os::unix::net::UnixListener;
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::atomic::AtomicBool;
+use std::time::Duration;
+use std::time::Instant;
+
+/// How long the listeners of a server that says nothing are looked for.
+const DISCOVER_FOR: Duration = Duration::from_secs(60);
+
+impl Supervisor {
+    /// Starts the server. `awaited`: somebody waits for the swap.
+    pub(super) fn start_server(&mut self, awaited: bool) -> Result<()> {
+        let id = OWN;
+        let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let number = self.dir.next_generation(&command);
+        let failed = |e: io::Error| Error::unable("open the control channel", e, "nothing was started");
+        let names = ["sock", "notify"].map(|kind| format!("{}-{id}.{kind}", Pid::own()));
+        let [socket, notify] = names.clone().map(|name| self.dir.path().join(name));
+        let (ours, theirs) = UnixStream::pair().map_err(failed)?;
+        let (listener, datagrams) = open_sockets(&socket, &notify).map_err(failed)?;
+        let around = Surroundings {
+            control: theirs,
+            socket: &socket,
+            notify: &notify,
+            household: &self.household,
+            generation: number,
+            on_terminal: self.on_terminal,
+            hup_ignored: self.hup_ignored,
+            detached: self.run.detach,
+            watched: !self.run.plain,
+        };
+        let server = Server::spawn(&self.run, around).inspect_err(|_| {
+            for path in [&socket, &notify] {
+                let _ = std::fs::remove_file(path);
+            }
+        })?;
+        let mark = socket.to_string_lossy().into_owned();
+        let (pid, start) = (server.pid, server.start);
+        let entry = Entry {
+            pid,
+            start,
+            generation: number,
+            socket: &names[0],
+            command: &command,
+            replaced: &[],
+            datagrams: &[],
+        };
+        let registration = self.dir.register(&entry).map_err(|why| {
+            server.signal_all(Signal::SIGKILL, Jobs::Ended);
+            for path in [&socket, &notify] {
+                let _ = std::fs::remove_file(path);
+            }
+            Error::unable("write its record", why, "the new server is killed; the old one, if any, still serves")
+        })?;
+        let watch = match &server.watch {
+            Some(Ok(watch)) => Some(watch.clone()),
+            Some(Err(why)) => {
+                let text = format!("the port cannot be shared: {why} (swaps run in plain order)");
+                self.log.say(Level::Warning, None, &text);
+                None
+            }
+            None => None,
+        };
+        let settings = Settings {
+            order: if watch.is_some() { Order::Shared } else { Order::Plain },
+            drain: self.run.drain,
+            awaited,
+            ready_timeout: self.run.ready_timeout,
+            kill_after: self.run.kill_after,
+        };
+        let (machine, effects) = swap::Generation::new(settings);
+        let (listener, control, ours) = (Arc::new(listener), threads::next_id(), Link::new(ours));
+        let notify = Arc::new(NotifySocket { socket: datagrams, closed: AtomicBool::new(false) });
+        self.conns.insert(control, Conn::ours(ours.clone(), Role::Server(id)));
+        let started = threads::lines(self.events.clone(), control, ours)
+            .and_then(|()| threads::accept(self.events.clone(), id, listener.clone()))
+            .and_then(|()| threads::notifications(self.events.clone(), id, notify.clone()))
+            .and_then(|()| {
+                let Some(watch) = watch else { return Ok(()) };
+                watch.facts.tell(pid, false);
+                watching::watch(self.events.clone(), id, watch, mark, self.dir.try_clone()?)
+            });
+        self.log.say(Level::Detail, None, &format!("server {} started (generation {number})", server.pid));
+        self.live.insert(
+            id,
+            Live {
+                machine,
+                server,
+                end: None,
+                number,
+                number_is_guess: true,
+                registration: Some(registration),
+                replaced: Vec::new(),
+                sockets: Some(Sockets { control, listener, notify, names }),
+                held: BTreeSet::new(),
+                regaining: BTreeMap::new(),
+                watching: BTreeSet::new(),
+                releasing: BTreeSet::new(),
+                discover_until: Some(Instant::now() + DISCOVER_FOR),
+                seen: BTreeSet::new(),
+                calls: Vec::new(),
+                lent: VecDeque::new(),
+                handed_over: false,
+                young: Vec::new(),
+                programs: BTreeSet::new(),
+                programmed: BTreeSet::new(),
+                hindrances: BTreeMap::new(),
+                datagrams: Vec::new(),
+                beside: Vec::new(),
+                sharing: Sharing::default(),
+                left_by: None,
+                succeeded: false,
+                unshared: false,
+                proving: BTreeSet::new(),
+                settled: false,
+                killed: false,
+                claimed: None,
+                gave_way: false,
+                drains: false,
+                drain: None,
+                quiesced: false,
+                was_up: false,
+                ended: None,
+                name: None,
+                status_text: String::new(),
+            },
+        );
+        if let Err(e) = started {
+            // Without its threads the server cannot be heard: it goes the way of one that failed.
+            self.log.say(Level::Error, None, &format!("unable to start a thread: {e} (the new server is killed)"));
+            self.live[&id].server.signal_all(Signal::SIGKILL, Jobs::Ended);
+        }
+        for effect in effects {
+            self.carry_out(id, effect);
+        }
+        if self.live.get(&id).is_some_and(|live| live.watch().is_some()) {
+            // Its calls tell when it listens: only what it was handed has to be looked for.
+            self.poll_every = POLL_SWAP;
+            self.poll_by(Instant::now() + POLL_SWAP);
+        } else {
+            self.poll_soon();
+        }
+        Ok(())
+    }
+}
+
+/// Sockets that only this user can connect to, from the moment they are there.
+fn open_sockets(control: &Path, notify: &Path) -> io::Result<(UnixListener, UnixDatagram)> {
+    let before = umask(Mode::from_bits_truncate(0o177));
+    let opened = bind(control, UnixListener::bind).and_then(|listener| {
+        let datagrams = bind(notify, UnixDatagram::bind).inspect_err(|_| drop(std::fs::remove_file(control)))?;
+        Ok((listener, datagrams))
+    });
+    umask(before);
+    opened
+}
+
+/// Binds one, in the place of that of a dead supervisor with our pid: process 1 of a container always has it.
+fn bind<'a, S>(path: &'a Path, bind: impl Fn(&'a Path) -> io::Result<S>) -> io::Result<S> {
+    match bind(path) {
+        Err(e) if e.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {
+            std::fs::remove_file(path)?;
+            bind(path)
+        }
+        bound => bound,
+    }
+}
+
+/// Whether it is a socket that nobody has. To connect to it by datagrams never waits, whatever its kind.
+fn is_left_behind(path: &Path) -> bool {
+    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|file| file.file_type().is_socket());
+    let connected = UnixDatagram::unbound().and_then(|socket| socket.connect(path));
+    is_socket && connected.is_err_and(|e| e.kind() == io::ErrorKind::ConnectionRefused)
+}
