@@ -246,7 +246,7 @@ impl Supervisor {
             self.dir.release_orphans();
             if self.in_charge.is_none() {
                 self.status = status;
-                self.find_heir();
+                self.find_heir(0);
             }
         }
         let jobs = live.jobs();

@@ -158,18 +158,21 @@ impl Supervisor {
                 };
                 self.reload_failed(&copy.waiters, end, why);
             }
-            if self.in_charge == Some(line) {
-                self.status = end;
-                self.find_heir();
+            let succeeds = self.stopping && copy.progress != Progress::Starting && Some(line) > self.in_charge;
+            if succeeds || self.in_charge == Some(line) {
+                (self.status, self.in_charge) = (end, Some(line));
+                self.find_heir(line);
             }
         }
     }
 
-    /// Whoever was in charge has ended: the youngest that is left is.
-    pub(super) fn find_heir(&mut self) {
-        if let (false, Some(&heir)) = (self.stopping, self.copies.keys().next_back()) {
-            self.in_charge = Some(heir);
-        }
+    /// Whoever was in charge has ended: the youngest of those that came after it is. While all are told to stop, only one
+    /// that has taken its place: it may not have said yet that its swap is done.
+    pub(super) fn find_heir(&mut self, ended: Id) {
+        let inherits = |copy: &Child| !self.stopping || copy.progress != Progress::Starting;
+        let mut younger = self.copies.range(ended..);
+        let heir = younger.rfind(|(_, copy)| inherits(copy)).map(|(line, _)| *line);
+        self.in_charge = heir.or(self.in_charge);
         if self.copies.is_empty() && !self.live.contains_key(&OWN) {
             let waiters = self.reload.take().unwrap_or_default();
             self.tell_waiters(&waiters, &HolderWord::Failed(status::FAILED, "the server is gone".into()));
