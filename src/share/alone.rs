@@ -1,0 +1,42 @@
+//! A server that nothing is proven of steers its own ports: to whoever takes over, or to itself again.
+
+#![forbid(unsafe_code)]
+
+use super::{Block, Sharing, group::Group};
+use crate::sys::net::Listeners;
+use crate::sys::steer::{Program, Range, Socket};
+use std::io;
+
+fn alone(sockets: Vec<Socket>) -> io::Result<Sharing> {
+    Sharing::of(None, vec![Block { sockets, serves: true }])
+}
+
+/// New connections go to whoever listens beside these sockets, which joined last and are all that a server has there.
+pub fn steer_away(sockets: Vec<Socket>, listeners: &Listeners) -> io::Result<()> {
+    for group in alone(sockets)?.groups() {
+        let others = group.strangers(listeners) as u32;
+        if let (1.., Some(socket)) = (others, group.olds().next()) {
+            socket.steer(&Program::new(&[Range { first: 0, count: others }], &[]))?;
+        }
+    }
+    Ok(())
+}
+
+/// Takes off what steers and filters these sockets, all that a server has at their places. `false`, and all stays
+/// steered, if somebody else listens there too: their claimer has gone away, and its server may come only now.
+pub fn serve_alone(sockets: Vec<Socket>) -> io::Result<bool> {
+    let mut sharing = alone(sockets)?;
+    if !sharing.is_known()? {
+        return Ok(false);
+    }
+    for socket in sharing.groups().flat_map(Group::olds) {
+        let _ = socket.accept_newcomers();
+        let _ = socket.release();
+    }
+    // Who came at this very moment has joined behind them, and not proven itself.
+    let alone = sharing.is_known();
+    if !matches!(alone, Ok(true)) {
+        sharing.groups_mut().for_each(|group| drop(group.steer(&|_| Vec::new())));
+    }
+    alone
+}

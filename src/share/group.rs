@@ -1,0 +1,211 @@
+//! The sockets of one place: whose they are, who gets the connections, and the program that tells the kernel.
+
+#![forbid(unsafe_code)]
+
+use super::member::{Handle, Member, Proof, Side};
+use crate::members::Members;
+use crate::place::Place;
+use crate::sys::net::Listeners;
+use crate::sys::steer::{OwnProgram, Program, Range, Socket};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+
+/// How to get hold of listeners of the new server by their inodes.
+pub(super) type Fetch<'a> = &'a dyn Fn(&BTreeSet<u32>) -> Vec<Socket>;
+
+/// Who gets the connections of a group.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Stage {
+    /// The old sockets.
+    Before,
+    /// The new ones.
+    Switched,
+}
+
+/// The sockets of one place.
+#[derive(Debug)]
+pub(super) struct Group {
+    /// The number of the old server; `None` where only the new one is: nothing is steered there, but the new one has to
+    /// prove itself all the same.
+    pub old: Option<u64>,
+    pub place: Place,
+    pub members: Members<Member>,
+    pub stage: Stage,
+    /// The new server has listened here, be it that it has closed its sockets since.
+    pub joined: bool,
+    /// All members have joined by our hand: their order is known.
+    pub in_order: bool,
+    /// A program of ours is on the group.
+    pub steered: bool,
+    /// What the new server steers it by, once it is its own.
+    pub own: Option<OwnProgram>,
+    /// Why probes do not get to a new server that may well accept: nothing that it has done.
+    pub unreachable: Option<String>,
+    /// Clients are kept away from the new sockets until they are proven: an old server has what they would take from
+    /// it at once, at another place of the same port.
+    pub guarded: bool,
+}
+
+impl Group {
+    pub(super) fn new(old: Option<u64>, place: Place) -> Group {
+        Group {
+            old,
+            place,
+            members: Members::default(),
+            stage: Stage::Before,
+            joined: false,
+            in_order: true,
+            steered: false,
+            own: None,
+            unreachable: None,
+            guarded: false,
+        }
+    }
+
+    /// A socket of the old server has joined. `serves`: it gets connections until the switch.
+    pub(super) fn add_old(&mut self, socket: Socket, serves: bool) -> io::Result<()> {
+        let inode = socket.inode()?;
+        self.members.join(Member { inode, side: Side::Old(Handle { socket, serves, seen: None, closed: None }) });
+        self.members.iter_mut().filter_map(Member::proof_mut).for_each(Proof::begin_anew);
+        Ok(())
+    }
+
+    /// A socket of the new server has joined; `false` if it had before. Several processes may listen on one socket.
+    pub(super) fn add_new(&mut self, inode: u32, proof: Proof) -> bool {
+        let joins = self.members.iter().all(|member| member.inode != inode);
+        if joins {
+            self.members.join(Member { inode, side: Side::New(proof) });
+        }
+        joins
+    }
+
+    /// The sockets of the old server that we keep open.
+    pub(super) fn olds(&self) -> impl Iterator<Item = &Socket> {
+        self.members.iter().filter_map(Member::handle).map(|handle| &handle.socket)
+    }
+
+    /// Inodes of the old sockets, of those as well that the kernel is about to close.
+    pub(super) fn kept(&self) -> Vec<u32> {
+        self.members.iter().filter(|member| !member.is_new()).map(|member| member.inode).collect()
+    }
+
+    pub(super) fn inodes_of_news(&self) -> BTreeSet<u32> {
+        self.members.iter().filter(|member| member.is_new()).map(|member| member.inode).collect()
+    }
+
+    pub(super) fn proofs(&self) -> impl Iterator<Item = &Proof> {
+        self.members.iter().filter_map(Member::proof)
+    }
+
+    pub(super) fn has_news(&self) -> bool {
+        self.proofs().next().is_some()
+    }
+
+    pub(super) fn has_olds(&self) -> bool {
+        self.olds().next().is_some()
+    }
+
+    /// Who gets the connections, at every moment of a swap. Where nobody is left to whom they belong, whoever is there.
+    pub(super) fn receives(&self) -> Vec<Range> {
+        let ranges = |of: fn(&Member) -> bool| self.members.ranges(of);
+        let (serving, olds, news) = (ranges(Member::serves), ranges(|m| !m.is_new()), ranges(Member::is_new));
+        let order = match self.stage {
+            Stage::Before => [serving, olds, news],
+            Stage::Switched => [news, serving, olds],
+        };
+        order.into_iter().find(|ranges| !ranges.is_empty()).unwrap_or_default()
+    }
+
+    /// The program that the group needs now.
+    pub(super) fn program(&self) -> Program {
+        let mut probes = Vec::new();
+        for (index, member) in (0u32..).zip(self.members.iter()) {
+            if let Some(Proof::Begun(probe) | Proof::Probing(probe, _)) = member.proof() {
+                probes.push((probe, index));
+            }
+        }
+        Program::new(&self.receives(), &probes)
+    }
+
+    /// Puts the program on the group: through a socket of the old server, or of the new one.
+    pub(super) fn steer(&mut self, fetch: Fetch<'_>) -> io::Result<()> {
+        let program = self.program();
+        if let Some(old) = self.olds().find(|old| old.listens()) {
+            old.steer(&program)?;
+        } else {
+            // A single socket needs no steering, and an unknown order allows none.
+            if !self.in_order || self.members.len() < 2 && !self.steered || !self.has_news() {
+                return Ok(());
+            }
+            match fetch(&self.inodes_of_news()).first() {
+                Some(own) => own.steer(&program)?,
+                // It has become a process at which we may not look.
+                None => Socket::visit(&self.place, |visitor| visitor.steer(&program))?,
+            }
+        }
+        self.steered = true;
+        Ok(())
+    }
+
+    /// Inodes of all that listens at the place.
+    pub(super) fn listening(&self, listeners: &Listeners) -> BTreeSet<u32> {
+        listeners.at_place(&self.place).map(|s| s.inode).collect()
+    }
+
+    /// How many members there are that we do not know: as long as there are any, an index may mean another member.
+    pub(super) fn strangers(&self, listeners: &Listeners) -> usize {
+        let is_known = |inode: u32| self.members.iter().any(|member| member.inode == inode);
+        listeners.at_place(&self.place).filter(|s| !is_known(s.inode)).count()
+    }
+
+    /// From here new connections go to the new server.
+    pub(super) fn switch(&mut self, fetch: Fetch<'_>) -> io::Result<()> {
+        self.unguard(fetch)?;
+        self.stage = Stage::Switched;
+        self.steer(fetch)
+    }
+
+    /// Lets clients through to the new sockets. An error where these cannot be had.
+    pub(super) fn unguard(&mut self, fetch: Fetch<'_>) -> io::Result<()> {
+        if self.guarded {
+            let own = fetch(&self.inodes_of_news());
+            own.iter().try_for_each(Socket::accept_newcomers)?;
+            if own.len() < self.inodes_of_news().len() {
+                return Err(io::ErrorKind::PermissionDenied.into());
+            }
+            self.guarded = false;
+        }
+        Ok(())
+    }
+
+    /// Lets the old sockets go, and the group be as if there had never been any. When a member leaves, the last one takes
+    /// its index, and an index past the end falls back to the whole group. `own`: the new sockets, as far as they can be
+    /// had. `false` if that cannot be done now, or clients are kept away from the new sockets.
+    pub(super) fn leave_to_new(&mut self, own: &BTreeMap<u32, Socket>) -> bool {
+        let restore = |socket: &Socket| self.own.as_ref().map_or_else(|| socket.release(), |own| socket.steer_by(own));
+        let restored = match self.inodes_of_news().iter().find_map(|inode| own.get(inode)) {
+            Some(socket) => restore(socket),
+            // It has become a process at which we may not look.
+            None if self.steered && self.has_news() => Socket::visit(&self.place, restore),
+            None => Ok(()),
+        };
+        self.steered &= restored.is_err();
+        let _ = self.unguard(&|inodes| inodes.iter().filter_map(|inode| own.get(inode)?.try_clone().ok()).collect());
+        !(self.guarded || self.steered)
+    }
+
+    /// The old server serves as it did before.
+    pub(super) fn leave_to_old(mut self, listeners: Option<&Listeners>) {
+        self.stage = Stage::Before;
+        // Those that are not closed yet get nothing.
+        let listening = listeners.map(|listeners| self.listening(listeners));
+        let is_left = |inode: u32| listening.as_ref().is_none_or(|listening| listening.contains(&inode));
+        self.members.leave_all(|member| !member.is_new() || is_left(member.inode));
+        let Some(old) = self.olds().next() else { return };
+        let _ = old.steer(&self.program());
+        self.olds().for_each(|old| drop(old.accept_newcomers()));
+        if self.members.iter().all(Member::serves) && listeners.is_some_and(|all| self.strangers(all) == 0) {
+            let _ = old.release();
+        }
+    }
+}

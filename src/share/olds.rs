@@ -1,0 +1,158 @@
+//! The listeners of old servers, which we keep open: how they are taken over, and when we let go of them.
+
+#![forbid(unsafe_code)]
+
+use super::group::{Fetch, Group};
+use super::member::{Member, REOPENS_WITHIN, Side};
+use super::{Block, Sharing};
+use crate::procfs::{self, Held, Holders};
+use crate::sys::net::{self, Listeners};
+use crate::sys::steer::Socket;
+use std::collections::BTreeSet;
+use std::io;
+use std::time::{Duration, Instant};
+
+/// How long after a look at all processes in vain the next one is taken.
+const BLIND_FOR: Duration = Duration::from_millis(500);
+
+impl Sharing {
+    /// Adds the sockets of an old server, under its number; with those of another, older ones first, where a dead
+    /// supervisor has left two that share their ports. The error says why they cannot be shared; nothing is held then.
+    /// `since`: when the older of them started.
+    pub fn add_old(&mut self, old: u64, since: u64, blocks: Vec<Block>) -> Result<(), String> {
+        let failed = |e: io::Error| crate::error::reason(&e);
+        let sockets = || blocks.iter().flat_map(|block| &block.sockets);
+        if sockets().next().is_none() || !sockets().all(Socket::shares) {
+            return Err("the old server does not share its port".into());
+        }
+        let mut added = Sharing::of(Some(old), blocks).map_err(failed)?;
+        let is_taken = |group: &Group| self.groups_at(group.place.address.port()).any(|g| g.place == group.place);
+        if !added.is_known().map_err(failed)? || added.groups().any(is_taken) {
+            return Err("a stranger listens on the same port".into());
+        }
+        added.groups_mut().try_for_each(|group| group.steer(&|_| Vec::new())).map_err(failed)?;
+        self.since = if self.has_olds() { self.since.min(since) } else { since };
+        added.groups.into_iter().for_each(|(port, groups)| self.at_port(port).extend(groups));
+        Ok(())
+    }
+
+    /// A listener that the old server opens while it is being replaced joins by our hand: its index is known.
+    pub fn join_old(&mut self, old: u64, socket: Socket, backlog: i32, fetch: Fetch<'_>) -> io::Result<()> {
+        let place = socket.place()?;
+        let listeners = net::listeners_at(place.address.port())?;
+        let group = self.at(place, Some(old));
+        group.catch_up(&listeners, fetch);
+        socket.share()?;
+        let _ = group.steer(fetch);
+        if let Err(e) = socket.listen(backlog) {
+            self.keep(|group| !group.members.is_empty() || group.joined);
+            return Err(e);
+        }
+        group.old.get_or_insert(old);
+        group.add_old(socket, true)?;
+        // What cannot be steered now is steered at the next look.
+        let _ = group.steer(fetch);
+        // As a rule it is in the place of one that was closed.
+        self.follow_olds(&listeners, fetch);
+        Ok(())
+    }
+
+    /// Whether listeners of old servers are kept open.
+    pub fn has_olds(&self) -> bool {
+        self.groups().any(Group::has_olds)
+    }
+
+    /// Inodes of the listeners of old servers that we keep open.
+    pub fn kept(&self) -> impl Iterator<Item = u32> {
+        self.groups().flat_map(Group::kept)
+    }
+
+    /// Whether these are among the sockets of old servers already.
+    pub fn has(&self, sockets: &[Socket]) -> bool {
+        let kept: BTreeSet<u32> = self.kept().collect();
+        !sockets.is_empty() && sockets.iter().all(|socket| socket.inode().is_ok_and(|inode| kept.contains(&inode)))
+    }
+
+    /// Lets go of what old servers have closed: nobody may be sent to a socket that only we hold.
+    pub(super) fn follow_olds(&mut self, listeners: &Listeners, fetch: Fetch<'_>) {
+        let (mut suspects, mut shut) = (BTreeSet::new(), false);
+        let listening: BTreeSet<u32> = listeners.all().map(|s| s.inode).collect();
+        for Member { inode, side } in self.groups_mut().flat_map(|group| group.members.iter_mut()) {
+            let Side::Old(handle) = side else { continue };
+            if !listening.contains(inode) && !handle.socket.listens() {
+                // By shutdown(2): it is open, and no member any more.
+                (handle.seen, handle.closed) = (None, Some(Instant::now() - REOPENS_WITHIN));
+                shut = true;
+            } else if !handle.seen.as_ref().is_some_and(|held| held.is_still(*inode)) {
+                suspects.insert(*inode);
+            }
+        }
+        if shut {
+            self.groups_mut().for_each(|group| group.drop_closed(fetch));
+        }
+        if suspects.is_empty() || self.blind_until.is_some_and(|until| until > Instant::now()) {
+            return;
+        }
+        let Ok(Holders { held, may_be_more }) = procfs::holders(&suspects, self.since) else { return };
+        // What cannot be seen may be open.
+        if may_be_more && held.len() < suspects.len() {
+            self.blind_until = Some(Instant::now() + BLIND_FOR);
+        }
+        for group in self.groups_mut() {
+            for Member { inode, side } in group.members.iter_mut().filter(|member| suspects.contains(&member.inode)) {
+                let Side::Old(handle) = side else { continue };
+                match (held.get(inode), &handle.seen) {
+                    (Some(held), _) => (handle.seen, handle.closed) = (Some(*held), None),
+                    // Its files are closed after it has shown the last of them.
+                    (None, Some(seen)) if procfs::is_ending(seen.pid) => {}
+                    (None, _) if may_be_more => {}
+                    (None, _) => _ = handle.closed.get_or_insert_with(Instant::now),
+                }
+            }
+            group.drop_closed(fetch);
+        }
+    }
+
+    /// Who holds a listener of this old server besides us; `None` if nobody does, as far as can be seen.
+    pub fn holder_of(&self, old: u64) -> Option<Held> {
+        let inodes: BTreeSet<u32> = self.groups().filter(|g| g.old == Some(old)).flat_map(Group::kept).collect();
+        inodes.first()?;
+        // What cannot be seen is closed with our own handles, as a rule.
+        procfs::holders(&inodes, self.since).ok()?.held.into_values().next()
+    }
+
+    /// This old server is gone, and nobody holds its listeners: lets go of them. Whether the kernel has closed them.
+    pub fn drop_olds(&mut self, old: u64, fetch: Fetch<'_>) -> bool {
+        for group in self.groups_mut().filter(|group| group.old == Some(old)) {
+            if group.proofs().count() < group.olds().count() {
+                // For a moment the index may name an old socket: whoever meets it tries again.
+                group.olds().for_each(|old| drop(old.refuse_newcomers(None)));
+            }
+            group.drop_all(group.kept(), fetch);
+        }
+        // One look for all: a server may have a thousand.
+        let listeners = net::listeners().ok();
+        self.groups_mut().filter(|group| group.old == Some(old)).fold(true, |closed, group| {
+            listeners.iter().for_each(|listeners| group.reap(listeners, fetch));
+            closed && group.kept().is_empty()
+        })
+    }
+
+    /// The old servers have ended before the new one has proven itself, which is alone now.
+    pub fn forget_olds(&mut self, fetch: Fetch<'_>) {
+        for group in self.groups_mut().filter(|group| group.old.is_some()) {
+            group.drop_all(group.kept(), fetch);
+            group.reap_now(fetch);
+            group.old = None;
+        }
+    }
+
+    /// This old server stays: nothing is wanted of it any more.
+    pub fn let_go(&mut self, old: u64) {
+        let listeners = net::listeners().ok();
+        for groups in self.groups.values_mut() {
+            groups.extract_if(.., |g| g.old == Some(old)).for_each(|group| group.leave_to_old(listeners.as_ref()));
+        }
+        self.groups.retain(|_, groups| !groups.is_empty());
+    }
+}
