@@ -2,25 +2,16 @@
 
 #![forbid(unsafe_code)]
 
-use super::Live;
-use super::Old;
-use super::OldTo;
-use super::Supervisor;
-use super::threads::GenId;
-use super::threads::Id;
+use super::threads::{GenId, Id};
+use super::{Live, Old, OldTo, Supervisor};
 use crate::address::Address;
 use crate::protocol::HolderWord;
 use crate::share::Block;
-use crate::swap::ClaimerId;
-use crate::swap::OldId;
-use crate::swap::{self};
+use crate::swap::{self, ClaimerId, OldId};
 use crate::sys::socket::FILES_MAX;
 use crate::sys::steer::Socket;
 use std::collections::BTreeSet;
-use std::os::fd::AsFd;
-use std::os::fd::AsRawFd;
-use std::os::fd::OwnedFd;
-use std::os::fd::RawFd;
+use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 impl Supervisor {
     /// Listeners of an old server came from its supervisor.

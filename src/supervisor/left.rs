@@ -3,28 +3,20 @@
 
 #![forbid(unsafe_code)]
 
-use super::Left;
-use super::Live;
-use super::Supervisor;
-use super::Wait;
 use super::orphans::Adopted;
 use super::processes::UNCLEAR_FOR;
 use super::sharing::listen_alone;
-use super::threads::GenId;
-use super::threads::{self};
+use super::threads::{self, GenId};
+use super::{Left, Live, Supervisor, Wait};
 use crate::address::Address;
 use crate::finder::Holder;
 use crate::procfs::Snapshot;
 use crate::server::Server;
-use crate::share::{self};
-use crate::swap::ClaimerId;
-use crate::swap::Level;
-use crate::swap::{self};
-use crate::sys::net::Listeners;
-use crate::sys::net::{self};
+use crate::share;
+use crate::swap::{self, ClaimerId, Level};
+use crate::sys::net::{self, Listeners};
 use crate::sys::process::Pid;
-use std::collections::BTreeSet;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 impl Supervisor {

@@ -3,18 +3,15 @@
 
 #![forbid(unsafe_code)]
 
-use super::Live;
-use super::Supervisor;
 use super::held::Waiting;
 use super::sharing::sockets;
-use super::threads::GenId;
-use super::threads::Id;
+use super::threads::{GenId, Id};
+use super::{Live, Supervisor};
 use crate::protocol::PeerWord;
 use crate::swap::ClaimerId;
 use crate::sys::steer::Socket;
 use nix::errno::Errno;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How long the supervisor of a new server may take to let a listener of the old one join.
 pub(super) const JOINS_WITHIN: Duration = Duration::from_secs(1);

@@ -4,10 +4,8 @@
 #![forbid(unsafe_code)]
 
 use super::left::left_alone;
-use super::sharing::listen_alone;
-use super::sharing::sockets;
-use super::switching::LINGERS;
-use super::switching::start_drain;
+use super::sharing::{listen_alone, sockets};
+use super::switching::{LINGERS, start_drain};
 
 use super::Live;
 use super::Supervisor;

@@ -2,21 +2,14 @@
 
 #![forbid(unsafe_code)]
 
-use super::Old;
-use super::OldTo;
-use super::Supervisor;
 use super::looks::POLL_SWAP;
 use super::orphans::Adopted;
-use super::threads::GenId;
-use super::threads::Id;
-use super::threads::{self};
+use super::threads::{self, GenId, Id};
+use super::{Old, OldTo, Supervisor};
 use crate::address::Address;
 use crate::finder::Holder;
-use crate::protocol::HolderWord;
-use crate::protocol::PeerWord;
-use crate::swap::ClaimerId;
-use crate::swap::Event;
-use crate::swap::OldId;
+use crate::protocol::{HolderWord, PeerWord};
+use crate::swap::{ClaimerId, Event, OldId};
 use std::time::Instant;
 
 impl Supervisor {

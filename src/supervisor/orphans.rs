@@ -2,27 +2,15 @@
 
 #![forbid(unsafe_code)]
 
-use super::Live;
-use super::OldTo;
-use super::Supervisor;
-use super::threads::GenId;
-use super::threads::Id;
-use super::threads::{self};
+use super::threads::{self, GenId, Id};
+use super::{Live, OldTo, Supervisor};
 use crate::address::Address;
-use crate::finder::Holder;
-use crate::finder::Registration;
+use crate::finder::{Holder, Registration};
 use crate::server::Server;
 use crate::share::Sharing;
-use crate::swap::ClaimerId;
-use crate::swap::Level;
-use crate::swap::OldId;
-use crate::swap::Order;
-use crate::swap::Settings;
-use crate::swap::{self};
+use crate::swap::{self, ClaimerId, Level, OldId, Order, Settings};
 use crate::sys::net;
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 /// Why an orphan is taken over.
 pub(super) enum Adopted {

@@ -2,45 +2,27 @@
 
 #![forbid(unsafe_code)]
 
-use super::Conn;
-use super::Live;
-use super::OWN;
-use super::Sockets;
-use super::Supervisor;
 use super::looks::POLL_SWAP;
 use super::peers::Role;
-use super::threads::Link;
-use super::threads::NotifySocket;
-use super::threads::{self};
-use super::watching;
-use crate::error::Error;
-use crate::error::Result;
+use super::threads::{self, Link, NotifySocket};
+use super::{Conn, Live, OWN, Sockets, Supervisor, watching};
+use crate::error::{Error, Result};
 use crate::family::Jobs;
 use crate::finder::Entry;
-use crate::server::Server;
-use crate::server::Surroundings;
+use crate::server::{Server, Surroundings};
 use crate::share::Sharing;
-use crate::swap::Level;
-use crate::swap::Order;
-use crate::swap::Settings;
-use crate::swap::{self};
+use crate::swap::{self, Level, Order, Settings};
 use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
-use nix::sys::stat::Mode;
-use nix::sys::stat::umask;
-use std::collections::BTreeMap;
-use std::collections::BTreeSet;
-use std::collections::VecDeque;
+use nix::sys::stat::{Mode, umask};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
-use std::os::unix::net::UnixDatagram;
-use std::os::unix::net::UnixListener;
-use std::os::unix::net::UnixStream;
+use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicBool;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How long the listeners of a server that says nothing are looked for.
 const DISCOVER_FOR: Duration = Duration::from_secs(60);

@@ -3,22 +3,16 @@
 
 #![forbid(unsafe_code)]
 
-use super::Linger;
-use super::Live;
-use super::Supervisor;
 use super::sharing::sockets;
-use super::threads::GenId;
-use super::threads::Id;
+use super::threads::{GenId, Id};
+use super::{Linger, Live, Supervisor};
 use crate::address::Address;
 use crate::drain::Drain;
-use crate::procfs::{self};
-use crate::swap::Level;
-use crate::swap::OldId;
-use crate::swap::{self};
+use crate::procfs;
+use crate::swap::{self, Level, OldId};
 use crate::sys::process::Pid;
 use std::collections::BTreeSet;
-use std::time::Duration;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 /// How often somebody who holds a listener of an old server that has ended is looked for.
 pub(super) const LINGERS: Duration = Duration::from_millis(200);
