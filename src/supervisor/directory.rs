@@ -76,14 +76,14 @@ enum Part {
 impl Supervisor {
     /// Carries an effect out, now or as soon as the run directory is free.
     pub(super) fn carry_out(&mut self, generation: GenId, effect: Effect) {
-        let queued = self.desk.jobs.iter().any(|job| job.generation == generation);
+        let queued = self.agenda.desk.jobs.iter().any(|job| job.generation == generation);
         let waits = match self.part(generation, &effect) {
             Part::In => queued || !self.dir.hold(),
             Part::After => queued,
             Part::None => false,
         };
         if waits {
-            self.desk.jobs.push_back(Job { generation, effect, since: Instant::now() });
+            self.agenda.desk.jobs.push_back(Job { generation, effect, since: Instant::now() });
             return self.wait_for_directory();
         }
         self.carry_out_now(generation, effect);
@@ -94,7 +94,7 @@ impl Supervisor {
         match effect {
             Effect::LookUp(_) | Effect::Take(..) | Effect::Hold(_) | Effect::Unhold(_) => Part::In,
             Effect::TellGone(_) | Effect::End(_) => {
-                let registered = self.live.get(&generation).is_some_and(|live| !live.held.is_empty());
+                let registered = self.live.get(&generation).is_some_and(|live| !live.names.held.is_empty());
                 if registered { Part::In } else { Part::After }
             }
             Effect::Lock(_)
@@ -134,16 +134,16 @@ impl Supervisor {
 
     /// When [`Supervisor::work_on_directory`] has something to do.
     pub(super) fn directory_at(&self) -> Option<Instant> {
-        let late = self.desk.jobs.iter().map(|job| self.late(job)).min();
-        let again = if let Wait::Until(at) = self.desk.wait { Some(at) } else { None };
-        let looks = self.desk.unclear.values().filter_map(|unclear| unclear.at).min();
+        let late = self.agenda.desk.jobs.iter().map(|job| self.late(job)).min();
+        let again = if let Wait::Until(at) = self.agenda.desk.wait { Some(at) } else { None };
+        let looks = self.agenda.desk.unclear.values().filter_map(|unclear| unclear.at).min();
         [late, again.filter(|_| late.is_some()), looks].into_iter().flatten().min()
     }
 
     /// Until when a job waits for the lock. Then it is done without, or refused.
     fn late(&self, job: &Job) -> Instant {
-        let parts = |live: &super::Live| live.ended.is_some() || live.machine.is_leaving();
-        let parts = self.stopping || self.live.get(&job.generation).is_none_or(parts);
+        let parts = |live: &super::Live| live.life.ended.is_some() || live.machine.is_leaving();
+        let parts = self.caller.stopping || self.live.get(&job.generation).is_none_or(parts);
         job.since + if parts { PARTING } else { LOCK_PATIENCE }
     }
 
@@ -152,7 +152,7 @@ impl Supervisor {
         let now = Instant::now();
         // In the order of each generation.
         let (mut waiting, mut kept) = (BTreeSet::new(), VecDeque::new());
-        for job in std::mem::take(&mut self.desk.jobs) {
+        for job in std::mem::take(&mut self.agenda.desk.jobs) {
             let needs = matches!(self.part(job.generation, &job.effect), Part::In);
             if waiting.contains(&job.generation) || needs && !self.dir.hold() && self.late(&job) > now {
                 waiting.insert(job.generation);
@@ -162,12 +162,12 @@ impl Supervisor {
             }
         }
         self.dir.release();
-        self.desk.jobs = kept;
-        if !self.desk.jobs.is_empty() {
+        self.agenda.desk.jobs = kept;
+        if !self.agenda.desk.jobs.is_empty() {
             self.wait_for_directory();
         }
         let mut due = Vec::new();
-        for ((generation, address), unclear) in &mut self.desk.unclear {
+        for ((generation, address), unclear) in &mut self.agenda.desk.unclear {
             if unclear.at.take_if(|at| *at <= now).is_some() {
                 due.push((*generation, address.clone()));
             }
@@ -179,20 +179,20 @@ impl Supervisor {
 
     /// Somebody has waited for the lock, and it is ours.
     pub(super) fn directory_is_ours(&mut self, lock: io::Result<File>) {
-        self.desk.wait = Wait::Nobody;
+        self.agenda.desk.wait = Wait::Nobody;
         match lock {
             Ok(lock) => self.dir.keep(lock),
-            Err(_) => self.desk.wait = Wait::Until(Instant::now() + AGAIN),
+            Err(_) => self.agenda.desk.wait = Wait::Until(Instant::now() + AGAIN),
         }
         self.work_on_directory();
     }
 
     fn wait_for_directory(&mut self) {
-        if let Wait::Thread = self.desk.wait {
+        if let Wait::Thread = self.agenda.desk.wait {
             return;
         }
         let started = self.dir.try_clone().and_then(|dir| threads::directory(self.events.clone(), dir));
-        self.desk.wait = match started {
+        self.agenda.desk.wait = match started {
             Ok(()) => Wait::Thread,
             Err(_) => Wait::Until(Instant::now() + AGAIN),
         };
@@ -200,21 +200,21 @@ impl Supervisor {
 
     pub(super) fn look_up(&mut self, generation: GenId, address: Address) {
         let key = (generation, address);
-        let Unclear { looks, mut notes, .. } = self.desk.unclear.remove(&key).unwrap_or_default();
+        let Unclear { looks, mut notes, .. } = self.agenda.desk.unclear.remove(&key).unwrap_or_default();
         let Some(live) = self.live.get_mut(&generation) else { return };
         // It speaks for itself: what it listens on beside its READYs is its own affair.
-        live.discover_until = None;
+        live.looks.discover_until = None;
         let (pid, server) = (live.server.pid, &live.server);
         let holds = |sockets: &[TcpSocket]| server.holds(sockets).map(|held| !held.is_empty());
         let mine = Mine { owns: &|other| server.owns(other), holds: &holds };
-        let calls = live.calls.iter().filter(|call| Address::from(call.place.address) == key.1);
+        let calls = live.opening.calls.iter().filter(|call| Address::from(call.place.address) == key.1);
         let places: Vec<(Place, May)> = calls.map(|call| (call.place, call.may)).collect();
         let asker = Asker { me: pid, mine, places: &places };
         let found = self.dir.look_up(&key.1, &asker, &mut notes);
         if let (Found::Unclear(_), ..UNCLEAR_LOOKS) = (&found, looks) {
             // Nothing tells when the last thread of a killed process has let go of its sockets.
             let at = Some(Instant::now() + UNCLEAR_LOOKS_EVERY);
-            self.desk.unclear.insert(key, Unclear { looks: looks + 1, at, notes });
+            self.agenda.desk.unclear.insert(key, Unclear { looks: looks + 1, at, notes });
             return;
         }
         let address = key.1;
@@ -224,19 +224,19 @@ impl Supervisor {
         let event = match found {
             Found::Foreign => Event::Foreign(address),
             Found::Vacant(beside) => {
-                live.beside.extend(beside);
-                live.held.insert(address.clone());
+                live.names.beside.extend(beside);
+                live.names.held.insert(address.clone());
                 // There was nobody before it.
-                if std::mem::take(&mut live.number_is_guess) && live.number > 1 {
-                    live.number = 1;
+                if std::mem::take(&mut live.names.number_is_guess) && live.names.number > 1 {
+                    live.names.number = 1;
                     self.register_again(generation);
                 }
                 Event::Vacant(address)
             }
             Found::Blocked(why) | Found::Unclear(why) => Event::Blocked(address, why),
             Found::Taken(holders) => {
-                live.beside.retain(|pid| holders.iter().all(|holder| holder.pid != *pid));
-                if live.was_up {
+                live.names.beside.retain(|pid| holders.iter().all(|holder| holder.pid != *pid));
+                if live.life.was_up {
                     self.tidy_later();
                 }
                 let wanted = std::slice::from_ref(&address);
@@ -249,7 +249,7 @@ impl Supervisor {
 
     /// Nothing waits any more for a generation that is no more.
     pub(super) fn clear_desk(&mut self, generation: GenId) {
-        self.desk.jobs.retain(|job| job.generation != generation);
-        self.desk.unclear.retain(|(of, _), _| *of != generation);
+        self.agenda.desk.jobs.retain(|job| job.generation != generation);
+        self.agenda.desk.unclear.retain(|(of, _), _| *of != generation);
     }
 }

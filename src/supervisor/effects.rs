@@ -23,7 +23,7 @@ impl Supervisor {
         self.note(generation, &effect);
         match effect {
             Effect::Say(speaker, word) => {
-                if let Some(conn) = self.conns.get(&speaker.0) {
+                if let Some(conn) = self.peers.conns.get(&speaker.0) {
                     match word {
                         SupervisorWord::Error(_) => conn.out.send_if_read(&word),
                         SupervisorWord::Go(_) | SupervisorWord::Takedown(_) => conn.out.send_or_drop(&word),
@@ -34,7 +34,7 @@ impl Supervisor {
             Effect::Lock(old) => self.lock(generation, old),
             Effect::Unlock(old) => self.unlock(old),
             Effect::Take(_, address) => {
-                let locked = self.olds.values().filter(|old| old.of == generation && old.locked);
+                let locked = self.peers.olds.values().filter(|old| old.of == generation && old.locked);
                 let locked: Vec<Pid> = locked.map(|old| old.server.0).collect();
                 if !self.register(generation, &address, &locked) {
                     self.look_up(generation, address);
@@ -44,14 +44,14 @@ impl Supervisor {
                 if !self.register(generation, &address, &[])
                     && let Some(live) = self.live.get_mut(&generation)
                 {
-                    live.regaining.insert(address, Instant::now() + REGAIN_FOR);
+                    live.names.regaining.insert(address, Instant::now() + REGAIN_FOR);
                     self.poll_soon();
                 }
             }
             Effect::Unhold(address) => {
                 if let Some(live) = self.live.get_mut(&generation) {
-                    live.held.remove(&address);
-                    live.regaining.remove(&address);
+                    live.names.held.remove(&address);
+                    live.names.regaining.remove(&address);
                     self.dir.unhold(&address, live.server.pid);
                 }
             }
@@ -65,7 +65,7 @@ impl Supervisor {
             Effect::Join(address) => self.join(generation, &address),
             Effect::Settle => {
                 if let Some(live) = self.live.get_mut(&generation) {
-                    live.settled = true;
+                    live.joining.settled = true;
                     self.poll_soon();
                 }
             }
@@ -77,14 +77,14 @@ impl Supervisor {
             Effect::AskStay(old) => self.ask(old, Event::AskedStay(ClaimerId(old.0)), PeerWord::Stay),
             Effect::Drain => {
                 if let Some(live) = self.live.get_mut(&generation) {
-                    live.gave_way = true;
+                    live.standing.gave_way = true;
                 }
                 self.drain(generation);
             }
             Effect::StopDrain => {
                 if let Some(live) = self.live.get_mut(&generation) {
                     live.stop_drain();
-                    live.gave_way = live.machine.is_leaving();
+                    live.standing.gave_way = live.machine.is_leaving();
                 }
             }
             Effect::CutOff => self.cut_off(generation),
@@ -95,13 +95,13 @@ impl Supervisor {
             }
             Effect::Watch(address) => {
                 if let Some(live) = self.live.get_mut(&generation) {
-                    live.watching.insert(address);
+                    live.looks.watching.insert(address);
                     self.poll_soon();
                 }
             }
             Effect::WatchRelease(address) => {
                 if let Some(live) = self.live.get_mut(&generation) {
-                    live.releasing.insert(address);
+                    live.looks.releasing.insert(address);
                     self.poll_soon();
                 }
             }
@@ -113,9 +113,9 @@ impl Supervisor {
             }
             Effect::Kill => {
                 if let Some(live) = self.live.get_mut(&generation) {
-                    live.killed = true;
+                    live.life.killed = true;
                     live.server.signal_all(Signal::SIGKILL, live.jobs());
-                    if !live.was_up && live.server.is_out_of_reach() {
+                    if !live.life.was_up && live.server.is_out_of_reach() {
                         // It never ends for us, and whoever waits for the swap is told how it went.
                         self.server_is_gone(generation);
                         self.feed(generation, Event::Exited(status::NOT_UP));
@@ -124,7 +124,7 @@ impl Supervisor {
             }
             Effect::Grant(claimer, holds) => {
                 if let Some(live) = self.live.get_mut(&generation) {
-                    live.claimed = Some(claimer);
+                    live.standing.claimed = Some(claimer);
                 }
                 match self.local_claimer(claimer) {
                     Some(of) => self.locked(of, claimer.0, holds),
@@ -155,10 +155,10 @@ impl Supervisor {
                     None => self.tell_peer(claimer, [HolderWord::Gone]),
                 }
             }
-            Effect::Arm(timer, time) => self.timers.arm(generation, timer, time),
-            Effect::Disarm(timer) => self.timers.disarm(generation, timer),
-            Effect::Pause(timer) => self.timers.pause(generation, timer),
-            Effect::Resume(timer) => self.timers.resume(generation, timer),
+            Effect::Arm(timer, time) => self.agenda.timers.arm(generation, timer, time),
+            Effect::Disarm(timer) => self.agenda.timers.disarm(generation, timer),
+            Effect::Pause(timer) => self.agenda.timers.pause(generation, timer),
+            Effect::Resume(timer) => self.agenda.timers.resume(generation, timer),
             Effect::Report(level, address, text) => {
                 let is_out_of_reach = |live: &Live| live.server.is_out_of_reach();
                 let text = match text.contains(KILLED) && self.live.get(&generation).is_some_and(is_out_of_reach) {
@@ -176,10 +176,10 @@ impl Supervisor {
     /// Writes the pidfile; `false` if somebody living has the address who is not one of `olds`.
     pub(super) fn register(&mut self, generation: GenId, address: &Address, olds: &[Pid]) -> bool {
         let Some(live) = self.live.get_mut(&generation) else { return true };
-        match self.dir.take(address, live.server.pid, olds, &live.beside) {
+        match self.dir.take(address, live.server.pid, olds, &live.names.beside) {
             Ok(false) => return false,
             Ok(true) => {
-                live.held.insert(address.clone());
+                live.names.held.insert(address.clone());
             }
             Err(why) => {
                 let text = format!("unable to write its pidfile: {why} (the swap goes on)");
@@ -212,21 +212,21 @@ impl Supervisor {
 
     fn up(&mut self, generation: GenId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        live.was_up = true;
+        live.life.was_up = true;
         // UDP sockets that it has by now are those that a successor may have beside it.
         if let Some(Ok(datagrams)) = live.watch().map(|watch| watch.facts.datagrams()) {
-            live.datagrams = datagrams;
+            live.names.datagrams = datagrams;
         }
         let addresses = live.machine.addresses();
-        live.name = addresses.first().cloned();
+        live.names.name = addresses.first().cloned();
         let more = match addresses.len() {
             0 => ", no address so far".into(),
             1 => String::new(),
             len => format!(", also on {} more", len - 1),
         };
-        let text = format!("server {} is up (generation {}{more})", live.server.pid, live.number);
+        let text = format!("server {} is up (generation {}{more})", live.server.pid, live.names.number);
         self.log.say(Level::Notice, addresses.first(), &text);
-        if !live.datagrams.is_empty() {
+        if !live.names.datagrams.is_empty() {
             self.register_again(generation);
         }
         self.tidy_later();
@@ -234,8 +234,8 @@ impl Supervisor {
     }
 
     fn done(&mut self) {
-        if let Some(launcher) = self.launcher.take() {
-            self.telling = launcher.dismiss(status::DONE);
+        if let Some(launcher) = self.caller.launcher.take() {
+            self.caller.telling = launcher.dismiss(status::DONE);
         }
         self.tell_front();
     }
@@ -244,15 +244,15 @@ impl Supervisor {
         let Some(live) = self.clear_away(generation) else { return };
         if generation == OWN {
             self.dir.release_orphans();
-            if self.in_charge.is_none() {
-                self.status = status;
+            if self.reloads.in_charge.is_none() {
+                self.caller.status = status;
                 self.find_heir(0);
             }
         }
         let jobs = live.jobs();
-        if live.server.signal_rest(self.run.stop_signal, jobs) || live.killed {
-            let patience = if live.killed { Duration::ZERO } else { self.run.kill_after };
-            self.leftovers.push(Leftover::new(live.server, jobs, Instant::now() + patience));
+        if live.server.signal_rest(self.run.stop_signal, jobs) || live.life.killed {
+            let patience = if live.life.killed { Duration::ZERO } else { self.run.kill_after };
+            self.kin.leftovers.push(Leftover::new(live.server, jobs, Instant::now() + patience));
             self.poll_soon();
         }
     }

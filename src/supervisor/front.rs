@@ -13,7 +13,7 @@ use crate::protocol::{CopyWord, FrontWord, HolderWord};
 use crate::swap::{self, Level};
 use crate::sys::process::{self, End, Pid};
 use nix::sys::signal::{Signal, kill};
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 
@@ -37,6 +37,21 @@ pub(super) struct Child {
     end: Option<End>,
 }
 
+/// The reloads of a server.
+#[derive(Default)]
+pub(super) struct Reloads {
+    /// The line to our front, if this process is a copy that was started for a reload.
+    pub(super) front: Option<Id>,
+    /// Copies of ours, by their lines.
+    pub(super) copies: BTreeMap<Id, Child>,
+    /// The copy that has replaced our server; its status is this process's.
+    pub(super) in_charge: Option<Id>,
+    /// One is wanted, and who waits for it.
+    pub(super) wanted: Option<Vec<Waiter>>,
+    /// Who waits for one that our front was asked for.
+    pub(super) asked: BTreeSet<Id>,
+}
+
 /// How far the swap of a copy is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Progress {
@@ -50,14 +65,14 @@ impl Supervisor {
     /// Starts a copy as soon as nothing else is under way: reloads that were wanted during a swap become one more
     /// afterwards.
     pub(super) fn reload_if_possible(&mut self) {
-        let swaps = self.copies.values().any(|copy| copy.progress != Progress::Done);
+        let swaps = self.reloads.copies.values().any(|copy| copy.progress != Progress::Done);
         let own_is_free = self.live.len() == 1 && self.live.get(&OWN).is_some_and(|live| live.machine.is_free());
-        let has_heir = !self.live.contains_key(&OWN) && !self.copies.is_empty();
-        if self.stopping || swaps || !(own_is_free || has_heir) {
+        let has_heir = !self.live.contains_key(&OWN) && !self.reloads.copies.is_empty();
+        if self.caller.stopping || swaps || !(own_is_free || has_heir) {
             return;
         }
-        if let Some(waiters) = self.reload.take() {
-            self.manager.reloading();
+        if let Some(waiters) = self.reloads.wanted.take() {
+            self.caller.manager.reloading();
             if let Err(error) = self.start_copy(&waiters) {
                 self.log.say(Level::Error, None, &error.text);
                 self.reload_failed(&waiters, error.status, &error.text);
@@ -67,12 +82,12 @@ impl Supervisor {
 
     /// Somebody wants a reload. A copy asks its front for it.
     pub(super) fn want_reload(&mut self, waiter: Option<Waiter>) {
-        if let Some(front) = self.front.and_then(|front| self.conns.get(&front)) {
+        if let Some(front) = self.reloads.front.and_then(|front| self.peers.conns.get(&front)) {
             let peer = if let Some(Waiter::Peer(id)) = waiter { id } else { 0 };
-            self.asked.extend(waiter.map(|_| peer));
+            self.reloads.asked.extend(waiter.map(|_| peer));
             return front.out.send(&CopyWord::Reload(peer));
         }
-        let waiters = self.reload.get_or_insert_default();
+        let waiters = self.reloads.wanted.get_or_insert_default();
         let is_new = |waiter: &Waiter| !waiters.contains(waiter);
         waiters.extend(waiter.filter(is_new));
     }
@@ -83,14 +98,16 @@ impl Supervisor {
         let (line, ours) = (threads::next_id(), Link::new(ours));
         threads::lines(self.events.clone(), line, ours.clone()).map_err(failed)?;
         let pid = process::spawn_copy(theirs.as_fd()).map_err(failed)?;
-        self.conns.insert(line, Conn::ours(ours, Role::Copy));
+        self.peers.conns.insert(line, Conn::ours(ours, Role::Copy));
         let waiters = waiters.to_vec();
-        self.copies.insert(line, Child { pid, waiters, progress: Progress::Starting, silent: false, end: None });
+        self.reloads
+            .copies
+            .insert(line, Child { pid, waiters, progress: Progress::Starting, silent: false, end: None });
         Ok(())
     }
 
     pub(super) fn copy_said(&mut self, line: Id, word: CopyWord) {
-        let Some(copy) = self.copies.get_mut(&line) else { return };
+        let Some(copy) = self.reloads.copies.get_mut(&line) else { return };
         match word {
             CopyWord::Notify(message) => {
                 if message == "READY=1" && copy.progress == Progress::Starting {
@@ -98,23 +115,23 @@ impl Supervisor {
                 }
                 let counts = match message.as_str() {
                     // We have said so ourselves, or the copy was only replaced.
-                    "STOPPING=1" => !self.stopping && self.in_charge == Some(line),
+                    "STOPPING=1" => !self.caller.stopping && self.reloads.in_charge == Some(line),
                     _ => copy.progress != Progress::Starting,
                 };
                 if counts {
-                    self.manager.tell(&message);
+                    self.caller.manager.tell(&message);
                 }
             }
             CopyWord::Done => {
                 copy.progress = Progress::Done;
                 let waiters = std::mem::take(&mut copy.waiters);
-                self.in_charge = Some(line);
+                self.reloads.in_charge = Some(line);
                 self.tell_waiters(&waiters, &HolderWord::Reloaded);
                 self.supersede(line);
             }
             CopyWord::Reload(peer) => {
                 let waiter = Some(Waiter::Of(line, peer)).filter(|_| peer > 0);
-                match self.stopping {
+                match self.caller.stopping {
                     true => self.tell_waiters(waiter.as_slice(), &being_stopped()),
                     false => self.want_reload(waiter),
                 }
@@ -125,14 +142,14 @@ impl Supervisor {
     /// A reload replaces even what has no address in common with the new server.
     fn supersede(&mut self, by: Id) {
         self.give_up_service();
-        for line in self.copies.keys().filter(|line| **line != by) {
+        for line in self.reloads.copies.keys().filter(|line| **line != by) {
             self.tell(*line, &FrontWord::Superseded);
         }
     }
 
     /// The line to a copy has ended.
     pub(super) fn copy_is_silent(&mut self, line: Id) {
-        if let Some(copy) = self.copies.get_mut(&line) {
+        if let Some(copy) = self.reloads.copies.get_mut(&line) {
             copy.silent = true;
         }
         self.bury_copies();
@@ -140,7 +157,7 @@ impl Supervisor {
 
     /// A child has ended; `true` if it was a copy.
     pub(super) fn copy_ended(&mut self, pid: Pid, end: End) -> bool {
-        let Some(copy) = self.copies.values_mut().find(|copy| copy.pid == pid) else { return false };
+        let Some(copy) = self.reloads.copies.values_mut().find(|copy| copy.pid == pid) else { return false };
         copy.end = Some(end);
         self.bury_copies();
         true
@@ -148,7 +165,8 @@ impl Supervisor {
 
     /// What a copy has said before it ended is heard first.
     fn bury_copies(&mut self) {
-        let ended: Vec<(Id, Child)> = self.copies.extract_if(.., |_, copy| copy.silent && copy.end.is_some()).collect();
+        let ended: Vec<(Id, Child)> =
+            self.reloads.copies.extract_if(.., |_, copy| copy.silent && copy.end.is_some()).collect();
         for (line, copy) in ended {
             let end = copy.end.map_or(status::FAILED, |end| end.status());
             if copy.progress != Progress::Done {
@@ -158,9 +176,10 @@ impl Supervisor {
                 };
                 self.reload_failed(&copy.waiters, end, why);
             }
-            let succeeds = self.stopping && copy.progress != Progress::Starting && Some(line) > self.in_charge;
-            if succeeds || self.in_charge == Some(line) {
-                (self.status, self.in_charge) = (end, Some(line));
+            let succeeds =
+                self.caller.stopping && copy.progress != Progress::Starting && Some(line) > self.reloads.in_charge;
+            if succeeds || self.reloads.in_charge == Some(line) {
+                (self.caller.status, self.reloads.in_charge) = (end, Some(line));
                 self.find_heir(line);
             }
         }
@@ -169,19 +188,19 @@ impl Supervisor {
     /// Whoever was in charge has ended: the youngest of those that came after it is. While all are told to stop, only one
     /// that has taken its place: it may not have said yet that its swap is done.
     pub(super) fn find_heir(&mut self, ended: Id) {
-        let inherits = |copy: &Child| !self.stopping || copy.progress != Progress::Starting;
-        let mut younger = self.copies.range(ended..);
+        let inherits = |copy: &Child| !self.caller.stopping || copy.progress != Progress::Starting;
+        let mut younger = self.reloads.copies.range(ended..);
         let heir = younger.rfind(|(_, copy)| inherits(copy)).map(|(line, _)| *line);
-        self.in_charge = heir.or(self.in_charge);
-        if self.copies.is_empty() && !self.live.contains_key(&OWN) {
-            let waiters = self.reload.take().unwrap_or_default();
+        self.reloads.in_charge = heir.or(self.reloads.in_charge);
+        if self.reloads.copies.is_empty() && !self.live.contains_key(&OWN) {
+            let waiters = self.reloads.wanted.take().unwrap_or_default();
             self.tell_waiters(&waiters, &HolderWord::Failed(status::FAILED, "the server is gone".into()));
         }
     }
 
     pub(super) fn signal_copies(&self, signal: Signal) {
         // Its pid is its own until we have reaped it.
-        for copy in self.copies.values().filter(|copy| copy.end.is_none()) {
+        for copy in self.reloads.copies.values().filter(|copy| copy.end.is_none()) {
             let _ = kill(nix::unistd::Pid::from_raw(copy.pid.raw()), signal);
         }
     }
@@ -189,15 +208,16 @@ impl Supervisor {
     /// A signal that is meant for the server.
     pub(super) fn pass_on(&self, signal: Signal) {
         match self.live.get(&OWN) {
-            Some(live) if self.in_charge.is_none() => live.server.signal(signal),
+            Some(live) if self.reloads.in_charge.is_none() => live.server.signal(signal),
             _ => self.signal_copies(signal),
         }
     }
 
     pub(super) fn reload_failed(&mut self, waiters: &[Waiter], status: u8, why: &str) {
         // What served before still does, unless it has gone too.
-        let serves = self.live.contains_key(&OWN) || self.copies.values().any(|copy| copy.progress == Progress::Done);
-        if serves && !self.stopping {
+        let serves =
+            self.live.contains_key(&OWN) || self.reloads.copies.values().any(|copy| copy.progress == Progress::Done);
+        if serves && !self.caller.stopping {
             self.tell_manager("READY=1");
         }
         let status = if status == status::DONE { status::NOT_UP } else { status };
@@ -217,29 +237,29 @@ impl Supervisor {
     }
 
     fn tell(&self, id: Id, word: &impl std::fmt::Display) {
-        if let Some(conn) = self.conns.get(&id) {
+        if let Some(conn) = self.peers.conns.get(&id) {
             conn.out.send(word);
         }
     }
 
     /// This process is told to stop: there is no reload any more.
     pub(super) fn refuse_reload(&mut self) {
-        let waiters = self.reload.take().unwrap_or_default();
+        let waiters = self.reloads.wanted.take().unwrap_or_default();
         self.tell_waiters(&waiters, &being_stopped());
     }
 
     /// Whoever has asked for a reload on this connection is gone.
     pub(super) fn waits_no_more(&mut self, id: Id) {
-        self.asked.remove(&id);
-        self.reload.iter_mut().for_each(|waiters| waiters.retain(|waiter| *waiter != Waiter::Peer(id)));
+        self.reloads.asked.remove(&id);
+        self.reloads.wanted.iter_mut().for_each(|waiters| waiters.retain(|waiter| *waiter != Waiter::Peer(id)));
     }
 
     /// Connections on which somebody waits for a reload.
     pub(super) fn waiting_peers(&self) -> BTreeSet<Id> {
-        let of_copies = self.copies.values().flat_map(|copy| &copy.waiters);
-        let waiters = self.reload.iter().flatten().chain(of_copies);
+        let of_copies = self.reloads.copies.values().flat_map(|copy| &copy.waiters);
+        let waiters = self.reloads.wanted.iter().flatten().chain(of_copies);
         let peers = waiters.filter_map(|waiter| if let Waiter::Peer(id) = waiter { Some(*id) } else { None });
-        peers.chain(self.asked.iter().copied()).collect()
+        peers.chain(self.reloads.asked.iter().copied()).collect()
     }
 
     /// Takes the line to the front, if this process is a copy.
@@ -247,8 +267,8 @@ impl Supervisor {
         let Some(line) = line else { return Ok(()) };
         let (id, link) = (threads::next_id(), Link::new(line));
         threads::lines(self.events.clone(), id, link.clone())?;
-        self.conns.insert(id, Conn::ours(link, Role::Front));
-        self.front = Some(id);
+        self.peers.conns.insert(id, Conn::ours(link, Role::Front));
+        self.reloads.front = Some(id);
         Ok(())
     }
 
@@ -261,7 +281,7 @@ impl Supervisor {
     }
 
     fn front_answers(&mut self, peer: Id, word: &HolderWord) {
-        if self.asked.remove(&peer) {
+        if self.reloads.asked.remove(&peer) {
             self.tell(peer, word);
         }
     }
@@ -274,24 +294,24 @@ impl Supervisor {
 
     /// The front is gone: from here on this process is what that was.
     pub(super) fn front_is_gone(&mut self) {
-        self.front = None;
-        let asked = std::mem::take(&mut self.asked);
+        self.reloads.front = None;
+        let asked = std::mem::take(&mut self.reloads.asked);
         if !asked.is_empty() {
-            self.reload = Some(asked.into_iter().map(Waiter::Peer).collect());
+            self.reloads.wanted = Some(asked.into_iter().map(Waiter::Peer).collect());
         }
     }
 
     /// A message for the service manager, which hears a copy only by its front (systemd.service(5), NotifyAccess=main).
     pub(super) fn tell_manager(&self, message: &str) {
-        match self.front {
+        match self.reloads.front {
             Some(front) => self.tell(front, &CopyWord::Notify(message.to_owned())),
-            None => self.manager.tell(message),
+            None => self.caller.manager.tell(message),
         }
     }
 
     /// The swap of a copy is done.
     pub(super) fn tell_front(&self) {
-        if let Some(front) = self.front {
+        if let Some(front) = self.reloads.front {
             self.tell(front, &CopyWord::Done);
         }
     }

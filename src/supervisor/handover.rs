@@ -16,7 +16,7 @@ use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 impl Supervisor {
     /// Listeners of an old server came from its supervisor.
     pub(super) fn handed_over(&mut self, id: Id, files: Vec<OwnedFd>) {
-        if let Some(old) = self.olds.get_mut(&id)
+        if let Some(old) = self.peers.olds.get_mut(&id)
             && old.sockets.len() + files.len() <= swap::ADDRESSES_MAX
         {
             old.sockets.extend(files);
@@ -25,7 +25,7 @@ impl Supervisor {
 
     /// The lock of an old server is ours: gets hold of its listeners, so that the port can be shared.
     pub(super) fn locked(&mut self, of: GenId, id: Id, holds: Vec<Address>) {
-        let Some(old) = self.olds.get_mut(&id) else { return };
+        let Some(old) = self.peers.olds.get_mut(&id) else { return };
         let sockets = std::mem::take(&mut old.sockets);
         if std::mem::replace(&mut old.locked, true) {
             // It has lost its supervisor meanwhile, and here is the new one.
@@ -35,7 +35,7 @@ impl Supervisor {
                     // It has let go of all: it was told, and a signal would cut short what that began.
                     self.feed(generation, swap::Event::Stop { signalled: true });
                 } else {
-                    self.pending.extend(old.asked.iter().cloned().map(|event| (generation, event)));
+                    self.agenda.pending.extend(old.asked.iter().cloned().map(|event| (generation, event)));
                 }
             }
             return self.feed(of, swap::Event::Locked(OldId(id), holds));
@@ -52,9 +52,11 @@ impl Supervisor {
     /// Sends a claimer the listeners of our server. We do it because a security module may let nobody else
     /// have them (Yama lets a supervisor reach its descendants only).
     pub(super) fn hand_over(&mut self, generation: GenId, claimer: ClaimerId, holds: &[Address]) {
-        let (Some(live), Some(conn)) = (self.live.get_mut(&generation), self.conns.get(&claimer.0)) else { return };
-        live.handed_over = live.is_shared();
-        if !live.handed_over {
+        let (Some(live), Some(conn)) = (self.live.get_mut(&generation), self.peers.conns.get(&claimer.0)) else {
+            return;
+        };
+        live.standing.handed_over = live.is_shared();
+        if !live.standing.handed_over {
             return;
         }
         // Without them the claimer says that it swaps in plain order.
@@ -68,7 +70,7 @@ impl Supervisor {
     }
 
     fn share(&mut self, of: GenId, id: Id, holds: &[Address], sockets: Vec<OwnedFd>) -> Result<(), String> {
-        let old = self.olds.get(&id).ok_or("it is gone")?;
+        let old = self.peers.olds.get(&id).ok_or("it is gone")?;
         let (held, mut since) = (Address::all(holds), old.server.1);
         let wanted = |a: &Address| a.among(&held).next().is_some();
         let failed = |e: std::io::Error| format!("its listeners cannot be had: {}", crate::error::reason(&e));
@@ -79,7 +81,7 @@ impl Supervisor {
                 let orphans = if live.is_orphan() { self.orphans_beside(of, live) } else { Vec::new() };
                 if orphans.len() < 2 {
                     vec![Block { sockets: own, serves: true }]
-                } else if self.live.get(&of).is_some_and(|l| l.sharing.has(&own)) {
+                } else if self.live.get(&of).is_some_and(|l| l.joining.sharing.has(&own)) {
                     return Ok(());
                 } else {
                     since = orphans.iter().map(|orphan| orphan.server.start).fold(since, u64::min);
@@ -102,10 +104,10 @@ impl Supervisor {
         if let OldTo::Local(generation) = old.to
             && let Some(live) = self.live.get_mut(&generation)
         {
-            live.handed_over = true;
+            live.standing.handed_over = true;
         }
         let live = self.live.get_mut(&of).ok_or("it is gone")?;
-        live.sharing.add_old(id, since, blocks)
+        live.joining.sharing.add_old(id, since, blocks)
     }
 
     /// The orphans that a generation wants to replace and that share a port with one of them, or with one that does, the
@@ -113,7 +115,7 @@ impl Supervisor {
     fn orphans_beside<'a>(&'a self, of: GenId, one: &'a Live) -> Vec<&'a Live> {
         let local =
             |old: &'a Old| if let OldTo::Local(generation) = old.to { self.live.get(&generation) } else { None };
-        let olds = self.olds.values().filter(|old| old.of == of);
+        let olds = self.peers.olds.values().filter(|old| old.of == of);
         let mut others: Vec<&Live> = olds.filter_map(local).filter(|live| live.is_orphan()).collect();
         others.retain(|other| other.server.pid != one.server.pid);
         let mut beside = vec![one];
@@ -126,7 +128,7 @@ impl Supervisor {
             beside.extend(others.extract_if(.., shares));
             next += 1;
         }
-        beside.sort_by_key(|live| (live.number, live.server.start));
+        beside.sort_by_key(|live| (live.names.number, live.server.start));
         beside
     }
 }
@@ -138,8 +140,8 @@ fn beside_each_other(orphans: &[&Live]) -> std::io::Result<Vec<Block>> {
     let took = |new: &Live, old: &Live| {
         let olds = Address::all(&old.machine.addresses());
         // An older serverswap writes its pidfiles only.
-        new.replaced.contains(&old.server.pid)
-            || new.held.iter().any(|own| own.is_port() && own.among(&olds).next().is_some())
+        new.names.replaced.contains(&old.server.pid)
+            || new.names.held.iter().any(|own| own.is_port() && own.among(&olds).next().is_some())
     };
     let switched = |at: &usize| orphans[..*at].iter().any(|old| took(orphans[*at], old));
     let serving = (0..orphans.len()).rev().find(switched).unwrap_or(0);

@@ -27,12 +27,12 @@ impl Supervisor {
             // Whoever only looked or waited has left nothing on its sockets.
             return self.feed(generation, swap::Event::ClaimerGone(claimer));
         }
-        for lent in std::mem::take(&mut live.lent) {
+        for lent in std::mem::take(&mut live.opening.lent) {
             lent.waiting.into_iter().for_each(|waiting| _ = listen_alone(waiting, true));
         }
-        live.left_by = Some(Left { claimer, supervisor, wait: Wait::Until(Instant::now() + UNCLEAR_FOR) });
+        live.standing.left_by = Some(Left { claimer, supervisor, wait: Wait::Until(Instant::now() + UNCLEAR_FOR) });
         if let Ok(listeners) = net::listeners() {
-            left_alone(generation, live, &listeners, &mut self.pending);
+            left_alone(generation, live, &listeners, &mut self.agenda.pending);
         }
         self.poll_soon();
     }
@@ -42,7 +42,7 @@ impl Supervisor {
     /// and the new server goes, unless it serves elsewhere.
     pub(super) fn decide_swap_of_dead(&mut self, generation: GenId, listeners: &Listeners) {
         let Some(live) = self.live.get(&generation) else { return };
-        let Some(&Left { claimer, supervisor: Some(dead), wait }) = live.left_by.as_ref() else { return };
+        let Some(&Left { claimer, supervisor: Some(dead), wait }) = live.standing.left_by.as_ref() else { return };
         if live.machine.is_giving_way() {
             return;
         }
@@ -83,7 +83,7 @@ impl Supervisor {
             }
             for address in our_places.iter().filter(|address| address.among(&its).next().is_none()) {
                 // What is not registered is found where it listens.
-                let _ = self.dir.take(address, new.pid, &[live.server.pid], &live.beside);
+                let _ = self.dir.take(address, new.pid, &[live.server.pid], &live.names.beside);
             }
             self.dir.release();
             let text = format!("server {} has lost its supervisor in its switch (the swap goes on)", new.pid);
@@ -103,7 +103,7 @@ impl Supervisor {
         } else if steer_away(&new, &our_places, listeners).is_some() {
             let text = format!("server {} has lost its supervisor before its switch (it serves elsewhere)", new.pid);
             self.log.say(Level::Warning, ours.first(), &text);
-            if let Some(left) = self.live.get_mut(&generation).and_then(|live| live.left_by.as_mut()) {
+            if let Some(left) = self.live.get_mut(&generation).and_then(|live| live.standing.left_by.as_mut()) {
                 left.supervisor = None;
             }
         }
@@ -121,7 +121,7 @@ impl Supervisor {
     }
 
     fn wait_for_left(&mut self, generation: GenId, wait: Wait) {
-        if let Some(left) = self.live.get_mut(&generation).and_then(|live| live.left_by.as_mut()) {
+        if let Some(left) = self.live.get_mut(&generation).and_then(|live| live.standing.left_by.as_mut()) {
             left.wait = wait;
         }
     }
@@ -147,11 +147,11 @@ pub(super) fn left_alone(
     listeners: &Listeners,
     pending: &mut VecDeque<(GenId, swap::Event)>,
 ) -> bool {
-    if live.left_by.is_none() && !live.succeeded {
+    if live.standing.left_by.is_none() && !live.standing.succeeded {
         return false;
     }
     let alone = is_alone(live, listeners);
-    if let Some(left) = &live.left_by {
+    if let Some(left) = &live.standing.left_by {
         let claimer = left.claimer;
         // What cannot be taken off now is taken off at a later look.
         let served = alone && serve_alone(live);
@@ -160,8 +160,8 @@ pub(super) fn left_alone(
         if !served && waits && !left.is_over(Instant::now()) {
             return true;
         }
-        live.left_by = None;
-        live.succeeded = !served && live.is_shared();
+        live.standing.left_by = None;
+        live.standing.succeeded = !served && live.is_shared();
         if served {
             pending.push_back((generation, swap::Event::ClaimerGone(claimer)));
         } else {
@@ -170,14 +170,14 @@ pub(super) fn left_alone(
         }
     }
     // Or the server goes.
-    live.succeeded &= live.machine.is_up();
+    live.standing.succeeded &= live.machine.is_up();
     // What a new claimer has put on the sockets is not ours to take off.
     let may = live.machine.is_free() || live.machine.is_giving_way();
-    if alone && may && live.succeeded && serve_alone(live) {
-        live.succeeded = false;
+    if alone && may && live.standing.succeeded && serve_alone(live) {
+        live.standing.succeeded = false;
         pending.push_back((generation, swap::Event::Alone));
     }
-    live.succeeded
+    live.standing.succeeded
 }
 
 /// Takes off what a claimer has left on the sockets of a server; `false` if that has to wait.

@@ -27,7 +27,7 @@ pub(super) struct Lent {
 impl Live {
     /// When a listener that waits for the supervisor of a new server is let listen all the same.
     pub(super) fn lent_until(&self) -> Option<Instant> {
-        self.lent.iter().find(|lent| lent.waiting.is_some()).map(|lent| lent.until)
+        self.opening.lent.iter().find(|lent| lent.waiting.is_some()).map(|lent| lent.until)
     }
 }
 
@@ -36,19 +36,19 @@ impl Supervisor {
     fn join_old(&mut self, of: GenId, id: Id, socket: &Socket, backlog: i32) -> std::io::Result<()> {
         let live = self.live.get_mut(&of).ok_or(Errno::ESRCH)?;
         let server = &live.server;
-        live.sharing.join_old(id, socket.try_clone()?, backlog, &|inodes| sockets(server, inodes))
+        live.joining.sharing.join_old(id, socket.try_clone()?, backlog, &|inodes| sockets(server, inodes))
     }
 
     /// The supervisor of an old server asks us to let a listener of that join.
     pub(super) fn joins(&mut self, id: Id, backlog: i32) {
-        let Some(old) = self.olds.get_mut(&id) else { return };
+        let Some(old) = self.peers.olds.get_mut(&id) else { return };
         let (of, socket) = (old.of, old.sockets.pop().map(Socket::new));
         let result = match socket {
             Some(socket) if socket.is_tcp() => self.join_old(of, id, &socket, backlog),
             _ => Err(Errno::EBADF.into()),
         };
         let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(nix::libc::EADDRINUSE));
-        if let Some(conn) = self.conns.get(&id) {
+        if let Some(conn) = self.peers.conns.get(&id) {
             conn.out.send(&PeerWord::Joined(errno));
         }
     }
@@ -57,7 +57,7 @@ impl Supervisor {
     pub(super) fn joined(&mut self, generation: GenId, claimer: ClaimerId, errno: i32) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         if live.machine.is_locked_by(claimer)
-            && let Some(lent) = live.lent.pop_front()
+            && let Some(lent) = live.opening.lent.pop_front()
         {
             let Some(Waiting { call, socket, .. }) = lent.waiting else { return };
             drop(socket);

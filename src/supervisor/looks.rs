@@ -40,56 +40,84 @@ const POLL_DISCOVER: Duration = Duration::from_millis(500);
 /// When the run directory is tidied again after somebody had its lock.
 const TIDY_AGAIN: Duration = Duration::from_millis(200);
 
+/// When to look, and for what besides.
+pub(super) struct Clock {
+    /// Old servers that could not even be spoken to: for want of memory, say. They are looked for again.
+    pub(super) unreached: Vec<(GenId, swap::OldId)>,
+    /// Who has said UP, and could not be looked at since.
+    pub(super) ups: Vec<(GenId, SpeakerId)>,
+    /// When orphans are let go of that nobody here has wanted, and the run directory is tidied.
+    pub(super) tidy_at: Option<Instant>,
+    pub(super) poll_at: Option<Instant>,
+    pub(super) poll_every: Duration,
+    pub(super) poll_took: Duration,
+    pub(super) poll_since: Instant,
+}
+
+impl Clock {
+    pub(super) fn new() -> Clock {
+        Clock {
+            unreached: Vec::new(),
+            ups: Vec::new(),
+            tidy_at: None,
+            poll_at: None,
+            poll_every: Duration::ZERO,
+            poll_took: Duration::ZERO,
+            poll_since: Instant::now(),
+        }
+    }
+}
+
 impl Supervisor {
     /// Asks the kernel soon, and then ever more rarely, until there is nothing to ask for.
     pub(super) fn poll_soon(&mut self) {
-        self.poll_every = POLL_FIRST;
-        self.poll_since = Instant::now();
+        self.clock.poll_every = POLL_FIRST;
+        self.clock.poll_since = Instant::now();
         self.poll_by(Instant::now() + self.poll_pause());
     }
 
     pub(super) fn poll_by(&mut self, at: Instant) {
-        self.poll_at = Some(self.poll_at.map_or(at, |earlier| earlier.min(at)));
+        self.clock.poll_at = Some(self.clock.poll_at.map_or(at, |earlier| earlier.min(at)));
     }
 
     /// Until then a server has the orphans that it wants: it may listen here and there one after the other. What it does not
     /// want is not kept from others.
     pub(super) fn tidy_later(&mut self) {
         let at = Instant::now() + swap::QUIET;
-        self.tidy_at = Some(at);
+        self.clock.tidy_at = Some(at);
         self.poll_by(at);
     }
 
     fn poll_pause(&self) -> Duration {
         // With a thousand addresses a look takes its time, and what its server does meanwhile waits for it.
-        self.poll_every.max(self.poll_took).max(POLL_SWAP.min(self.poll_took * 3))
+        self.clock.poll_every.max(self.clock.poll_took).max(POLL_SWAP.min(self.clock.poll_took * 3))
     }
 
     /// Looks at who listens, for all that waits for that.
     pub(super) fn poll(&mut self) {
         let (now, started) = (Instant::now(), cpu_time());
-        self.poll_at = None;
-        for (generation, speaker) in std::mem::take(&mut self.ups) {
+        self.clock.poll_at = None;
+        for (generation, speaker) in std::mem::take(&mut self.clock.ups) {
             self.said_up(generation, speaker);
         }
-        for (of, id) in std::mem::take(&mut self.unreached) {
-            self.olds.remove(&id.0);
+        for (of, id) in std::mem::take(&mut self.clock.unreached) {
+            self.peers.olds.remove(&id.0);
             self.feed(of, swap::Event::OldLost(id));
         }
         self.look_at_lingering();
-        self.leftovers.retain_mut(|left| left.look(now));
-        if self.tidy_at.take_if(|at| *at <= now).is_some() {
+        self.kin.leftovers.retain_mut(|left| left.look(now));
+        if self.clock.tidy_at.take_if(|at| *at <= now).is_some() {
             self.dir.release_orphans();
             // A server that was ending when this one looked for others has left its record: nobody else removes it.
             if !self.dir.tidy() {
-                self.tidy_at = Some(now + TIDY_AGAIN);
+                self.clock.tidy_at = Some(now + TIDY_AGAIN);
             }
         }
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else {
-            self.poll_at = Some(now + POLL_SWAP);
+            self.clock.poll_at = Some(now + POLL_SWAP);
             // But whoever waits for the end of a server whose main process is gone does not wait for that.
-            let late = |live: &Live| live.ended.filter(|ended| ended.seen.elapsed() > UNCLEAR_FOR);
+            let late = |live: &Live| live.life.ended.filter(|ended| ended.seen.elapsed() > UNCLEAR_FOR);
             let gone: Vec<(GenId, u8)> =
                 self.live.iter().filter_map(|(id, live)| Some((*id, late(live)?.status))).collect();
             for (generation, status) in gone {
@@ -97,8 +125,8 @@ impl Supervisor {
                 self.feed(generation, swap::Event::Exited(status));
             }
             for (&generation, live) in &mut self.live {
-                if let Some(left) = live.left_by.take_if(|left| left.is_over(now)) {
-                    self.pending.push_back((generation, swap::Event::ClaimerGone(left.claimer)));
+                if let Some(left) = live.standing.left_by.take_if(|left| left.is_over(now)) {
+                    self.agenda.pending.push_back((generation, swap::Event::ClaimerGone(left.claimer)));
                 }
             }
             return;
@@ -107,50 +135,53 @@ impl Supervisor {
         let generations: Vec<GenId> = self.live.keys().copied().collect();
         for generation in generations {
             let Some(live) = self.live.get_mut(&generation) else { continue };
-            for own in &live.server.holds(&sockets.at_any(&live.watching)).unwrap_or_default() {
-                for address in live.watching.extract_if(.., |a| a.collides(own)) {
-                    self.pending.push_back((generation, swap::Event::Listens(address)));
+            for own in &live.server.holds(&sockets.at_any(&live.looks.watching)).unwrap_or_default() {
+                for address in live.looks.watching.extract_if(.., |a| a.collides(own)) {
+                    self.agenda.pending.push_back((generation, swap::Event::Listens(address)));
                 }
             }
-            for address in live.releasing.extract_if(.., |a| sockets.at(a).next().is_none()) {
-                self.pending.push_back((generation, swap::Event::Free(address)));
+            for address in live.looks.releasing.extract_if(.., |a| sockets.at(a).next().is_none()) {
+                self.agenda.pending.push_back((generation, swap::Event::Free(address)));
             }
-            if live.discover_until.is_some_and(|until| until > now) {
+            if live.looks.discover_until.is_some_and(|until| until > now) {
                 discovering = true;
                 let _ = self.discover(generation, &sockets);
             } else {
-                live.discover_until = None;
+                live.looks.discover_until = None;
             }
             let Some(live) = self.live.get_mut(&generation) else { continue };
-            let left = left_alone(generation, live, &sockets, &mut self.pending);
+            let left = left_alone(generation, live, &sockets, &mut self.agenda.pending);
             if left {
                 self.decide_swap_of_dead(generation, &sockets);
             }
             let Some(live) = self.live.get_mut(&generation) else { continue };
-            let sharing = left | look_at_shared(generation, live, &sockets, &mut self.pending, self.run.probe);
-            swapping |= sharing || !live.watching.is_empty() || !live.releasing.is_empty() || live.ended.is_some();
-            if live.ended.is_some() {
+            let sharing = left | look_at_shared(generation, live, &sockets, &mut self.agenda.pending, self.run.probe);
+            swapping |= sharing
+                || !live.looks.watching.is_empty()
+                || !live.looks.releasing.is_empty()
+                || live.life.ended.is_some();
+            if live.life.ended.is_some() {
                 self.look_for_rest(generation, &sockets);
             }
         }
         swapping |= self.regain(now);
-        swapping |= !self.leftovers.is_empty();
-        let since = now.saturating_duration_since(self.poll_since);
+        swapping |= !self.kin.leftovers.is_empty();
+        let since = now.saturating_duration_since(self.clock.poll_since);
         // What an old server closes meanwhile has to be seen soon.
-        let steers = self.live.values().any(|live| live.sharing.has_olds());
+        let steers = self.live.values().any(|live| live.joining.sharing.has_olds());
         let slowest = match () {
             () if steers => POLL_SWAP.max(since / 100).min(POLL_STEERS),
             () if swapping => POLL_SWAP.max(since / 100),
             () => POLL_DISCOVER,
         };
-        self.poll_every = (self.poll_every * 3 / 2).min(slowest);
-        self.poll_took = cpu_time().saturating_sub(started);
-        swapping |= !self.ups.is_empty();
-        self.poll_at = (swapping || discovering).then(|| Instant::now() + self.poll_pause());
+        self.clock.poll_every = (self.clock.poll_every * 3 / 2).min(slowest);
+        self.clock.poll_took = cpu_time().saturating_sub(started);
+        swapping |= !self.clock.ups.is_empty();
+        self.clock.poll_at = (swapping || discovering).then(|| Instant::now() + self.poll_pause());
         let young = self.live.values().flat_map(|live| live.young_until()).min();
-        let lingers = self.olds.values().any(|old| old.lingers.is_some()).then(|| Instant::now() + LINGERS);
+        let lingers = self.peers.olds.values().any(|old| old.lingers.is_some()).then(|| Instant::now() + LINGERS);
         let lent = self.live.values().flat_map(|live| live.lent_until()).min();
-        [young, lingers, lent, self.tidy_at].into_iter().flatten().for_each(|at| self.poll_by(at));
+        [young, lingers, lent, self.clock.tidy_at].into_iter().flatten().for_each(|at| self.poll_by(at));
     }
 
     /// Finds the listeners of a server that says nothing of them; `false` if they could not be looked at.
@@ -159,21 +190,21 @@ impl Supervisor {
         let ephemeral = ephemeral_ports();
         let fixed: Vec<TcpSocket> = sockets.all().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
         let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
-        if !inodes.is_subset(&live.seen) {
+        if !inodes.is_subset(&live.looks.seen) {
             // One that cannot be looked at now is looked at again.
             let Ok(found) = live.server.holds(&fixed) else { return false };
-            self.pending.extend(found.into_iter().map(|address| (generation, swap::Event::Listens(address))));
+            self.agenda.pending.extend(found.into_iter().map(|address| (generation, swap::Event::Listens(address))));
         }
-        live.seen = inodes;
+        live.looks.seen = inodes;
         true
     }
 
     /// The server says that it is up: what it listens on by now comes first.
     pub(super) fn said_up(&mut self, generation: GenId, speaker: SpeakerId) {
-        let discovers = self.live.get(&generation).is_some_and(|live| live.discover_until.is_some());
+        let discovers = self.live.get(&generation).is_some_and(|live| live.looks.discover_until.is_some());
         if discovers && !net::listeners().is_ok_and(|sockets| self.discover(generation, &sockets)) {
             // Else it would be up without an address.
-            self.ups.push((generation, speaker));
+            self.clock.ups.push((generation, speaker));
             return self.poll_by(Instant::now() + POLL_SWAP);
         }
         self.feed(generation, swap::Event::Said(speaker, ServerWord::Up));
@@ -195,7 +226,7 @@ impl Supervisor {
         let wanted: Vec<(GenId, Address, Instant)> = self
             .live
             .iter()
-            .flat_map(|(id, live)| live.regaining.iter().map(|(address, until)| (*id, address.clone(), *until)))
+            .flat_map(|(id, live)| live.names.regaining.iter().map(|(address, until)| (*id, address.clone(), *until)))
             .collect();
         if wanted.is_empty() {
             return false;
@@ -209,7 +240,7 @@ impl Supervisor {
             let done = self.register(generation, &address, &[]) || until <= now;
             waits |= !done;
             if let (true, Some(live)) = (done, self.live.get_mut(&generation)) {
-                live.regaining.remove(&address);
+                live.names.regaining.remove(&address);
             }
         }
         self.dir.release();
@@ -228,55 +259,56 @@ pub(super) fn look_at_shared(
     live.follow_closed(generation, None, listeners, pending);
     let server = &live.server;
     let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
-    let unseen: Vec<&Address> = live.proving.iter().filter(|address| !live.sharing.has_joined(address)).collect();
+    let unseen: Vec<&Address> =
+        live.joining.proving.iter().filter(|address| !live.joining.sharing.has_joined(address)).collect();
     for address in unseen {
         // Nobody saw it listen.
         if let Ok(held) = server.holds_of(&listeners.at_any([address])) {
-            live.sharing.found(&held);
+            live.joining.sharing.found(&held);
         }
     }
     let held = || {
         let all: Vec<TcpSocket> = listeners.all().cloned().collect();
         Some(server.holds_of(&all).ok()?.into_iter().map(|socket| socket.inode).collect())
     };
-    live.sharing.look(listeners, prove, held, &fetch);
-    let complete = !live.settled;
-    for address in live.proving.extract_if(.., |a| live.sharing.is_proven(a, complete)) {
+    live.joining.sharing.look(listeners, prove, held, &fetch);
+    let complete = !live.joining.settled;
+    for address in live.joining.proving.extract_if(.., |a| live.joining.sharing.is_proven(a, complete)) {
         pending.push_back((generation, swap::Event::Accepts(address)));
     }
-    for address in &live.proving {
-        let why = live.sharing.hindrance(address);
-        if why.is_some() && live.hindrances.get(address) != why.as_ref() {
+    for address in &live.joining.proving {
+        let why = live.joining.sharing.hindrance(address);
+        if why.is_some() && live.joining.hindrances.get(address) != why.as_ref() {
             pending.extend(why.clone().map(|why| (generation, swap::Event::Hindered(address.clone(), why))));
-            live.hindrances.extend(why.map(|why| (address.clone(), why)));
+            live.joining.hindrances.extend(why.map(|why| (address.clone(), why)));
         }
     }
     let now = Instant::now();
-    for young in live.young.extract_if(.., |young| young.until <= now) {
+    for young in live.opening.young.extract_if(.., |young| young.until <= now) {
         if listeners.at(&young.address).any(|s| s.inode == young.inode) {
             pending.push_back((generation, swap::Event::Listens(young.address)));
         }
     }
-    for lent in live.lent.iter_mut().filter(|lent| lent.until <= now) {
+    for lent in live.opening.lent.iter_mut().filter(|lent| lent.until <= now) {
         // Whoever steers does not answer: our server must not wait for that.
         lent.waiting.take().into_iter().for_each(|waiting| _ = listen_alone(waiting, true));
     }
-    if live.drains && live.drain.is_none() {
+    if live.standing.drains && live.standing.drain.is_none() {
         // Said once. Until it can be watched it may be busy.
         let _ = start_drain(live);
     }
-    if let Some(drain) = &mut live.drain {
+    if let Some(drain) = &mut live.standing.drain {
         match drain.look(&live.server) {
             Drained::Arriving => {}
-            Drained::Quiesced if !live.quiesced => {
-                live.quiesced = true;
+            Drained::Quiesced if !live.standing.quiesced => {
+                live.standing.quiesced = true;
                 pending.push_back((generation, swap::Event::Quiesced));
             }
             Drained::Quiesced => {}
             Drained::Idle => pending.push_back((generation, swap::Event::Drained)),
         }
     }
-    !live.proving.is_empty() || live.drains || !live.sharing.is_empty()
+    !live.joining.proving.is_empty() || live.standing.drains || !live.joining.sharing.is_empty()
 }
 
 /// What the main thread has computed so far: unlike the time that has passed, it does not count how busy the machine is.

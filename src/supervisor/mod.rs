@@ -3,7 +3,6 @@
 
 #![forbid(unsafe_code)]
 
-use lent::Lent;
 mod directory;
 mod effects;
 mod front;
@@ -11,6 +10,7 @@ mod handover;
 mod held;
 mod left;
 mod lent;
+mod live;
 mod looks;
 mod olds;
 mod orphans;
@@ -27,33 +27,31 @@ mod watching;
 use crate::address::Address;
 use crate::cli::Run;
 use crate::detach::Launcher;
-use crate::drain::Drain;
 use crate::error::{Error, Result, status};
-use crate::family::{Household, Jobs};
-use crate::finder::{Holder, Registration};
+use crate::family::Household;
+use crate::finder::Holder;
 use crate::message::Log;
 use crate::notify::{self, Manager, Notice};
-use crate::place::Place;
 use crate::procfs;
 use crate::rundir::RunDir;
-use crate::server::Server;
-use crate::share::Sharing;
-use crate::swap::{self, ClaimerId, Level, SpeakerId};
+use crate::swap::{self, Level, SpeakerId};
 use crate::sys::net;
 use crate::sys::process::{self, Pid};
 use directory::{Desk, PARTING};
-use held::Waiting;
+use front::Reloads;
+use live::{Ended, Left, Leftover, Live, Sockets, Wait};
+use looks::Clock;
 use nix::sys::signal::Signal;
 use peers::Conn;
-use sharing::Young;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use std::collections::{BTreeMap, VecDeque};
 use std::os::fd::OwnedFd;
-use std::os::unix::net::{UnixListener, UnixStream};
+use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use threads::{Event, Events, GenId, Id, NotifySocket};
+use threads::{Event, Events, GenId, Id};
 use timers::Timers;
 
 /// The server that was started here. Others are orphans.
@@ -61,147 +59,6 @@ const OWN: GenId = 1;
 
 /// How long nothing may have happened before the memory that it took is given back.
 const REST_AFTER: Duration = Duration::from_secs(1);
-
-/// A generation that runs under this supervisor.
-struct Live {
-    machine: swap::Generation,
-    server: Server,
-    /// The thread that waits for its end, where it is no child of ours.
-    end: Option<threads::EndOf>,
-    /// Which generation it is, counted from the first server of its addresses.
-    number: u64,
-    /// It has not said yet whom it replaces.
-    number_is_guess: bool,
-    registration: Option<Registration>,
-    /// Main processes of the servers in whose place it gets the connections of a shared port.
-    replaced: Vec<Pid>,
-    /// Its control and notify sockets; an orphan has none of ours.
-    sockets: Option<Sockets>,
-    /// Addresses whose pidfile we wrote.
-    held: BTreeSet<Address>,
-    /// Addresses that are its own again, until when somebody else who has them is expected to be gone.
-    regaining: BTreeMap<Address, Instant>,
-    watching: BTreeSet<Address>,
-    releasing: BTreeSet<Address>,
-    /// Until when its listeners are looked for; `None` once it has said READY.
-    discover_until: Option<Instant>,
-    /// Listeners that were there at the last look.
-    seen: BTreeSet<u32>,
-    /// Its `listen` calls that wait for an answer.
-    calls: Vec<Waiting>,
-    /// And those that the supervisor of a newer server is to answer.
-    lent: VecDeque<Lent>,
-    /// Whoever has the lock steers its ports.
-    handed_over: bool,
-    /// Listeners that it opened when it was up already.
-    young: Vec<Young>,
-    /// Places that it steers by programs of its own.
-    programs: BTreeSet<Place>,
-    /// Inodes of sockets that had such a program before they were bound.
-    programmed: BTreeSet<u32>,
-    /// What it was said that keeps it from being proven.
-    hindrances: BTreeMap<Address, String>,
-    /// Inodes of the UDP sockets at fixed ports that it had when it came up.
-    datagrams: Vec<u32>,
-    /// Main processes of servers that have an address of the same name beside it.
-    beside: Vec<Pid>,
-    /// Its listeners on their way to be proven, and those of old servers, until these are gone.
-    sharing: Sharing,
-    /// Who had its lock and has gone away: keeps it for a while, or until the server of that one is gone too, and
-    /// what that left on the sockets is taken off.
-    left_by: Option<Left>,
-    /// The server of a claimer that has gone away serves in its place.
-    succeeded: bool,
-    /// It turned out that its ports cannot be shared.
-    unshared: bool,
-    /// Shared addresses that it has not proven yet; `settled`: it wants no more sockets.
-    proving: BTreeSet<Address>,
-    settled: bool,
-    /// All of it was killed, and so is what turns up of it.
-    killed: bool,
-    /// A newer server is to have its place: the claimer with its lock, or one that it has drained for.
-    claimed: Option<ClaimerId>,
-    gave_way: bool,
-    /// New connections go to a newer server; and its own ones, if they can be watched yet.
-    drains: bool,
-    drain: Option<Drain>,
-    quiesced: bool,
-    /// It was up once.
-    was_up: bool,
-    /// Its main process has ended, and it is not known yet whether something of it still listens.
-    ended: Option<Ended>,
-    /// The address that messages about it name after it has let go of all of them.
-    name: Option<Address>,
-    /// What it said of itself in sd_notify.
-    status_text: String,
-}
-
-/// The end of a main process.
-#[derive(Clone, Copy)]
-struct Ended {
-    status: u8,
-    /// When something of the server was seen last.
-    seen: Instant,
-    /// What was left of the server was told to stop.
-    rest_told: bool,
-    /// How many looks in a row saw nobody of a daemon that does not listen yet.
-    unseen: u32,
-}
-
-/// A claimer that has gone away with the lock.
-struct Left {
-    claimer: ClaimerId,
-    /// The process that it was.
-    supervisor: Option<Pid>,
-    wait: Wait,
-}
-
-/// What a server whose claimer has gone away waits for.
-#[derive(Clone, Copy)]
-enum Wait {
-    /// That what the claimer may have left is gone, until then.
-    Until(Instant),
-    /// The end of the server of the claimer, which was taken over for that.
-    EndOf(GenId),
-}
-
-impl Left {
-    fn is_over(&self, now: Instant) -> bool {
-        matches!(self.wait, Wait::Until(until) if until <= now)
-    }
-}
-
-/// Processes of an ended server that were told to stop, and until when they may.
-struct Leftover {
-    server: Server,
-    jobs: Jobs,
-    until: Instant,
-    unseen: u32,
-}
-
-struct Sockets {
-    control: Id,
-    listener: Arc<UnixListener>,
-    notify: Arc<NotifySocket>,
-    names: [String; 2],
-}
-
-impl Live {
-    /// Whether it was up, and not as one of which nothing was seen so far.
-    fn has_served(&self) -> bool {
-        self.was_up && (self.discover_until.is_none() || !self.machine.claims().is_empty())
-    }
-
-    /// What becomes of its jobs when it ends.
-    fn jobs(&self) -> Jobs {
-        let is_replaced = self.gave_way || self.claimed.is_some_and(|claimer| self.machine.is_locked_by(claimer));
-        if self.was_up && is_replaced { Jobs::Spared } else { Jobs::Ended }
-    }
-
-    fn is_orphan(&self) -> bool {
-        self.sockets.is_none()
-    }
-}
 
 /// An older server that one of our generations wants to replace.
 struct Old {
@@ -245,45 +102,52 @@ pub struct Supervisor {
     run: Run,
     dir: RunDir,
     log: Log,
+    /// What the threads that read have to say.
     events: Events,
     inbox: Receiver<Event>,
     live: BTreeMap<GenId, Live>,
+    kin: Kin,
+    peers: Peers,
+    reloads: Reloads,
+    agenda: Agenda,
+    clock: Clock,
+    caller: Caller,
+}
+
+/// What belongs to its servers.
+struct Kin {
     household: Arc<Household>,
     next_generation: GenId,
-    /// The line to our front, if this process is a copy that was started for a reload.
-    front: Option<Id>,
-    /// Copies of ours, by their lines.
-    copies: BTreeMap<Id, front::Child>,
-    /// The copy that has replaced our server; its status is this process's.
-    in_charge: Option<Id>,
-    /// A reload is wanted, and who waits for it.
-    reload: Option<Vec<front::Waiter>>,
-    /// Who waits for a reload that our front was asked for.
-    asked: BTreeSet<Id>,
+    leftovers: Vec<Leftover>,
+}
+
+/// Whom it speaks to.
+#[derive(Default)]
+struct Peers {
     conns: BTreeMap<Id, Conn>,
     olds: BTreeMap<Id, Old>,
-    /// Old servers that could not even be spoken to: for want of memory, say. They are looked for again.
-    unreached: Vec<(GenId, swap::OldId)>,
+}
+
+/// What it has to do.
+#[derive(Default)]
+struct Agenda {
     timers: Timers,
-    /// Who has said UP, and could not be looked at since.
-    ups: Vec<(GenId, SpeakerId)>,
     desk: Desk,
     /// Events of the machines that wait for their turn.
     pending: VecDeque<(GenId, swap::Event)>,
-    leftovers: Vec<Leftover>,
-    /// When orphans are let go of that nobody here has wanted, and the run directory is tidied.
-    tidy_at: Option<Instant>,
-    poll_at: Option<Instant>,
-    poll_every: Duration,
-    poll_took: Duration,
-    poll_since: Instant,
-    stopping: bool,
+}
+
+/// Who has started it, and what becomes of it.
+struct Caller {
     on_terminal: bool,
     hup_ignored: bool,
     launcher: Option<Launcher>,
     /// Tells the launcher that the swap is done.
     telling: Option<JoinHandle<()>>,
     manager: Manager,
+    /// It is told to stop.
+    stopping: bool,
+    /// Its exit status so far.
     status: u8,
 }
 
@@ -318,40 +182,27 @@ impl Supervisor {
             events,
             inbox,
             live: BTreeMap::new(),
-            household,
-            next_generation: OWN + 1,
-            front: None,
-            copies: BTreeMap::new(),
-            in_charge: None,
-            reload: None,
-            asked: BTreeSet::new(),
-            conns: BTreeMap::new(),
-            olds: BTreeMap::new(),
-            unreached: Vec::new(),
-            timers: Timers::default(),
-            ups: Vec::new(),
-            desk: Desk::default(),
-            pending: VecDeque::new(),
-            leftovers: Vec::new(),
-            tidy_at: None,
-            poll_at: None,
-            poll_every: Duration::ZERO,
-            poll_took: Duration::ZERO,
-            poll_since: Instant::now(),
-            stopping: false,
-            on_terminal,
-            hup_ignored,
-            launcher,
-            telling: None,
-            manager: Manager::from_environment(),
-            status: status::FAILED,
+            kin: Kin { household, next_generation: OWN + 1, leftovers: Vec::new() },
+            peers: Peers::default(),
+            reloads: Reloads::default(),
+            agenda: Agenda::default(),
+            clock: Clock::new(),
+            caller: Caller {
+                on_terminal,
+                hup_ignored,
+                launcher,
+                telling: None,
+                manager: Manager::from_environment(),
+                stopping: false,
+                status: status::FAILED,
+            },
         };
-        let awaited = supervisor.launcher.is_some() || front.is_some();
+        let awaited = supervisor.caller.launcher.is_some() || front.is_some();
         match supervisor.hear(front).and_then(|()| supervisor.start_server(awaited)) {
             Ok(()) => supervisor.serve(),
             Err(error) => {
                 log.say(Level::Error, None, &error.text);
-                supervisor.status = error.status;
+                supervisor.caller.status = error.status;
             }
         }
         supervisor.finish()
@@ -363,13 +214,13 @@ impl Supervisor {
         let failed = |what: &str, e: std::io::Error| Error::unable(what, e, "nothing was started");
         let mut signals =
             vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD];
-        if !self.hup_ignored {
+        if !self.caller.hup_ignored {
             signals.push(Signal::SIGHUP);
         }
         threads::signals(self.events.clone(), &signals).map_err(|e| failed("handle signals", e))?;
         nix::sys::prctl::set_child_subreaper(true).map_err(|e| failed("reap its descendants", e.into()))?;
         self.hear_front(front).map_err(|e| failed("hear its front", e))?;
-        match &self.launcher {
+        match &self.caller.launcher {
             Some(launcher) => {
                 launcher.watch(self.events.clone(), || Event::Cancelled).map_err(|e| failed("watch its caller", e))
             }
@@ -380,7 +231,8 @@ impl Supervisor {
     /// The main loop: one event, and everything that follows from it.
     fn serve(&mut self) {
         while !self.is_over() {
-            let wake_at = [self.timers.next(), self.poll_at, self.directory_at()].into_iter().flatten().min();
+            let wake_at =
+                [self.agenda.timers.next(), self.clock.poll_at, self.directory_at()].into_iter().flatten().min();
             let event = match wake_at {
                 None => self.inbox.recv_timeout(REST_AFTER).ok().or_else(|| {
                     // Nothing to do and nothing to wait for, and what others did for us is over: this may last for
@@ -395,11 +247,11 @@ impl Supervisor {
                 // A signal handler may have had no memory to tell of SIGCHLD.
                 None => self.reap(),
             }
-            while let Some((generation, timer)) = self.timers.take_due() {
+            while let Some((generation, timer)) = self.agenda.timers.take_due() {
                 // A daemon whose starter is done is no worker, however quiet it is.
-                let is_daemon = self.live.get(&generation).is_some_and(|live| live.ended.is_some());
+                let is_daemon = self.live.get(&generation).is_some_and(|live| live.life.ended.is_some());
                 match timer {
-                    swap::Timer::Quiet if is_daemon => self.timers.arm(generation, timer, swap::QUIET),
+                    swap::Timer::Quiet if is_daemon => self.agenda.timers.arm(generation, timer, swap::QUIET),
                     _ => self.feed(generation, swap::Event::Timer(timer)),
                 }
             }
@@ -408,7 +260,7 @@ impl Supervisor {
                 self.work_on_directory();
                 self.settle();
             }
-            if self.poll_at.is_some_and(|at| at <= Instant::now()) {
+            if self.clock.poll_at.is_some_and(|at| at <= Instant::now()) {
                 self.poll();
                 self.settle();
             }
@@ -419,7 +271,10 @@ impl Supervisor {
     /// Our server is gone, and so is every orphan that we told to go, and every copy.
     fn is_over(&self) -> bool {
         let servers_are_gone = self.live.values().all(|live| live.is_orphan() && live.machine.is_up());
-        servers_are_gone && self.leftovers.is_empty() && self.copies.is_empty() && self.asked.is_empty()
+        servers_are_gone
+            && self.kin.leftovers.is_empty()
+            && self.reloads.copies.is_empty()
+            && self.reloads.asked.is_empty()
     }
 
     fn finish(mut self) -> u8 {
@@ -428,16 +283,16 @@ impl Supervisor {
         // Whoever was killed meanwhile could not do it.
         let dir = self.dir.with_patience(PARTING);
         dir.tidy();
-        if let Some(launcher) = self.launcher.take() {
+        if let Some(launcher) = self.caller.launcher.take() {
             // Not told yet: the swap is not done, and the caller must not take it for a success.
-            let status = if self.status == status::DONE { status::NOT_UP } else { self.status };
+            let status = if self.caller.status == status::DONE { status::NOT_UP } else { self.caller.status };
             launcher.tell(status);
         }
-        if let Some(telling) = self.telling.take() {
+        if let Some(telling) = self.caller.telling.take() {
             let _ = telling.join();
         }
         dir.leave();
-        self.status
+        self.caller.status
     }
 
     fn handle(&mut self, event: Event) {
@@ -471,7 +326,7 @@ impl Supervisor {
             Event::Cancelled => {
                 // Once more: it is told to stop already, and is killed.
                 let may = |live: &Live| live.machine.may_be_cancelled();
-                if self.stopping || self.live.get(&OWN).is_some_and(may) {
+                if self.caller.stopping || self.live.get(&OWN).is_some_and(may) {
                     self.stop(false);
                 } else {
                     self.log.say(Level::Warning, None, "the swap is past its switch and goes on");
@@ -482,7 +337,7 @@ impl Supervisor {
 
     fn signalled(&mut self, signal: Signal, from_terminal: bool) {
         match signal {
-            Signal::SIGHUP if !self.on_terminal => self.want_reload(None),
+            Signal::SIGHUP if !self.caller.on_terminal => self.want_reload(None),
             Signal::SIGUSR1 | Signal::SIGUSR2 => self.pass_on(signal),
             // The terminal went away. That it told the server so too does not stop every server.
             Signal::SIGHUP => self.stop(false),
@@ -491,7 +346,7 @@ impl Supervisor {
     }
 
     fn stop(&mut self, signalled: bool) {
-        self.stopping = true;
+        self.caller.stopping = true;
         if !signalled {
             self.signal_copies(Signal::SIGTERM);
         }
@@ -499,17 +354,17 @@ impl Supervisor {
         if self.live.values().all(Live::is_orphan) {
             // What is left of the servers was told to stop when they ended.
             let now = Instant::now();
-            self.leftovers.iter_mut().for_each(|left| left.until = now);
+            self.kin.leftovers.iter_mut().for_each(|left| left.until = now);
             self.poll_soon();
         }
         self.tell_manager("STOPPING=1");
         let is_ended = |generation| {
-            let lefts = self.live.values().filter_map(|live| live.left_by.as_ref());
+            let lefts = self.live.values().filter_map(|live| live.standing.left_by.as_ref());
             lefts.into_iter().any(|left| matches!(left.wait, Wait::EndOf(ends) if ends == generation))
         };
         for (&generation, live) in &self.live {
             if !live.is_orphan() || is_ended(generation) {
-                self.pending.push_back((generation, swap::Event::Stop { signalled }));
+                self.agenda.pending.push_back((generation, swap::Event::Stop { signalled }));
             }
         }
     }
@@ -533,18 +388,18 @@ impl Supervisor {
     }
 
     fn feed(&mut self, generation: GenId, event: swap::Event) {
-        self.pending.push_back((generation, event));
+        self.agenda.pending.push_back((generation, event));
     }
 
     /// Lets the machines run until none has anything left to say.
     fn settle(&mut self) {
-        while let Some((generation, event)) = self.pending.pop_front() {
+        while let Some((generation, event)) = self.agenda.pending.pop_front() {
             if let swap::Event::OldGone(_) = event {
                 // Before anybody else gets the lock: our handles would be strangers to them.
                 self.finish_sharing();
             }
             if let swap::Event::Listens(_) | swap::Event::Accepts(_) = event
-                && self.live.get(&generation).is_some_and(|live| live.ended.is_some())
+                && self.live.get(&generation).is_some_and(|live| live.life.ended.is_some())
                 && let Ok(sockets) = net::listeners()
             {
                 // Nobody is to hear of a server that has ended when another process serves.
@@ -559,13 +414,13 @@ impl Supervisor {
             }
             if let Some(live) = self.live.get_mut(&generation) {
                 // A worker that turned out to be slow.
-                live.was_up &= !live.machine.is_starting();
+                live.life.was_up &= !live.machine.is_starting();
             }
             if let Some(live) = self.live.get(&generation)
                 && let Some(watch) = live.watch()
             {
                 // While two servers share the port, each may close its listener there and open another one.
-                let beside = live.machine.claimer().is_some() || live.sharing.has_olds();
+                let beside = live.machine.claimer().is_some() || live.joining.sharing.has_olds();
                 watch.facts.tell(live.server.pid, beside);
             }
         }

@@ -16,14 +16,14 @@ impl Supervisor {
     /// The number under which a generation knows an old server: one for all of its addresses.
     pub(super) fn old(&mut self, of: GenId, mut holder: Holder, wanted: &[Address]) -> Id {
         let server = (holder.pid, holder.start);
-        let known = self.olds.iter().find(|(_, old)| old.of == of && old.server == server);
+        let known = self.peers.olds.iter().find(|(_, old)| old.of == of && old.server == server);
         if let Some((&id, _)) = known {
             return id;
         }
         if let Some(live) = self.live.get_mut(&of) {
-            let guess = std::mem::take(&mut live.number_is_guess);
-            if live.number <= holder.generation || (guess && live.number != holder.generation + 1) {
-                live.number = holder.generation + 1;
+            let guess = std::mem::take(&mut live.names.number_is_guess);
+            if live.names.number <= holder.generation || (guess && live.names.number != holder.generation + 1) {
+                live.names.number = holder.generation + 1;
                 self.register_again(of);
             }
         }
@@ -39,7 +39,7 @@ impl Supervisor {
             }
         };
         let id = threads::next_id();
-        self.olds.insert(
+        self.peers.olds.insert(
             id,
             Old {
                 of,
@@ -59,7 +59,7 @@ impl Supervisor {
     }
 
     pub(super) fn lock(&mut self, of: GenId, id: OldId) {
-        let Some(old) = self.olds.get(&id.0) else { return };
+        let Some(old) = self.peers.olds.get(&id.0) else { return };
         match &old.to {
             OldTo::Local(generation) => {
                 let generation = *generation;
@@ -72,7 +72,7 @@ impl Supervisor {
                 });
                 if started.is_err() {
                     // Not at once: it would be looked for again and again, and nothing else done.
-                    self.unreached.push((of, id));
+                    self.clock.unreached.push((of, id));
                     self.poll_by(Instant::now() + POLL_SWAP);
                 }
             }
@@ -80,7 +80,7 @@ impl Supervisor {
     }
 
     pub(super) fn unlock(&mut self, id: OldId) {
-        let Some(old) = self.olds.remove(&id.0) else { return };
+        let Some(old) = self.peers.olds.remove(&id.0) else { return };
         self.share_no_more(old.of, id.0);
         match old.to {
             OldTo::Local(generation) => {
@@ -89,12 +89,12 @@ impl Supervisor {
                 let unwanted = self.live.get(&generation).is_some_and(|l| l.is_orphan() && l.machine.is_up());
                 if unwanted {
                     self.live.remove(&generation);
-                    self.timers.forget(generation);
+                    self.agenda.timers.forget(generation);
                     self.clear_desk(generation);
                 }
             }
             OldTo::Remote(_) => {
-                if let Some(conn) = self.conns.remove(&id.0) {
+                if let Some(conn) = self.peers.conns.remove(&id.0) {
                     conn.out.close();
                 }
             }
@@ -102,17 +102,17 @@ impl Supervisor {
     }
 
     pub(super) fn ask(&mut self, id: OldId, local: Event, remote: PeerWord) {
-        if let Some(old) = self.olds.get_mut(&id.0) {
+        if let Some(old) = self.peers.olds.get_mut(&id.0) {
             old.asked.push(local.clone());
             old.told = true;
         }
-        match self.olds.get(&id.0).map(|old| &old.to) {
+        match self.peers.olds.get(&id.0).map(|old| &old.to) {
             Some(OldTo::Local(generation)) => {
                 let generation = *generation;
                 self.feed(generation, local);
             }
             Some(OldTo::Remote(_)) => {
-                if let Some(conn) = self.conns.get(&id.0) {
+                if let Some(conn) = self.peers.conns.get(&id.0) {
                     conn.out.send(&remote);
                 }
             }
@@ -125,18 +125,18 @@ impl Supervisor {
         if let Event::Claim(claimer) = event
             && let Some(of) = self.local_claimer(claimer)
         {
-            self.olds.remove(&claimer.0);
+            self.peers.olds.remove(&claimer.0);
             self.feed(of, Event::OldGone(OldId(claimer.0)));
         }
     }
 
     /// The generation here that claims under this number.
     pub(super) fn local_claimer(&self, claimer: ClaimerId) -> Option<GenId> {
-        self.olds.get(&claimer.0).filter(|old| matches!(old.to, OldTo::Local(_))).map(|old| old.of)
+        self.peers.olds.get(&claimer.0).filter(|old| matches!(old.to, OldTo::Local(_))).map(|old| old.of)
     }
 
     pub(super) fn tell_peer(&self, claimer: ClaimerId, words: impl IntoIterator<Item = HolderWord>) {
-        if let Some(conn) = self.conns.get(&claimer.0) {
+        if let Some(conn) = self.peers.conns.get(&claimer.0) {
             conn.out.send_all(words);
         }
     }

@@ -2,15 +2,15 @@
 
 #![forbid(unsafe_code)]
 
+use super::live::{Life, Names};
 use super::threads::{self, GenId, Id};
 use super::{Live, OldTo, Supervisor};
 use crate::address::Address;
 use crate::finder::{Holder, Registration};
 use crate::server::Server;
-use crate::share::Sharing;
 use crate::swap::{self, ClaimerId, Level, OldId, Order, Settings};
 use crate::sys::net;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeSet;
 
 /// Why an orphan is taken over.
 pub(super) enum Adopted {
@@ -41,10 +41,10 @@ impl Supervisor {
         let mut addresses = server.holds(&listeners).ok()?;
         addresses.retain(|a| !held.iter().any(|held| held.collides(a)));
         addresses.extend(held.iter().cloned());
-        let id = self.next_generation;
+        let id = self.kin.next_generation;
         let pidfd = server.watch().ok()?;
         let end = threads::end_of(self.events.clone(), id, holder.pid, pidfd).ok()?;
-        self.next_generation += 1;
+        self.kin.next_generation += 1;
         let text = match why {
             Adopted::ToBeReplaced => format!("server {} has lost its supervisor and is taken over", holder.pid),
             Adopted::ToBeEnded => {
@@ -59,47 +59,16 @@ impl Supervisor {
             kill_after: self.run.kill_after,
             drain: self.run.drain,
         };
-        let live = Live {
-            machine: swap::Generation::serving(settings, addresses),
-            server,
-            end: Some(end),
+        let names = Names {
             number: holder.generation,
-            number_is_guess: false,
             registration: Some(lock),
             replaced: holder.replaced.clone(),
-            sockets: None,
             held,
-            regaining: BTreeMap::new(),
-            watching: BTreeSet::new(),
-            releasing: BTreeSet::new(),
-            discover_until: None,
-            seen: BTreeSet::new(),
-            calls: Vec::new(),
-            lent: VecDeque::new(),
-            handed_over: false,
-            young: Vec::new(),
-            programs: BTreeSet::new(),
-            programmed: BTreeSet::new(),
-            hindrances: BTreeMap::new(),
             datagrams: holder.datagrams.clone(),
-            beside: Vec::new(),
-            sharing: Sharing::default(),
-            left_by: None,
-            succeeded: false,
-            unshared: false,
-            proving: BTreeSet::new(),
-            settled: false,
-            killed: false,
-            claimed: None,
-            gave_way: false,
-            drains: false,
-            drain: None,
-            quiesced: false,
-            was_up: true,
-            ended: None,
-            name: None,
-            status_text: String::new(),
+            ..Names::default()
         };
+        let mut live = Live::new(swap::Generation::serving(settings, addresses), server, names);
+        live.life = Life { end: Some(end), was_up: true, ..Life::default() };
         self.live.insert(id, live);
         Some(id)
     }
@@ -107,7 +76,7 @@ impl Supervisor {
     /// The supervisor of an old server does not speak to us any more. What counts is when the lock of
     /// the server's record is free. `false` if there is no such server.
     pub(super) fn follow_orphan(&mut self, id: Id) -> bool {
-        let Some(old) = self.olds.get(&id) else { return false };
+        let Some(old) = self.peers.olds.get(&id) else { return false };
         let pid = old.server.0;
         self.dir.try_clone().and_then(|dir| threads::release(self.events.clone(), id, pid, dir)).is_ok()
     }
@@ -115,21 +84,21 @@ impl Supervisor {
     /// An old server has a supervisor that does not speak to us. One of which nothing was asked is looked for
     /// again; the other does what it was asked for, and is waited for. Whoever took an orphan over is not.
     pub(super) fn hung_up(&mut self, id: Id) {
-        let Some(old) = self.olds.get(&id) else { return };
+        let Some(old) = self.peers.olds.get(&id) else { return };
         let (of, pid) = (old.of, old.server.0);
         let waited_for = old.told && !old.orphaned;
         let waits = |dir| threads::release_for_sure(self.events.clone(), id, pid, dir);
         if !(waited_for && self.dir.try_clone().and_then(waits).is_ok()) {
-            self.olds.remove(&id);
+            self.peers.olds.remove(&id);
             self.feed(of, swap::Event::OldLost(OldId(id)));
         }
     }
 
     pub(super) fn orphaned(&mut self, id: Id) {
-        let Some(old) = self.olds.get(&id) else { return };
+        let Some(old) = self.peers.olds.get(&id) else { return };
         let (of, pid) = (old.of, old.server.0);
         if !old.locked {
-            self.olds.remove(&id);
+            self.peers.olds.remove(&id);
             return self.feed(of, swap::Event::OldLost(OldId(id)));
         }
         // Its end is known.
@@ -140,7 +109,7 @@ impl Supervisor {
         let found = self.dir.find(pid);
         // Somebody only looks at it, or has taken it over: time will tell.
         if found.as_ref().is_some_and(|holder| holder.orphan.is_none()) && self.follow_orphan(id) {
-            if let Some(old) = self.olds.get_mut(&id) {
+            if let Some(old) = self.peers.olds.get_mut(&id) {
                 old.orphaned = true;
             }
             return;
@@ -152,13 +121,13 @@ impl Supervisor {
             let taken = self.live.get(&of)?.machine.addresses();
             self.adopt(&holder, lock, &taken, Adopted::ToBeReplaced)
         });
-        match (adopted, self.olds.get_mut(&id)) {
+        match (adopted, self.peers.olds.get_mut(&id)) {
             (Some(generation), Some(old)) => {
                 old.to = OldTo::Local(generation);
                 self.feed(generation, swap::Event::Claim(ClaimerId(id)));
             }
             _ => {
-                self.olds.remove(&id);
+                self.peers.olds.remove(&id);
                 let event = if lives { swap::Event::OldLost(OldId(id)) } else { swap::Event::OldGone(OldId(id)) };
                 self.feed(of, event);
             }

@@ -68,32 +68,32 @@ impl Supervisor {
         }
         let controls = self.live.values().filter(|live| !live.is_orphan()).count();
         let is_limited = |conn: &Conn| conn.role.generation().is_some();
-        let taken = self.conns.values().filter(|conn| is_limited(conn)).count().saturating_sub(controls);
+        let taken = self.peers.conns.values().filter(|conn| is_limited(conn)).count().saturating_sub(controls);
         let most = threads::connections_max();
         if taken >= most {
             // The oldest of those that have said nothing that counts has had the most time to.
-            let idle = self.conns.iter().find(|(_, conn)| is_limited(conn) && !conn.counts).map(|(&id, _)| id);
-            match idle.and_then(|id| self.conns.remove(&id)) {
+            let idle = self.peers.conns.iter().find(|(_, conn)| is_limited(conn) && !conn.counts).map(|(&id, _)| id);
+            match idle.and_then(|id| self.peers.conns.remove(&id)) {
                 Some(idle) => one_too_many(&idle),
                 None if taken >= most + threads::CONNECTIONS_SPARE => return one_too_many(&conn),
                 None => conn.spare = true,
             }
         }
-        self.conns.insert(id, conn);
+        self.peers.conns.insert(id, conn);
     }
 
     pub(super) fn connected(&mut self, id: Id, link: Arc<Link>) {
         let conn = Conn::ours(link, Role::Holder);
-        if self.olds.contains_key(&id) {
+        if self.peers.olds.contains_key(&id) {
             conn.out.send_all([PeerWord::Peer(PEER_VERSION), PeerWord::Claim]);
-            self.conns.insert(id, conn);
+            self.peers.conns.insert(id, conn);
         } else {
             conn.out.close();
         }
     }
 
     pub(super) fn closed(&mut self, id: Id) {
-        let conn = self.conns.remove(&id);
+        let conn = self.peers.conns.remove(&id);
         if let Some(conn) = &conn {
             // Who has said its last word reads no more, or has it in the kernel: nobody may wait for it to
             // read.
@@ -117,11 +117,13 @@ impl Supervisor {
             // A connection that never came to be has no entry.
             Some(Conn { role: Role::Holder, .. }) | None => {
                 // One of which somebody else holds a listener has ended.
-                let Some(of) = self.olds.get(&id).filter(|old| old.lingers.is_none()).map(|old| old.of) else { return };
+                let Some(of) = self.peers.olds.get(&id).filter(|old| old.lingers.is_none()).map(|old| old.of) else {
+                    return;
+                };
                 if self.follow_orphan(id) {
                     self.feed(of, swap::Event::OldSilent(OldId(id)));
                 } else {
-                    self.olds.remove(&id);
+                    self.peers.olds.remove(&id);
                     self.feed(of, swap::Event::OldLost(OldId(id)));
                 }
             }
@@ -129,13 +131,13 @@ impl Supervisor {
     }
 
     pub(super) fn line(&mut self, id: Id, line: Result<String, &'static str>) {
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let Some(conn) = self.peers.conns.get_mut(&id) else { return };
         if let Role::New(generation) = conn.role {
             let peer = line.as_ref().is_ok_and(|line| line.starts_with("PEER "));
             conn.role = if peer { Role::Peer(generation, Vec::new()) } else { Role::Server(generation) };
             if conn.spare && !peer {
                 one_too_many(conn);
-                self.conns.remove(&id);
+                self.peers.conns.remove(&id);
                 return;
             }
         }
@@ -181,9 +183,9 @@ impl Supervisor {
 
     fn peer_said(&mut self, id: Id, generation: GenId, word: PeerWord) {
         let named = |conn: &Conn| if let Role::Peer(_, downs) = &conn.role { downs.len() } else { 0 };
-        let full =
-            matches!(word, PeerWord::Down(_)) && self.conns.values().map(named).sum::<usize>() >= swap::ADDRESSES_MAX;
-        let Some(conn) = self.conns.get_mut(&id) else { return };
+        let full = matches!(word, PeerWord::Down(_))
+            && self.peers.conns.values().map(named).sum::<usize>() >= swap::ADDRESSES_MAX;
+        let Some(conn) = self.peers.conns.get_mut(&id) else { return };
         let claimer = ClaimerId(id);
         conn.counts |= matches!(word, PeerWord::Claim | PeerWord::Commit | PeerWord::Reload);
         match word {
@@ -207,19 +209,19 @@ impl Supervisor {
                     self.feed(generation, swap::Event::Down(claimer, downs));
                 }
             }
-            PeerWord::Reload if self.stopping => conn.out.send(&being_stopped()),
+            PeerWord::Reload if self.caller.stopping => conn.out.send(&being_stopped()),
             PeerWord::Reload => self.want_reload(Some(Waiter::Peer(id))),
             PeerWord::Status => self.tell_status(id, generation),
         }
     }
 
     fn tell_status(&self, id: Id, generation: GenId) {
-        let (Some(conn), Some(live)) = (self.conns.get(&id), self.live.get(&generation)) else { return };
+        let (Some(conn), Some(live)) = (self.peers.conns.get(&id), self.live.get(&generation)) else { return };
         let field = |key: &str, value: String| HolderWord::Field(key.into(), value);
         let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
         let fields = [
             field("pid", live.server.pid.to_string()),
-            field("generation", live.number.to_string()),
+            field("generation", live.names.number.to_string()),
             field("state", live.machine.state().into()),
             field("mode", if live.is_shared() { "shared" } else { "plain" }.into()),
             field("text", live.status_text.clone()),
@@ -230,7 +232,7 @@ impl Supervisor {
     }
 
     fn holder_said(&mut self, id: Id, word: HolderWord) {
-        let Some(old) = self.olds.get_mut(&id) else { return };
+        let Some(old) = self.peers.olds.get_mut(&id) else { return };
         let OldTo::Remote(holder) = &old.to else { return };
         let (of, old_id) = (old.of, OldId(id));
         let event = match word {

@@ -40,7 +40,7 @@ impl Supervisor {
                 self.main_ended(generation, end.status(), &end.to_string());
             }
         }
-        if !self.leftovers.is_empty() || self.live.values().any(|live| live.ended.is_some()) {
+        if !self.kin.leftovers.is_empty() || self.live.values().any(|live| live.life.ended.is_some()) {
             self.poll_soon();
         }
     }
@@ -48,18 +48,18 @@ impl Supervisor {
     /// The main process of a generation has ended.
     pub(super) fn main_ended(&mut self, generation: GenId, own: u8, how: &str) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        if live.ended.is_none() {
-            let name = live.machine.name().or_else(|| live.name.clone());
+        if live.life.ended.is_none() {
+            let name = live.machine.name().or_else(|| live.names.name.clone());
             // Of one that was never up the machine says why, in one line, unless we were told to stop it.
-            let failed = !live.was_up && !self.stopping;
-            let unwanted = own != status::DONE && !self.stopping && !live.machine.is_leaving();
+            let failed = !live.life.was_up && !self.caller.stopping;
+            let unwanted = own != status::DONE && !self.caller.stopping && !live.machine.is_leaving();
             let level = match () {
                 () if failed => Level::Detail,
                 () if unwanted => Level::Error,
                 () => Level::Notice,
             };
             self.log.say(level, name.as_ref(), &format!("server {} {how}", live.server.pid));
-            live.ended = Some(Ended { status: own, seen: Instant::now(), rest_told: false, unseen: 0 });
+            live.life.ended = Some(Ended { status: own, seen: Instant::now(), rest_told: false, unseen: 0 });
             self.settle();
             match net::listeners() {
                 Ok(sockets) => self.look_for_rest(generation, &sockets),
@@ -72,9 +72,9 @@ impl Supervisor {
     /// place becomes the main process, or is told to stop if the server was.
     pub(super) fn look_for_rest(&mut self, generation: GenId, sockets: &Listeners) {
         // In a reload those of the old server are open as long as we want them to be.
-        let kept: BTreeSet<u32> = self.live.values().flat_map(|live| live.sharing.kept()).collect();
+        let kept: BTreeSet<u32> = self.live.values().flat_map(|live| live.joining.sharing.kept()).collect();
         let Some(live) = self.live.get_mut(&generation) else { return };
-        let Some(ended) = live.ended else { return };
+        let Some(ended) = live.life.ended else { return };
         let ephemeral = ephemeral_ports();
         let mut at_own = sockets.at_any(&live.machine.claims());
         let fixed = sockets.all().filter(|s| is_fixed(&s.local, &ephemeral));
@@ -89,10 +89,10 @@ impl Supervisor {
                 }
             }
             Rest::Holder(_) => {
-                live.ended = Some(Ended { seen: Instant::now(), rest_told: true, ..ended });
+                live.life.ended = Some(Ended { seen: Instant::now(), rest_told: true, ..ended });
                 match () {
                     // Who forked in the moment of the kill was not seen.
-                    () if live.killed => drop(live.server.signal_rest(Signal::SIGKILL, live.jobs())),
+                    () if live.life.killed => drop(live.server.signal_rest(Signal::SIGKILL, live.jobs())),
                     () if ended.rest_told => {}
                     () => drop(live.server.signal_rest(self.run.stop_signal, live.jobs())),
                 }
@@ -101,7 +101,7 @@ impl Supervisor {
             // A daemon whose starter is done before it listens; slow as it is it may have been taken for a worker.
             Rest::Nobody if ended.status == 0 && !live.has_served() && !live.machine.is_leaving() => {
                 let unseen = if live.server.has_rest(Jobs::Ended) { 0 } else { ended.unseen + 1 };
-                live.ended = Some(Ended { unseen, ..ended });
+                live.life.ended = Some(Ended { unseen, ..ended });
                 wait = unseen < UNSEEN_LOOKS;
             }
             Rest::Nobody => wait = false,
@@ -118,7 +118,7 @@ impl Supervisor {
     /// It was `main` before.
     fn promoted(&mut self, generation: GenId, main: Pid) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        live.ended = None;
+        live.life.ended = None;
         let pid = live.server.pid;
         self.log.say(Level::Notice, live.machine.name().as_ref(), &format!("process {pid} goes on as the server"));
         // The new record first, then the pidfiles, then the old record goes: whoever looks meanwhile finds
@@ -126,23 +126,23 @@ impl Supervisor {
         let before = self.write_record(generation);
         let Some(live) = self.live.get_mut(&generation) else { return };
         if self.dir.hold() {
-            for address in &live.held {
+            for address in &live.names.held {
                 // What another server has by now, or has beside this one, stays that one's.
-                if let Err(why) = self.dir.take(address, pid, &[main], &live.beside) {
+                if let Err(why) = self.dir.take(address, pid, &[main], &live.names.beside) {
                     self.log.say(Level::Warning, Some(address), &format!("unable to write its pidfile: {why}"));
                 }
             }
             self.dir.release();
         } else {
             let until = Instant::now() + LOCK_PATIENCE;
-            live.regaining.extend(live.held.iter().map(|address| (address.clone(), until)));
-            self.poll_at = Some(Instant::now() + POLL_FIRST);
+            live.names.regaining.extend(live.names.held.iter().map(|address| (address.clone(), until)));
+            self.clock.poll_at = Some(Instant::now() + POLL_FIRST);
         }
         if let Some(before) = before {
             self.dir.forget(before, pid);
         }
         if let Ok(pidfd) = live.server.watch() {
-            live.end = threads::end_of(self.events.clone(), generation, pid, pidfd).ok();
+            live.life.end = threads::end_of(self.events.clone(), generation, pid, pidfd).ok();
         }
     }
 
@@ -162,14 +162,14 @@ impl Supervisor {
         let entry = Entry {
             pid: live.server.pid,
             start: live.server.start,
-            generation: live.number,
+            generation: live.names.number,
             socket: &sockets.names[0],
             command: &command,
-            replaced: &live.replaced,
-            datagrams: &live.datagrams,
+            replaced: &live.names.replaced,
+            datagrams: &live.names.datagrams,
         };
         match self.dir.register(&entry) {
-            Ok(new) => live.registration.replace(new),
+            Ok(new) => live.names.registration.replace(new),
             Err(why) => {
                 self.log.say(Level::Warning, None, &format!("unable to write its record: {why}"));
                 None
@@ -180,10 +180,10 @@ impl Supervisor {
     /// Everything of an ended generation in the run directory.
     pub(super) fn retire(&mut self, generation: GenId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        for address in std::mem::take(&mut live.held) {
+        for address in std::mem::take(&mut live.names.held) {
             self.dir.unhold(&address, live.server.pid);
         }
-        if let Some(registration) = live.registration.take() {
+        if let Some(registration) = live.names.registration.take() {
             self.dir.deregister(registration, live.sockets.as_ref().map_or(&[][..], |s| &s.names));
         }
     }
@@ -192,7 +192,7 @@ impl Supervisor {
     pub(super) fn clear_away(&mut self, generation: GenId) -> Option<Live> {
         self.retire(generation);
         let live = self.live.remove(&generation)?;
-        self.timers.forget(generation);
+        self.agenda.timers.forget(generation);
         self.clear_desk(generation);
         if let Some(sockets) = &live.sockets {
             // Wakes the threads that block on them.
@@ -205,7 +205,7 @@ impl Supervisor {
         }
         // Who asked for a reload asked the old server's supervisor, and hears of it after that server is gone.
         let stay = self.waiting_peers();
-        self.conns.retain(|id, conn| {
+        self.peers.conns.retain(|id, conn| {
             let ends = conn.role.generation() == Some(generation) && !stay.contains(id);
             if ends {
                 conn.out.close();
@@ -213,7 +213,7 @@ impl Supervisor {
             !ends
         });
         // Found after it had ended: an orphan among them is left as it was found.
-        let olds: Vec<Id> = self.olds.iter().filter(|(_, old)| old.of == generation).map(|(&id, _)| id).collect();
+        let olds: Vec<Id> = self.peers.olds.iter().filter(|(_, old)| old.of == generation).map(|(&id, _)| id).collect();
         olds.into_iter().for_each(|id| self.unlock(swap::OldId(id)));
         Some(live)
     }

@@ -7,62 +7,27 @@ use super::held::Steering;
 use super::held::Waiting;
 use super::lent::JOINS_WITHIN;
 use super::lent::Lent;
+use super::live::Young;
 use super::threads::GenId;
 use super::{Live, Supervisor};
 use crate::address::Address;
 use crate::place::Place;
 use crate::protocol::HolderWord;
-use crate::server::{Server, Watch};
+use crate::server::Server;
 use crate::swap::{self, Level};
 use crate::sys::net::{self, Listeners};
 use crate::sys::steer::{OwnProgram, Socket};
 use nix::errno::Errno;
 use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd};
-use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long a socket has to listen that was not there when its server came up, before it is one of its addresses.
 const YOUNG_FOR: Duration = Duration::from_secs(30);
 
-/// A listener that its server opened when it was up already.
-pub(super) struct Young {
-    pub(super) inode: u32,
-    pub(super) address: Address,
-    pub(super) until: Instant,
-}
-
 impl Live {
-    pub(super) fn watch(&self) -> Option<&Arc<Watch>> {
-        self.server.watch.as_ref()?.as_ref().ok()
-    }
-
-    /// Whether its ports can be shared with a newer server.
-    pub(super) fn is_shared(&self) -> bool {
-        self.watch().is_some() && !self.unshared && self.steers_itself().is_none()
-    }
-
-    /// When a listener that it opened becomes an address.
-    pub(super) fn young_until(&self) -> Option<Instant> {
-        self.young.iter().map(|young| young.until).min()
-    }
-
-    /// An address of its that it steers by a program of its own.
-    fn steers_itself(&self) -> Option<&Place> {
-        if self.programs.is_empty() {
-            return None;
-        }
-        let own = Address::all(&self.machine.addresses());
-        self.programs.iter().find(|place| Address::from(place.address).among(&own).next().is_some())
-    }
-
-    /// The listeners that it has at its addresses.
-    pub(super) fn listeners(&self) -> std::io::Result<Vec<Socket>> {
-        self.server.listeners(&self.machine.addresses())
-    }
-
     fn take_calls(&mut self, address: &Address) -> Vec<Waiting> {
-        self.calls.extract_if(.., |call| Address::from(call.place.address) == *address).collect()
+        self.opening.calls.extract_if(.., |call| Address::from(call.place.address) == *address).collect()
     }
 
     /// What the server has closed before it was up is none of its addresses. `port`: only there, where these are the
@@ -75,15 +40,15 @@ impl Live {
         pending: &mut VecDeque<(GenId, swap::Event)>,
     ) {
         let server = &self.server;
-        self.sharing.follow_news(port, listeners, &|inodes| sockets(server, inodes));
-        let closed = Address::all(&self.sharing.closed(port));
+        self.joining.sharing.follow_news(port, listeners, &|inodes| sockets(server, inodes));
+        let closed = Address::all(&self.joining.sharing.closed(port));
         if closed.is_empty() {
             return;
         }
         for address in self.machine.claims() {
-            if address.among(&closed).next().is_some() && self.sharing.is_closed(&address) {
-                self.sharing.forget(&address);
-                self.proving.retain(|proving| !proving.collides(&address));
+            if address.among(&closed).next().is_some() && self.joining.sharing.is_closed(&address) {
+                self.joining.sharing.forget(&address);
+                self.joining.proving.retain(|proving| !proving.collides(&address));
                 pending.push_back((generation, swap::Event::Closed(address)));
             }
         }
@@ -98,7 +63,7 @@ pub(super) fn sockets(server: &Server, inodes: &BTreeSet<u32>) -> Vec<Socket> {
 impl Supervisor {
     pub(super) fn unshared(&mut self, generation: GenId, why: &str) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        if !std::mem::replace(&mut live.unshared, true) {
+        if !std::mem::replace(&mut live.joining.unshared, true) {
             let text = format!("the port cannot be shared: {why} (swaps run in plain order)");
             self.log.say(Level::Warning, live.machine.name().as_ref(), &text);
         }
@@ -107,18 +72,18 @@ impl Supervisor {
     pub(super) fn called(&mut self, generation: GenId, waiting: Waiting) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         // It is seen: nobody has to look for its listeners.
-        live.discover_until = None;
+        live.looks.discover_until = None;
         // And what it has so far is not all.
-        live.settled = false;
+        live.joining.settled = false;
         let (place, port) = (waiting.place, waiting.place.address.port());
-        let is_programmed = waiting.socket.inode().is_ok_and(|inode| live.programmed.remove(&inode));
-        if live.sharing.has_joined_at(port)
+        let is_programmed = waiting.socket.inode().is_ok_and(|inode| live.opening.programmed.remove(&inode));
+        if live.joining.sharing.has_joined_at(port)
             && let Ok(listeners) = net::listeners_at(port)
         {
-            live.follow_closed(generation, Some(port), &listeners, &mut self.pending);
+            live.follow_closed(generation, Some(port), &listeners, &mut self.agenda.pending);
         }
         let (address, meets) = (Address::from(waiting.place.address), waiting.meets);
-        live.calls.push(waiting);
+        live.opening.calls.push(waiting);
         if is_programmed {
             self.has_program(generation, place);
         }
@@ -132,12 +97,12 @@ impl Supervisor {
         let Some(live) = self.live.get_mut(&generation) else { return };
         let Ok(place) = socket.place() else { return call.proceed() };
         let is_off = matches!(program, OwnProgram::None);
-        let result = live.sharing.steer_by(&place, &socket, program);
+        let result = live.joining.sharing.steer_by(&place, &socket, program);
         if result.is_ok() && place.address.port() == 0 {
             // The program goes with it wherever it is bound.
-            let _ = socket.inode().map(|inode| live.programmed.insert(inode));
+            let _ = socket.inode().map(|inode| live.opening.programmed.insert(inode));
         } else if result.is_ok() && is_off {
-            live.programs.remove(&place);
+            live.opening.programs.remove(&place);
         } else if result.is_ok() {
             self.has_program(generation, place);
         }
@@ -148,7 +113,7 @@ impl Supervisor {
     /// The server steers a place by a program of its own.
     fn has_program(&mut self, generation: GenId, place: Place) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        if live.programs.insert(place) && live.steers_itself().is_some() {
+        if live.opening.programs.insert(place) && live.steers_itself().is_some() {
             let text =
                 "the port cannot be shared: the server steers it by a program of its own (swaps run in plain order)";
             self.log.say(Level::Warning, Some(&place.address.into()), text);
@@ -161,11 +126,11 @@ impl Supervisor {
         let Some(live) = self.live.get_mut(&generation) else { return };
         let mut listens = false;
         for waiting in live.take_calls(address) {
-            let claimer = live.machine.claimer().filter(|_| live.is_shared() && live.handed_over);
-            if let Some(conn) = claimer.and_then(|claimer| self.conns.get(&claimer.0)) {
+            let claimer = live.machine.claimer().filter(|_| live.is_shared() && live.standing.handed_over);
+            if let Some(conn) = claimer.and_then(|claimer| self.peers.conns.get(&claimer.0)) {
                 let fd = waiting.socket.fd().as_fd().as_raw_fd();
                 conn.out.send_files(&HolderWord::Joins(waiting.backlog), &[fd]);
-                live.lent.push_back(Lent { waiting: Some(waiting), until: Instant::now() + JOINS_WITHIN });
+                live.opening.lent.push_back(Lent { waiting: Some(waiting), until: Instant::now() + JOINS_WITHIN });
                 continue;
             }
             listens |= listen_alone(waiting, live.watch().is_some());
@@ -184,7 +149,7 @@ impl Supervisor {
         for waiting in live.take_calls(address) {
             let until = Instant::now() + YOUNG_FOR;
             if let Ok(inode) = waiting.socket.inode() {
-                live.young.push(Young { inode, address: address.clone(), until });
+                live.opening.young.push(Young { inode, address: address.clone(), until });
             }
             drop(waiting.socket);
             waiting.call.proceed();
@@ -205,13 +170,13 @@ impl Supervisor {
             }
         }
         for Waiting { call, socket, backlog, .. } in calls {
-            let result = live.sharing.join(&socket, backlog, &fetch);
+            let result = live.joining.sharing.join(&socket, backlog, &fetch);
             // What the server closes from here on is closed.
             drop(socket);
             call.conclude(result);
         }
-        if !live.was_up || !live.sharing.is_empty() {
-            live.proving.insert(address.clone());
+        if !live.life.was_up || !live.joining.sharing.is_empty() {
+            live.joining.proving.insert(address.clone());
         }
         self.poll_soon();
     }

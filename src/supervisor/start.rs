@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::live::Names;
 use super::looks::POLL_SWAP;
 use super::peers::Role;
 use super::threads::{self, Link, NotifySocket};
@@ -10,12 +11,10 @@ use crate::error::{Error, Result};
 use crate::family::Jobs;
 use crate::finder::Entry;
 use crate::server::{Server, Surroundings};
-use crate::share::Sharing;
 use crate::swap::{self, Level, Order, Settings};
 use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::io;
 use std::os::unix::fs::FileTypeExt;
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
@@ -42,10 +41,10 @@ impl Supervisor {
             control: theirs,
             socket: &socket,
             notify: &notify,
-            household: &self.household,
+            household: &self.kin.household,
             generation: number,
-            on_terminal: self.on_terminal,
-            hup_ignored: self.hup_ignored,
+            on_terminal: self.caller.on_terminal,
+            hup_ignored: self.caller.hup_ignored,
             detached: self.run.detach,
             watched: !self.run.plain,
         };
@@ -91,7 +90,7 @@ impl Supervisor {
         let (machine, effects) = swap::Generation::new(settings);
         let (listener, control, ours) = (Arc::new(listener), threads::next_id(), Link::new(ours));
         let notify = Arc::new(NotifySocket { socket: datagrams, closed: AtomicBool::new(false) });
-        self.conns.insert(control, Conn::ours(ours.clone(), Role::Server(id)));
+        self.peers.conns.insert(control, Conn::ours(ours.clone(), Role::Server(id)));
         let started = threads::lines(self.events.clone(), control, ours)
             .and_then(|()| threads::accept(self.events.clone(), id, listener.clone()))
             .and_then(|()| threads::notifications(self.events.clone(), id, notify.clone()))
@@ -101,50 +100,11 @@ impl Supervisor {
                 watching::watch(self.events.clone(), id, watch, mark, self.dir.try_clone()?)
             });
         self.log.say(Level::Detail, None, &format!("server {} started (generation {number})", server.pid));
-        self.live.insert(
-            id,
-            Live {
-                machine,
-                server,
-                end: None,
-                number,
-                number_is_guess: true,
-                registration: Some(registration),
-                replaced: Vec::new(),
-                sockets: Some(Sockets { control, listener, notify, names }),
-                held: BTreeSet::new(),
-                regaining: BTreeMap::new(),
-                watching: BTreeSet::new(),
-                releasing: BTreeSet::new(),
-                discover_until: Some(Instant::now() + DISCOVER_FOR),
-                seen: BTreeSet::new(),
-                calls: Vec::new(),
-                lent: VecDeque::new(),
-                handed_over: false,
-                young: Vec::new(),
-                programs: BTreeSet::new(),
-                programmed: BTreeSet::new(),
-                hindrances: BTreeMap::new(),
-                datagrams: Vec::new(),
-                beside: Vec::new(),
-                sharing: Sharing::default(),
-                left_by: None,
-                succeeded: false,
-                unshared: false,
-                proving: BTreeSet::new(),
-                settled: false,
-                killed: false,
-                claimed: None,
-                gave_way: false,
-                drains: false,
-                drain: None,
-                quiesced: false,
-                was_up: false,
-                ended: None,
-                name: None,
-                status_text: String::new(),
-            },
-        );
+        let names_of = Names { number, number_is_guess: true, registration: Some(registration), ..Names::default() };
+        let mut live = Live::new(machine, server, names_of);
+        live.sockets = Some(Sockets { control, listener, notify, names });
+        live.looks.discover_until = Some(Instant::now() + DISCOVER_FOR);
+        self.live.insert(id, live);
         if let Err(e) = started {
             // Without its threads the server cannot be heard: it goes the way of one that failed.
             self.log.say(Level::Error, None, &format!("unable to start a thread: {e} (the new server is killed)"));
@@ -155,7 +115,7 @@ impl Supervisor {
         }
         if self.live.get(&id).is_some_and(|live| live.watch().is_some()) {
             // Its calls tell when it listens: only what it was handed has to be looked for.
-            self.poll_every = POLL_SWAP;
+            self.clock.poll_every = POLL_SWAP;
             self.poll_by(Instant::now() + POLL_SWAP);
         } else {
             self.poll_soon();

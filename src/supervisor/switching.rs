@@ -21,7 +21,7 @@ impl Supervisor {
     pub(super) fn switch(&mut self, generation: GenId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         let server = &live.server;
-        let (mut abandoned, result) = live.sharing.switch(&|inodes| sockets(server, inodes));
+        let (mut abandoned, result) = live.joining.sharing.switch(&|inodes| sockets(server, inodes));
         // Of an address that it has nothing of the machine says so.
         let claims = Address::all(&live.machine.claims());
         abandoned.retain(|place| Address::from(*place).among(&claims).next().is_some());
@@ -33,14 +33,14 @@ impl Supervisor {
             let text = format!("unable to steer the port: {} (the swap goes on)", crate::error::reason(&e));
             self.log.say(Level::Warning, None, &text);
         }
-        let replaced = self.olds.values().filter(|old| old.of == generation && old.locked);
+        let replaced = self.peers.olds.values().filter(|old| old.of == generation && old.locked);
         self.write_replaced(generation, replaced.map(|old| old.server.0).collect());
     }
 
     pub(super) fn switch_back(&mut self, generation: GenId) {
         if let Some(live) = self.live.get_mut(&generation) {
             let server = &live.server;
-            live.sharing.switch_back(&|inodes| sockets(server, inodes));
+            live.joining.sharing.switch_back(&|inodes| sockets(server, inodes));
         }
         self.write_replaced(generation, Vec::new());
     }
@@ -48,9 +48,9 @@ impl Supervisor {
     /// Whoever finds the servers of a dead supervisor reads in the record whether the swap was made.
     fn write_replaced(&mut self, generation: GenId, replaced: Vec<Pid>) {
         if let Some(live) = self.live.get_mut(&generation)
-            && live.replaced != replaced
+            && live.names.replaced != replaced
         {
-            live.replaced = replaced;
+            live.names.replaced = replaced;
             self.register_again(generation);
         }
     }
@@ -58,7 +58,7 @@ impl Supervisor {
     /// An old server stays.
     pub(super) fn share_no_more(&mut self, generation: GenId, old: Id) {
         if let Some(live) = self.live.get_mut(&generation) {
-            live.sharing.let_go(old);
+            live.joining.sharing.let_go(old);
         }
     }
 
@@ -66,18 +66,18 @@ impl Supervisor {
     pub(super) fn finish_sharing(&mut self) {
         let mut finished = Vec::new();
         for (generation, live) in &mut self.live {
-            if live.sharing.is_empty() || self.olds.values().any(|old| old.of == *generation) {
+            if live.joining.sharing.is_empty() || self.peers.olds.values().any(|old| old.of == *generation) {
                 continue;
             }
             let server = &live.server;
             let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
-            if !(live.was_up || live.machine.is_leaving()) {
-                live.sharing.forget_olds(&fetch);
+            if !(live.life.was_up || live.machine.is_leaving()) {
+                live.joining.sharing.forget_olds(&fetch);
                 continue;
             }
-            live.proving.clear();
+            live.joining.proving.clear();
             // What cannot be taken off now is taken off at a later look.
-            if live.sharing.finish(&fetch) {
+            if live.joining.sharing.finish(&fetch) {
                 finished.push(*generation);
             }
         }
@@ -89,9 +89,9 @@ impl Supervisor {
     /// An old server is gone, as its supervisor says. As long as somebody holds a listener of its, connections could go
     /// there: what steers stays, and so does the claim.
     pub(super) fn old_gone(&mut self, id: Id) {
-        let Some(old) = self.olds.get_mut(&id) else { return };
+        let Some(old) = self.peers.olds.get_mut(&id) else { return };
         let of = old.of;
-        if let Some(holder) = self.live.get(&of).and_then(|live| live.sharing.holder_of(id)) {
+        if let Some(holder) = self.live.get(&of).and_then(|live| live.joining.sharing.holder_of(id)) {
             let linger = *old.lingers.get_or_insert(Linger::Since(Instant::now()));
             if matches!(linger, Linger::Since(since) if since.elapsed() > LINGERS) {
                 old.lingers = Some(Linger::Named);
@@ -99,52 +99,53 @@ impl Supervisor {
                 let text = format!(
                     "the old server has ended, but pid {pid} ({command}) holds its listener (it is waited for)"
                 );
-                let name = self.live.get(&of).and_then(|live| live.name.clone());
+                let name = self.live.get(&of).and_then(|live| live.names.name.clone());
                 self.log.say(Level::Warning, name.as_ref(), &text);
             }
             return self.poll_by(Instant::now() + LINGERS);
         }
         if let Some(live) = self.live.get_mut(&of) {
             let server = &live.server;
-            if !live.sharing.drop_olds(id, &|inodes| sockets(server, inodes)) {
+            if !live.joining.sharing.drop_olds(id, &|inodes| sockets(server, inodes)) {
                 // It is a stranger to whoever comes next, until the kernel has closed it.
                 old.lingers.get_or_insert(Linger::Since(Instant::now()));
                 return self.poll_soon();
             }
         }
-        self.olds.remove(&id);
+        self.peers.olds.remove(&id);
         self.feed(of, swap::Event::OldGone(OldId(id)));
     }
 
     /// Looks again for who holds what an old server has left.
     pub(super) fn look_at_lingering(&mut self) {
-        let lingering: Vec<Id> = self.olds.iter().filter(|(_, old)| old.lingers.is_some()).map(|(id, _)| *id).collect();
+        let lingering: Vec<Id> =
+            self.peers.olds.iter().filter(|(_, old)| old.lingers.is_some()).map(|(id, _)| *id).collect();
         lingering.into_iter().for_each(|id| self.old_gone(id));
     }
 
     pub(super) fn drain(&mut self, generation: GenId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        (live.drains, live.quiesced) = (true, false);
+        (live.standing.drains, live.standing.quiesced) = (true, false);
         if let Err(e) = start_drain(live) {
             let text = format!("unable to watch its connections: {} (it is tried again)", crate::error::reason(&e));
-            self.log.say(Level::Warning, live.name.as_ref(), &text);
+            self.log.say(Level::Warning, live.names.name.as_ref(), &text);
         }
         self.poll_soon();
     }
 
     pub(super) fn cut_off(&mut self, generation: GenId) {
         let Some(live) = self.live.get(&generation) else { return };
-        if !live.drains {
+        if !live.standing.drains {
             return;
         }
-        let text = match live.drain.as_ref().map(|drain| drain.busy(&live.server)) {
+        let text = match live.standing.drain.as_ref().map(|drain| drain.busy(&live.server)) {
             Some(Ok(0)) => return,
             Some(Ok(busy)) => format!("the time to drain is up with {busy} busy connections (they are cut)"),
             Some(Err(_)) | None => {
                 "the time to drain is up, and its connections could not be watched (any are cut)".into()
             }
         };
-        self.log.say(Level::Warning, live.name.as_ref(), &text);
+        self.log.say(Level::Warning, live.names.name.as_ref(), &text);
     }
 
     /// The server of a generation is gone: nobody may wait for it, and no handle of ours may hold a
@@ -152,22 +153,22 @@ impl Supervisor {
     pub(super) fn server_is_gone(&mut self, generation: GenId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
         live.stop_drain();
-        live.calls.clear();
-        live.lent.clear();
-        live.proving.clear();
-        std::mem::take(&mut live.sharing).turn_back();
+        live.opening.calls.clear();
+        live.opening.lent.clear();
+        live.joining.proving.clear();
+        std::mem::take(&mut live.joining.sharing).turn_back();
     }
 }
 
 impl Live {
     /// The server keeps its new connections, or is gone.
     pub(super) fn stop_drain(&mut self) {
-        (self.drains, self.drain) = (false, None);
+        (self.standing.drains, self.standing.drain) = (false, None);
     }
 }
 
 pub(super) fn start_drain(live: &mut Live) -> std::io::Result<()> {
     let time = live.machine.drain_time();
-    live.drain = Some(live.listeners().and_then(|listeners| Drain::start(listeners, time))?);
+    live.standing.drain = Some(live.listeners().and_then(|listeners| Drain::start(listeners, time))?);
     Ok(())
 }

@@ -1,0 +1,251 @@
+//! What a supervisor knows of a server that runs under it.
+
+#![forbid(unsafe_code)]
+
+use super::held::Waiting;
+use super::lent::Lent;
+use super::threads::{self, GenId, Id, NotifySocket};
+use crate::address::Address;
+use crate::drain::Drain;
+use crate::family::Jobs;
+use crate::finder::Registration;
+use crate::place::Place;
+use crate::server::{Server, Watch};
+use crate::share::Sharing;
+use crate::swap::{self, ClaimerId};
+use crate::sys::pid::Pid;
+use crate::sys::steer::Socket;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::os::unix::net::UnixListener;
+use std::sync::Arc;
+use std::time::Instant;
+
+/// A generation that runs under this supervisor.
+pub(super) struct Live {
+    pub(super) machine: swap::Generation,
+    pub(super) server: Server,
+    /// Its control and notify sockets; an orphan has none of ours.
+    pub(super) sockets: Option<Sockets>,
+    pub(super) names: Names,
+    pub(super) looks: Looks,
+    pub(super) opening: Opening,
+    pub(super) joining: Joining,
+    pub(super) standing: Standing,
+    pub(super) life: Life,
+    /// What it said of itself in sd_notify.
+    pub(super) status_text: String,
+}
+
+/// What it is called in the run directory.
+#[derive(Default)]
+pub(super) struct Names {
+    /// Which generation it is, counted from the first server of its addresses.
+    pub(super) number: u64,
+    /// It has not said yet whom it replaces.
+    pub(super) number_is_guess: bool,
+    pub(super) registration: Option<Registration>,
+    /// Main processes of the servers in whose place it gets the connections of a shared port.
+    pub(super) replaced: Vec<Pid>,
+    /// Addresses whose pidfile we wrote.
+    pub(super) held: BTreeSet<Address>,
+    /// Addresses that are its own again, until when somebody else who has them is expected to be gone.
+    pub(super) regaining: BTreeMap<Address, Instant>,
+    /// Inodes of the UDP sockets at fixed ports that it had when it came up.
+    pub(super) datagrams: Vec<u32>,
+    /// Main processes of servers that have an address of the same name beside it.
+    pub(super) beside: Vec<Pid>,
+    /// The address that messages about it name after it has let go of all of them.
+    pub(super) name: Option<Address>,
+}
+
+/// What the kernel is asked about it.
+#[derive(Default)]
+pub(super) struct Looks {
+    /// Addresses at which it is to listen.
+    pub(super) watching: BTreeSet<Address>,
+    /// Addresses at which it is to listen no more.
+    pub(super) releasing: BTreeSet<Address>,
+    /// Until when its listeners are looked for; `None` once it has said READY.
+    pub(super) discover_until: Option<Instant>,
+    /// Listeners that were there at the last look.
+    pub(super) seen: BTreeSet<u32>,
+}
+
+/// What it opens.
+#[derive(Default)]
+pub(super) struct Opening {
+    /// Its calls of `listen` that wait for an answer.
+    pub(super) calls: Vec<Waiting>,
+    /// And those that the supervisor of a newer server is to answer.
+    pub(super) lent: VecDeque<Lent>,
+    /// Listeners that it opened when it was up already.
+    pub(super) young: Vec<Young>,
+    /// Places that it steers by programs of its own.
+    pub(super) programs: BTreeSet<Place>,
+    /// Inodes of sockets that had such a program before they were bound.
+    pub(super) programmed: BTreeSet<u32>,
+}
+
+/// Its listeners on the way to be proven.
+#[derive(Default)]
+pub(super) struct Joining {
+    /// They, and those of old servers, until these are gone.
+    pub(super) sharing: Sharing,
+    /// It turned out that its ports cannot be shared.
+    pub(super) unshared: bool,
+    /// Shared addresses that it has not proven yet; `settled`: it wants no more sockets.
+    pub(super) proving: BTreeSet<Address>,
+    pub(super) settled: bool,
+    /// What it was said that keeps it from being proven.
+    pub(super) hindrances: BTreeMap<Address, String>,
+}
+
+/// How it stands to a newer server.
+#[derive(Default)]
+pub(super) struct Standing {
+    /// The claimer with its lock that is to have its place, or one that it has drained for.
+    pub(super) claimed: Option<ClaimerId>,
+    pub(super) gave_way: bool,
+    /// Whoever has the lock steers its ports.
+    pub(super) handed_over: bool,
+    /// Who had its lock and has gone away: keeps it for a while, or until the server of that one is gone too, and
+    /// what that left on the sockets is taken off.
+    pub(super) left_by: Option<Left>,
+    /// The server of a claimer that has gone away serves in its place.
+    pub(super) succeeded: bool,
+    /// New connections go to a newer server; and its own ones, if they can be watched yet.
+    pub(super) drains: bool,
+    pub(super) drain: Option<Drain>,
+    pub(super) quiesced: bool,
+}
+
+/// Whether it lives.
+#[derive(Default)]
+pub(super) struct Life {
+    /// It was up once.
+    pub(super) was_up: bool,
+    /// All of it was killed, and so is what turns up of it.
+    pub(super) killed: bool,
+    /// The thread that waits for its end, where it is no child of ours.
+    pub(super) end: Option<threads::EndOf>,
+    /// Its main process has ended, and it is not known yet whether something of it still listens.
+    pub(super) ended: Option<Ended>,
+}
+
+/// The end of a main process.
+#[derive(Clone, Copy)]
+pub(super) struct Ended {
+    pub(super) status: u8,
+    /// When something of the server was seen last.
+    pub(super) seen: Instant,
+    /// What was left of the server was told to stop.
+    pub(super) rest_told: bool,
+    /// How many looks in a row saw nobody of a daemon that does not listen yet.
+    pub(super) unseen: u32,
+}
+
+/// A claimer that has gone away with the lock.
+pub(super) struct Left {
+    pub(super) claimer: ClaimerId,
+    /// The process that it was.
+    pub(super) supervisor: Option<Pid>,
+    pub(super) wait: Wait,
+}
+
+/// What a server whose claimer has gone away waits for.
+#[derive(Clone, Copy)]
+pub(super) enum Wait {
+    /// That what the claimer may have left is gone, until then.
+    Until(Instant),
+    /// The end of the server of the claimer, which was taken over for that.
+    EndOf(GenId),
+}
+
+impl Left {
+    pub(super) fn is_over(&self, now: Instant) -> bool {
+        matches!(self.wait, Wait::Until(until) if until <= now)
+    }
+}
+
+/// Processes of an ended server that were told to stop, and until when they may.
+pub(super) struct Leftover {
+    pub(super) server: Server,
+    pub(super) jobs: Jobs,
+    pub(super) until: Instant,
+    pub(super) unseen: u32,
+}
+
+pub(super) struct Sockets {
+    pub(super) control: Id,
+    pub(super) listener: Arc<UnixListener>,
+    pub(super) notify: Arc<NotifySocket>,
+    pub(super) names: [String; 2],
+}
+
+/// A listener that its server opened when it was up already.
+pub(super) struct Young {
+    pub(super) inode: u32,
+    pub(super) address: Address,
+    pub(super) until: Instant,
+}
+
+impl Live {
+    pub(super) fn new(machine: swap::Generation, server: Server, names: Names) -> Live {
+        Live {
+            machine,
+            server,
+            sockets: None,
+            names,
+            looks: Looks::default(),
+            opening: Opening::default(),
+            joining: Joining::default(),
+            standing: Standing::default(),
+            life: Life::default(),
+            status_text: String::new(),
+        }
+    }
+
+    /// Whether it was up, and not as one of which nothing was seen so far.
+    pub(super) fn has_served(&self) -> bool {
+        self.life.was_up && (self.looks.discover_until.is_none() || !self.machine.claims().is_empty())
+    }
+
+    /// What becomes of its jobs when it ends.
+    pub(super) fn jobs(&self) -> Jobs {
+        let is_replaced =
+            self.standing.gave_way || self.standing.claimed.is_some_and(|claimer| self.machine.is_locked_by(claimer));
+        if self.life.was_up && is_replaced { Jobs::Spared } else { Jobs::Ended }
+    }
+
+    pub(super) fn is_orphan(&self) -> bool {
+        self.sockets.is_none()
+    }
+
+    pub(super) fn watch(&self) -> Option<&Arc<Watch>> {
+        self.server.watch.as_ref()?.as_ref().ok()
+    }
+
+    /// Whether its ports can be shared with a newer server.
+    pub(super) fn is_shared(&self) -> bool {
+        self.watch().is_some() && !self.joining.unshared && self.steers_itself().is_none()
+    }
+
+    /// When a listener that it opened becomes an address.
+    pub(super) fn young_until(&self) -> Option<Instant> {
+        self.opening.young.iter().map(|young| young.until).min()
+    }
+
+    /// An address of its that it steers by a program of its own.
+    pub(super) fn steers_itself(&self) -> Option<&Place> {
+        if self.opening.programs.is_empty() {
+            return None;
+        }
+        let own = Address::all(&self.machine.addresses());
+        self.opening.programs.iter().find(|place| Address::from(place.address).among(&own).next().is_some())
+    }
+
+    /// The listeners that it has at its addresses.
+    pub(super) fn listeners(&self) -> std::io::Result<Vec<Socket>> {
+        self.server.listeners(&self.machine.addresses())
+    }
+}
