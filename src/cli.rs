@@ -114,16 +114,7 @@ where
 {
     let mut parser = lexopt::Parser::from_args(arguments);
     let mut cli = Cli { request: Request::Help, run_dir: None, verbosity: 0 };
-    let mut run = Run {
-        command: Vec::new(),
-        detach: false,
-        plain: false,
-        probe: true,
-        ready_timeout: None,
-        drain: Duration::from_secs(10),
-        kill_after: Duration::from_secs(10),
-        stop_signal: Signal::SIGTERM,
-    };
+    let mut run = defaults();
     let mut run_option = None;
     let mut verb: Option<&'static str> = None;
     let mut client = String::new();
@@ -169,7 +160,26 @@ where
     if let (Some(verb), Some(option)) = (verb, run_option) {
         return Err(usage(format!("{option} has no meaning with --{verb}")));
     }
-    cli.request = match verb {
+    cli.request = request(verb, run, client)?;
+    Ok(cli)
+}
+
+fn defaults() -> Run {
+    Run {
+        command: Vec::new(),
+        detach: false,
+        plain: false,
+        probe: true,
+        ready_timeout: None,
+        drain: Duration::from_secs(10),
+        kill_after: Duration::from_secs(10),
+        stop_signal: Signal::SIGTERM,
+    }
+}
+
+/// What is wanted, once all words are known.
+fn request(verb: Option<&str>, mut run: Run, client: String) -> Result<Request> {
+    Ok(match verb {
         None if run.command.is_empty() => return Err(usage("a COMMAND is missing")),
         None if run.command[0].is_empty() => return Err(usage("the COMMAND is empty")),
         None => {
@@ -187,8 +197,7 @@ where
         Some(_) if run.command.is_empty() => return Err(usage("an ADDRESS is missing")),
         Some("reload") => Request::Reload(addresses(&run.command)?),
         Some(_) => Request::Takedown(addresses(&run.command)?),
-    };
-    Ok(cli)
+    })
 }
 
 fn one_verb(verb: &mut Option<&'static str>, new: &'static str) -> Result<()> {

@@ -1,69 +1,22 @@
-//! The words of the control channel and of the peer protocol: bytes to lines, lines to words, words
-//! to lines. Pure; it decides nothing.
-//!
-//! A line is an upper-case word, a space, an argument, LF (a CR before it is dropped), at most
-//! [`LINE_MAX`] bytes. serverswap(7) is the reference.
+//! The words of the control channel and of the peer protocol: lines to words, words to lines. Pure; it decides nothing.
+//! serverswap(7) is the reference.
 
 #![forbid(unsafe_code)]
 
+mod lines;
+
+#[cfg(test)]
+pub use lines::LINE_MAX;
+pub use lines::{Splitter, line_of};
+
 use crate::address::Address;
 use std::fmt;
-
-/// Longest line in bytes, LF included.
-pub const LINE_MAX: usize = 1024;
 
 /// Version of the peer protocol. A peer of another version is talked to all the same, and the later one
 /// speaks as the earlier one does: words keep their meanings and arguments, what follows the version is
 /// ignored, and unknown words are answered with ERROR by a supervisor, ignored by who asked it, and change
 /// nothing. What every version says is kept in `tests/peers`.
 pub const PEER_VERSION: u32 = 1;
-
-/// Cuts a byte stream into lines, in constant memory whatever arrives.
-#[derive(Default)]
-pub struct Splitter {
-    partial: Vec<u8>,
-    skipping: bool,
-}
-
-impl Splitter {
-    /// Takes the bytes that were read and returns the lines that they complete. An `Err` is the text of the ERROR line that
-    /// answers a malformed line. What follows the last LF waits for the next call.
-    pub fn push(&mut self, bytes: &[u8]) -> Vec<Result<String, &'static str>> {
-        let mut lines = Vec::new();
-        for piece in bytes.split_inclusive(|&b| b == b'\n') {
-            let complete = piece.ends_with(b"\n");
-            if !self.skipping {
-                self.partial.extend_from_slice(piece);
-                // Without its LF a line may be one byte short of the limit and no longer.
-                if self.partial.len() > LINE_MAX || (!complete && self.partial.len() == LINE_MAX) {
-                    lines.push(Err("line too long"));
-                    self.skipping = true;
-                }
-            }
-            if complete {
-                if !self.skipping {
-                    lines.push(text_of(&self.partial));
-                }
-                self.partial.clear();
-                self.skipping = false;
-            } else if self.skipping {
-                self.partial.clear();
-            }
-        }
-        lines
-    }
-}
-
-fn text_of(line: &[u8]) -> Result<String, &'static str> {
-    let line = line.strip_suffix(b"\n").unwrap_or(line);
-    let line = line.strip_suffix(b"\r").unwrap_or(line);
-    match std::str::from_utf8(line) {
-        Err(_) => Err("not UTF-8"),
-        Ok("") => Err("empty line"),
-        Ok(text) if text.chars().any(char::is_control) => Err("control character in line"),
-        Ok(text) => Ok(text.to_owned()),
-    }
-}
 
 /// What a server says to its supervisor.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -387,140 +340,5 @@ impl fmt::Display for FrontWord {
     }
 }
 
-/// A word as the bytes of its line: one line whatever its text holds, cut to [`LINE_MAX`].
-pub fn line_of(word: &impl fmt::Display) -> Vec<u8> {
-    let mut line: String = word.to_string().chars().map(|c| if c.is_control() { '?' } else { c }).collect();
-    let mut end = line.len().min(LINE_MAX - 1);
-    while !line.is_char_boundary(end) {
-        end -= 1;
-    }
-    line.truncate(end);
-    line.push('\n');
-    line.into_bytes()
-}
-
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use proptest::prelude::*;
-
-    fn lines(chunks: &[&[u8]]) -> Vec<Result<String, &'static str>> {
-        let mut splitter = Splitter::default();
-        chunks.iter().flat_map(|c| splitter.push(c)).collect()
-    }
-
-    #[test]
-    fn every_word_is_accepted_and_read_back() {
-        let a = || Address::parse("127.0.0.1:8080").unwrap();
-        for word in [
-            ServerWord::Ready(a()),
-            ServerWord::Takedown(a()),
-            ServerWord::Released(a()),
-            ServerWord::Up,
-            ServerWord::Fail("no database".into()),
-        ] {
-            assert_eq!(ServerWord::parse(&word.to_string()), Ok(word));
-        }
-        for word in [
-            PeerWord::Peer(1),
-            PeerWord::Claim,
-            PeerWord::Takedown(a()),
-            PeerWord::Drain,
-            PeerWord::Stay,
-            PeerWord::Stop,
-            PeerWord::Down(a()),
-            PeerWord::Commit,
-            PeerWord::Reload,
-            PeerWord::Status,
-        ] {
-            assert_eq!(PeerWord::parse(&word.to_string()), Ok(word));
-        }
-        for word in [
-            HolderWord::Peer(1),
-            HolderWord::Holds(a()),
-            HolderWord::Sockets(2),
-            HolderWord::Locked,
-            HolderWord::Released(a()),
-            HolderWord::Refused("no".into()),
-            HolderWord::Gone,
-            HolderWord::Reloaded,
-            HolderWord::Failed(124, "late".into()),
-            HolderWord::Field("state".into(), "serving".into()),
-            HolderWord::End,
-            HolderWord::Error("unknown word".into()),
-        ] {
-            assert_eq!(HolderWord::parse(&word.to_string()), Ok(word));
-        }
-        for word in [CopyWord::Done, CopyWord::Reload(7), CopyWord::Notify("READY=1".into())] {
-            assert_eq!(CopyWord::parse(&word.to_string()), Ok(word));
-        }
-        for word in [FrontWord::Reloaded(7), FrontWord::Failed(7, 124, "late".into()), FrontWord::Superseded] {
-            assert_eq!(FrontWord::parse(&word.to_string()), Ok(word));
-        }
-        assert_eq!(ServerWord::parse("FAIL"), Ok(ServerWord::Fail(String::new())));
-    }
-
-    #[test]
-    fn what_is_no_line_is_answered_and_the_next_line_counts() {
-        let long = [b"READY ".as_slice(), &[b'x'; 2000], b"\nUP\n"].concat();
-        assert_eq!(lines(&[&long]), [Err("line too long"), Ok("UP".into())]);
-        assert_eq!(lines(&[b"\n\r\nUP\r\n"]), [Err("empty line"), Err("empty line"), Ok("UP".into())]);
-        assert_eq!(lines(&[b"\xff\nUP\n"]), [Err("not UTF-8"), Ok("UP".into())]);
-        assert_eq!(lines(&[b"U\0P\n"]), [Err("control character in line")]);
-        assert_eq!(lines(&[b"half"]), []);
-    }
-
-    #[test]
-    fn the_limit_is_exact() {
-        let fits = [vec![b'x'; LINE_MAX - 1], vec![b'\n']].concat();
-        assert!(lines(&[&fits])[0].is_ok());
-        let over = [vec![b'x'; LINE_MAX], vec![b'\n']].concat();
-        assert_eq!(lines(&[&over]), [Err("line too long")]);
-    }
-
-    /// Every sequence up to length 5 over a small vocabulary of words, arguments and separators.
-    #[test]
-    fn all_short_sequences_parse_without_harm() {
-        let vocabulary =
-            ["READY", "TAKEDOWN", "RELEASED", "UP", "FAIL", "GO", " ", "\n", "\r", ":8080", "x", "0", "\0"];
-        let mut sequences = vec![String::new()];
-        for _ in 0..5 {
-            let mut longer = Vec::with_capacity(sequences.len() * vocabulary.len());
-            for s in &sequences {
-                for v in vocabulary {
-                    longer.push(format!("{s}{v}"));
-                }
-            }
-            for text in &longer {
-                let whole = lines(&[format!("{text}\n").as_bytes()]);
-                assert_eq!(whole.len(), text.matches('\n').count() + 1);
-                for line in whole.into_iter().flatten() {
-                    let accepted = match ServerWord::parse(&line) {
-                        Ok(word) => line.starts_with(word.to_string().split(' ').next().unwrap()),
-                        Err(why) => !why.is_empty(),
-                    };
-                    assert!(accepted, "{line:?}");
-                }
-            }
-            sequences = longer;
-        }
-    }
-
-    proptest! {
-        #[test]
-        fn splitting_the_bytes_anywhere_changes_nothing(bytes in prop::collection::vec(any::<u8>(), 0..3000), cuts in prop::collection::vec(0usize..3000, 0..6)) {
-            let mut cuts: Vec<usize> = cuts.into_iter().map(|c| c.min(bytes.len())).collect();
-            cuts.push(0);
-            cuts.push(bytes.len());
-            cuts.sort_unstable();
-            let chunks: Vec<&[u8]> = cuts.windows(2).map(|w| &bytes[w[0]..w[1]]).collect();
-            prop_assert_eq!(lines(&chunks), lines(&[&bytes]));
-        }
-
-        #[test]
-        fn a_written_line_is_one_line(text in ".{0,2000}") {
-            let line = line_of(&SupervisorWord::Error(text));
-            prop_assert!(line.len() <= LINE_MAX && line.iter().filter(|&&b| b == b'\n').count() == 1);
-        }
-    }
-}
+mod tests;

@@ -7,7 +7,7 @@ use super::{Leftover, Live, OWN, Supervisor};
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
-use crate::swap::{ClaimerId, Effect, Event, Level, OldId};
+use crate::swap::{ClaimerId, Effect, Event, Level, OldId, SpeakerId};
 use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
@@ -22,123 +22,28 @@ impl Supervisor {
     pub(super) fn carry_out_now(&mut self, generation: GenId, effect: Effect) {
         self.note(generation, &effect);
         match effect {
-            Effect::Say(speaker, word) => {
-                if let Some(conn) = self.peers.conns.get(&speaker.0) {
-                    match word {
-                        SupervisorWord::Error(_) => conn.out.send_if_read(&word),
-                        SupervisorWord::Go(_) | SupervisorWord::Takedown(_) => conn.out.send_or_drop(&word),
-                    }
-                }
-            }
+            Effect::Say(speaker, word) => self.say(speaker, &word),
             Effect::LookUp(address) => self.look_up(generation, address),
             Effect::Lock(old) => self.lock(generation, old),
             Effect::Unlock(old) => self.unlock(old),
-            Effect::Take(_, address) => {
-                let locked = self.peers.olds.values().filter(|old| old.of == generation && old.locked);
-                let locked: Vec<Pid> = locked.map(|old| old.server.0).collect();
-                if !self.register(generation, &address, &locked) {
-                    self.look_up(generation, address);
-                }
-            }
-            Effect::Hold(address) => {
-                if !self.register(generation, &address, &[])
-                    && let Some(live) = self.live.get_mut(&generation)
-                {
-                    live.names.regaining.insert(address, Instant::now() + REGAIN_FOR);
-                    self.poll_soon();
-                }
-            }
-            Effect::Unhold(address) => {
-                if let Some(live) = self.live.get_mut(&generation) {
-                    live.names.held.remove(&address);
-                    live.names.regaining.remove(&address);
-                    self.dir.unhold(&address, live.server.pid);
-                }
-            }
+            Effect::Take(_, address) => self.take(generation, address),
+            Effect::Hold(address) => self.hold(generation, address),
             Effect::AskTakedown(_, old, address) => {
                 self.ask(old, Event::AskedTakedown(ClaimerId(old.0), address.clone()), PeerWord::Takedown(address));
             }
             Effect::AskStop(_, old) => self.ask(old, Event::AskedStop(ClaimerId(old.0)), PeerWord::Stop),
+            Effect::AskDrain(_, old) => self.ask(old, Event::AskedDrain(ClaimerId(old.0)), PeerWord::Drain),
+            Effect::AskStay(old) => self.ask(old, Event::AskedStay(ClaimerId(old.0)), PeerWord::Stay),
             Effect::Admit(address) => self.admit(generation, &address),
             Effect::Pass(address) => self.pass(generation, &address),
             Effect::Deny(address) => self.deny(generation, &address),
             Effect::Join(address) => self.join(generation, &address),
-            Effect::Settle => {
-                if let Some(live) = self.live.get_mut(&generation) {
-                    live.joining.settled = true;
-                    self.poll_soon();
-                }
-            }
             Effect::Switch(_) => self.switch(generation),
-            Effect::AskDrain(_, old) => {
-                self.ask(old, Event::AskedDrain(ClaimerId(old.0)), PeerWord::Drain);
-            }
             Effect::SwitchBack => self.switch_back(generation),
-            Effect::AskStay(old) => self.ask(old, Event::AskedStay(ClaimerId(old.0)), PeerWord::Stay),
-            Effect::Drain => {
-                if let Some(live) = self.live.get_mut(&generation) {
-                    live.standing.gave_way = true;
-                }
-                self.drain(generation);
-            }
-            Effect::StopDrain => {
-                if let Some(live) = self.live.get_mut(&generation) {
-                    live.stop_drain();
-                    live.standing.gave_way = live.machine.is_leaving();
-                }
-            }
+            Effect::Drain => self.drain(generation),
             Effect::CutOff => self.cut_off(generation),
-            Effect::Commit => {
-                if let Some(live) = self.live.get_mut(&generation) {
-                    live.server.outlives_us();
-                }
-            }
-            Effect::Watch(address) => {
-                if let Some(live) = self.live.get_mut(&generation) {
-                    live.looks.watching.insert(address);
-                    self.poll_soon();
-                }
-            }
-            Effect::WatchRelease(address) => {
-                if let Some(live) = self.live.get_mut(&generation) {
-                    live.looks.releasing.insert(address);
-                    self.poll_soon();
-                }
-            }
-            Effect::Signal => {
-                if let Some(live) = self.live.get(&generation) {
-                    live.server.tell_jobs();
-                    live.server.signal(self.run.stop_signal);
-                }
-            }
-            Effect::Kill => {
-                if let Some(live) = self.live.get_mut(&generation) {
-                    live.life.killed = true;
-                    live.server.signal_all(Signal::SIGKILL, live.jobs());
-                    if !live.life.was_up && live.server.is_out_of_reach() {
-                        // It never ends for us, and whoever waits for the swap is told how it went.
-                        self.server_is_gone(generation);
-                        self.feed(generation, Event::Exited(status::NOT_UP));
-                    }
-                }
-            }
-            Effect::Grant(claimer, holds) => {
-                if let Some(live) = self.live.get_mut(&generation) {
-                    live.standing.claimed = Some(claimer);
-                }
-                match self.local_claimer(claimer) {
-                    Some(of) => self.locked(of, claimer.0, holds),
-                    None => {
-                        self.hand_over(generation, claimer, &holds);
-                        let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
-                        self.tell_peer(claimer, words);
-                    }
-                }
-                // While the claimer gets to work.
-                if let Some(live) = self.live.get(&generation) {
-                    live.server.tell_jobs();
-                }
-            }
+            Effect::Kill => self.kill(generation),
+            Effect::Grant(claimer, holds) => self.grant(generation, claimer, holds),
             Effect::TellReleased(claimer, address) => match self.local_claimer(claimer) {
                 Some(of) => self.feed(of, Event::OldReleased(OldId(claimer.0), address)),
                 None => self.tell_peer(claimer, [HolderWord::Released(address)]),
@@ -147,30 +52,122 @@ impl Supervisor {
                 Some(of) => self.feed(of, Event::OldRefused(OldId(claimer.0), why)),
                 None => self.tell_peer(claimer, [HolderWord::Refused(why)]),
             },
-            Effect::TellGone(claimer) => {
-                // Whoever hears of it may look at the run directory at once.
-                self.retire(generation);
-                match self.local_claimer(claimer) {
-                    Some(_) => self.old_gone(claimer.0),
-                    None => self.tell_peer(claimer, [HolderWord::Gone]),
-                }
-            }
+            Effect::TellGone(claimer) => self.tell_gone(generation, claimer),
             Effect::Arm(timer, time) => self.agenda.timers.arm(generation, timer, time),
             Effect::Disarm(timer) => self.agenda.timers.disarm(generation, timer),
             Effect::Pause(timer) => self.agenda.timers.pause(generation, timer),
             Effect::Resume(timer) => self.agenda.timers.resume(generation, timer),
-            Effect::Report(level, address, text) => {
-                let is_out_of_reach = |live: &Live| live.server.is_out_of_reach();
-                let text = match text.contains(KILLED) && self.live.get(&generation).is_some_and(is_out_of_reach) {
-                    true => text.replace(KILLED, "it runs as another user and cannot be killed: it lives on"),
-                    false => text,
-                };
-                self.log.say(level, address.as_ref(), &text);
-            }
+            Effect::Report(level, address, text) => self.report(generation, level, address.as_ref(), text),
             Effect::Up => self.up(generation),
             Effect::Done => self.done(),
             Effect::End(status) => self.end(generation, status),
+            Effect::Unhold(_)
+            | Effect::Settle
+            | Effect::StopDrain
+            | Effect::Commit
+            | Effect::Watch(_)
+            | Effect::WatchRelease(_)
+            | Effect::Signal => self.note_on_server(generation, effect),
         }
+    }
+
+    /// What concerns nobody but the server.
+    fn note_on_server(&mut self, generation: GenId, effect: Effect) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        match effect {
+            Effect::Unhold(address) => {
+                live.names.held.remove(&address);
+                live.names.regaining.remove(&address);
+                return self.dir.unhold(&address, live.server.pid);
+            }
+            Effect::StopDrain => {
+                live.stop_drain();
+                live.standing.gave_way = live.machine.is_leaving();
+                return;
+            }
+            Effect::Commit => return live.server.outlives_us(),
+            Effect::Signal => {
+                live.server.tell_jobs();
+                return live.server.signal(self.run.stop_signal);
+            }
+            Effect::Settle => live.joining.settled = true,
+            Effect::Watch(address) => _ = live.looks.watching.insert(address),
+            Effect::WatchRelease(address) => _ = live.looks.releasing.insert(address),
+            _ => return,
+        }
+        self.poll_soon();
+    }
+
+    fn say(&self, speaker: SpeakerId, word: &SupervisorWord) {
+        let Some(conn) = self.peers.conns.get(&speaker.0) else { return };
+        match word {
+            SupervisorWord::Error(_) => conn.out.send_if_read(word),
+            SupervisorWord::Go(_) | SupervisorWord::Takedown(_) => conn.out.send_or_drop(word),
+        }
+    }
+
+    fn take(&mut self, generation: GenId, address: Address) {
+        let locked = self.peers.olds.values().filter(|old| old.of == generation && old.locked);
+        let locked: Vec<Pid> = locked.map(|old| old.server.0).collect();
+        if !self.register(generation, &address, &locked) {
+            self.look_up(generation, address);
+        }
+    }
+
+    fn hold(&mut self, generation: GenId, address: Address) {
+        if !self.register(generation, &address, &[])
+            && let Some(live) = self.live.get_mut(&generation)
+        {
+            live.names.regaining.insert(address, Instant::now() + REGAIN_FOR);
+            self.poll_soon();
+        }
+    }
+
+    fn kill(&mut self, generation: GenId) {
+        let Some(live) = self.live.get_mut(&generation) else { return };
+        live.life.killed = true;
+        live.server.signal_all(Signal::SIGKILL, live.jobs());
+        if !live.life.was_up && live.server.is_out_of_reach() {
+            // It never ends for us, and whoever waits for the swap is told how it went.
+            self.server_is_gone(generation);
+            self.feed(generation, Event::Exited(status::NOT_UP));
+        }
+    }
+
+    fn grant(&mut self, generation: GenId, claimer: ClaimerId, holds: Vec<Address>) {
+        if let Some(live) = self.live.get_mut(&generation) {
+            live.standing.claimed = Some(claimer);
+        }
+        match self.local_claimer(claimer) {
+            Some(of) => self.locked(of, claimer.0, holds),
+            None => {
+                self.hand_over(generation, claimer, &holds);
+                let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
+                self.tell_peer(claimer, words);
+            }
+        }
+        // While the claimer gets to work.
+        if let Some(live) = self.live.get(&generation) {
+            live.server.tell_jobs();
+        }
+    }
+
+    fn tell_gone(&mut self, generation: GenId, claimer: ClaimerId) {
+        // Whoever hears of it may look at the run directory at once.
+        self.retire(generation);
+        match self.local_claimer(claimer) {
+            Some(_) => self.old_gone(claimer.0),
+            None => self.tell_peer(claimer, [HolderWord::Gone]),
+        }
+    }
+
+    fn report(&mut self, generation: GenId, level: Level, address: Option<&Address>, text: String) {
+        let is_out_of_reach = |live: &Live| live.server.is_out_of_reach();
+        let text = match text.contains(KILLED) && self.live.get(&generation).is_some_and(is_out_of_reach) {
+            true => text.replace(KILLED, "it runs as another user and cannot be killed: it lives on"),
+            false => text,
+        };
+        self.log.say(level, address, &text);
     }
 
     /// Writes the pidfile; `false` if somebody living has the address who is not one of `olds`.

@@ -55,23 +55,10 @@ impl Supervisor {
         let ours = live.machine.addresses();
         let our = Address::all(&ours);
         let is_ours = |at: &&Address| at.among(&our).next().is_some();
-        // Where it listens beside somebody. What cannot be looked at now is looked at again.
-        let beside = |new: &Holder| {
-            let held = new.sockets(&Snapshot::take()).ok()?;
-            let own = listeners.all().filter(|s| held.contains(&s.inode)).map(|s| &s.local);
-            let is_shared = |at: &&Address| listeners.at(at).any(|s| !held.contains(&s.inode));
-            let beside: BTreeSet<Address> = own.filter(is_shared).cloned().collect();
-            beside.iter().any(|at| is_ours(&at)).then(|| beside.into_iter().collect::<Vec<Address>>())
-        };
-        // A look holds a lock that nobody may meet for long.
-        let unlocked = |mut new: Holder| (new.orphan.take().is_some(), new);
-        let (Ok(servers), Ok(addresses)) = (self.dir.servers(), self.dir.addresses()) else { return };
-        let left = servers.into_iter().filter(|h| h.supervisor == dead && h.has_lost_its_supervisor());
-        let left: Vec<(bool, Holder)> = left.map(unlocked).collect();
-        let found = left.into_iter().find_map(|(is_free, new)| beside(&new).map(|at| (is_free, new, at)));
-        let Some((is_free, new, beside)) = found else { return };
+        let Some((is_free, new, beside)) = self.left_beside(dead, &ours, listeners) else { return };
         let our_places: Vec<Address> = beside.iter().filter(is_ours).cloned().collect();
         let is_its = |a: &Address| self.dir.serving(a, &mut Vec::new()).is_some_and(|h| h.pid == new.pid);
+        let Ok(addresses) = self.dir.addresses() else { return };
         let its: Vec<Address> = addresses.into_iter().filter(is_its).collect();
         let its = Address::all(&its);
         // A pidfile of a shared port is written after the switch; that of a name may be so before.
@@ -107,6 +94,25 @@ impl Supervisor {
                 left.supervisor = None;
             }
         }
+    }
+
+    /// The server that a dead supervisor has left where ours listens, whether it is free, and where it listens beside
+    /// somebody. What cannot be looked at now is looked at again.
+    fn left_beside(&self, dead: Pid, ours: &[Address], listeners: &Listeners) -> Option<(bool, Holder, Vec<Address>)> {
+        let our = Address::all(ours);
+        let beside = |new: &Holder| {
+            let held = new.sockets(&Snapshot::take()).ok()?;
+            let own = listeners.all().filter(|s| held.contains(&s.inode)).map(|s| &s.local);
+            let is_shared = |at: &&Address| listeners.at(at).any(|s| !held.contains(&s.inode));
+            let beside: BTreeSet<Address> = own.filter(is_shared).cloned().collect();
+            beside.iter().any(|at| at.among(&our).next().is_some()).then(|| beside.into_iter().collect())
+        };
+        // A look holds a lock that nobody may meet for long.
+        let unlocked = |mut new: Holder| (new.orphan.take().is_some(), new);
+        let left = self.dir.servers().ok()?.into_iter();
+        let left = left.filter(|h| h.supervisor == dead && h.has_lost_its_supervisor()).map(unlocked);
+        let left: Vec<(bool, Holder)> = left.collect();
+        left.into_iter().find_map(|(is_free, new)| beside(&new).map(|at| (is_free, new, at)))
     }
 
     /// Ends a new server that has lost its supervisor, like an old one: it may have got connections.

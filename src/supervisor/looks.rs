@@ -15,11 +15,11 @@ use crate::address::Address;
 use crate::drain::Drained;
 use crate::protocol::ServerWord;
 use crate::rundir::LOCK_PATIENCE;
+use crate::swap;
 use crate::swap::SpeakerId;
-use crate::swap::{self};
+use crate::sys::net;
 use crate::sys::net::Listeners;
 use crate::sys::net::TcpSocket;
-use crate::sys::net::{self};
 use std::collections::BTreeSet;
 use std::collections::VecDeque;
 use std::sync::Mutex;
@@ -97,75 +97,16 @@ impl Supervisor {
     pub(super) fn poll(&mut self) {
         let (now, started) = (Instant::now(), cpu_time());
         self.clock.poll_at = None;
-        for (generation, speaker) in std::mem::take(&mut self.clock.ups) {
-            self.said_up(generation, speaker);
-        }
-        for (of, id) in std::mem::take(&mut self.clock.unreached) {
-            self.peers.olds.remove(&id.0);
-            self.feed(of, swap::Event::OldLost(id));
-        }
-        self.look_at_lingering();
-        self.kin.leftovers.retain_mut(|left| left.look(now));
-        if self.clock.tidy_at.take_if(|at| *at <= now).is_some() {
-            self.dir.release_orphans();
-            // A server that was ending when this one looked for others has left its record: nobody else removes it.
-            if !self.dir.tidy() {
-                self.clock.tidy_at = Some(now + TIDY_AGAIN);
-            }
-        }
+        self.try_again(now);
         // What could not be asked says nothing: not that nobody listens.
-        let Ok(sockets) = net::listeners() else {
-            self.clock.poll_at = Some(now + POLL_SWAP);
-            // But whoever waits for the end of a server whose main process is gone does not wait for that.
-            let late = |live: &Live| live.life.ended.filter(|ended| ended.seen.elapsed() > UNCLEAR_FOR);
-            let gone: Vec<(GenId, u8)> =
-                self.live.iter().filter_map(|(id, live)| Some((*id, late(live)?.status))).collect();
-            for (generation, status) in gone {
-                self.server_is_gone(generation);
-                self.feed(generation, swap::Event::Exited(status));
-            }
-            for (&generation, live) in &mut self.live {
-                if let Some(left) = live.standing.left_by.take_if(|left| left.is_over(now)) {
-                    self.agenda.pending.push_back((generation, swap::Event::ClaimerGone(left.claimer)));
-                }
-            }
-            return;
-        };
+        let Ok(sockets) = net::listeners() else { return self.cannot_look(now) };
         let (mut swapping, mut discovering) = (false, false);
         let generations: Vec<GenId> = self.live.keys().copied().collect();
         for generation in generations {
-            let Some(live) = self.live.get_mut(&generation) else { continue };
-            for own in &live.server.holds(&sockets.at_any(&live.looks.watching)).unwrap_or_default() {
-                for address in live.looks.watching.extract_if(.., |a| a.collides(own)) {
-                    self.agenda.pending.push_back((generation, swap::Event::Listens(address)));
-                }
-            }
-            for address in live.looks.releasing.extract_if(.., |a| sockets.at(a).next().is_none()) {
-                self.agenda.pending.push_back((generation, swap::Event::Free(address)));
-            }
-            if live.looks.discover_until.is_some_and(|until| until > now) {
-                discovering = true;
-                let _ = self.discover(generation, &sockets);
-            } else {
-                live.looks.discover_until = None;
-            }
-            let Some(live) = self.live.get_mut(&generation) else { continue };
-            let left = left_alone(generation, live, &sockets, &mut self.agenda.pending);
-            if left {
-                self.decide_swap_of_dead(generation, &sockets);
-            }
-            let Some(live) = self.live.get_mut(&generation) else { continue };
-            let sharing = left | look_at_shared(generation, live, &sockets, &mut self.agenda.pending, self.run.probe);
-            swapping |= sharing
-                || !live.looks.watching.is_empty()
-                || !live.looks.releasing.is_empty()
-                || live.life.ended.is_some();
-            if live.life.ended.is_some() {
-                self.look_for_rest(generation, &sockets);
-            }
+            swapping |= self.look_at(generation, now, &sockets);
+            discovering |= self.live.get(&generation).is_some_and(|live| live.looks.discover_until.is_some());
         }
-        swapping |= self.regain(now);
-        swapping |= !self.kin.leftovers.is_empty();
+        swapping |= self.regain(now) | !self.kin.leftovers.is_empty();
         let since = now.saturating_duration_since(self.clock.poll_since);
         // What an old server closes meanwhile has to be seen soon.
         let steers = self.live.values().any(|live| live.joining.sharing.has_olds());
@@ -182,6 +123,74 @@ impl Supervisor {
         let lingers = self.peers.olds.values().any(|old| old.lingers.is_some()).then(|| Instant::now() + LINGERS);
         let lent = self.live.values().flat_map(|live| live.lent_until()).min();
         [young, lingers, lent, self.clock.tidy_at].into_iter().flatten().for_each(|at| self.poll_by(at));
+    }
+
+    /// What could not be done before.
+    fn try_again(&mut self, now: Instant) {
+        for (generation, speaker) in std::mem::take(&mut self.clock.ups) {
+            self.said_up(generation, speaker);
+        }
+        for (of, id) in std::mem::take(&mut self.clock.unreached) {
+            self.peers.olds.remove(&id.0);
+            self.feed(of, swap::Event::OldLost(id));
+        }
+        self.look_at_lingering();
+        self.kin.leftovers.retain_mut(|left| left.look(now));
+        if self.clock.tidy_at.take_if(|at| *at <= now).is_some() {
+            self.dir.release_orphans();
+            // A server that was ending when this one looked for others has left its record: nobody else removes it.
+            if !self.dir.tidy() {
+                self.clock.tidy_at = Some(now + TIDY_AGAIN);
+            }
+        }
+    }
+
+    /// The kernel could not be asked. Whoever waits for the end of a server whose main process is gone does not wait
+    /// for that.
+    fn cannot_look(&mut self, now: Instant) {
+        self.clock.poll_at = Some(now + POLL_SWAP);
+        let late = |live: &Live| live.life.ended.filter(|ended| ended.seen.elapsed() > UNCLEAR_FOR);
+        let gone: Vec<(GenId, u8)> =
+            self.live.iter().filter_map(|(id, live)| Some((*id, late(live)?.status))).collect();
+        for (generation, status) in gone {
+            self.server_is_gone(generation);
+            self.feed(generation, swap::Event::Exited(status));
+        }
+        for (&generation, live) in &mut self.live {
+            if let Some(left) = live.standing.left_by.take_if(|left| left.is_over(now)) {
+                self.agenda.pending.push_back((generation, swap::Event::ClaimerGone(left.claimer)));
+            }
+        }
+    }
+
+    /// Looks at one server; `true` if a swap of it is under way.
+    fn look_at(&mut self, generation: GenId, now: Instant, sockets: &Listeners) -> bool {
+        let Some(live) = self.live.get_mut(&generation) else { return false };
+        for own in &live.server.holds(&sockets.at_any(&live.looks.watching)).unwrap_or_default() {
+            for address in live.looks.watching.extract_if(.., |a| a.collides(own)) {
+                self.agenda.pending.push_back((generation, swap::Event::Listens(address)));
+            }
+        }
+        for address in live.looks.releasing.extract_if(.., |a| sockets.at(a).next().is_none()) {
+            self.agenda.pending.push_back((generation, swap::Event::Free(address)));
+        }
+        live.looks.discover_until.take_if(|until| *until <= now);
+        if live.looks.discover_until.is_some() {
+            let _ = self.discover(generation, sockets);
+        }
+        let Some(live) = self.live.get_mut(&generation) else { return false };
+        let left = left_alone(generation, live, sockets, &mut self.agenda.pending);
+        if left {
+            self.decide_swap_of_dead(generation, sockets);
+        }
+        let Some(live) = self.live.get_mut(&generation) else { return false };
+        let sharing = left | look_at_shared(generation, live, sockets, &mut self.agenda.pending, self.run.probe);
+        let looks = !live.looks.watching.is_empty() || !live.looks.releasing.is_empty();
+        let has_ended = live.life.ended.is_some();
+        if has_ended {
+            self.look_for_rest(generation, sockets);
+        }
+        sharing || looks || has_ended
     }
 
     /// Finds the listeners of a server that says nothing of them; `false` if they could not be looked at.
@@ -293,6 +302,12 @@ pub(super) fn look_at_shared(
         // Whoever steers does not answer: our server must not wait for that.
         lent.waiting.take().into_iter().for_each(|waiting| _ = listen_alone(waiting, true));
     }
+    look_at_drain(generation, live, pending);
+    !live.joining.proving.is_empty() || live.standing.drains || !live.joining.sharing.is_empty()
+}
+
+/// Moves the drain of a server on.
+fn look_at_drain(generation: GenId, live: &mut Live, pending: &mut VecDeque<(GenId, swap::Event)>) {
     if live.standing.drains && live.standing.drain.is_none() {
         // Said once. Until it can be watched it may be busy.
         let _ = start_drain(live);
@@ -308,7 +323,6 @@ pub(super) fn look_at_shared(
             Drained::Idle => pending.push_back((generation, swap::Event::Drained)),
         }
     }
-    !live.joining.proving.is_empty() || live.standing.drains || !live.joining.sharing.is_empty()
 }
 
 /// What the main thread has computed so far: unlike the time that has passed, it does not count how busy the machine is.

@@ -24,28 +24,26 @@ mod threads;
 mod timers;
 mod watching;
 
-use crate::address::Address;
 use crate::cli::Run;
 use crate::detach::Launcher;
 use crate::error::{Error, Result, status};
 use crate::family::Household;
-use crate::finder::Holder;
 use crate::message::Log;
 use crate::notify::{self, Manager, Notice};
 use crate::procfs;
 use crate::rundir::RunDir;
 use crate::swap::{self, Level, SpeakerId};
 use crate::sys::net;
-use crate::sys::process::{self, Pid};
+use crate::sys::process;
 use directory::{Desk, PARTING};
 use front::Reloads;
 use live::{Ended, Left, Leftover, Live, Sockets, Wait};
 use looks::Clock;
 use nix::sys::signal::Signal;
+use olds::{Linger, Old, OldTo};
 use peers::Conn;
 
 use std::collections::{BTreeMap, VecDeque};
-use std::os::fd::OwnedFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
@@ -59,43 +57,6 @@ const OWN: GenId = 1;
 
 /// How long nothing may have happened before the memory that it took is given back.
 const REST_AFTER: Duration = Duration::from_secs(1);
-
-/// An older server that one of our generations wants to replace.
-struct Old {
-    of: GenId,
-    server: (Pid, u64),
-    to: OldTo,
-    holds: Vec<Address>,
-    /// Its listeners, as its supervisor handed them over.
-    sockets: Vec<OwnedFd>,
-    /// How many they are.
-    promised: usize,
-    locked: bool,
-    /// What it was asked for and has not released: its server does that, whatever becomes of its supervisor.
-    asked: Vec<swap::Event>,
-    /// It was asked for something.
-    told: bool,
-    /// Its supervisor is gone.
-    orphaned: bool,
-    /// It has ended, and since then somebody else holds a listener of its.
-    lingers: Option<Linger>,
-}
-
-/// What is known of somebody who holds a listener of an old server that has ended.
-#[derive(Clone, Copy)]
-enum Linger {
-    /// Seen first then: it may be ending too.
-    Since(Instant),
-    /// And it was named.
-    Named,
-}
-
-enum OldTo {
-    /// It runs under this supervisor too: an orphan.
-    Local(GenId),
-    /// It runs under another one.
-    Remote(Box<Holder>),
-}
 
 /// A supervisor.
 pub struct Supervisor {

@@ -2,15 +2,54 @@
 
 #![forbid(unsafe_code)]
 
+use super::Supervisor;
 use super::looks::POLL_SWAP;
 use super::orphans::Adopted;
 use super::threads::{self, GenId, Id};
-use super::{Old, OldTo, Supervisor};
 use crate::address::Address;
 use crate::finder::Holder;
 use crate::protocol::{HolderWord, PeerWord};
-use crate::swap::{ClaimerId, Event, OldId};
+use crate::swap::{self, ClaimerId, Event, OldId};
+use crate::sys::pid::Pid;
+use std::os::fd::OwnedFd;
 use std::time::Instant;
+
+/// An older server that one of our generations wants to replace.
+pub(super) struct Old {
+    pub(super) of: GenId,
+    pub(super) server: (Pid, u64),
+    pub(super) to: OldTo,
+    pub(super) holds: Vec<Address>,
+    /// Its listeners, as its supervisor handed them over.
+    pub(super) sockets: Vec<OwnedFd>,
+    /// How many they are.
+    pub(super) promised: usize,
+    pub(super) locked: bool,
+    /// What it was asked for and has not released: its server does that, whatever becomes of its supervisor.
+    pub(super) asked: Vec<swap::Event>,
+    /// It was asked for something.
+    pub(super) told: bool,
+    /// Its supervisor is gone.
+    pub(super) orphaned: bool,
+    /// It has ended, and since then somebody else holds a listener of its.
+    pub(super) lingers: Option<Linger>,
+}
+
+/// What is known of somebody who holds a listener of an old server that has ended.
+#[derive(Clone, Copy)]
+pub(super) enum Linger {
+    /// Seen first then: it may be ending too.
+    Since(Instant),
+    /// And it was named.
+    Named,
+}
+
+pub(super) enum OldTo {
+    /// It runs under this supervisor too: an orphan.
+    Local(GenId),
+    /// It runs under another one.
+    Remote(Box<Holder>),
+}
 
 impl Supervisor {
     /// The number under which a generation knows an old server: one for all of its addresses.

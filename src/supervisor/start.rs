@@ -5,13 +5,13 @@
 use super::live::Names;
 use super::looks::POLL_SWAP;
 use super::peers::Role;
-use super::threads::{self, Link, NotifySocket};
+use super::threads::{self, GenId, Id, Link, NotifySocket};
 use super::{Conn, Live, OWN, Sockets, Supervisor, watching};
 use crate::error::{Error, Result};
 use crate::family::Jobs;
-use crate::finder::Entry;
+use crate::finder::{Entry, Registration};
 use crate::server::{Server, Surroundings};
-use crate::swap::{self, Level, Order, Settings};
+use crate::swap::{self, Effect, Level, Order, Settings};
 use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
 use nix::sys::stat::{Mode, umask};
@@ -48,28 +48,10 @@ impl Supervisor {
             detached: self.run.detach,
             watched: !self.run.plain,
         };
-        let server = Server::spawn(&self.run, around).inspect_err(|_| {
-            for path in [&socket, &notify] {
-                let _ = std::fs::remove_file(path);
-            }
-        })?;
-        let mark = socket.to_string_lossy().into_owned();
-        let (pid, start) = (server.pid, server.start);
-        let entry = Entry {
-            pid,
-            start,
-            generation: number,
-            socket: &names[0],
-            command: &command,
-            replaced: &[],
-            datagrams: &[],
-        };
-        let registration = self.dir.register(&entry).map_err(|why| {
+        let server = Server::spawn(&self.run, around).inspect_err(|_| remove(&[&socket, &notify]))?;
+        let registration = self.register_new(&server, number, &names[0], &command).inspect_err(|_| {
             server.signal_all(Signal::SIGKILL, Jobs::Ended);
-            for path in [&socket, &notify] {
-                let _ = std::fs::remove_file(path);
-            }
-            Error::unable("write its record", why, "the new server is killed; the old one, if any, still serves")
+            remove(&[&socket, &notify]);
         })?;
         let watch = match &server.watch {
             Some(Ok(watch)) => Some(watch.clone()),
@@ -91,20 +73,44 @@ impl Supervisor {
         let (listener, control, ours) = (Arc::new(listener), threads::next_id(), Link::new(ours));
         let notify = Arc::new(NotifySocket { socket: datagrams, closed: AtomicBool::new(false) });
         self.peers.conns.insert(control, Conn::ours(ours.clone(), Role::Server(id)));
-        let started = threads::lines(self.events.clone(), control, ours)
-            .and_then(|()| threads::accept(self.events.clone(), id, listener.clone()))
-            .and_then(|()| threads::notifications(self.events.clone(), id, notify.clone()))
-            .and_then(|()| {
-                let Some(watch) = watch else { return Ok(()) };
-                watch.facts.tell(pid, false);
-                watching::watch(self.events.clone(), id, watch, mark, self.dir.try_clone()?)
-            });
+        let started = self.hear_server(id, (control, ours), &listener, &notify).and_then(|()| {
+            let Some(watch) = watch else { return Ok(()) };
+            watch.facts.tell(server.pid, false);
+            let mark = socket.to_string_lossy().into_owned();
+            watching::watch(self.events.clone(), id, watch, mark, self.dir.try_clone()?)
+        });
         self.log.say(Level::Detail, None, &format!("server {} started (generation {number})", server.pid));
         let names_of = Names { number, number_is_guess: true, registration: Some(registration), ..Names::default() };
         let mut live = Live::new(machine, server, names_of);
         live.sockets = Some(Sockets { control, listener, notify, names });
         live.looks.discover_until = Some(Instant::now() + DISCOVER_FOR);
         self.live.insert(id, live);
+        self.begin(started, effects);
+        Ok(())
+    }
+
+    fn register_new(&self, server: &Server, generation: u64, socket: &str, command: &str) -> Result<Registration> {
+        let (pid, start) = (server.pid, server.start);
+        let entry = Entry { pid, start, generation, socket, command, replaced: &[], datagrams: &[] };
+        let consequence = "the new server is killed; the old one, if any, still serves";
+        self.dir.register(&entry).map_err(|why| Error::unable("write its record", why, consequence))
+    }
+
+    fn hear_server(
+        &self,
+        id: GenId,
+        (control, link): (Id, Arc<Link>),
+        listener: &Arc<UnixListener>,
+        notify: &Arc<NotifySocket>,
+    ) -> io::Result<()> {
+        threads::lines(self.events.clone(), control, link)?;
+        threads::accept(self.events.clone(), id, listener.clone())?;
+        threads::notifications(self.events.clone(), id, notify.clone())
+    }
+
+    /// Its threads have started, or not.
+    fn begin(&mut self, started: io::Result<()>, effects: Vec<Effect>) {
+        let id = OWN;
         if let Err(e) = started {
             // Without its threads the server cannot be heard: it goes the way of one that failed.
             self.log.say(Level::Error, None, &format!("unable to start a thread: {e} (the new server is killed)"));
@@ -120,7 +126,12 @@ impl Supervisor {
         } else {
             self.poll_soon();
         }
-        Ok(())
+    }
+}
+
+fn remove(paths: &[&Path]) {
+    for path in paths {
+        let _ = std::fs::remove_file(path);
     }
 }
 

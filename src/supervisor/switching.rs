@@ -125,7 +125,7 @@ impl Supervisor {
 
     pub(super) fn drain(&mut self, generation: GenId) {
         let Some(live) = self.live.get_mut(&generation) else { return };
-        (live.standing.drains, live.standing.quiesced) = (true, false);
+        (live.standing.gave_way, live.standing.drains, live.standing.quiesced) = (true, true, false);
         if let Err(e) = start_drain(live) {
             let text = format!("unable to watch its connections: {} (it is tried again)", crate::error::reason(&e));
             self.log.say(Level::Warning, live.names.name.as_ref(), &text);

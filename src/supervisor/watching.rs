@@ -54,16 +54,7 @@ impl Watch {
 /// Sees the calls of a generation until nobody of it is left.
 pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String, dir: RunDir) -> io::Result<()> {
     start("watch", move || {
-        let mut watcher = Watcher {
-            watch: watch.clone(),
-            mark,
-            named: Named { dir, ports: BTreeSet::new(), unnamed: false, at: None },
-            namespace: net::namespace().ok(),
-            bound: BTreeMap::new(),
-            own: Vec::new(),
-            own_look: OWN_LOOK,
-            last: Last::default(),
-        };
+        let mut watcher = Watcher::new(watch.clone(), mark, dir);
         let unshared = |why: String| drop(events.send(Event::Unshared(generation, why)));
         while let Some(call) = watch.next(unshared) {
             let held = || Held::new(watch.clone(), call.id);
@@ -149,6 +140,19 @@ struct Own {
 }
 
 impl Watcher {
+    fn new(watch: Arc<Watch>, mark: String, dir: RunDir) -> Watcher {
+        Watcher {
+            watch,
+            mark,
+            named: Named { dir, ports: BTreeSet::new(), unnamed: false, at: None },
+            namespace: net::namespace().ok(),
+            bound: BTreeMap::new(),
+            own: Vec::new(),
+            own_look: OWN_LOOK,
+            last: Last::default(),
+        }
+    }
+
     /// A `bind` goes on untouched unless it meets an address of another server: then the port is made sharable, so
     /// that the new server can bind while the old one serves. Port 0 never: the kernel could then pick a port that is
     /// in use.
