@@ -6,6 +6,7 @@ use crate::common::{Sandbox, kill, until};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::Write;
 use std::net::TcpStream;
+use std::path::Path;
 use std::process::{Command, Stdio};
 
 type Names = BTreeSet<String>;
@@ -292,6 +293,29 @@ fn exit_statuses_are_what_the_manual_says() {
         assert!(status == 0 || !log.is_empty(), "{words:?} ends with {status} without a word");
     }
     sandbox.assert_clean();
+}
+
+// The house.
+
+#[test]
+fn the_house_of_the_readme_is_that_of_the_code() {
+    let src = Path::new(env!("CARGO_MANIFEST_DIR")).join("src");
+    let readme = file("README.md");
+    let house = between(&readme, "\n## The house\n", "\n## ").next().unwrap();
+    let is_file = |name: &&str| name.ends_with(".rs") || name.ends_with('/');
+    let named: Vec<&str> = house.split('`').skip(1).step_by(2).filter(is_file).collect();
+    for name in &named {
+        assert!(src.join(name).exists() || src.join("supervisor").join(name).exists(), "there is no {name}");
+    }
+    for (room, prefix) in [(src.clone(), ""), (src.join("supervisor"), "supervisor/")] {
+        for entry in std::fs::read_dir(room).unwrap().map(Result::unwrap) {
+            let name = entry.file_name().into_string().unwrap();
+            let mut names = ["", "/"].map(|end| format!("{name}{end}")).to_vec();
+            names.push(format!("{prefix}{name}"));
+            let is_named = |other: &&&str| names.iter().any(|name| other.starts_with(name.as_str()));
+            assert!(named.iter().find(is_named).is_some(), "{prefix}{name} is not in the house of the README");
+        }
+    }
 }
 
 // The environment.
