@@ -2,8 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::OldId;
 use super::warrant::{Proof, Wanted};
+use super::words::OldId;
 use crate::address::Address;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
