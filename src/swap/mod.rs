@@ -34,13 +34,44 @@ use warrant::{Lock, Proof, Ready, Wanted};
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 struct Old {
-    attended: bool,
+    contact: Contact,
     shares: bool,
     /// Why its ports cannot be shared, once that is known.
     unshared: Option<String>,
-    lock: Option<Lock>,
-    warrant: Option<Warrant>,
-    stopped: bool,
+    demand: Demand,
+}
+
+/// How far we are with the supervisor of an old server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Contact {
+    Silent,
+    /// It is alive and has our claim.
+    Attended,
+    /// We have its lock.
+    Locked(Lock),
+}
+
+/// What an old server was asked for.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+enum Demand {
+    Nothing,
+    /// Some of its addresses.
+    Addresses(Warrant),
+    /// To drain, or to stop.
+    Everything,
+}
+
+impl Old {
+    fn lock(&self) -> Option<&Lock> {
+        match &self.contact {
+            Contact::Locked(lock) => Some(lock),
+            Contact::Silent | Contact::Attended => None,
+        }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.demand == Demand::Everything
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -63,12 +94,104 @@ enum Why {
 enum Stage {
     /// Not up yet.
     Starting,
+    /// Assumed to be a worker after silence: as good as up. It may only be slow: its first word undoes that.
+    Presumed,
     /// Serves.
     Up,
     /// Was told to stop.
-    Leaving(Why),
+    Leaving(Leaving),
     /// Is gone.
     Ended,
+}
+
+/// A server that was told to stop.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+struct Leaving {
+    why: Why,
+    /// The supervisor was told to stop it: once more, and it is killed.
+    stop_said: bool,
+    /// The stop signal waits for what TAKEDOWN began.
+    signal_due: bool,
+    /// The switch was turned back, and the addresses are those of the old servers again.
+    gave_back: bool,
+    /// The addresses that the claimer has for good.
+    given: Vec<Address>,
+}
+
+impl Stage {
+    fn is_up(&self) -> bool {
+        matches!(self, Stage::Presumed | Stage::Up)
+    }
+
+    /// Whether the server was not told to stop.
+    fn lasts(&self) -> bool {
+        matches!(self, Stage::Starting | Stage::Presumed | Stage::Up)
+    }
+}
+
+/// Who has the lock of this server, and how far its drain is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Lease {
+    Free,
+    Lent(ClaimerId),
+    /// New connections of its shared port go elsewhere. Nobody has the lock any more where the claimer has gone away
+    /// and its server serves.
+    Draining(Option<ClaimerId>, Drainage),
+}
+
+/// How far the drain of this server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Drainage {
+    /// Something may be on its way to the server.
+    Arriving,
+    /// It is, and the time for the drain is up.
+    Overdue,
+    /// Nothing is any more.
+    Quiesced,
+}
+
+impl Lease {
+    fn claimer(self) -> Option<ClaimerId> {
+        match self {
+            Lease::Free => None,
+            Lease::Lent(claimer) => Some(claimer),
+            Lease::Draining(claimer, _) => claimer,
+        }
+    }
+
+    /// Gives the lock to somebody, or takes it back.
+    fn lend(&mut self, to: Option<ClaimerId>) {
+        *self = match (*self, to) {
+            (Lease::Draining(_, how), to) => Lease::Draining(to, how),
+            (_, Some(claimer)) => Lease::Lent(claimer),
+            (_, None) => Lease::Free,
+        };
+    }
+
+    /// The server drains no more; tells whether it did.
+    fn stay(&mut self) -> bool {
+        let Lease::Draining(claimer, _) = *self else { return false };
+        *self = claimer.map_or(Lease::Free, Lease::Lent);
+        true
+    }
+}
+
+/// A clock that was started and has not rung.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+enum Clock {
+    Runs,
+    /// A ring that was on its way when it was stopped counts for nothing.
+    Paused,
+}
+
+/// How much of a swap cannot be undone by the end of the new server's supervisor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+enum Reach {
+    Prepared,
+    /// The server lives on without its supervisor.
+    Committed,
+    /// New connections of a shared port come here.
+    Switched,
 }
 
 /// One generation of a server. See the module.
@@ -84,13 +207,8 @@ pub struct Generation {
     /// UP was said, or nothing for a while, and no READY since: it wants no more addresses.
     said_up: bool,
     quiet: bool,
-    /// It counts as a worker because it was quiet. It may only be slow: a first word undoes that.
-    presumed: bool,
-    armed: BTreeSet<Timer>,
-    ready_paused: bool,
-    signal_due: bool,
-    stop_said: bool,
-    committed: bool,
+    clocks: BTreeMap<Timer, Clock>,
+    reach: Reach,
     /// What old servers were asked to let go of, as long as the swap is not done.
     harmed: BTreeSet<Address>,
     /// Where the server waits in `listen`.
@@ -101,23 +219,11 @@ pub struct Generation {
     closed: bool,
     /// What keeps it from being proven where it listens.
     hindrances: BTreeMap<Address, String>,
-    /// New connections of a shared port come here.
-    switched: bool,
     settled: bool,
-    /// The switch was turned back, and the addresses are those of the old servers again.
-    gave_back: bool,
-    /// New connections of our shared port go elsewhere.
-    draining: bool,
-    /// Nothing is on its way to the server any more.
-    quiesced: bool,
-    /// The time for the drain is up, and something still is.
-    overdue: bool,
-    /// What it had when it was told to go during its drain.
-    given: Vec<Address>,
+    lease: Lease,
     done: bool,
     olds: BTreeMap<OldId, Old>,
     queue: VecDeque<(ClaimerId, Wish)>,
-    lock: Option<ClaimerId>,
     /// What the holder of the lock asked for and does not have yet, in its words.
     asked: BTreeSet<Address>,
 }
@@ -141,7 +247,7 @@ impl Generation {
     pub fn serving(settings: Settings, addresses: impl IntoIterator<Item = Address>) -> Generation {
         let mut orphan = Generation::with(settings, Stage::Up);
         orphan.slots = addresses.into_iter().map(|a| (a, Slot::Held)).collect();
-        (orphan.committed, orphan.done) = (true, true);
+        (orphan.reach, orphan.done) = (Reach::Committed, true);
         orphan
     }
 
@@ -154,28 +260,18 @@ impl Generation {
             takers: BTreeMap::new(),
             said_up: false,
             quiet: false,
-            presumed: false,
-            armed: BTreeSet::new(),
-            ready_paused: false,
-            signal_due: false,
-            stop_said: false,
-            committed: false,
+            clocks: BTreeMap::new(),
+            reach: Reach::Prepared,
             harmed: BTreeSet::new(),
             called: BTreeSet::new(),
             listening: BTreeSet::new(),
             closed: false,
             hindrances: BTreeMap::new(),
-            switched: false,
             settled: false,
-            gave_back: false,
-            draining: false,
-            quiesced: false,
-            overdue: false,
-            given: Vec::new(),
+            lease: Lease::Free,
             done: false,
             olds: BTreeMap::new(),
             queue: VecDeque::new(),
-            lock: None,
             asked: BTreeSet::new(),
         }
     }
@@ -199,25 +295,25 @@ impl Generation {
     pub fn state(&self) -> &'static str {
         match self.stage {
             Stage::Starting => "starting",
-            Stage::Up if self.draining => "draining",
-            Stage::Up => "serving",
+            Stage::Presumed | Stage::Up if self.is_draining() => "draining",
+            Stage::Presumed | Stage::Up => "serving",
             Stage::Leaving(_) | Stage::Ended => "draining",
         }
     }
 
     /// Whether the server is up and nobody has its lock.
     pub fn is_free(&self) -> bool {
-        self.stage == Stage::Up && self.olds.is_empty() && self.lock.is_none() && !self.draining
+        self.stage.is_up() && self.olds.is_empty() && self.lease == Lease::Free
     }
 
     /// Whether the server is on its way out of the service, and can be replaced by a claimer's meanwhile.
     pub fn is_giving_way(&self) -> bool {
-        self.draining || self.is_leaving()
+        self.is_draining() || self.is_leaving()
     }
 
     /// Whether this claimer has the server's lock.
     pub fn is_locked_by(&self, claimer: ClaimerId) -> bool {
-        self.lock == Some(claimer)
+        self.claimer() == Some(claimer)
     }
 
     /// Whether the server is not up, or was only taken for it.
@@ -227,7 +323,11 @@ impl Generation {
 
     /// Who has the server's lock.
     pub fn claimer(&self) -> Option<ClaimerId> {
-        self.lock
+        self.lease.claimer()
+    }
+
+    fn is_draining(&self) -> bool {
+        matches!(self.lease, Lease::Draining(..))
     }
 
     /// Whether the server was told to stop.
@@ -237,12 +337,12 @@ impl Generation {
 
     /// Whether the swap can be called off without a loss: no old server was asked to go.
     pub fn may_be_cancelled(&self) -> bool {
-        self.stage == Stage::Starting && self.harmed.is_empty() && !self.switched
+        self.stage == Stage::Starting && self.harmed.is_empty() && !self.is_switched()
     }
 
     /// Whether the server was up and not yet told to stop.
     pub fn is_up(&self) -> bool {
-        self.stage == Stage::Up
+        self.stage.is_up()
     }
 
     /// Whether the holder of the lock waits to bind what collides with this address.
@@ -326,32 +426,32 @@ impl Generation {
                 }
             }
             Event::AskedDrain(claimer) => {
-                if self.lock == Some(claimer) && self.stage == Stage::Up && !self.draining {
-                    (self.draining, self.quiesced, self.overdue) = (true, false, false);
+                if self.lease == Lease::Lent(claimer) && self.stage.is_up() {
+                    self.lease = Lease::Draining(Some(claimer), Drainage::Arriving);
                     effects.push(Effect::Drain);
                     self.arm(Timer::Drain, self.settings.drain, effects);
                 }
             }
             Event::AskedStay(claimer) => {
-                if self.lock == Some(claimer) && self.stage == Stage::Up {
+                if self.is_locked_by(claimer) && self.stage.is_up() {
                     self.drain_no_more(effects);
                 }
             }
             Event::Succeeded(claimer) => {
-                if self.lock == Some(claimer) && self.is_giving_way() {
-                    self.lock = None;
+                if self.is_locked_by(claimer) && self.is_giving_way() {
+                    self.lease.lend(None);
                 } else {
                     self.claimer_gone(claimer, effects);
                 }
             }
             Event::Alone => {
-                if self.draining && self.lock.is_none() {
+                if let Lease::Draining(None, _) = self.lease {
                     self.resume(effects);
                 }
             }
             Event::Quiesced => self.quiesced(effects),
             Event::Drained => {
-                if self.draining && self.stage == Stage::Up {
+                if self.is_draining() && self.stage.is_up() {
                     self.leave(Why::Requested, false, effects);
                 }
             }
@@ -374,8 +474,10 @@ impl Generation {
                 }
             }
             Event::Attended(old) => {
-                if let Some(old) = self.olds.get_mut(&old) {
-                    old.attended = true;
+                if let Some(old) = self.olds.get_mut(&old)
+                    && old.contact == Contact::Silent
+                {
+                    old.contact = Contact::Attended;
                 }
             }
             Event::Locked(id, holds) => self.locked(id, holds, effects),
@@ -386,29 +488,29 @@ impl Generation {
                     }
                 }),
                 // The switch cannot be turned back any more.
-                (_, Some(old)) if self.switched && old.stopped => drop(self.harmed.insert(address)),
+                (_, Some(old)) if self.is_switched() && old.is_stopped() => drop(self.harmed.insert(address)),
                 _ => {}
             },
             Event::OldRefused(old, why) => self.refused(old, why, effects),
             Event::OldSilent(id) => {
-                if let Some(old) = self.olds.get_mut(&id).filter(|old| old.warrant.is_none()) {
-                    (old.lock, old.attended) = (None, false);
+                if let Some(old) = self.olds.get_mut(&id).filter(|old| old.demand == Demand::Nothing) {
+                    old.contact = Contact::Silent;
                 }
             }
             Event::OldGone(old) => self.old_ended(old, true, effects),
             Event::OldLost(old) => self.old_ended(old, false, effects),
             Event::Claim(claimer) => self.enqueue(claimer, Wish::Replace),
             Event::AskedTakedown(claimer, address) => {
-                if self.lock == Some(claimer) {
+                if self.is_locked_by(claimer) {
                     // Told for an earlier claimer: this one does not wait for ever either.
-                    if self.stage == Stage::Up && self.is_told(&address) {
+                    if self.stage.is_up() && self.is_told(&address) {
                         self.arm(Timer::Partial, self.settings.kill_after, effects);
                     }
                     self.asked.insert(address);
                 }
             }
             Event::AskedStop(claimer) => {
-                if self.lock == Some(claimer) && self.stage == Stage::Up {
+                if self.is_locked_by(claimer) && self.stage.is_up() {
                     self.leave(Why::Requested, false, effects);
                 }
             }
@@ -417,21 +519,18 @@ impl Generation {
                 let all = self.slots.keys().all(|own| own.among(&named).next().is_some());
                 if self.stage == Stage::Starting && self.olds.is_empty() && !self.slots.is_empty() && all {
                     self.queue.retain(|(c, _)| *c != claimer);
-                    self.lock = Some(claimer);
+                    self.lease.lend(Some(claimer));
                     self.leave(Why::Requested, false, effects);
                 } else {
                     self.enqueue(claimer, Wish::Down(addresses));
                 }
             }
             Event::ClaimerGone(claimer) => self.claimer_gone(claimer, effects),
-            Event::Stop { signalled } => match self.stage {
-                Stage::Leaving(_) if self.stop_said => effects.push(Effect::Kill),
+            Event::Stop { signalled } => match &mut self.stage {
+                Stage::Leaving(leaving) if leaving.stop_said => effects.push(Effect::Kill),
                 // It was told to stop already, by a claimer.
-                Stage::Leaving(_) => self.stop_said = true,
-                Stage::Starting | Stage::Up => {
-                    self.stop_said = true;
-                    self.leave(Why::Told, signalled, effects);
-                }
+                Stage::Leaving(leaving) => leaving.stop_said = true,
+                Stage::Starting | Stage::Presumed | Stage::Up => self.leave(Why::Told, signalled, effects),
                 Stage::Ended => {}
             },
             Event::Timer(timer) => self.timer(timer, effects),
@@ -488,7 +587,12 @@ impl Generation {
                 }
             }
             ServerWord::Released(address) => self.let_go(speaker, &address, effects),
-            ServerWord::Up => (self.said_up, self.presumed) = (true, false),
+            ServerWord::Up => {
+                self.said_up = true;
+                if self.stage == Stage::Presumed {
+                    self.stage = Stage::Up;
+                }
+            }
             ServerWord::Fail(text) => {
                 self.presume_no_more();
                 if self.stage == Stage::Starting {
@@ -523,7 +627,7 @@ impl Generation {
         let slots = &self.slots;
         self.takers.retain(|(a, _), _| !a.collides(own) || a.among(slots).next().is_some());
         // Whoever has the lock has registered it, as a rule, and waits.
-        if self.stage == Stage::Up || self.lock.is_none() {
+        if self.stage.is_up() || self.claimer().is_none() {
             effects.push(Effect::Unhold(own.clone()));
         }
     }
@@ -540,7 +644,7 @@ impl Generation {
         }
         let room = self.slots.len() < ADDRESSES_MAX;
         // Found listening without a word. It may share the port with an old server by an option of its own.
-        if !known && room && matches!(self.stage, Stage::Starting | Stage::Up) {
+        if !known && room && self.stage.lasts() {
             self.presume_no_more();
             self.quiet = false;
             self.disarm(Timer::Quiet, effects);
@@ -558,13 +662,13 @@ impl Generation {
         };
         let ready = ready.clone();
         let time = self.settings.ready_timeout.unwrap_or(READY_TIMEOUT);
-        if !time.is_zero() && !self.armed.contains(&Timer::Ready) {
+        if !time.is_zero() && !self.clocks.contains_key(&Timer::Ready) {
             self.arm(Timer::Ready, time, effects);
         }
         for &old in &olds {
             self.olds.entry(old).or_insert_with(|| {
                 effects.push(Effect::Lock(old));
-                Old { attended: false, shares: false, unshared: None, lock: None, warrant: None, stopped: false }
+                Old { contact: Contact::Silent, shares: false, unshared: None, demand: Demand::Nothing }
             });
         }
         self.slots.set(address, Slot::Waiting(ready, olds.into_iter().collect()));
@@ -583,8 +687,7 @@ impl Generation {
                 effects.push(Effect::LookUp(own.clone()));
             }
         });
-        old.attended = true;
-        old.lock = Some(Lock::granted(holds));
+        old.contact = Contact::Locked(Lock::granted(holds));
     }
 
     /// An old server is gone, or only its supervisor is.
@@ -625,7 +728,7 @@ impl Generation {
                 effects.push(Effect::LookUp(address.clone()));
             }
         });
-        if !gone && !wanted && old.warrant.is_some() {
+        if !gone && !wanted && old.demand != Demand::Nothing {
             let text = "the supervisor of the old server is gone (the old server may live on)";
             effects.push(Effect::Report(Level::Warning, self.name(), text.into()));
         }
@@ -633,7 +736,7 @@ impl Generation {
 
     /// The old server stays, and so do its addresses.
     fn refused(&mut self, id: OldId, why: String, effects: &mut Vec<Effect>) {
-        if !self.olds.contains_key(&id) || !matches!(self.stage, Stage::Starting | Stage::Up) {
+        if !self.olds.contains_key(&id) || !self.stage.lasts() {
             return;
         }
         let wanted: Vec<Address> =
@@ -653,20 +756,22 @@ impl Generation {
 
     /// Queues a claimer, once.
     fn enqueue(&mut self, claimer: ClaimerId, wish: Wish) {
-        if self.lock != Some(claimer) && self.queue.iter().all(|(c, _)| *c != claimer) {
+        if !self.is_locked_by(claimer) && self.queue.iter().all(|(c, _)| *c != claimer) {
             self.queue.push_back((claimer, wish));
         }
     }
 
     fn claimer_gone(&mut self, claimer: ClaimerId, effects: &mut Vec<Effect>) {
         self.queue.retain(|(c, _)| *c != claimer);
-        if self.lock != Some(claimer) {
+        if !self.is_locked_by(claimer) {
             return;
         }
-        self.lock = None;
+        self.lease.lend(None);
         self.asked.clear();
-        if !self.given.is_empty() {
-            let list = self.given.iter().map(Address::to_string).collect::<Vec<_>>().join(", ");
+        if let Stage::Leaving(Leaving { given, .. }) = &self.stage
+            && !given.is_empty()
+        {
+            let list = given.iter().map(Address::to_string).collect::<Vec<_>>().join(", ");
             let why = "the new server has ended, and the old one was already told to go";
             effects.push(Effect::Report(Level::Error, None, format!("nothing serves {list} ({why})")));
         }
@@ -675,7 +780,7 @@ impl Generation {
 
     /// Serves on: nobody wants anything of it any more.
     fn resume(&mut self, effects: &mut Vec<Effect>) {
-        if self.stage == Stage::Up {
+        if self.stage.is_up() {
             self.drain_no_more(effects);
             self.disarm(Timer::Partial, effects);
             self.slots.change_all(|address, slot| {
@@ -690,17 +795,17 @@ impl Generation {
     }
 
     fn drain_no_more(&mut self, effects: &mut Vec<Effect>) {
-        if std::mem::take(&mut self.draining) {
+        if self.lease.stay() {
             self.disarm(Timer::Drain, effects);
             effects.push(Effect::StopDrain);
         }
     }
 
     fn timer(&mut self, timer: Timer, effects: &mut Vec<Effect>) {
-        // A clock that was stopped while it rang counts for nothing.
-        if (timer == Timer::Ready && self.ready_paused) || !self.armed.remove(&timer) {
+        if self.clocks.get(&timer) != Some(&Clock::Runs) {
             return;
         }
+        self.clocks.remove(&timer);
         match timer {
             Timer::Ready if self.stage == Stage::Starting => {
                 let stuck = self.slots.iter().find(|(own, slot)| {
@@ -726,14 +831,16 @@ impl Generation {
                 }
             }
             // However short the drain is to be: what is on its way to the server is not lost.
-            Timer::Drain if !self.quiesced && !self.overdue => {
-                self.overdue = true;
-                self.arm(Timer::Drain, ARRIVALS, effects);
-            }
-            Timer::Drain => {
-                effects.push(Effect::CutOff);
-                self.leave(Why::Requested, false, effects);
-            }
+            Timer::Drain => match self.lease {
+                Lease::Draining(claimer, Drainage::Arriving) => {
+                    self.lease = Lease::Draining(claimer, Drainage::Overdue);
+                    self.arm(Timer::Drain, ARRIVALS, effects);
+                }
+                Lease::Draining(..) | Lease::Free | Lease::Lent(_) => {
+                    effects.push(Effect::CutOff);
+                    self.leave(Why::Requested, false, effects);
+                }
+            },
             Timer::Quiet => self.quiet = true,
             Timer::Kill => {
                 effects.push(Effect::Report(
@@ -744,10 +851,10 @@ impl Generation {
                 effects.push(Effect::Kill);
             }
             // The drain has an end of its own.
-            Timer::Partial if self.draining => {}
+            Timer::Partial if self.is_draining() => {}
             Timer::Partial => {
                 let late = self.slots.iter().find(|(_, slot)| matches!(slot, Slot::Asked { told: true }));
-                if let (Some((address, _)), Some(claimer)) = (late, self.lock) {
+                if let (Some((address, _)), Some(claimer)) = (late, self.claimer()) {
                     effects.push(Effect::Refuse(claimer, format!("{address} was not released in time")));
                 }
             }
@@ -757,9 +864,13 @@ impl Generation {
     fn exited(&mut self, own: u8, effects: &mut Vec<Effect>) {
         let stage = std::mem::replace(&mut self.stage, Stage::Ended);
         let status = match stage {
-            Stage::Leaving(Why::Requested) => status::DONE,
-            Stage::Leaving(Why::Failed(status)) => status,
-            Stage::Leaving(Why::Told) | Stage::Starting | Stage::Up | Stage::Ended => own,
+            Stage::Leaving(Leaving { why: Why::Requested, .. }) => status::DONE,
+            Stage::Leaving(Leaving { why: Why::Failed(status), .. }) => status,
+            Stage::Leaving(Leaving { why: Why::Told, .. })
+            | Stage::Starting
+            | Stage::Presumed
+            | Stage::Up
+            | Stage::Ended => own,
         };
         // Whoever waits for the swap must not take this for a success.
         let status =
@@ -776,10 +887,10 @@ impl Generation {
             effects.extend(self.slots.keys().cloned().map(Effect::Unhold));
         }
         effects.extend(self.olds.keys().copied().map(Effect::Unlock));
-        if let Some(claimer) = self.lock {
+        if let Some(claimer) = self.claimer() {
             effects.extend(std::mem::take(&mut self.asked).into_iter().map(|a| Effect::TellReleased(claimer, a)));
         }
-        for claimer in self.lock.into_iter().chain(self.queue.iter().map(|(c, _)| *c)) {
+        for claimer in self.claimer().into_iter().chain(self.queue.iter().map(|(c, _)| *c)) {
             effects.push(Effect::TellGone(claimer));
         }
         self.disarm_all(effects);
@@ -793,9 +904,9 @@ impl Generation {
         let (doubtful, sure): (Vec<&Address>, Vec<&Address>) =
             self.harmed.iter().partition(|address| match self.slots.get(address) {
                 // Or it goes on where the switch is turned back.
-                Some(Slot::Releasing(_, pending)) => pending
-                    .iter()
-                    .any(|id| untold.contains(id) || self.switched && self.olds.get(id).is_some_and(|old| old.shares)),
+                Some(Slot::Releasing(_, pending)) => pending.iter().any(|id| {
+                    untold.contains(id) || self.is_switched() && self.olds.get(id).is_some_and(|old| old.shares)
+                }),
                 Some(Slot::Looking(_) | Slot::Waiting(..)) => true,
                 Some(
                     Slot::Invited(..)
@@ -821,7 +932,7 @@ impl Generation {
 
     /// Everything that follows from what is known, in the order in which it must happen.
     fn settle(&mut self, effects: &mut Vec<Effect>) {
-        if let Stage::Starting | Stage::Up = self.stage {
+        if self.stage.lasts() {
             if !self.slots.any([Kind::Looking]) {
                 self.unlock_idle(effects);
             }
@@ -832,17 +943,17 @@ impl Generation {
             self.give(effects);
         }
         self.report_released(effects);
-        match self.stage {
-            Stage::Starting | Stage::Up => self.clocks(effects),
-            Stage::Leaving(_) => {
-                // The signal would cut short what TAKEDOWN began.
-                let takes = |(own, slot): (&Address, &Slot)| matches!(slot, Slot::Asked { .. }) && self.is_taken(own);
-                if self.signal_due && !self.slots.iter().any(takes) {
-                    self.signal_due = false;
-                    effects.push(Effect::Signal);
-                }
-            }
-            Stage::Ended => {}
+        if self.stage.lasts() {
+            self.set_clocks(effects);
+        }
+        // The signal would cut short what TAKEDOWN began.
+        let takes = |(own, slot): (&Address, &Slot)| matches!(slot, Slot::Asked { .. }) && self.is_taken(own);
+        let takes = self.slots.iter().any(takes);
+        if let Stage::Leaving(Leaving { signal_due, .. }) = &mut self.stage
+            && !takes
+            && std::mem::take(signal_due)
+        {
+            effects.push(Effect::Signal);
         }
     }
 
@@ -853,7 +964,7 @@ impl Generation {
             return;
         }
         let may = |slot: &Slot| match slot {
-            Slot::Waiting(_, olds) => olds.iter().all(|id| self.olds[id].lock.is_some()),
+            Slot::Waiting(_, olds) => olds.iter().all(|id| self.olds[id].lock().is_some()),
             Slot::Releasing(_, pending) => pending.is_empty(),
             Slot::Looking(_)
             | Slot::Invited(..)
@@ -871,7 +982,7 @@ impl Generation {
                 && self.settings.order == Order::Shared
                 && address.is_port()
                 && !olds.is_empty()
-                && olds.iter().all(|id| self.olds[id].lock.is_some() && self.olds[id].shares)
+                && olds.iter().all(|id| self.olds[id].lock().is_some() && self.olds[id].shares)
             {
                 let (ready, olds) = (ready.clone(), olds.clone());
                 self.say_go(&address, effects);
@@ -891,7 +1002,7 @@ impl Generation {
                     self.refuse_silent(&address, &why, effects);
                     continue;
                 };
-                let Some(warrant) = Warrant::new(said, olds.iter().map(|id| self.olds[id].lock.as_ref())) else {
+                let Some(warrant) = Warrant::new(said, olds.iter().map(|id| self.olds[id].lock())) else {
                     continue;
                 };
                 let (ready, olds) = (ready.clone(), olds.clone());
@@ -903,7 +1014,9 @@ impl Generation {
                 effects.push(Effect::Take(warrant, address.clone()));
                 for &id in &olds {
                     let old = self.olds.get_mut(&id).expect("a slot waits for olds that exist");
-                    old.warrant = Some(warrant);
+                    if !old.is_stopped() {
+                        old.demand = Demand::Addresses(warrant);
+                    }
                     effects.push(Effect::AskTakedown(warrant, id, address.clone()));
                 }
                 self.slots.set(address.clone(), Slot::Releasing(ready, olds));
@@ -931,7 +1044,7 @@ impl Generation {
         for slot in self.slots.values() {
             if let Slot::Proven(own, olds) = slot {
                 proof = Some(own);
-                locks.extend(olds.iter().map(|id| self.olds[id].lock.as_ref()));
+                locks.extend(olds.iter().map(|id| self.olds[id].lock()));
             }
         }
         let Some(warrant) = proof.and_then(|proof| Warrant::proven(proof, locks)) else { return };
@@ -939,15 +1052,14 @@ impl Generation {
         let covers = |slot: &Slot| matches!(slot, Slot::Proven(..)) || !slot.is_wish();
         let covered = |held: &Address| held.among(&self.slots).any(|(_, slot)| covers(slot));
         let mut abandoned = Vec::new();
-        for old in self.olds.values().filter(|old| old.shares && !old.stopped) {
-            let holds = old.lock.iter().flat_map(|lock| lock.holds());
+        for old in self.olds.values().filter(|old| old.shares && !old.is_stopped()) {
+            let holds = old.lock().into_iter().flat_map(Lock::holds);
             abandoned.extend(holds.filter(|held| !covered(held)).cloned());
         }
         if !(abandoned.is_empty() || content) {
             return;
         }
-        self.switched = true;
-        self.commit(effects);
+        self.commit(Reach::Switched, effects);
         effects.push(Effect::Switch(warrant));
         self.slots.change_all(|address, slot| {
             if let Slot::Proven(..) = slot {
@@ -959,9 +1071,10 @@ impl Generation {
             let text = "the new server does not take this address over (it is abandoned)";
             effects.push(Effect::Report(Level::Warning, Some(address), text.into()));
         }
-        for (&id, old) in self.olds.iter_mut().filter(|(_, old)| old.shares && old.lock.is_some() && !old.stopped) {
-            old.warrant = Some(warrant);
-            old.stopped = true;
+        for (&id, old) in
+            self.olds.iter_mut().filter(|(_, old)| old.shares && old.lock().is_some() && !old.is_stopped())
+        {
+            old.demand = Demand::Everything;
             effects.push(Effect::AskDrain(warrant, id));
         }
     }
@@ -998,7 +1111,7 @@ impl Generation {
             Some(Slot::Proving | Slot::Held) => self.stage == Stage::Starting,
             _ => false,
         };
-        if matches!(self.stage, Stage::Starting | Stage::Up) && closed {
+        if self.stage.lasts() && closed {
             self.slots.remove(own);
             self.hindrances.remove(own);
             self.closed |= self.stage == Stage::Starting;
@@ -1009,9 +1122,9 @@ impl Generation {
     /// The server waits in `listen`: before it is up, and where it meets an older server, it wants the address. What it
     /// opens later may be closed again soon.
     fn calls(&mut self, address: Address, meets: Meets, effects: &mut Vec<Effect>) {
-        if let Stage::Leaving(_) | Stage::Ended = self.stage {
+        if let Stage::Leaving(Leaving { gave_back, .. }) = self.stage {
             let may = |slot: &Slot| matches!(slot, Slot::Going | Slot::Proving | Slot::Held | Slot::Asked { .. });
-            let has = !self.gave_back && self.own(&address).is_some_and(|own| may(&self.slots[&own]));
+            let has = !gave_back && self.own(&address).is_some_and(|own| may(&self.slots[&own]));
             // Beside an old server, with nobody to steer, it would get connections that end with it.
             return effects.push(if has { Effect::Admit(address) } else { Effect::Deny(address) });
         }
@@ -1021,7 +1134,7 @@ impl Generation {
         let own = self.own(&address);
         match own.as_ref().map(|own| (own, &self.slots[own])) {
             None if full => effects.push(Effect::Pass(address)),
-            None if self.stage == Stage::Up && !self.presumed && meets == Meets::Nobody => {
+            None if self.stage == Stage::Up && meets == Meets::Nobody => {
                 effects.push(Effect::Pass(address));
             }
             None => {
@@ -1039,7 +1152,7 @@ impl Generation {
                 });
                 effects.push(Effect::Join(address));
             }
-            Some((_, Slot::Held)) if self.switched && !self.olds.is_empty() => effects.push(Effect::Join(address)),
+            Some((_, Slot::Held)) if self.is_switched() && !self.olds.is_empty() => effects.push(Effect::Join(address)),
             Some((own, Slot::Going | Slot::Proving | Slot::Held)) if self.stage == Stage::Starting => {
                 self.slots.set(own.clone(), Slot::Proving);
                 effects.push(Effect::Join(address));
@@ -1065,11 +1178,12 @@ impl Generation {
     /// Closing the listeners loses nothing now: a server that takes TAKEDOWN for all it has drains itself.
     /// One that would close only some could not go on with all if the switch is turned back.
     fn quiesced(&mut self, effects: &mut Vec<Effect>) {
-        if !self.draining || self.stage != Stage::Up {
+        let Lease::Draining(claimer, how) = self.lease else { return };
+        if !self.stage.is_up() {
             return;
         }
-        self.quiesced = true;
-        if self.overdue {
+        self.lease = Lease::Draining(claimer, Drainage::Quiesced);
+        if how == Drainage::Overdue {
             effects.push(Effect::CutOff);
             self.leave(Why::Requested, false, effects);
         } else if !self.takers.is_empty() && self.slots.keys().all(|own| self.is_taken(own)) {
@@ -1082,18 +1196,18 @@ impl Generation {
     /// Stops the old servers that were asked for all they have, and those with addresses that the new
     /// one does not want, once it is plain that it does not.
     fn stop_olds(&mut self, effects: &mut Vec<Effect>) {
-        if !self.olds.values().any(|old| old.warrant.is_some() && !old.stopped) {
+        if !self.olds.values().any(|old| matches!(old.demand, Demand::Addresses(_))) {
             return;
         }
         let content = (self.said_up || self.quiet) && !self.wants_more();
         let mut uncovered: BTreeMap<OldId, Vec<Address>> = self.uncovered().collect();
         for (&id, old) in &mut self.olds {
-            let (Some(warrant), false) = (old.warrant, old.stopped) else { continue };
+            let Demand::Addresses(warrant) = old.demand else { continue };
             let abandoned = uncovered.remove(&id).unwrap_or_default();
             if !(abandoned.is_empty() || content) {
                 continue;
             }
-            old.stopped = true;
+            old.demand = Demand::Everything;
             for address in abandoned {
                 self.harmed.insert(address.clone());
                 effects.push(Effect::Report(
@@ -1115,15 +1229,14 @@ impl Generation {
             if acquiring || !(worker || serves) || self.uncovered().next().is_some() {
                 return;
             }
-            self.stage = Stage::Up;
-            self.presumed = self.slots.is_empty() && !self.said_up;
-            self.commit(effects);
+            self.stage = if self.slots.is_empty() && !self.said_up { Stage::Presumed } else { Stage::Up };
+            self.commit(Reach::Committed, effects);
             effects.push(Effect::Up);
         }
-        if self.stage == Stage::Up && self.olds.is_empty() && !acquiring {
+        if self.stage.is_up() && self.olds.is_empty() && !acquiring {
             self.harmed.clear();
         }
-        if self.stage == Stage::Up && !self.done && self.olds.is_empty() {
+        if self.stage.is_up() && !self.done && self.olds.is_empty() {
             self.done = true;
             effects.push(Effect::Done);
         }
@@ -1131,8 +1244,9 @@ impl Generation {
 
     /// A server that only seemed to be a worker is not up: it was slow.
     fn presume_no_more(&mut self) {
-        if std::mem::take(&mut self.presumed) && self.stage == Stage::Up && self.lock.is_none() {
-            (self.stage, self.done) = (Stage::Starting, false);
+        if self.stage == Stage::Presumed {
+            (self.stage, self.done) =
+                if self.claimer().is_none() { (Stage::Starting, false) } else { (Stage::Up, self.done) };
         }
     }
 
@@ -1142,13 +1256,13 @@ impl Generation {
             match self.queue.pop_front() {
                 None => break,
                 Some((claimer, Wish::Replace)) => {
-                    self.lock = Some(claimer);
+                    self.lease.lend(Some(claimer));
                     effects.push(Effect::Grant(claimer, self.addresses()));
                 }
                 Some((claimer, Wish::Down(addresses))) => self.down(claimer, addresses, effects),
             }
         }
-        if self.stage != Stage::Up || self.lock.is_none() {
+        if !self.stage.is_up() || self.claimer().is_none() {
             return;
         }
         let held = |asked: &Address| -> Vec<Address> {
@@ -1181,10 +1295,10 @@ impl Generation {
         if named.is_empty() {
             effects.push(Effect::Refuse(claimer, "the server has let go of it".into()));
         } else if others.is_empty() {
-            self.lock = Some(claimer);
+            self.lease.lend(Some(claimer));
             self.leave(Why::Requested, false, effects);
         } else if named.iter().all(|own| self.is_taken(own)) {
-            self.lock = Some(claimer);
+            self.lease.lend(Some(claimer));
             self.asked.extend(wanted);
         } else {
             let others: Vec<String> = others.iter().map(Address::to_string).collect();
@@ -1194,7 +1308,7 @@ impl Generation {
     }
 
     fn report_released(&mut self, effects: &mut Vec<Effect>) {
-        let Some(claimer) = self.lock else { return };
+        let Some(claimer) = self.claimer() else { return };
         let slots = &self.slots;
         self.asked.retain(|asked| {
             let held = asked.among(slots).any(|(_, slot)| !slot.is_wish());
@@ -1207,48 +1321,50 @@ impl Generation {
 
     /// The ready clock stands still while the server waits for an old one and nobody for it; the
     /// quiet clock runs while nothing else can happen.
-    fn clocks(&mut self, effects: &mut Vec<Effect>) {
+    fn set_clocks(&mut self, effects: &mut Vec<Effect>) {
         let waits = self.slots.any([Kind::Waiting, Kind::Releasing]);
         let invited = self.slots.any([Kind::Invited]);
         let joined = self.slots.any([Kind::Joined]);
-        if self.stage == Stage::Up && !waits && !invited && !joined {
+        if self.stage.is_up() && !waits && !invited && !joined {
             self.disarm(Timer::Ready, effects);
         }
-        if self.armed.contains(&Timer::Ready) {
+        if let Some(&clock) = self.clocks.get(&Timer::Ready) {
             let goes = [Kind::Going, Kind::Proving, Kind::Looking, Kind::Invited, Kind::Joined, Kind::Proven];
             let goes = self.slots.any(goes);
-            let attended = self.olds.values().all(|old| old.attended);
+            let attended = self.olds.values().all(|old| old.contact != Contact::Silent);
             // Who waits and is waited for lets its clock run: that bounds a deadlock.
-            let blocks = self.olds.values().any(|old| old.lock.is_none())
-                && (self.olds.values().any(|old| old.lock.is_some()) || !self.queue.is_empty());
-            let pause = waits && !goes && attended && !blocks;
-            if pause != self.ready_paused {
-                self.ready_paused = pause;
-                effects.push(if pause { Effect::Pause(Timer::Ready) } else { Effect::Resume(Timer::Ready) });
+            let blocks = self.olds.values().any(|old| old.lock().is_none())
+                && (self.olds.values().any(|old| old.lock().is_some()) || !self.queue.is_empty());
+            let to = if waits && !goes && attended && !blocks { Clock::Paused } else { Clock::Runs };
+            if to != clock {
+                self.clocks.insert(Timer::Ready, to);
+                effects.push(match to {
+                    Clock::Paused => Effect::Pause(Timer::Ready),
+                    Clock::Runs => Effect::Resume(Timer::Ready),
+                });
             }
         }
         // A first server may take its time, but not if somebody waits who could serve in its place.
         let blocks = self.stage == Stage::Starting && self.slots.any([Kind::Proving]) && !self.queue.is_empty();
-        if blocks && self.settings.ready_timeout.is_none() && !self.armed.contains(&Timer::Ready) {
+        if blocks && self.settings.ready_timeout.is_none() && !self.clocks.contains_key(&Timer::Ready) {
             self.arm(Timer::Ready, READY_TIMEOUT, effects);
         }
         let worker = self.stage == Stage::Starting && self.slots.is_empty() && !self.closed && !self.settings.awaited;
         // One that has all locks is held back only until the others are proven.
-        let unlocked =
-            |slot: &Slot| matches!(slot, Slot::Waiting(_, olds) if olds.iter().any(|id| self.olds[id].lock.is_none()));
+        let unlocked = |slot: &Slot| matches!(slot, Slot::Waiting(_, olds) if olds.iter().any(|id| self.olds[id].lock().is_none()));
         let joined = self.slots.any([Kind::Joined, Kind::Proven])
             && !self.slots.any([Kind::Looking])
             && !(self.slots.any([Kind::Waiting]) && self.slots.values().any(unlocked));
         let waits = joined || !self.wants_more() && self.uncovered().next().is_some();
         if !(worker || waits) {
             self.disarm(Timer::Quiet, effects);
-        } else if !self.quiet && !self.armed.contains(&Timer::Quiet) {
+        } else if !self.quiet && !self.clocks.contains_key(&Timer::Quiet) {
             self.arm(Timer::Quiet, QUIET, effects);
         }
     }
 
     fn go(&mut self, address: &Address, effects: &mut Vec<Effect>) {
-        self.commit(effects);
+        self.commit(Reach::Committed, effects);
         self.say_go(address, effects);
         let calls = self.admit(address, Effect::Join, effects);
         match address {
@@ -1274,21 +1390,25 @@ impl Generation {
         }
     }
 
-    fn commit(&mut self, effects: &mut Vec<Effect>) {
-        if !std::mem::replace(&mut self.committed, true) {
+    fn commit(&mut self, reach: Reach, effects: &mut Vec<Effect>) {
+        if self.reach == Reach::Prepared {
             effects.push(Effect::Commit);
         }
+        self.reach = self.reach.max(reach);
+    }
+
+    fn is_switched(&self) -> bool {
+        self.reach == Reach::Switched
     }
 
     /// Tells the server to stop, by TAKEDOWN where it took it, else by signal.
     fn leave(&mut self, why: Why, signalled: bool, effects: &mut Vec<Effect>) {
-        let drained = std::mem::take(&mut self.draining);
+        let drained = self.lease.stay();
         if drained {
             effects.push(Effect::StopDrain);
         }
-        self.give_up(effects);
+        let gave_back = self.give_up(effects);
         let starting = self.stage == Stage::Starting;
-        self.stage = Stage::Leaving(why);
         self.disarm_all(effects);
         self.arm(Timer::Kill, self.settings.kill_after, effects);
         self.slots.change_all(|own, slot| {
@@ -1298,13 +1418,15 @@ impl Generation {
             }
         });
         // From here on nobody can go back to it. A name is free when the server says so, or ends.
-        if let (true, Some(claimer)) = (drained, self.lock) {
-            self.given = self.addresses().into_iter().filter(Address::is_port).collect();
-            effects.extend(self.given.iter().cloned().map(|own| Effect::TellReleased(claimer, own)));
+        let mut given = Vec::new();
+        if let (true, Some(claimer)) = (drained, self.claimer()) {
+            given = self.addresses().into_iter().filter(Address::is_port).collect();
+            effects.extend(given.iter().cloned().map(|own| Effect::TellReleased(claimer, own)));
         }
         tell(&mut self.takers, |_| true, effects);
         let untaken = self.slots.is_empty() || self.slots.keys().any(|own| !self.is_taken(own));
-        self.signal_due = !signalled && (starting || untaken);
+        let signal_due = !signalled && (starting || untaken);
+        self.stage = Stage::Leaving(Leaving { why, stop_said: why == Why::Told, signal_due, gave_back, given });
     }
 
     /// The new server does not make it: it is killed, and whoever was not asked to go stays.
@@ -1317,9 +1439,10 @@ impl Generation {
             "it is killed; the old one still serves"
         };
         effects.push(Effect::Report(Level::Error, address, format!("{why} ({consequence})")));
-        self.give_up(effects);
+        let gave_back = self.give_up(effects);
         self.disarm_all(effects);
-        self.stage = Stage::Leaving(Why::Failed(status));
+        let why = Why::Failed(status);
+        self.stage = Stage::Leaving(Leaving { why, stop_said: false, signal_due: false, gave_back, given: Vec::new() });
         effects.push(Effect::Kill);
     }
 
@@ -1345,14 +1468,14 @@ impl Generation {
         }
     }
 
-    /// Wants nothing of the old servers any more.
-    fn give_up(&mut self, effects: &mut Vec<Effect>) {
+    /// Wants nothing of the old servers any more; tells whether the switch was turned back.
+    fn give_up(&mut self, effects: &mut Vec<Effect>) -> bool {
         effects.extend(std::mem::take(&mut self.called).into_iter().map(Effect::Deny));
         // Until the takedown the switch can be turned back: what comes while this server ends is not its.
-        let drained = self.olds.iter().filter(|(_, old)| old.shares && old.stopped);
+        let drained = self.olds.iter().filter(|(_, old)| old.shares && old.is_stopped());
         let drained: Vec<OldId> = drained.map(|(id, _)| *id).collect();
-        if self.switched && !self.is_told_for_good() && !drained.is_empty() {
-            self.gave_back = true;
+        let gives_back = self.is_switched() && !self.is_told_for_good() && !drained.is_empty();
+        if gives_back {
             effects.push(Effect::SwitchBack);
             // Before the word: whoever stays registers its addresses again.
             effects.extend(self.slots.keys().cloned().map(Effect::Unhold));
@@ -1364,6 +1487,7 @@ impl Generation {
         if !listens {
             self.unlock_idle(effects);
         }
+        gives_back
     }
 
     /// Whether an old server was told to go: one that shares its port lives on without a name.
@@ -1387,7 +1511,7 @@ impl Generation {
     fn unlock_idle(&mut self, effects: &mut Vec<Effect>) {
         let slots = &self.slots;
         self.olds.retain(|&id, old| {
-            let keep = old.warrant.is_some() || slots.values().any(|slot| slot.wants(id));
+            let keep = old.demand != Demand::Nothing || slots.values().any(|slot| slot.wants(id));
             if !keep {
                 effects.push(Effect::Unlock(id));
             }
@@ -1396,19 +1520,18 @@ impl Generation {
     }
 
     fn arm(&mut self, timer: Timer, time: Duration, effects: &mut Vec<Effect>) {
-        self.armed.insert(timer);
-        self.ready_paused &= timer != Timer::Ready;
+        self.clocks.insert(timer, Clock::Runs);
         effects.push(Effect::Arm(timer, time));
     }
 
     fn disarm(&mut self, timer: Timer, effects: &mut Vec<Effect>) {
-        if self.armed.remove(&timer) {
+        if self.clocks.remove(&timer).is_some() {
             effects.push(Effect::Disarm(timer));
         }
     }
 
     fn disarm_all(&mut self, effects: &mut Vec<Effect>) {
-        effects.extend(std::mem::take(&mut self.armed).into_iter().map(Effect::Disarm));
+        effects.extend(std::mem::take(&mut self.clocks).into_keys().map(Effect::Disarm));
     }
 
     /// Whether the server was told to take it down and has not done so.
@@ -1449,8 +1572,8 @@ impl Generation {
 
     /// Locked old servers that were not asked for all they have, and are not told to stop.
     fn uncovered(&self) -> impl Iterator<Item = (OldId, Vec<Address>)> + '_ {
-        self.olds.iter().filter(|(_, old)| !old.stopped).filter_map(|(id, old)| {
-            let holds = old.lock.as_ref()?.holds();
+        self.olds.iter().filter(|(_, old)| !old.is_stopped()).filter_map(|(id, old)| {
+            let holds = old.lock()?.holds();
             let active = |held: &Address| held.among(&self.slots).any(|(_, slot)| !slot.is_wish());
             let left: Vec<Address> = holds.iter().filter(|held| !active(held)).cloned().collect();
             (!left.is_empty()).then_some((*id, left))

@@ -532,7 +532,7 @@ impl World {
                 let server = &self.servers[*j];
                 let able = server.process.accepts && !server.proving.contains(address);
                 // One that waits for a name is not up.
-                let up = server.up || server.machine.as_ref().is_some_and(|machine| machine.switched);
+                let up = server.up || server.machine.as_ref().is_some_and(|machine| machine.is_switched());
                 up && !server.told && able && server.process.listens.contains(address)
             };
             let receivers = self.receivers(address);
