@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::warrant::{Proof, Wanted};
-use super::words::OldId;
+use super::words::{Effect, OldId};
 use crate::address::Address;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -29,8 +29,10 @@ pub(super) enum Slot {
     Proving,
     /// The server has the address.
     Held,
-    /// A claimer asked for the address. `told`: the server knows.
-    Asked { told: bool },
+    /// A claimer asked for the address.
+    Asked,
+    /// So it did, and the server knows.
+    Told,
 }
 
 /// A [`Slot`] without what it carries.
@@ -65,8 +67,8 @@ impl Slot {
             Slot::Going => Kind::Going,
             Slot::Proving => Kind::Proving,
             Slot::Held => Kind::Held,
-            Slot::Asked { told: false } => Kind::Asked,
-            Slot::Asked { told: true } => Kind::Told,
+            Slot::Asked => Kind::Asked,
+            Slot::Told => Kind::Told,
         }
     }
 
@@ -77,7 +79,7 @@ impl Slot {
             | Slot::Joined(_, olds)
             | Slot::Proven(_, olds)
             | Slot::Releasing(_, olds) => olds.contains(&old),
-            Slot::Looking(_) | Slot::Going | Slot::Proving | Slot::Held | Slot::Asked { .. } => false,
+            Slot::Looking(_) | Slot::Going | Slot::Proving | Slot::Held | Slot::Asked | Slot::Told => false,
         }
     }
 
@@ -104,6 +106,48 @@ impl Deref for Slots {
 }
 
 impl Slots {
+    /// The addresses that the server has or is about to bind.
+    pub(super) fn active(&self) -> impl Iterator<Item = &Address> {
+        self.slots.iter().filter(|(_, slot)| !slot.is_wish()).map(|(own, _)| own)
+    }
+
+    /// The first address: the one that messages about the whole server name.
+    pub(super) fn name(&self) -> Option<Address> {
+        self.slots.keys().next().cloned()
+    }
+
+    /// What we call an address that the server names: itself, or what it collides with.
+    pub(super) fn own(&self, address: &Address) -> Option<Address> {
+        address.among(self).next().map(|(own, _)| own.clone())
+    }
+
+    /// All that we have of what the server names.
+    pub(super) fn colliding(&self, address: &Address) -> Vec<Address> {
+        address.among(self).map(|(own, _)| own.clone()).collect()
+    }
+
+    /// READY was said and not yet followed by what the server itself has to do, or a lookup runs.
+    pub(super) fn want_more(&self) -> bool {
+        self.any([Kind::Looking, Kind::Waiting, Kind::Invited, Kind::Joined, Kind::Going])
+    }
+
+    /// Whether it is about to get an address. A bind that the server owes does not count: it may never come.
+    pub(super) fn acquire(&self) -> bool {
+        use Kind::*;
+        self.any([Looking, Waiting, Invited, Joined, Proven, Releasing])
+    }
+
+    /// Takes back READY for addresses that nobody was asked for yet.
+    pub(super) fn withdraw(&mut self, of: impl Fn(&Address) -> bool, effects: &mut Vec<Effect>) {
+        self.retain(|own, slot| {
+            let gone = slot.is_wish() && of(own);
+            if gone {
+                effects.push(Effect::Unhold(own.clone()));
+            }
+            !gone
+        });
+    }
+
     /// Whether any slot is of one of these kinds.
     pub(super) fn any<const N: usize>(&self, kinds: [Kind; N]) -> bool {
         kinds.iter().any(|&kind| self.counts[kind as usize] > 0)
@@ -151,6 +195,11 @@ impl Slots {
     }
 }
 
+/// Addresses for a message.
+pub(super) fn list<'a>(addresses: impl IntoIterator<Item = &'a Address>) -> String {
+    addresses.into_iter().map(Address::to_string).collect::<Vec<_>>().join(", ")
+}
+
 impl FromIterator<(Address, Slot)> for Slots {
     fn from_iter<I: IntoIterator<Item = (Address, Slot)>>(all: I) -> Slots {
         let mut slots = Slots::default();
@@ -174,8 +223,8 @@ mod tests {
         || Slot::Going,
         || Slot::Proving,
         || Slot::Held,
-        || Slot::Asked { told: false },
-        || Slot::Asked { told: true },
+        || Slot::Asked,
+        || Slot::Told,
     ];
 
     proptest! {

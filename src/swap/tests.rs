@@ -5,8 +5,11 @@ mod pairs;
 mod scenarios;
 mod world;
 
+use super::claim::Demand;
+
 use super::*;
 use std::collections::hash_map::DefaultHasher;
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{Hash, Hasher};
 
 fn a(text: &str) -> Address {
