@@ -1,7 +1,5 @@
 //! The lock of a generation's own server: who has it, and how far the drain for its holder is.
 
-#![forbid(unsafe_code)]
-
 use super::words::ClaimerId;
 
 /// Who has the lock of the server, and how far its drain is.

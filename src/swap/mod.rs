@@ -13,7 +13,6 @@
 #![forbid(unsafe_code)]
 
 mod claim;
-mod clocks;
 mod lease;
 mod ours;
 mod slots;
@@ -30,20 +29,23 @@ pub use words::{
 
 use crate::address::Address;
 use crate::error::status;
-use crate::protocol::{ServerWord, SupervisorWord};
+use crate::protocol::ServerWord;
 use claim::{Claim, Old, Reach};
-use clocks::Clocks;
 use lease::Lease;
 use ours::{Leaving, Ours, Stage, Why};
-use slots::{Slot, Slots};
+use slots::{Kind, Slot, Slots};
+use std::collections::BTreeMap;
 use std::time::Duration;
 use tenure::{Next, Tenure, Wish};
 
 /// One generation of a server. See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Generation {
+    /// What both sides know of the server.
     ours: Ours,
+    /// The new side.
     claim: Claim,
+    /// The old side.
     tenure: Tenure,
 }
 
@@ -51,12 +53,12 @@ impl Generation {
     /// A generation that is about to start, and the effects of that.
     pub fn new(settings: Settings) -> (Generation, Vec<Effect>) {
         let mut new = Generation::with(settings, Stage::Starting, Slots::default());
-        let mut effects = Vec::new();
         let awaited = new.ours.settings.awaited.then_some(READY_TIMEOUT);
         if let Some(time) = new.ours.settings.ready_timeout.or(awaited).filter(|time| !time.is_zero()) {
-            new.ours.clocks.arm(Timer::Ready, time, &mut effects);
+            new.ours.arm(Timer::Ready, time);
         }
-        new.settle(&mut effects);
+        new.settle();
+        let effects = std::mem::take(&mut new.ours.effects);
         (new, effects)
     }
 
@@ -67,7 +69,7 @@ impl Generation {
 
     fn with(settings: Settings, stage: Stage, slots: Slots) -> Generation {
         let reach = if stage == Stage::Starting { Reach::Prepared } else { Reach::Committed };
-        let ours = Ours { settings, stage, slots, clocks: Clocks::default() };
+        let ours = Ours { settings, stage, slots, clocks: BTreeMap::new(), effects: Vec::new() };
         Generation { ours, claim: Claim::new(reach), tenure: Tenure::default() }
     }
 
@@ -147,64 +149,70 @@ impl Generation {
 
     /// What follows from an event.
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        if self.ours.stage == Stage::Ended {
-            return effects;
-        }
-        self.take_in(event, &mut effects);
         if self.ours.stage != Stage::Ended {
-            self.settle(&mut effects);
+            self.take_in(event);
         }
-        effects
+        if self.ours.stage != Stage::Ended {
+            self.settle();
+        }
+        std::mem::take(&mut self.ours.effects)
     }
 
     /// Notes what happened. What follows from the whole of it is for [`Generation::settle`].
-    fn take_in(&mut self, event: Event, effects: &mut Vec<Effect>) {
+    fn take_in(&mut self, event: Event) {
         let Generation { ours, claim, tenure } = self;
+        let (up, lease) = (ours.is_up(), tenure.lease);
         match event {
-            Event::Said(speaker, word) => self.said(speaker, word, effects),
+            Event::Said(speaker, word) => self.said(speaker, word),
             Event::SpeakerGone(speaker) => {
-                claim.speaker_gone(ours, speaker, effects);
-                tenure.speaker_gone(ours, speaker, effects);
+                claim.speaker_gone(ours, speaker);
+                tenure.speaker_gone(ours, speaker);
             }
-            Event::Listens(address) => claim.listens(ours, address, effects),
-            Event::Calls(address, meets) => claim.calls(ours, address, meets, effects),
-            Event::Closed(address) => claim.closed(ours, &address, effects),
-            Event::Foreign(address) => claim.foreign(ours, &address, effects),
-            Event::Hindered(address, why) => claim.hindered(address, why),
-            Event::Bound => claim.stirs(ours, effects),
+            Event::Listens(address) => claim.listens(ours, address),
+            Event::Calls(address, meets) => claim.calls(ours, address, meets),
+            Event::Closed(address) => claim.closed(ours, &address),
+            Event::Foreign(own) if ours.slots.kind(&own) == Some(Kind::Looking) => claim.foreign(ours, &own),
+            Event::Hindered(address, why) => drop(claim.wants.hindrances.insert(address, why)),
+            Event::Bound => claim.stirs(ours),
             Event::Accepts(address) => claim.accepts(ours, &address),
-            Event::Vacant(address) => claim.vacant(ours, address, effects),
-            Event::Taken(address, olds) => claim.taken(ours, address, olds, effects),
-            Event::Blocked(address, why) => claim.blocked(ours, address, why, effects),
+            Event::Vacant(own) if ours.slots.kind(&own) == Some(Kind::Looking) => claim.go(ours, &own),
+            // The READY was taken back meanwhile.
+            Event::Vacant(own) if !ours.slots.contains_key(&own) => ours.effects.push(Effect::Unhold(own)),
+            Event::Taken(address, olds) => claim.taken(ours, address, olds),
+            Event::Blocked(own, why) if ours.slots.kind(&own) == Some(Kind::Looking) => {
+                claim.fail_address(ours, own, status::FAILED, &why);
+            }
+            Event::Vacant(_) | Event::Foreign(_) | Event::Blocked(..) => {}
             Event::Shares(id) => claim.note(id, |old| old.shares = true),
             Event::Unshared(id, why) => claim.note(id, |old| old.unshared = Some(why)),
             Event::Attended(id) => claim.note(id, Old::attended),
-            Event::Locked(id, holds) => claim.locked(ours, id, holds, effects),
+            Event::Locked(id, holds) => claim.locked(ours, id, holds),
             Event::OldReleased(id, address) => claim.old_released(ours, id, address),
-            Event::OldRefused(id, why) => claim.old_refused(ours, id, why, effects),
+            Event::OldRefused(id, why) => claim.old_refused(ours, id, why),
             Event::OldSilent(id) => claim.note(id, Old::silent),
-            Event::OldGone(id) => claim.old_gone(ours, id, effects),
-            Event::OldLost(id) => claim.old_lost(ours, id, effects),
+            Event::OldGone(id) => claim.old_gone(ours, id),
+            Event::OldLost(id) => claim.old_lost(ours, id),
             Event::Claim(claimer) => tenure.enqueue(claimer, Wish::Replace),
-            Event::ClaimerGone(claimer) => tenure.claimer_gone(ours, claimer, effects),
-            Event::Succeeded(claimer) => tenure.succeeded(ours, claimer, effects),
-            Event::Alone => tenure.alone(ours, effects),
-            Event::AskedDrain(claimer) => tenure.asked_drain(ours, claimer, effects),
-            Event::AskedStay(claimer) => tenure.asked_stay(ours, claimer, effects),
-            Event::AskedTakedown(claimer, address) => tenure.asked_takedown(ours, claimer, address, effects),
-            Event::Free(address) => tenure.freed(ours, &address, effects),
+            Event::ClaimerGone(claimer) => tenure.claimer_gone(ours, claimer),
+            Event::Succeeded(claimer) => tenure.succeeded(ours, claimer),
+            Event::Alone if lease.is_draining() && lease.claimer().is_none() => tenure.resume(ours),
+            Event::AskedDrain(claimer) => tenure.asked_drain(ours, claimer),
+            Event::AskedStay(by) if up && tenure.is_locked_by(by) => tenure.drain_no_more(ours),
+            Event::AskedTakedown(claimer, address) => tenure.asked_takedown(ours, claimer, address),
+            Event::Free(own) if matches!(ours.slots.get(&own), Some(Slot::Asked | Slot::Told)) => {
+                tenure.release(ours, &own);
+            }
             Event::Quiesced => {
                 let next = tenure.quiesced(ours);
-                self.follow(next, effects);
+                self.follow(next);
             }
-            Event::Drained if ours.is_up() && tenure.lease.is_draining() => self.leave(Why::Requested, effects),
-            Event::AskedStop(by) if ours.is_up() && tenure.is_locked_by(by) => self.leave(Why::Requested, effects),
-            Event::Drained | Event::AskedStop(_) => {}
-            Event::Down(claimer, addresses) => self.down(claimer, addresses, effects),
-            Event::Stop { signalled } => self.stop(signalled, effects),
-            Event::Exited(status) => self.exited(status, effects),
-            Event::Timer(timer) => self.rang(timer, effects),
+            Event::Drained if up && lease.is_draining() => self.leave(Why::Requested),
+            Event::AskedStop(by) if up && tenure.is_locked_by(by) => self.leave(Why::Requested),
+            Event::Alone | Event::AskedStay(_) | Event::Free(_) | Event::Drained | Event::AskedStop(_) => {}
+            Event::Down(claimer, addresses) => self.down(claimer, addresses),
+            Event::Stop { signalled } => self.stop(signalled),
+            Event::Exited(status) => self.exited(status),
+            Event::Timer(timer) => self.rang(timer),
         }
         // A server that only seemed to be a worker wants something.
         if !self.ours.slots.is_empty() {
@@ -212,18 +220,15 @@ impl Generation {
         }
     }
 
-    fn said(&mut self, speaker: SpeakerId, word: ServerWord, effects: &mut Vec<Effect>) {
+    fn said(&mut self, speaker: SpeakerId, word: ServerWord) {
         let Generation { ours, claim, tenure } = self;
-        let refuse = |why: &str| Effect::Say(speaker, SupervisorWord::Error(why.into()));
+        if ours.is_leaving() && !matches!(word, ServerWord::Released(_)) {
+            return ours.refuse(speaker, "this server was told to stop");
+        }
         match word {
-            ServerWord::Released(address) => tenure.let_go(ours, speaker, &address, effects),
-            ServerWord::Ready(_) | ServerWord::Takedown(_) | ServerWord::Up | ServerWord::Fail(_)
-                if ours.is_leaving() =>
-            {
-                effects.push(refuse("this server was told to stop"));
-            }
-            ServerWord::Ready(address) => claim.said_ready(ours, speaker, address, effects),
-            ServerWord::Takedown(address) => tenure.takes(ours, speaker, address, effects),
+            ServerWord::Released(address) => tenure.let_go(ours, speaker, &address),
+            ServerWord::Ready(address) => claim.said_ready(ours, speaker, address),
+            ServerWord::Takedown(address) => tenure.takes(ours, speaker, address),
             ServerWord::Up => {
                 claim.wants.said_up = true;
                 if ours.stage == Stage::Presumed {
@@ -234,10 +239,10 @@ impl Generation {
                 self.presume_no_more();
                 let Generation { ours, claim, .. } = self;
                 if ours.is_starting() {
-                    let why = format!("the new server gave up: {}", quote(&text));
-                    claim.fail(ours, status::NOT_UP, ours.slots.name(), why, effects);
+                    // Quoted, with its control characters escaped.
+                    claim.fail(ours, status::NOT_UP, ours.slots.name(), &format!("the new server gave up: {text:?}"));
                 } else {
-                    effects.push(refuse("this server is up; it can only exit"));
+                    ours.refuse(speaker, "this server is up; it can only exit");
                 }
             }
         }
@@ -253,51 +258,50 @@ impl Generation {
         }
     }
 
-    fn down(&mut self, claimer: ClaimerId, addresses: Vec<Address>, effects: &mut Vec<Effect>) {
+    fn down(&mut self, claimer: ClaimerId, addresses: Vec<Address>) {
         let Generation { ours, claim, tenure } = self;
         let named = Address::all(&addresses);
         let all = ours.slots.keys().all(|own| own.among(&named).next().is_some());
         if ours.is_starting() && claim.olds.is_empty() && !ours.slots.is_empty() && all {
             tenure.queue.retain(|(c, _)| *c != claimer);
             tenure.lease.lend(Some(claimer));
-            self.leave(Why::Requested, effects);
+            self.leave(Why::Requested);
         } else {
             tenure.enqueue(claimer, Wish::Down(addresses));
         }
     }
 
-    fn stop(&mut self, signalled: bool, effects: &mut Vec<Effect>) {
+    fn stop(&mut self, signalled: bool) {
         match &mut self.ours.stage {
-            Stage::Leaving(leaving) if leaving.stop_said => effects.push(Effect::Kill),
+            Stage::Leaving(leaving) if leaving.stop_said => self.ours.effects.push(Effect::Kill),
             // It was told to stop already, by a claimer.
             Stage::Leaving(leaving) => leaving.stop_said = true,
-            Stage::Starting | Stage::Presumed | Stage::Up => self.leave(Why::Told { signalled }, effects),
+            Stage::Starting | Stage::Presumed | Stage::Up => self.leave(Why::Told { signalled }),
             Stage::Ended => {}
         }
     }
 
-    fn rang(&mut self, timer: Timer, effects: &mut Vec<Effect>) {
+    fn rang(&mut self, timer: Timer) {
         let Generation { ours, claim, tenure } = self;
-        if !ours.clocks.rings(timer) {
+        if !ours.rings(timer) {
             return;
         }
         match timer {
-            Timer::Ready => claim.ready_time_is_up(ours, effects),
+            Timer::Ready => claim.ready_time_is_up(ours),
             Timer::Quiet => claim.wants.is_quiet = true,
-            Timer::Partial => tenure.partial_time_is_up(ours, effects),
+            Timer::Partial => tenure.partial_time_is_up(ours),
             Timer::Drain => {
-                let next = tenure.drain_time_is_up(ours, effects);
-                self.follow(next, effects);
+                let next = tenure.drain_time_is_up(ours);
+                self.follow(next);
             }
             Timer::Kill => {
-                let text = "the server did not stop in time (it is killed)";
-                effects.push(Effect::Report(Level::Warning, ours.slots.name(), text.into()));
-                effects.push(Effect::Kill);
+                ours.report(Level::Warning, ours.slots.name(), "the server did not stop in time (it is killed)");
+                ours.effects.push(Effect::Kill);
             }
         }
     }
 
-    fn exited(&mut self, own: u8, effects: &mut Vec<Effect>) {
+    fn exited(&mut self, own: u8) {
         let Generation { ours, claim, tenure } = self;
         let stage = std::mem::replace(&mut ours.stage, Stage::Ended);
         let status = match &stage {
@@ -316,79 +320,69 @@ impl Generation {
             let untouched = claim.harmed.is_empty() && !claim.olds.is_empty();
             let consequence = if untouched { " (the old one still serves)" } else { "" };
             let text = format!("the new server ended with status {own} before it was up{consequence}");
-            effects.push(Effect::Report(Level::Error, ours.slots.name(), text));
+            ours.report(Level::Error, ours.slots.name(), text);
         }
-        claim.end(&ours.slots, effects);
-        tenure.end(effects);
-        ours.clocks.disarm_all(effects);
-        effects.push(Effect::End(status));
+        claim.end(ours);
+        tenure.end(ours);
+        ours.disarm_all();
+        ours.effects.push(Effect::End(status));
     }
 
     /// Everything that follows from what is known, in the order in which it must happen.
-    fn settle(&mut self, effects: &mut Vec<Effect>) {
+    fn settle(&mut self) {
         if !self.is_leaving() {
-            self.claim.settle(&mut self.ours, effects);
-            self.give(effects);
+            self.claim.settle(&mut self.ours);
+            if self.is_free() && !self.ours.slots.is_acquiring() {
+                let next = self.tenure.lend(&mut self.ours);
+                self.follow(next);
+            }
+            if self.is_up() {
+                let next = self.tenure.hand_over(&mut self.ours);
+                self.follow(next);
+            }
         }
         let Generation { ours, claim, tenure } = self;
-        tenure.report_released(ours, effects);
+        tenure.report_released(ours);
         if let Stage::Leaving(Leaving { signal_due, .. }) = &mut ours.stage {
             // The signal would cut short what TAKEDOWN began.
             let takes = |(own, slot): (_, &Slot)| *slot == Slot::Told && tenure.is_taken(own);
             if *signal_due && !ours.slots.iter().any(takes) {
                 *signal_due = false;
-                effects.push(Effect::Signal);
+                ours.effects.push(Effect::Signal);
             }
         } else {
-            claim.set_ready_clock(ours, tenure.queue.len(), effects);
-            claim.set_quiet_clock(ours, effects);
+            claim.set_ready_clock(ours, tenure.queue.len());
+            claim.set_quiet_clock(ours);
         }
     }
 
-    /// The old side: grants the lock, and does what its holder asked for.
-    fn give(&mut self, effects: &mut Vec<Effect>) {
-        if self.is_free() && !self.ours.slots.acquire() {
-            let next = self.tenure.lend(&self.ours, effects);
-            self.follow(next, effects);
-        }
-        if self.is_up() {
-            let next = self.tenure.hand_over(&mut self.ours, effects);
-            self.follow(next, effects);
-        }
-    }
-
-    fn follow(&mut self, next: Next, effects: &mut Vec<Effect>) {
+    fn follow(&mut self, next: Next) {
         match next {
             Next::Stays => {}
-            Next::Leaves => self.leave(Why::Requested, effects),
+            Next::Leaves => self.leave(Why::Requested),
             Next::IsCutOff => {
-                effects.push(Effect::CutOff);
-                self.leave(Why::Requested, effects);
+                self.ours.effects.push(Effect::CutOff);
+                self.leave(Why::Requested);
             }
             Next::DrainsItself => {
-                self.leave(Why::Requested, effects);
+                self.leave(Why::Requested);
                 let Settings { drain, kill_after, .. } = self.ours.settings;
-                self.ours.clocks.arm(Timer::Kill, drain + kill_after, effects);
+                self.ours.arm(Timer::Kill, drain + kill_after);
             }
         }
     }
 
     /// Tells the server to stop, by TAKEDOWN where it took it, else by signal.
-    fn leave(&mut self, why: Why, effects: &mut Vec<Effect>) {
+    fn leave(&mut self, why: Why) {
         let Generation { ours, claim, tenure } = self;
-        let before = tenure.end_drain(effects);
-        let gave_back = claim.give_up(ours, effects);
-        ours.clocks.disarm_all(effects);
-        ours.clocks.arm(Timer::Kill, ours.settings.kill_after, effects);
-        let given = tenure.tell_all(ours, before, effects);
+        let before = tenure.end_drain(ours);
+        let gave_back = claim.give_up(ours);
+        ours.disarm_all();
+        ours.arm(Timer::Kill, ours.settings.kill_after);
+        let given = tenure.tell_all(ours, before);
         let untaken = ours.slots.is_empty() || ours.slots.keys().any(|own| !tenure.is_taken(own));
         let signal_due = why != Why::Told { signalled: true } && (ours.is_starting() || untaken);
         let stop_said = matches!(why, Why::Told { .. });
         ours.stage = Stage::Leaving(Leaving { why, stop_said, signal_due, gave_back, given });
     }
-}
-
-/// Server-supplied text for a message: quoted, control characters escaped.
-fn quote(text: &str) -> String {
-    format!("{text:?}")
 }

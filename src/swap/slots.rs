@@ -1,9 +1,7 @@
 //! The addresses of a generation, and how far each of them is.
 
-#![forbid(unsafe_code)]
-
 use super::warrant::{Proof, Wanted};
-use super::words::{Effect, OldId};
+use super::words::OldId;
 use crate::address::Address;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -106,9 +104,23 @@ impl Deref for Slots {
 }
 
 impl Slots {
+    /// The addresses whose slot is one that `of` picks.
+    pub(super) fn those(&self, of: impl Fn(&Slot) -> bool) -> Vec<Address> {
+        self.slots.iter().filter(|(_, slot)| of(slot)).map(|(own, _)| own.clone()).collect()
+    }
+
+    /// Those of them that collide with this one.
+    pub(super) fn near(&self, address: &Address, of: impl Fn(&Slot) -> bool) -> Vec<Address> {
+        address.among(self).filter(|(_, slot)| of(slot)).map(|(own, _)| own.clone()).collect()
+    }
+
     /// The addresses that the server has or is about to bind.
     pub(super) fn active(&self) -> impl Iterator<Item = &Address> {
         self.slots.iter().filter(|(_, slot)| !slot.is_wish()).map(|(own, _)| own)
+    }
+
+    pub(super) fn kind(&self, own: &Address) -> Option<Kind> {
+        self.slots.get(own).map(Slot::kind)
     }
 
     /// The first address: the one that messages about the whole server name.
@@ -121,31 +133,15 @@ impl Slots {
         address.among(self).next().map(|(own, _)| own.clone())
     }
 
-    /// All that we have of what the server names.
-    pub(super) fn colliding(&self, address: &Address) -> Vec<Address> {
-        address.among(self).map(|(own, _)| own.clone()).collect()
-    }
-
     /// READY was said and not yet followed by what the server itself has to do, or a lookup runs.
-    pub(super) fn want_more(&self) -> bool {
+    pub(super) fn wants_more(&self) -> bool {
         self.any([Kind::Looking, Kind::Waiting, Kind::Invited, Kind::Joined, Kind::Going])
     }
 
     /// Whether it is about to get an address. A bind that the server owes does not count: it may never come.
-    pub(super) fn acquire(&self) -> bool {
+    pub(super) fn is_acquiring(&self) -> bool {
         use Kind::*;
         self.any([Looking, Waiting, Invited, Joined, Proven, Releasing])
-    }
-
-    /// Takes back READY for addresses that nobody was asked for yet.
-    pub(super) fn withdraw(&mut self, of: impl Fn(&Address) -> bool, effects: &mut Vec<Effect>) {
-        self.retain(|own, slot| {
-            let gone = slot.is_wish() && of(own);
-            if gone {
-                effects.push(Effect::Unhold(own.clone()));
-            }
-            !gone
-        });
     }
 
     /// Whether any slot is of one of these kinds.

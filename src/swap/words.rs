@@ -1,7 +1,5 @@
 //! What a generation is told and what it answers: events, effects, and the terms of both.
 
-#![forbid(unsafe_code)]
-
 use super::warrant::Warrant;
 use crate::address::Address;
 use crate::protocol::{ServerWord, SupervisorWord};
@@ -118,7 +116,7 @@ pub enum Event {
 }
 
 /// How much a report matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
     /// Something failed.
     Error,
@@ -131,7 +129,7 @@ pub enum Level {
 }
 
 /// What is to be done. Nothing here can harm an old server but those that carry a [`Warrant`].
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum Effect {
     /// Send the server a word.
     Say(SpeakerId, SupervisorWord),

@@ -2,8 +2,6 @@
 //!
 //! It knows nothing of who wants to replace its server: that is the tenure.
 
-#![forbid(unsafe_code)]
-
 mod olds;
 mod takeover;
 mod wants;
@@ -16,7 +14,7 @@ use crate::address::Address;
 use std::collections::{BTreeMap, BTreeSet};
 
 /// What the new side knows.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
 pub(super) struct Claim {
     pub(super) reach: Reach,
     /// The old servers that have what ours wants, or had it and are not gone.
@@ -29,8 +27,9 @@ pub(super) struct Claim {
 }
 
 /// How much of a swap the end of the new server's supervisor does not undo.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(super) enum Reach {
+    #[default]
     Prepared,
     /// The server lives on without its supervisor.
     Committed,
@@ -97,11 +96,8 @@ impl Wants {
 }
 
 impl Old {
-    pub(super) fn lock(&self) -> Option<&Lock> {
-        match &self.contact {
-            Contact::Locked(lock) => Some(lock),
-            Contact::Silent | Contact::Attended => None,
-        }
+    pub fn lock(&self) -> Option<&Lock> {
+        if let Contact::Locked(lock) = &self.contact { Some(lock) } else { None }
     }
 
     fn is_stopped(&self) -> bool {
@@ -109,14 +105,14 @@ impl Old {
     }
 
     /// Its supervisor is alive and has our claim.
-    pub(super) fn attended(&mut self) {
+    pub fn attended(&mut self) {
         if self.contact == Contact::Silent {
             self.contact = Contact::Attended;
         }
     }
 
     /// Its supervisor is not heard any more. What was begun with its lock goes on.
-    pub(super) fn silent(&mut self) {
+    pub fn silent(&mut self) {
         if self.demand == Demand::Nothing {
             self.contact = Contact::Silent;
         }
@@ -124,23 +120,17 @@ impl Old {
 }
 
 impl Claim {
-    pub(super) fn new(reach: Reach) -> Claim {
-        Claim {
-            reach,
-            olds: BTreeMap::new(),
-            harmed: BTreeSet::new(),
-            wants: Wants::default(),
-            is_done: reach != Reach::Prepared,
-        }
+    pub fn new(reach: Reach) -> Claim {
+        Claim { reach, is_done: reach != Reach::Prepared, ..Claim::default() }
     }
 
-    pub(super) fn is_switched(&self) -> bool {
+    pub fn is_switched(&self) -> bool {
         self.reach == Reach::Switched
     }
 
-    fn commit(&mut self, reach: Reach, effects: &mut Vec<Effect>) {
+    fn commit(&mut self, ours: &mut Ours, reach: Reach) {
         if self.reach == Reach::Prepared {
-            effects.push(Effect::Commit);
+            ours.effects.push(Effect::Commit);
         }
         self.reach = self.reach.max(reach);
     }
@@ -161,14 +151,7 @@ impl Claim {
     }
 
     /// The new server does not make it: it is killed, and whoever was not asked to go stays.
-    pub(super) fn fail(
-        &mut self,
-        ours: &mut Ours,
-        status: u8,
-        address: Option<Address>,
-        why: String,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub fn fail(&mut self, ours: &mut Ours, status: u8, address: Option<Address>, why: &str) {
         let consequence = if self.is_told_for_good() {
             "it is killed; the old one was already told to go"
         } else if self.olds.is_empty() {
@@ -176,105 +159,89 @@ impl Claim {
         } else {
             "it is killed; the old one still serves"
         };
-        effects.push(Effect::Report(Level::Error, address, format!("{why} ({consequence})")));
-        let gave_back = self.give_up(ours, effects);
-        ours.clocks.disarm_all(effects);
+        ours.report(Level::Error, address, format!("{why} ({consequence})"));
+        let gave_back = self.give_up(ours);
+        ours.disarm_all();
         let why = Why::Failed(status);
         ours.stage = Stage::Leaving(Leaving { why, stop_said: false, signal_due: false, gave_back, given: Vec::new() });
-        effects.push(Effect::Kill);
+        ours.effects.push(Effect::Kill);
     }
 
     /// One address cannot be had. A server that is up already lives on without it.
-    pub(super) fn fail_address(
-        &mut self,
-        ours: &mut Ours,
-        address: Address,
-        status: u8,
-        why: String,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub fn fail_address(&mut self, ours: &mut Ours, address: Address, status: u8, why: &str) {
         if ours.is_starting() {
-            return self.fail(ours, status, Some(address), why, effects);
+            return self.fail(ours, status, Some(address), why);
         }
-        self.refuse_ready(&address, &why, effects);
-        self.admit(ours, &address, Effect::Deny, effects);
+        self.refuse_ready(ours, &address, why);
+        self.admit(ours, &address, Effect::Deny);
         ours.slots.remove(&address);
         self.harmed.remove(&address);
-        effects.push(Effect::Unhold(address.clone()));
-        effects.push(Effect::Report(Level::Error, Some(address), format!("{why} (the server goes on without it)")));
+        ours.effects.push(Effect::Unhold(address.clone()));
+        ours.report(Level::Error, Some(address), format!("{why} (the server goes on without it)"));
     }
 
     /// Wants nothing of the old servers any more; tells whether the switch was turned back.
-    pub(super) fn give_up(&mut self, ours: &mut Ours, effects: &mut Vec<Effect>) -> bool {
-        effects.extend(std::mem::take(&mut self.wants.called).into_iter().map(Effect::Deny));
+    pub fn give_up(&mut self, ours: &mut Ours) -> bool {
+        ours.effects.extend(std::mem::take(&mut self.wants.called).into_iter().map(Effect::Deny));
         // Until the takedown the switch can be turned back: what comes while this server ends is not its.
         let drained = self.olds.iter().filter(|(_, old)| old.shares && old.is_stopped());
         let drained: Vec<OldId> = drained.map(|(id, _)| *id).collect();
         let gives_back = self.is_switched() && !self.is_told_for_good() && !drained.is_empty();
         if gives_back {
-            effects.push(Effect::SwitchBack);
+            ours.effects.push(Effect::SwitchBack);
             // Before the word: whoever stays registers its addresses again.
-            effects.extend(ours.slots.keys().cloned().map(Effect::Unhold));
-            effects.extend(drained.into_iter().map(Effect::AskStay));
+            ours.effects.extend(ours.slots.keys().cloned().map(Effect::Unhold));
+            ours.effects.extend(drained.into_iter().map(Effect::AskStay));
         }
         let listens = ours.slots.any([Kind::Joined, Kind::Proven]);
-        ours.slots.withdraw(|_| true, effects);
+        ours.withdraw(|_| true);
         // On a shared port it listens until it is gone, and the locks come back then.
         if !listens {
-            self.unlock_idle(&ours.slots, effects);
+            self.unlock_idle(ours);
         }
         gives_back
     }
 
     /// Gives back the locks of the old servers from which nothing is wanted and nothing was taken.
-    fn unlock_idle(&mut self, slots: &Slots, effects: &mut Vec<Effect>) {
+    fn unlock_idle(&mut self, ours: &mut Ours) {
         self.olds.retain(|&id, old| {
-            let keep = old.demand != Demand::Nothing || slots.values().any(|slot| slot.wants(id));
+            let keep = old.demand != Demand::Nothing || ours.slots.values().any(|slot| slot.wants(id));
             if !keep {
-                effects.push(Effect::Unlock(id));
+                ours.effects.push(Effect::Unlock(id));
             }
             keep
         });
     }
 
     /// The server is gone: so are the claims on the old ones.
-    pub(super) fn end(&mut self, slots: &Slots, effects: &mut Vec<Effect>) {
-        self.report_harmed(slots, effects);
+    pub fn end(&mut self, ours: &mut Ours) {
+        self.report_harmed(ours);
         // Before the locks: whoever goes on registers its addresses again.
         if !self.olds.is_empty() {
-            effects.extend(slots.keys().cloned().map(Effect::Unhold));
+            ours.effects.extend(ours.slots.keys().cloned().map(Effect::Unhold));
         }
-        effects.extend(self.olds.keys().copied().map(Effect::Unlock));
+        ours.effects.extend(self.olds.keys().copied().map(Effect::Unlock));
     }
 
     /// What nothing serves any more because the swap did not get to its end.
-    fn report_harmed(&self, slots: &Slots, effects: &mut Vec<Effect>) {
+    fn report_harmed(&self, ours: &mut Ours) {
         // An old server that has other addresses and does not take TAKEDOWN was not told yet.
-        let untold: BTreeSet<OldId> = self.uncovered(slots).map(|(id, _)| id).collect();
+        let untold: BTreeSet<OldId> = self.uncovered(&ours.slots).map(|(id, _)| id).collect();
         // Or it goes on where the switch is turned back.
-        let returns = |id| self.is_switched() && self.olds.get(id).is_some_and(|old| old.shares);
+        let returns = |id: &OldId| self.is_switched() && self.olds.get(id).is_some_and(|old| old.shares);
+        let doubt = |slot: &Slot| match slot {
+            Slot::Releasing(_, pending) => pending.iter().any(|id| untold.contains(id) || returns(id)),
+            _ => matches!(slot.kind(), Kind::Looking | Kind::Waiting),
+        };
         let (doubtful, sure): (Vec<&Address>, Vec<&Address>) =
-            self.harmed.iter().partition(|address| match slots.get(address) {
-                Some(Slot::Releasing(_, pending)) => pending.iter().any(|id| untold.contains(id) || returns(id)),
-                Some(Slot::Looking(_) | Slot::Waiting(..)) => true,
-                Some(
-                    Slot::Invited(..)
-                    | Slot::Joined(..)
-                    | Slot::Proven(..)
-                    | Slot::Going
-                    | Slot::Proving
-                    | Slot::Held
-                    | Slot::Asked
-                    | Slot::Told,
-                )
-                | None => false,
-            });
+            self.harmed.iter().partition(|address| ours.slots.get(address).is_some_and(doubt));
         if !sure.is_empty() {
-            effects.push(Effect::Report(Level::Error, None, format!("nothing serves {}", list(sure))));
+            ours.report(Level::Error, None, format!("nothing serves {}", list(sure)));
         }
         if !doubtful.is_empty() {
-            let text = format!("it may be that nothing serves {}", list(doubtful));
-            effects.push(Effect::Report(Level::Error, None, format!("{text} (the old server was asked to let go)")));
+            let list = list(doubtful);
+            let text = format!("it may be that nothing serves {list} (the old server was asked to let go)");
+            ours.report(Level::Error, None, text);
         }
     }
 }

@@ -1,7 +1,5 @@
 //! What is heard of the old servers: who has an address, whose lock is ours, who let go and who is gone.
 
-#![forbid(unsafe_code)]
-
 use super::{Claim, Contact, Demand, Old};
 use crate::address::Address;
 use crate::error::status;
@@ -12,59 +10,35 @@ use crate::swap::words::{Effect, Level, OldId, READY_TIMEOUT, Timer};
 
 impl Claim {
     /// These have the address.
-    pub(in crate::swap) fn taken(
-        &mut self,
-        ours: &mut Ours,
-        address: Address,
-        olds: Vec<OldId>,
-        effects: &mut Vec<Effect>,
-    ) {
+    pub fn taken(&mut self, ours: &mut Ours, address: Address, olds: Vec<OldId>) {
         let Some(Slot::Looking(wanted) | Slot::Releasing(wanted, _)) = ours.slots.get(&address) else {
             // The READY was taken back meanwhile, or was looked up twice.
             let unknown = olds.into_iter().filter(|id| !self.olds.contains_key(id));
-            return effects.extend(unknown.map(Effect::Unlock));
+            return ours.effects.extend(unknown.map(Effect::Unlock));
         };
         let wanted = wanted.clone();
         let time = ours.settings.ready_timeout.unwrap_or(READY_TIMEOUT);
-        if !time.is_zero() && !ours.clocks.is_armed(Timer::Ready) {
-            ours.clocks.arm(Timer::Ready, time, effects);
+        if !time.is_zero() && !ours.clocks.contains_key(&Timer::Ready) {
+            ours.arm(Timer::Ready, time);
         }
         for &old in &olds {
             self.olds.entry(old).or_insert_with(|| {
-                effects.push(Effect::Lock(old));
+                ours.effects.push(Effect::Lock(old));
                 Old { contact: Contact::Silent, shares: false, unshared: None, demand: Demand::Nothing }
             });
         }
         ours.slots.set(address, Slot::Waiting(wanted, olds.into_iter().collect()));
     }
 
-    pub(in crate::swap) fn blocked(
-        &mut self,
-        ours: &mut Ours,
-        address: Address,
-        why: String,
-        effects: &mut Vec<Effect>,
-    ) {
-        if let Some(Slot::Looking(_)) = ours.slots.get(&address) {
-            self.fail_address(ours, address, status::FAILED, why, effects);
-        }
-    }
-
     /// Notes something of an old server, if it is one of ours.
-    pub(in crate::swap) fn note(&mut self, id: OldId, note: impl FnOnce(&mut Old)) {
+    pub fn note(&mut self, id: OldId, note: impl FnOnce(&mut Old)) {
         if let Some(old) = self.olds.get_mut(&id) {
             note(old);
         }
     }
 
-    pub(in crate::swap) fn locked(
-        &mut self,
-        ours: &mut Ours,
-        id: OldId,
-        holds: Vec<Address>,
-        effects: &mut Vec<Effect>,
-    ) {
-        let Some(old) = self.olds.get_mut(&id) else { return effects.push(Effect::Unlock(id)) };
+    pub fn locked(&mut self, ours: &mut Ours, id: OldId, holds: Vec<Address>) {
+        let Some(old) = self.olds.get_mut(&id) else { return ours.effects.push(Effect::Unlock(id)) };
         let held = Address::all(&holds);
         ours.slots.change_all(|own, slot| {
             // It has let go of the address since the look, or never got it.
@@ -73,13 +47,13 @@ impl Claim {
                 && own.among(&held).next().is_none()
             {
                 *slot = Slot::Looking(wanted.clone());
-                effects.push(Effect::LookUp(own.clone()));
+                ours.effects.push(Effect::LookUp(own.clone()));
             }
         });
         old.contact = Contact::Locked(Lock::granted(holds));
     }
 
-    pub(in crate::swap) fn old_released(&mut self, ours: &mut Ours, id: OldId, address: Address) {
+    pub fn old_released(&mut self, ours: &mut Ours, id: OldId, address: Address) {
         match (ours.slots.get(&address), self.olds.get(&id)) {
             (Some(Slot::Releasing(..)), _) => ours.slots.change(&address, |slot| {
                 if let Slot::Releasing(_, pending) = slot {
@@ -92,52 +66,52 @@ impl Claim {
         }
     }
 
-    pub(in crate::swap) fn old_gone(&mut self, ours: &mut Ours, id: OldId, effects: &mut Vec<Effect>) {
+    pub fn old_gone(&mut self, ours: &mut Ours, id: OldId) {
         if self.olds.remove(&id).is_some() && !ours.is_leaving() {
-            succeed(ours, id, effects);
+            succeed(ours, id);
         }
     }
 
     /// The supervisor of an old server is gone; the server may live.
-    pub(in crate::swap) fn old_lost(&mut self, ours: &mut Ours, id: OldId, effects: &mut Vec<Effect>) {
+    pub fn old_lost(&mut self, ours: &mut Ours, id: OldId) {
         let Some(old) = self.olds.remove(&id) else { return };
         let joined = |slot: &Slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)) && slot.wants(id);
-        let joined = ours.slots.iter().filter(|(_, slot)| joined(slot));
-        for address in joined.map(|(address, _)| address.clone()).collect::<Vec<_>>() {
-            if !ours.is_leaving() {
-                let why = "the old server is not ours to replace any more".to_owned();
-                self.fail_address(ours, address, status::NOT_UP, why, effects);
-            }
+        if !ours.is_leaving() {
+            self.fail_all(ours, ours.slots.those(joined), "the old server is not ours to replace any more");
         }
-        if !ours.is_leaving() && !succeed(ours, id, effects) && old.demand != Demand::Nothing {
+        if !ours.is_leaving() && !succeed(ours, id) && old.demand != Demand::Nothing {
             let text = "the supervisor of the old server is gone (the old server may live on)";
-            effects.push(Effect::Report(Level::Warning, ours.slots.name(), text.into()));
+            ours.report(Level::Warning, ours.slots.name(), text);
+        }
+    }
+
+    /// None of these can be had: a server that is not up fails at the first.
+    fn fail_all(&mut self, ours: &mut Ours, those: Vec<Address>, why: &str) {
+        let starting = ours.is_starting();
+        for address in those.into_iter().take(if starting { 1 } else { usize::MAX }) {
+            self.fail_address(ours, address, status::NOT_UP, why);
         }
     }
 
     /// The old server stays, and so do its addresses.
-    pub(in crate::swap) fn old_refused(&mut self, ours: &mut Ours, id: OldId, why: String, effects: &mut Vec<Effect>) {
+    pub fn old_refused(&mut self, ours: &mut Ours, id: OldId, why: String) {
         if !self.olds.contains_key(&id) || ours.is_leaving() {
             return;
         }
-        let wanted = ours.slots.iter().filter(|(_, slot)| slot.wants(id)).map(|(own, _)| own.clone());
-        let wanted: Vec<Address> = wanted.collect();
+        let wanted = ours.slots.those(|slot| slot.wants(id));
         if wanted.is_empty() {
-            return effects.push(Effect::Report(Level::Warning, ours.slots.name(), why));
+            return ours.report(Level::Warning, ours.slots.name(), why);
         }
-        if ours.is_starting() {
-            return self.fail(ours, status::NOT_UP, wanted.first().cloned(), why, effects);
+        self.fail_all(ours, wanted, &why);
+        if !ours.is_leaving() {
+            self.olds.remove(&id);
+            ours.effects.push(Effect::Unlock(id));
         }
-        for address in wanted {
-            self.fail_address(ours, address, status::NOT_UP, why.clone(), effects);
-        }
-        self.olds.remove(&id);
-        effects.push(Effect::Unlock(id));
     }
 }
 
 /// Goes on without an old server; tells whether it had something that ours waits for.
-fn succeed(ours: &mut Ours, id: OldId, effects: &mut Vec<Effect>) -> bool {
+fn succeed(ours: &mut Ours, id: OldId) -> bool {
     let mut waited = false;
     let starting = ours.is_starting();
     ours.slots.change_all(|address, slot| {
@@ -148,7 +122,7 @@ fn succeed(ours: &mut Ours, id: OldId, effects: &mut Vec<Effect>) -> bool {
         {
             let proven = !starting || matches!(slot, Slot::Proven(..));
             *slot = if proven { Slot::Held } else { Slot::Proving };
-            effects.push(Effect::Hold(address.clone()));
+            ours.effects.push(Effect::Hold(address.clone()));
         }
         // It ended before it could say that it had let go: somebody else may have replaced it, or an
         // orphan is left.
@@ -157,7 +131,7 @@ fn succeed(ours: &mut Ours, id: OldId, effects: &mut Vec<Effect>) -> bool {
         {
             waited = true;
             *slot = Slot::Looking(wanted.clone());
-            effects.push(Effect::LookUp(address.clone()));
+            ours.effects.push(Effect::LookUp(address.clone()));
         }
     });
     waited
