@@ -13,7 +13,6 @@
 #![forbid(unsafe_code)]
 
 mod claim;
-mod lease;
 mod ours;
 mod slots;
 mod tenure;
@@ -31,12 +30,11 @@ use crate::address::Address;
 use crate::error::status;
 use crate::protocol::ServerWord;
 use claim::{Claim, Old, Reach};
-use lease::Lease;
 use ours::{Leaving, Ours, Stage, Why};
 use slots::{Kind, Slot, Slots};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tenure::{Next, Tenure, Wish};
+use tenure::{Lease, Next, Tenure, Wish};
 
 /// One generation of a server. See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -199,16 +197,14 @@ impl Generation {
             Event::AskedDrain(claimer) => tenure.asked_drain(ours, claimer),
             Event::AskedStay(by) if up && tenure.is_locked_by(by) => tenure.drain_no_more(ours),
             Event::AskedTakedown(claimer, address) => tenure.asked_takedown(ours, claimer, address),
-            Event::Free(own) if matches!(ours.slots.get(&own), Some(Slot::Asked | Slot::Told)) => {
-                tenure.release(ours, &own);
-            }
+            Event::Free(own) => tenure.release(ours, &own),
             Event::Quiesced => {
                 let next = tenure.quiesced(ours);
                 self.follow(next);
             }
             Event::Drained if up && lease.is_draining() => self.leave(Why::Requested),
             Event::AskedStop(by) if up && tenure.is_locked_by(by) => self.leave(Why::Requested),
-            Event::Alone | Event::AskedStay(_) | Event::Free(_) | Event::Drained | Event::AskedStop(_) => {}
+            Event::Alone | Event::AskedStay(_) | Event::Drained | Event::AskedStop(_) => {}
             Event::Down(claimer, addresses) => self.down(claimer, addresses),
             Event::Stop { signalled } => self.stop(signalled),
             Event::Exited(status) => self.exited(status),

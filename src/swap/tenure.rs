@@ -2,7 +2,6 @@
 //!
 //! It knows nothing of what the server itself wants of older ones: that is the claim.
 
-use super::lease::{Drainage, Lease};
 use super::ours::{Leaving, Ours, Stage};
 use super::slots::{Kind, Slot, list};
 use super::words::{ADDRESSES_MAX, ARRIVALS, ClaimerId, Effect, Level, SpeakerId, Timer};
@@ -19,6 +18,28 @@ pub(super) struct Tenure {
     asked: BTreeSet<Address>,
     /// Who took TAKEDOWN for which address.
     takers: BTreeMap<(Address, SpeakerId), Taker>,
+}
+
+/// Who has the lock of the server, and how far its drain is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub(super) enum Lease {
+    #[default]
+    Free,
+    Lent(ClaimerId),
+    /// New connections of its shared port go elsewhere. Nobody has the lock any more where the claimer has gone away
+    /// and its server serves.
+    Draining(Option<ClaimerId>, Drainage),
+}
+
+/// How far the drain of the server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Drainage {
+    /// Something may be on its way to the server.
+    Arriving,
+    /// Something may be, and the time for the drain is up.
+    Overdue,
+    /// Nothing is any more.
+    Quiesced,
 }
 
 /// What somebody in the queue wants.
@@ -45,6 +66,38 @@ pub(super) enum Next {
     IsCutOff,
     /// It leaves, and has the time for its drain too.
     DrainsItself,
+}
+
+impl Lease {
+    pub fn claimer(self) -> Option<ClaimerId> {
+        match self {
+            Lease::Free => None,
+            Lease::Lent(claimer) => Some(claimer),
+            Lease::Draining(claimer, _) => claimer,
+        }
+    }
+
+    /// Gives the lock to somebody, or takes it back.
+    pub fn lend(&mut self, to: Option<ClaimerId>) {
+        *self = match (*self, to) {
+            (Lease::Draining(_, how), to) => Lease::Draining(to, how),
+            (_, Some(claimer)) => Lease::Lent(claimer),
+            (_, None) => Lease::Free,
+        };
+    }
+
+    pub fn is_draining(self) -> bool {
+        matches!(self, Lease::Draining(..))
+    }
+
+    /// The server drains no more; what it was before.
+    fn stay(&mut self) -> Lease {
+        let before = *self;
+        if let Lease::Draining(claimer, _) = before {
+            *self = claimer.map_or(Lease::Free, Lease::Lent);
+        }
+        before
+    }
 }
 
 impl Tenure {
@@ -85,7 +138,9 @@ impl Tenure {
         }
     }
 
+    /// The server has let go of an address that a claimer asked for.
     pub fn release(&mut self, ours: &mut Ours, own: &Address) {
+        let Some(Slot::Asked | Slot::Told) = ours.slots.get(own) else { return };
         ours.slots.remove(own);
         let slots = &ours.slots;
         self.takers.retain(|(a, _), _| !a.collides(own) || a.among(slots).next().is_some());
@@ -153,11 +208,8 @@ impl Tenure {
         if self.lease.claimer().is_none() {
             return Next::Stays;
         }
-        for own in
-            self.asked.iter().flat_map(|asked| ours.slots.near(asked, |slot| *slot == Slot::Held)).collect::<Vec<_>>()
-        {
-            ours.slots.set(own, Slot::Asked);
-        }
+        let held = self.asked.iter().flat_map(|asked| ours.slots.near(asked, |slot| *slot == Slot::Held));
+        held.collect::<Vec<_>>().into_iter().for_each(|own| ours.slots.set(own, Slot::Asked));
         if !ours.slots.any([Kind::Asked]) {
             return Next::Stays;
         }
@@ -210,18 +262,13 @@ impl Tenure {
     /// Closing the listeners loses nothing now: a server that takes TAKEDOWN for all it has drains itself.
     /// One that would close only some could not go on with all if the switch is turned back.
     pub fn quiesced(&mut self, ours: &Ours) -> Next {
-        match self.lease {
-            Lease::Draining(claimer, how) if ours.is_up() => {
-                self.lease = Lease::Draining(claimer, Drainage::Quiesced);
-                if how == Drainage::Overdue {
-                    Next::IsCutOff
-                } else if !self.takers.is_empty() && ours.slots.keys().all(|own| self.is_taken(own)) {
-                    Next::DrainsItself
-                } else {
-                    Next::Stays
-                }
-            }
-            Lease::Draining(..) | Lease::Free | Lease::Lent(_) => Next::Stays,
+        let (Lease::Draining(claimer, how), true) = (self.lease, ours.is_up()) else { return Next::Stays };
+        self.lease = Lease::Draining(claimer, Drainage::Quiesced);
+        let takes_all = !self.takers.is_empty() && ours.slots.keys().all(|own| self.is_taken(own));
+        match how {
+            Drainage::Overdue => Next::IsCutOff,
+            Drainage::Arriving | Drainage::Quiesced if takes_all => Next::DrainsItself,
+            Drainage::Arriving | Drainage::Quiesced => Next::Stays,
         }
     }
 
