@@ -34,7 +34,7 @@ pub enum ServerWord {
 }
 
 /// What a supervisor says to its server.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub enum SupervisorWord {
     /// Bind the address now.
     Go(Address),

@@ -12,1713 +12,373 @@
 
 #![forbid(unsafe_code)]
 
+mod claim;
+mod ours;
 mod slots;
+mod tenure;
 #[cfg(test)]
 mod tests;
 mod warrant;
+mod words;
 
-pub use warrant::Warrant;
+pub use words::{
+    ADDRESSES_MAX, ClaimerId, Effect, Event, Level, Meets, OldId, Order, QUIET, READY_TIMEOUT, Settings, SpeakerId,
+    Timer,
+};
 
 use crate::address::Address;
 use crate::error::status;
-use crate::protocol::{ServerWord, SupervisorWord};
+use crate::protocol::ServerWord;
+use claim::{Claim, Old, Reach};
+use ours::{Leaving, Ours, Stage, Why};
 use slots::{Kind, Slot, Slots};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::BTreeMap;
 use std::time::Duration;
-use warrant::{Lock, Proof, Ready, Wanted};
-
-/// A connection on which the server speaks: its control fd, or one to its control socket.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct SpeakerId(pub u64);
-
-/// An older generation that has what this one wants.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct OldId(pub u64);
-
-/// Somebody who wants to replace this generation or to take it down.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ClaimerId(pub u64);
-
-/// The clocks of a generation. The owner of the machine keeps them.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub enum Timer {
-    /// The new server must be up.
-    Ready,
-    /// The new server has been quiet: it wants no more addresses.
-    Quiet,
-    /// The server was told to stop: SIGKILL.
-    Kill,
-    /// The server was told to let go of some of its addresses.
-    Partial,
-    /// The server may finish what it has.
-    Drain,
-}
-
-/// What happened.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Event {
-    /// The server said a word.
-    Said(SpeakerId, ServerWord),
-    /// A connection of the server's ended.
-    SpeakerGone(SpeakerId),
-    /// The server listens on the address (asked for by [`Effect::Watch`], or found).
-    Listens(Address),
-    /// The server wants to listen on the address, and waits for [`Effect::Admit`], [`Effect::Join`],
-    /// [`Effect::Pass`] or [`Effect::Deny`]. Whether an older server was there when it was bound.
-    Calls(Address, Meets),
-    /// The server has closed all that it had at the address.
-    Closed(Address),
-    /// Answer to [`Effect::LookUp`]: whoever has the address is none that the caller of `listen` could replace, and
-    /// the kernel decides whether both can listen.
-    Foreign(Address),
-    /// What keeps a server that listens on the address from being proven.
-    Hindered(Address, String),
-    /// The server has bound a port: it is not quiet.
-    Bound,
-    /// The server accepts connections everywhere on the shared address (asked for by [`Effect::Join`]).
-    Accepts(Address),
-    /// The ports of the old server can be shared; comes before `Locked`.
-    Shares(OldId),
-    /// They cannot be, and why; comes before `Locked`.
-    Unshared(OldId, String),
-    /// The holder of the lock has switched a shared port: finish what you have, then go.
-    AskedDrain(ClaimerId),
-    /// The holder of the lock has turned its switch back.
-    AskedStay(ClaimerId),
-    /// The holder of the lock has gone away, but its server serves in our place.
-    Succeeded(ClaimerId),
-    /// Whoever served in our place is gone too: new connections come here again.
-    Alone,
-    /// Nothing more can be lost by closing the listeners (asked for by [`Effect::Drain`]).
-    Quiesced,
-    /// No connection of the server's is busy (asked for by [`Effect::Drain`]).
-    Drained,
-    /// Nobody listens on the address any more (asked for by [`Effect::WatchRelease`]).
-    Free(Address),
-    /// The server is gone, with this status.
-    Exited(u8),
-    /// Answer to [`Effect::LookUp`]: nobody had the address, now it is registered as ours.
-    Vacant(Address),
-    /// Answer to [`Effect::LookUp`], and to [`Effect::Take`] that came too late: these have it.
-    Taken(Address, Vec<OldId>),
-    /// Answer to [`Effect::LookUp`]: it cannot be had, and why.
-    Blocked(Address, String),
-    /// The old server's supervisor is alive and has our claim.
-    Attended(OldId),
-    /// The old server is ours to replace; it has these addresses.
-    Locked(OldId, Vec<Address>),
-    /// The old server has let go of an address that was asked for, or cannot go on with it.
-    OldReleased(OldId, Address),
-    /// The old server's supervisor refuses, and why.
-    OldRefused(OldId, String),
-    /// The old server is gone.
-    OldGone(OldId),
-    /// The old server's supervisor is not heard any more: it is gone, and comes again as `Locked`, or it has hung
-    /// up, and comes as `OldLost`. Until then its lock is not ours.
-    OldSilent(OldId),
-    /// The old server's supervisor is gone; the server may live.
-    OldLost(OldId),
-    /// Somebody wants to replace this server.
-    Claim(ClaimerId),
-    /// The holder of the lock asks for an address.
-    AskedTakedown(ClaimerId, Address),
-    /// The holder of the lock asks for the end of the server.
-    AskedStop(ClaimerId),
-    /// `--takedown` of these addresses.
-    Down(ClaimerId, Vec<Address>),
-    /// A claimer has gone away.
-    ClaimerGone(ClaimerId),
-    /// The supervisor is told to stop its server. `signalled`: the terminal told the server already.
-    Stop {
-        /// The server has had the signal too.
-        signalled: bool,
-    },
-    /// A clock ran out.
-    Timer(Timer),
-}
-
-/// How much a report matters.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Level {
-    /// Something failed.
-    Error,
-    /// Something is not as asked.
-    Warning,
-    /// An event that matters.
-    Notice,
-    /// For those who want to watch.
-    Detail,
-}
-
-/// What is to be done. Nothing here can harm an old server but those that carry a [`Warrant`].
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Effect {
-    /// Send the server a word.
-    Say(SpeakerId, SupervisorWord),
-    /// Find out who has the address, and register it as ours if nobody has.
-    LookUp(Address),
-    /// Queue for the lock of an old server.
-    Lock(OldId),
-    /// Give up the lock, or the place in the queue.
-    Unlock(OldId),
-    /// Register the address as ours in place of the old servers: the switch in the run directory.
-    /// Answered by [`Event::Taken`] if somebody else has it by now, which then keeps it.
-    Take(Warrant, Address),
-    /// Let the server listen on the address as if alone.
-    Admit(Address),
-    /// Let the server's call to listen run as if nobody had seen it.
-    Pass(Address),
-    /// Let the server's call to listen on the address fail.
-    Deny(Address),
-    /// Let the server listen on the address, all connections still going to the old one, if there is one, and
-    /// tell when it has proven that it accepts some.
-    Join(Address),
-    /// The server wants no more sockets: those that it has are to prove themselves.
-    Settle,
-    /// New connections go to the new server from here on.
-    Switch(Warrant),
-    /// Let the old server finish what it has, and then stop it.
-    AskDrain(Warrant, OldId),
-    /// New connections go to the old servers again.
-    SwitchBack,
-    /// The old server is to drain no more.
-    AskStay(OldId),
-    /// Watch the connections of our server, which gets no new ones.
-    Drain,
-    /// Watch them no more.
-    StopDrain,
-    /// The time for the drain is up: say what is still open.
-    CutOff,
-    /// Ask the old server to let go of the address.
-    AskTakedown(Warrant, OldId, Address),
-    /// Ask for the end of the old server.
-    AskStop(Warrant, OldId),
-    /// Register the address as ours again, if nobody else has it.
-    Hold(Address),
-    /// Remove our registration of the address.
-    Unhold(Address),
-    /// From here on the new server must not end with its supervisor.
-    Commit,
-    /// Tell when the server listens on the address.
-    Watch(Address),
-    /// Tell when nobody listens on the address.
-    WatchRelease(Address),
-    /// Send the server its stop signal.
-    Signal,
-    /// SIGKILL to all of the server.
-    Kill,
-    /// The claimer has the lock; these are the addresses.
-    Grant(ClaimerId, Vec<Address>),
-    /// The address is free for the claimer; on a shared port: the server is told to go, and nobody can go
-    /// back to it.
-    TellReleased(ClaimerId, Address),
-    /// The claimer does not get what it asked for.
-    Refuse(ClaimerId, String),
-    /// The server is gone.
-    TellGone(ClaimerId),
-    /// Start a clock anew.
-    Arm(Timer, Duration),
-    /// Stop a clock for good.
-    Disarm(Timer),
-    /// Stop a clock for a while: what is left stays.
-    Pause(Timer),
-    /// Let a paused clock run on.
-    Resume(Timer),
-    /// Tell the user.
-    Report(Level, Option<Address>, String),
-    /// The server is up.
-    Up,
-    /// The swap is done: the server is up and whom it replaced is gone.
-    Done,
-    /// The generation has ended, and what is still registered as its is to be removed; the status for
-    /// its supervisor to end with.
-    End(u8),
-}
-
-/// Whether a `listen` claims an address of an older server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Meets {
-    /// One was there when the socket was bound.
-    Server,
-    /// Nobody was.
-    Nobody,
-}
-
-/// The order in which a swap runs.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub enum Order {
-    /// Close, then bind: no two servers on one port.
-    Plain,
-    /// Old and new share the port.
-    Shared,
-}
-
-/// Settings of a generation.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub struct Settings {
-    /// Plain order, or the shared port.
-    pub order: Order,
-    /// Somebody waits for the swap (`--detach`, `--reload`): the server has to be up to count.
-    pub awaited: bool,
-    /// `--ready-timeout`; zero: for ever; `None`: the default of the situation.
-    pub ready_timeout: Option<Duration>,
-    /// `--kill-after`.
-    pub kill_after: Duration,
-    /// `--drain`.
-    pub drain: Duration,
-}
-
-/// Default of `--ready-timeout`.
-pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
-/// No READY and no bind for this long: the server wants no more addresses.
-pub const QUIET: Duration = Duration::from_secs(3);
-/// How long what is on its way to a server may take to arrive after the time for its drain.
-pub const ARRIVALS: Duration = Duration::from_secs(3);
-/// Most addresses of one server: a server that asks for more babbles.
-pub const ADDRESSES_MAX: usize = 4096;
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-struct Old {
-    attended: bool,
-    shares: bool,
-    /// Why its ports cannot be shared, once that is known.
-    unshared: Option<String>,
-    lock: Option<Lock>,
-    warrant: Option<Warrant>,
-    stopped: bool,
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Wish {
-    Replace,
-    Down(Vec<Address>),
-}
-
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-enum Why {
-    /// Replaced, or taken down on request: the supervisor ends with 0.
-    Requested,
-    /// The supervisor was told to stop: it ends with the server's status.
-    Told,
-    /// The new server did not make it: it ends with this status.
-    Failed(u8),
-}
-
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-enum Stage {
-    /// Not up yet.
-    Starting,
-    /// Serves.
-    Up,
-    /// Was told to stop.
-    Leaving(Why),
-    /// Is gone.
-    Ended,
-}
+use tenure::{Lease, Next, Tenure, Wish};
 
 /// One generation of a server. See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Generation {
-    settings: Settings,
-    stage: Stage,
-    slots: Slots,
-    /// READY that was not answered with GO yet.
-    unanswered: Vec<(SpeakerId, Address)>,
-    /// Who took TAKEDOWN for which address; `true`: and was told so.
-    takers: BTreeMap<(Address, SpeakerId), bool>,
-    /// UP was said, or nothing for a while, and no READY since: it wants no more addresses.
-    said_up: bool,
-    quiet: bool,
-    /// It counts as a worker because it was quiet. It may only be slow: a first word undoes that.
-    presumed: bool,
-    armed: BTreeSet<Timer>,
-    ready_paused: bool,
-    signal_due: bool,
-    stop_said: bool,
-    committed: bool,
-    /// What old servers were asked to let go of, as long as the swap is not done.
-    harmed: BTreeSet<Address>,
-    /// Where the server waits in `listen`.
-    called: BTreeSet<Address>,
-    /// Where the server listens already, although it is not its turn.
-    listening: BTreeSet<Address>,
-    /// It has closed what it listened on before it was up: it is no worker.
-    closed: bool,
-    /// What keeps it from being proven where it listens.
-    hindrances: BTreeMap<Address, String>,
-    /// New connections of a shared port come here.
-    switched: bool,
-    settled: bool,
-    /// The switch was turned back, and the addresses are those of the old servers again.
-    gave_back: bool,
-    /// New connections of our shared port go elsewhere.
-    draining: bool,
-    /// Nothing is on its way to the server any more.
-    quiesced: bool,
-    /// The time for the drain is up, and something still is.
-    overdue: bool,
-    /// What it had when it was told to go during its drain.
-    given: Vec<Address>,
-    done: bool,
-    olds: BTreeMap<OldId, Old>,
-    queue: VecDeque<(ClaimerId, Wish)>,
-    lock: Option<ClaimerId>,
-    /// What the holder of the lock asked for and does not have yet, in its words.
-    asked: BTreeSet<Address>,
+    /// What both sides know of the server.
+    ours: Ours,
+    /// The new side.
+    claim: Claim,
+    /// The old side.
+    tenure: Tenure,
 }
 
 impl Generation {
     /// A generation that is about to start, and the effects of that.
     pub fn new(settings: Settings) -> (Generation, Vec<Effect>) {
-        let mut new = Generation::with(settings, Stage::Starting);
-        let mut effects = Vec::new();
-        match new.settings.ready_timeout {
-            Some(Duration::ZERO) => {}
-            Some(time) => new.arm(Timer::Ready, time, &mut effects),
-            None if new.settings.awaited => new.arm(Timer::Ready, READY_TIMEOUT, &mut effects),
-            None => {}
+        let mut new = Generation::with(settings, Stage::Starting, Slots::default());
+        let awaited = new.ours.settings.awaited.then_some(READY_TIMEOUT);
+        if let Some(time) = new.ours.settings.ready_timeout.or(awaited).filter(|time| !time.is_zero()) {
+            new.ours.arm(Timer::Ready, time);
         }
-        new.settle(&mut effects);
+        new.settle();
+        let effects = std::mem::take(&mut new.ours.effects);
         (new, effects)
     }
 
     /// A server that is up already and has these addresses: an orphan.
     pub fn serving(settings: Settings, addresses: impl IntoIterator<Item = Address>) -> Generation {
-        let mut orphan = Generation::with(settings, Stage::Up);
-        orphan.slots = addresses.into_iter().map(|a| (a, Slot::Held)).collect();
-        (orphan.committed, orphan.done) = (true, true);
-        orphan
+        Generation::with(settings, Stage::Up, addresses.into_iter().map(|own| (own, Slot::Held)).collect())
     }
 
-    fn with(settings: Settings, stage: Stage) -> Generation {
-        Generation {
-            settings,
-            stage,
-            slots: Slots::default(),
-            unanswered: Vec::new(),
-            takers: BTreeMap::new(),
-            said_up: false,
-            quiet: false,
-            presumed: false,
-            armed: BTreeSet::new(),
-            ready_paused: false,
-            signal_due: false,
-            stop_said: false,
-            committed: false,
-            harmed: BTreeSet::new(),
-            called: BTreeSet::new(),
-            listening: BTreeSet::new(),
-            closed: false,
-            hindrances: BTreeMap::new(),
-            switched: false,
-            settled: false,
-            gave_back: false,
-            draining: false,
-            quiesced: false,
-            overdue: false,
-            given: Vec::new(),
-            done: false,
-            olds: BTreeMap::new(),
-            queue: VecDeque::new(),
-            lock: None,
-            asked: BTreeSet::new(),
-        }
+    fn with(settings: Settings, stage: Stage, slots: Slots) -> Generation {
+        let reach = if stage == Stage::Starting { Reach::Prepared } else { Reach::Committed };
+        let ours = Ours { settings, stage, slots, clocks: BTreeMap::new(), effects: Vec::new() };
+        Generation { ours, claim: Claim::new(reach), tenure: Tenure::default() }
     }
 
     /// The addresses that the server has or is about to bind.
     pub fn addresses(&self) -> Vec<Address> {
-        self.active().cloned().collect()
+        self.ours.slots.active().cloned().collect()
     }
 
     /// Where the server listens, or may.
     pub fn claims(&self) -> Vec<Address> {
-        self.slots.keys().cloned().collect()
+        self.ours.slots.keys().cloned().collect()
     }
 
     /// `--drain`: how long it may take when a newer server has taken over.
     pub fn drain_time(&self) -> Duration {
-        self.settings.drain
+        self.ours.settings.drain
     }
 
     /// `starting`, `serving` or `draining`, as `--status` says it.
     pub fn state(&self) -> &'static str {
-        match self.stage {
+        match self.ours.stage {
             Stage::Starting => "starting",
-            Stage::Up if self.draining => "draining",
-            Stage::Up => "serving",
-            Stage::Leaving(_) | Stage::Ended => "draining",
+            Stage::Presumed | Stage::Up if !self.tenure.lease.is_draining() => "serving",
+            Stage::Presumed | Stage::Up | Stage::Leaving(_) | Stage::Ended => "draining",
         }
     }
 
     /// Whether the server is up and nobody has its lock.
     pub fn is_free(&self) -> bool {
-        self.stage == Stage::Up && self.olds.is_empty() && self.lock.is_none() && !self.draining
+        self.is_up() && self.claim.olds.is_empty() && self.tenure.lease == Lease::Free
     }
 
     /// Whether the server is on its way out of the service, and can be replaced by a claimer's meanwhile.
     pub fn is_giving_way(&self) -> bool {
-        self.draining || self.is_leaving()
+        self.tenure.lease.is_draining() || self.is_leaving()
     }
 
     /// Whether this claimer has the server's lock.
     pub fn is_locked_by(&self, claimer: ClaimerId) -> bool {
-        self.lock == Some(claimer)
+        self.tenure.is_locked_by(claimer)
     }
 
     /// Whether the server is not up, or was only taken for it.
     pub fn is_starting(&self) -> bool {
-        self.stage == Stage::Starting
+        self.ours.is_starting()
     }
 
     /// Who has the server's lock.
     pub fn claimer(&self) -> Option<ClaimerId> {
-        self.lock
+        self.tenure.lease.claimer()
     }
 
     /// Whether the server was told to stop.
     pub fn is_leaving(&self) -> bool {
-        matches!(self.stage, Stage::Leaving(_))
+        self.ours.is_leaving()
     }
 
     /// Whether the swap can be called off without a loss: no old server was asked to go.
     pub fn may_be_cancelled(&self) -> bool {
-        self.stage == Stage::Starting && self.harmed.is_empty() && !self.switched
+        self.is_starting() && self.claim.harmed.is_empty() && !self.claim.is_switched()
     }
 
     /// Whether the server was up and not yet told to stop.
     pub fn is_up(&self) -> bool {
-        self.stage == Stage::Up
+        self.ours.is_up()
     }
 
     /// Whether the holder of the lock waits to bind what collides with this address.
     pub fn is_asked_for(&self, address: &Address) -> bool {
-        self.asked.iter().any(|asked| asked.collides(address))
+        self.tenure.is_asked_for(address)
     }
 
     /// The first address: the one that messages about the whole server name.
     pub fn name(&self) -> Option<Address> {
-        self.slots.keys().next().cloned()
+        self.ours.slots.name()
     }
 
     /// What follows from an event.
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
-        let mut effects = Vec::new();
-        if self.stage == Stage::Ended {
-            return effects;
+        if self.ours.stage != Stage::Ended {
+            self.take_in(event);
         }
-        self.take_in(event, &mut effects);
-        if self.stage != Stage::Ended {
-            self.settle(&mut effects);
+        if self.ours.stage != Stage::Ended {
+            self.settle();
         }
-        effects
+        std::mem::take(&mut self.ours.effects)
     }
 
     /// Notes what happened. What follows from the whole of it is for [`Generation::settle`].
-    fn take_in(&mut self, event: Event, effects: &mut Vec<Effect>) {
+    fn take_in(&mut self, event: Event) {
+        let Generation { ours, claim, tenure } = self;
+        let (up, lease) = (ours.is_up(), tenure.lease);
         match event {
-            Event::Said(speaker, word) => self.said(speaker, word, effects),
+            Event::Said(speaker, word) => self.said(speaker, word),
             Event::SpeakerGone(speaker) => {
-                self.unanswered.retain(|(s, _)| *s != speaker);
-                // Nobody is left to hear GO: that READY harms no old server any more.
-                let heard = self.unanswered.iter().map(|(_, a)| a.clone());
-                // What it does says as much as a word.
-                let acts = self.called.iter().chain(&self.listening).cloned();
-                let joined = self.slots.iter().filter(|(_, s)| matches!(s, Slot::Joined(..) | Slot::Proven(..)));
-                let kept: BTreeSet<Address> = heard.chain(acts).chain(joined.map(|(a, _)| a.clone())).collect();
-                self.withdraw(|own| !kept.iter().any(|a| a.collides(own)), effects);
-                let taken: Vec<Address> =
-                    self.takers.keys().filter(|(_, s)| *s == speaker).map(|(a, _)| a.clone()).collect();
-                for address in taken {
-                    self.let_go(speaker, &address, effects);
-                }
+                claim.speaker_gone(ours, speaker);
+                tenure.speaker_gone(ours, speaker);
             }
-            Event::Listens(address) => self.listens(address, effects),
-            Event::Calls(address, meets) => self.calls(address, meets, effects),
-            Event::Closed(address) => self.closed(&address, effects),
-            Event::Foreign(address) => {
-                if let Some(Slot::Looking(_)) = self.slots.get(&address) {
-                    self.refuse_ready(&address, "it is held by a server of another user", effects);
-                    self.admit(&address, Effect::Pass, effects);
-                    self.slots.remove(&address);
-                    self.listening.remove(&address);
-                }
+            Event::Listens(address) => claim.listens(ours, address),
+            Event::Calls(address, meets) => claim.calls(ours, address, meets),
+            Event::Closed(address) => claim.closed(ours, &address),
+            Event::Foreign(own) if ours.slots.kind(&own) == Some(Kind::Looking) => claim.foreign(ours, &own),
+            Event::Hindered(address, why) => drop(claim.wants.hindrances.insert(address, why)),
+            Event::Bound => claim.stirs(ours),
+            Event::Accepts(address) => claim.accepts(ours, &address),
+            Event::Vacant(own) if ours.slots.kind(&own) == Some(Kind::Looking) => claim.go(ours, &own),
+            // The READY was taken back meanwhile.
+            Event::Vacant(own) if !ours.slots.contains_key(&own) => ours.effects.push(Effect::Unhold(own)),
+            Event::Taken(address, olds) => claim.taken(ours, address, olds),
+            Event::Blocked(own, why) if ours.slots.kind(&own) == Some(Kind::Looking) => {
+                claim.fail_address(ours, own, status::FAILED, &why);
             }
-            Event::Hindered(address, why) => drop(self.hindrances.insert(address, why)),
-            Event::Bound => {
-                self.quiet = false;
-                self.disarm(Timer::Quiet, effects);
+            Event::Vacant(_) | Event::Foreign(_) | Event::Blocked(..) => {}
+            Event::Shares(id) => claim.note(id, |old| old.shares = true),
+            Event::Unshared(id, why) => claim.note(id, |old| old.unshared = Some(why)),
+            Event::Attended(id) => claim.note(id, Old::attended),
+            Event::Locked(id, holds) => claim.locked(ours, id, holds),
+            Event::OldReleased(id, address) => claim.old_released(ours, id, address),
+            Event::OldRefused(id, why) => claim.old_refused(ours, id, why),
+            Event::OldSilent(id) => claim.note(id, Old::silent),
+            Event::OldGone(id) => claim.old_gone(ours, id),
+            Event::OldLost(id) => claim.old_lost(ours, id),
+            Event::Claim(claimer) => tenure.enqueue(claimer, Wish::Replace),
+            Event::ClaimerGone(claimer) => tenure.claimer_gone(ours, claimer),
+            Event::Succeeded(claimer) => tenure.succeeded(ours, claimer),
+            Event::Alone if lease.is_draining() && lease.claimer().is_none() => tenure.resume(ours),
+            Event::AskedDrain(claimer) => tenure.asked_drain(ours, claimer),
+            Event::AskedStay(by) if up && tenure.is_locked_by(by) => tenure.drain_no_more(ours),
+            Event::AskedTakedown(claimer, address) => tenure.asked_takedown(ours, claimer, address),
+            Event::Free(own) => tenure.release(ours, &own),
+            Event::Quiesced => {
+                let next = tenure.quiesced(ours);
+                self.follow(next);
             }
-            Event::Accepts(address) => {
-                for own in self.colliding(&address) {
-                    self.hindrances.remove(&own);
-                    self.slots.change(&own, |slot| match slot {
-                        Slot::Joined(wanted, olds) => {
-                            *slot = Slot::Proven(Proof::accepts(wanted), std::mem::take(olds));
-                        }
-                        Slot::Proving => *slot = Slot::Held,
-                        _ => {}
-                    });
-                }
-            }
-            Event::Shares(id) => {
-                if let Some(old) = self.olds.get_mut(&id) {
-                    old.shares = true;
-                }
-            }
-            Event::Unshared(id, why) => {
-                if let Some(old) = self.olds.get_mut(&id) {
-                    old.unshared = Some(why);
-                }
-            }
-            Event::AskedDrain(claimer) => {
-                if self.lock == Some(claimer) && self.stage == Stage::Up && !self.draining {
-                    (self.draining, self.quiesced, self.overdue) = (true, false, false);
-                    effects.push(Effect::Drain);
-                    self.arm(Timer::Drain, self.settings.drain, effects);
-                }
-            }
-            Event::AskedStay(claimer) => {
-                if self.lock == Some(claimer) && self.stage == Stage::Up {
-                    self.drain_no_more(effects);
-                }
-            }
-            Event::Succeeded(claimer) => {
-                if self.lock == Some(claimer) && self.is_giving_way() {
-                    self.lock = None;
-                } else {
-                    self.claimer_gone(claimer, effects);
-                }
-            }
-            Event::Alone => {
-                if self.draining && self.lock.is_none() {
-                    self.resume(effects);
-                }
-            }
-            Event::Quiesced => self.quiesced(effects),
-            Event::Drained => {
-                if self.draining && self.stage == Stage::Up {
-                    self.leave(Why::Requested, false, effects);
-                }
-            }
-            Event::Free(address) => {
-                if let Some(Slot::Asked { .. }) = self.slots.get(&address) {
-                    self.release(&address, effects);
-                }
-            }
-            Event::Exited(status) => self.exited(status, effects),
-            Event::Vacant(address) => match self.slots.get(&address) {
-                Some(Slot::Looking(_)) => self.go(&address, effects),
-                Some(_) => {}
-                // The READY was taken back meanwhile.
-                None => effects.push(Effect::Unhold(address)),
-            },
-            Event::Taken(address, olds) => self.taken(address, olds, effects),
-            Event::Blocked(address, why) => {
-                if let Some(Slot::Looking(_)) = self.slots.get(&address) {
-                    self.fail_address(address, status::FAILED, why, effects);
-                }
-            }
-            Event::Attended(old) => {
-                if let Some(old) = self.olds.get_mut(&old) {
-                    old.attended = true;
-                }
-            }
-            Event::Locked(id, holds) => self.locked(id, holds, effects),
-            Event::OldReleased(id, address) => match (self.slots.get(&address), self.olds.get(&id)) {
-                (Some(Slot::Releasing(..)), _) => self.slots.change(&address, |slot| {
-                    if let Slot::Releasing(_, pending) = slot {
-                        pending.remove(&id);
-                    }
-                }),
-                // The switch cannot be turned back any more.
-                (_, Some(old)) if self.switched && old.stopped => drop(self.harmed.insert(address)),
-                _ => {}
-            },
-            Event::OldRefused(old, why) => self.refused(old, why, effects),
-            Event::OldSilent(id) => {
-                if let Some(old) = self.olds.get_mut(&id).filter(|old| old.warrant.is_none()) {
-                    (old.lock, old.attended) = (None, false);
-                }
-            }
-            Event::OldGone(old) => self.old_ended(old, true, effects),
-            Event::OldLost(old) => self.old_ended(old, false, effects),
-            Event::Claim(claimer) => self.enqueue(claimer, Wish::Replace),
-            Event::AskedTakedown(claimer, address) => {
-                if self.lock == Some(claimer) {
-                    // Told for an earlier claimer: this one does not wait for ever either.
-                    if self.stage == Stage::Up && self.is_told(&address) {
-                        self.arm(Timer::Partial, self.settings.kill_after, effects);
-                    }
-                    self.asked.insert(address);
-                }
-            }
-            Event::AskedStop(claimer) => {
-                if self.lock == Some(claimer) && self.stage == Stage::Up {
-                    self.leave(Why::Requested, false, effects);
-                }
-            }
-            Event::Down(claimer, addresses) => {
-                let named = Address::all(&addresses);
-                let all = self.slots.keys().all(|own| own.among(&named).next().is_some());
-                if self.stage == Stage::Starting && self.olds.is_empty() && !self.slots.is_empty() && all {
-                    self.queue.retain(|(c, _)| *c != claimer);
-                    self.lock = Some(claimer);
-                    self.leave(Why::Requested, false, effects);
-                } else {
-                    self.enqueue(claimer, Wish::Down(addresses));
-                }
-            }
-            Event::ClaimerGone(claimer) => self.claimer_gone(claimer, effects),
-            Event::Stop { signalled } => match self.stage {
-                Stage::Leaving(_) if self.stop_said => effects.push(Effect::Kill),
-                // It was told to stop already, by a claimer.
-                Stage::Leaving(_) => self.stop_said = true,
-                Stage::Starting | Stage::Up => {
-                    self.stop_said = true;
-                    self.leave(Why::Told, signalled, effects);
-                }
-                Stage::Ended => {}
-            },
-            Event::Timer(timer) => self.timer(timer, effects),
+            Event::Drained if up && lease.is_draining() => self.leave(Why::Requested),
+            Event::AskedStop(by) if up && tenure.is_locked_by(by) => self.leave(Why::Requested),
+            Event::Alone | Event::AskedStay(_) | Event::Drained | Event::AskedStop(_) => {}
+            Event::Down(claimer, addresses) => self.down(claimer, addresses),
+            Event::Stop { signalled } => self.stop(signalled),
+            Event::Exited(status) => self.exited(status),
+            Event::Timer(timer) => self.rang(timer),
+        }
+        // A server that only seemed to be a worker wants something.
+        if !self.ours.slots.is_empty() {
+            self.presume_no_more();
         }
     }
 
-    fn said(&mut self, speaker: SpeakerId, word: ServerWord, effects: &mut Vec<Effect>) {
-        let mut refuse = |why: String| effects.push(Effect::Say(speaker, SupervisorWord::Error(why)));
-        if let Stage::Leaving(_) = self.stage {
-            match word {
-                ServerWord::Released(address) => self.let_go(speaker, &address, effects),
-                ServerWord::Ready(_) | ServerWord::Takedown(_) | ServerWord::Up | ServerWord::Fail(_) => {
-                    refuse("this server was told to stop".into());
-                }
-            }
-            return;
+    fn said(&mut self, speaker: SpeakerId, word: ServerWord) {
+        let Generation { ours, claim, tenure } = self;
+        if ours.is_leaving() && !matches!(word, ServerWord::Released(_)) {
+            return ours.refuse(speaker, "this server was told to stop");
         }
         match word {
-            ServerWord::Ready(address) => match self.slots.get(&address) {
-                Some(
-                    Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..) | Slot::Going | Slot::Proving | Slot::Held,
-                ) => effects.push(Effect::Say(speaker, SupervisorWord::Go(address))),
-                Some(Slot::Asked { .. }) => refuse(format!("{address} is being taken down")),
-                Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..)) => {
-                    self.slots.change(&address, |slot| match slot {
-                        Slot::Looking(wanted) | Slot::Waiting(wanted, _) => *wanted = Wanted::Said(Ready::said()),
-                        _ => {}
-                    });
-                    let asked = (speaker, address);
-                    if self.unanswered.len() >= ADDRESSES_MAX {
-                        refuse("too many addresses".into());
-                    } else if !self.unanswered.contains(&asked) {
-                        self.unanswered.push(asked);
-                    }
-                }
-                None if self.slots.len() >= ADDRESSES_MAX => refuse("too many addresses".into()),
-                None => {
-                    (self.quiet, self.said_up) = (false, false);
-                    self.disarm(Timer::Quiet, effects);
-                    self.presume_no_more();
-                    self.slots.set(address.clone(), Slot::Looking(Wanted::Said(Ready::said())));
-                    self.unanswered.push((speaker, address.clone()));
-                    effects.push(Effect::LookUp(address));
-                }
-            },
-            ServerWord::Takedown(address) => {
-                if self.takers.len() >= ADDRESSES_MAX {
-                    refuse("too many addresses".into());
-                } else {
-                    self.takers.entry((address.clone(), speaker)).or_insert(false);
-                    if self.is_told(&address) {
-                        tell(&mut self.takers, |a| *a == address, effects);
-                    }
+            ServerWord::Released(address) => tenure.let_go(ours, speaker, &address),
+            ServerWord::Ready(address) => claim.said_ready(ours, speaker, address),
+            ServerWord::Takedown(address) => tenure.takes(ours, speaker, address),
+            ServerWord::Up => {
+                claim.wants.said_up = true;
+                if ours.stage == Stage::Presumed {
+                    ours.stage = Stage::Up;
                 }
             }
-            ServerWord::Released(address) => self.let_go(speaker, &address, effects),
-            ServerWord::Up => (self.said_up, self.presumed) = (true, false),
             ServerWord::Fail(text) => {
                 self.presume_no_more();
-                if self.stage == Stage::Starting {
-                    self.fail(
-                        status::NOT_UP,
-                        self.name(),
-                        format!("the new server gave up: {}", quote(&text)),
-                        effects,
-                    );
+                let Generation { ours, claim, .. } = self;
+                if ours.is_starting() {
+                    // Quoted, with its control characters escaped.
+                    claim.fail(ours, status::NOT_UP, ours.slots.name(), &format!("the new server gave up: {text:?}"));
                 } else {
-                    refuse("this server is up; it can only exit".into());
+                    ours.refuse(speaker, "this server is up; it can only exit");
                 }
             }
-        }
-    }
-
-    /// RELEASED by one speaker: counts when all that took TAKEDOWN for the address said it or ended.
-    fn let_go(&mut self, speaker: SpeakerId, address: &Address, effects: &mut Vec<Effect>) {
-        self.takers.remove(&(address.clone(), speaker));
-        if self.is_taken(address) {
-            return;
-        }
-        let told = address.among(&self.slots).filter(|(_, slot)| matches!(slot, Slot::Asked { told: true }));
-        let released: Vec<Address> = told.map(|(own, _)| own.clone()).collect();
-        for own in released {
-            self.release(&own, effects);
-        }
-    }
-
-    fn release(&mut self, own: &Address, effects: &mut Vec<Effect>) {
-        self.slots.remove(own);
-        let slots = &self.slots;
-        self.takers.retain(|(a, _), _| !a.collides(own) || a.among(slots).next().is_some());
-        // Whoever has the lock has registered it, as a rule, and waits.
-        if self.stage == Stage::Up || self.lock.is_none() {
-            effects.push(Effect::Unhold(own.clone()));
-        }
-    }
-
-    fn listens(&mut self, address: Address, effects: &mut Vec<Effect>) {
-        let mut known = false;
-        for own in self.colliding(&address) {
-            known = true;
-            match self.slots.get(&own) {
-                Some(Slot::Going) => self.prove(own, effects),
-                Some(Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..)) => drop(self.listening.insert(own)),
-                _ => {}
-            }
-        }
-        let room = self.slots.len() < ADDRESSES_MAX;
-        // Found listening without a word. It may share the port with an old server by an option of its own.
-        if !known && room && matches!(self.stage, Stage::Starting | Stage::Up) {
-            self.presume_no_more();
-            self.quiet = false;
-            self.disarm(Timer::Quiet, effects);
-            self.listening.insert(address.clone());
-            self.slots.set(address.clone(), Slot::Looking(Wanted::Listens));
-            effects.push(Effect::LookUp(address));
-        }
-    }
-
-    fn taken(&mut self, address: Address, olds: Vec<OldId>, effects: &mut Vec<Effect>) {
-        let Some(Slot::Looking(ready) | Slot::Releasing(ready, _)) = self.slots.get(&address) else {
-            // The READY was taken back meanwhile, or was looked up twice.
-            let unknown = olds.into_iter().filter(|id| !self.olds.contains_key(id));
-            return effects.extend(unknown.map(Effect::Unlock));
-        };
-        let ready = ready.clone();
-        let time = self.settings.ready_timeout.unwrap_or(READY_TIMEOUT);
-        if !time.is_zero() && !self.armed.contains(&Timer::Ready) {
-            self.arm(Timer::Ready, time, effects);
-        }
-        for &old in &olds {
-            self.olds.entry(old).or_insert_with(|| {
-                effects.push(Effect::Lock(old));
-                Old { attended: false, shares: false, unshared: None, lock: None, warrant: None, stopped: false }
-            });
-        }
-        self.slots.set(address, Slot::Waiting(ready, olds.into_iter().collect()));
-    }
-
-    fn locked(&mut self, id: OldId, holds: Vec<Address>, effects: &mut Vec<Effect>) {
-        let Some(old) = self.olds.get_mut(&id) else { return effects.push(Effect::Unlock(id)) };
-        let held = Address::all(&holds);
-        self.slots.change_all(|own, slot| {
-            // It has let go of the address since the look, or never got it.
-            if let Slot::Waiting(ready, olds) = slot
-                && olds.contains(&id)
-                && own.among(&held).next().is_none()
-            {
-                *slot = Slot::Looking(ready.clone());
-                effects.push(Effect::LookUp(own.clone()));
-            }
-        });
-        old.attended = true;
-        old.lock = Some(Lock::granted(holds));
-    }
-
-    /// An old server is gone, or only its supervisor is.
-    fn old_ended(&mut self, id: OldId, gone: bool, effects: &mut Vec<Effect>) {
-        let Some(old) = self.olds.remove(&id) else { return };
-        if let Stage::Leaving(_) = self.stage {
-            return;
-        }
-        let joined = |slot: &Slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)) && slot.wants(id);
-        let lost = self.slots.iter().filter(|(_, slot)| !gone && joined(slot));
-        let lost: Vec<Address> = lost.map(|(address, _)| address.clone()).collect();
-        for address in lost {
-            let why = "the old server is not ours to replace any more".to_owned();
-            self.fail_address(address, status::NOT_UP, why, effects);
-            if let Stage::Leaving(_) = self.stage {
-                return;
-            }
-        }
-        let mut wanted = false;
-        let starting = self.stage == Stage::Starting;
-        self.slots.change_all(|address, slot| {
-            // It listens already, and is alone now.
-            if let Slot::Joined(_, olds) | Slot::Proven(_, olds) = slot
-                && olds.remove(&id)
-                && olds.is_empty()
-            {
-                let proven = !starting || matches!(slot, Slot::Proven(..));
-                *slot = if proven { Slot::Held } else { Slot::Proving };
-                effects.push(Effect::Hold(address.clone()));
-            }
-            // It ended before it could say that it had let go: somebody else may have replaced it, or an
-            // orphan is left.
-            if let (Slot::Waiting(ready, _) | Slot::Invited(ready, _) | Slot::Releasing(ready, _), true) =
-                (&*slot, slot.wants(id))
-            {
-                wanted = true;
-                *slot = Slot::Looking(ready.clone());
-                effects.push(Effect::LookUp(address.clone()));
-            }
-        });
-        if !gone && !wanted && old.warrant.is_some() {
-            let text = "the supervisor of the old server is gone (the old server may live on)";
-            effects.push(Effect::Report(Level::Warning, self.name(), text.into()));
-        }
-    }
-
-    /// The old server stays, and so do its addresses.
-    fn refused(&mut self, id: OldId, why: String, effects: &mut Vec<Effect>) {
-        if !self.olds.contains_key(&id) || !matches!(self.stage, Stage::Starting | Stage::Up) {
-            return;
-        }
-        let wanted: Vec<Address> =
-            self.slots.iter().filter(|(_, slot)| slot.wants(id)).map(|(a, _)| a.clone()).collect();
-        if wanted.is_empty() {
-            return effects.push(Effect::Report(Level::Warning, self.name(), why));
-        }
-        if self.stage == Stage::Starting {
-            return self.fail(status::NOT_UP, wanted.first().cloned(), why, effects);
-        }
-        for address in wanted {
-            self.fail_address(address, status::NOT_UP, why.clone(), effects);
-        }
-        self.olds.remove(&id);
-        effects.push(Effect::Unlock(id));
-    }
-
-    /// Queues a claimer, once.
-    fn enqueue(&mut self, claimer: ClaimerId, wish: Wish) {
-        if self.lock != Some(claimer) && self.queue.iter().all(|(c, _)| *c != claimer) {
-            self.queue.push_back((claimer, wish));
-        }
-    }
-
-    fn claimer_gone(&mut self, claimer: ClaimerId, effects: &mut Vec<Effect>) {
-        self.queue.retain(|(c, _)| *c != claimer);
-        if self.lock != Some(claimer) {
-            return;
-        }
-        self.lock = None;
-        self.asked.clear();
-        if !self.given.is_empty() {
-            let list = self.given.iter().map(Address::to_string).collect::<Vec<_>>().join(", ");
-            let why = "the new server has ended, and the old one was already told to go";
-            effects.push(Effect::Report(Level::Error, None, format!("nothing serves {list} ({why})")));
-        }
-        self.resume(effects);
-    }
-
-    /// Serves on: nobody wants anything of it any more.
-    fn resume(&mut self, effects: &mut Vec<Effect>) {
-        if self.stage == Stage::Up {
-            self.drain_no_more(effects);
-            self.disarm(Timer::Partial, effects);
-            self.slots.change_all(|address, slot| {
-                if *slot == (Slot::Asked { told: false }) {
-                    *slot = Slot::Held;
-                }
-                if matches!(slot, Slot::Held | Slot::Asked { .. }) {
-                    effects.push(Effect::Hold(address.clone()));
-                }
-            });
-        }
-    }
-
-    fn drain_no_more(&mut self, effects: &mut Vec<Effect>) {
-        if std::mem::take(&mut self.draining) {
-            self.disarm(Timer::Drain, effects);
-            effects.push(Effect::StopDrain);
-        }
-    }
-
-    fn timer(&mut self, timer: Timer, effects: &mut Vec<Effect>) {
-        // A clock that was stopped while it rang counts for nothing.
-        if (timer == Timer::Ready && self.ready_paused) || !self.armed.remove(&timer) {
-            return;
-        }
-        match timer {
-            Timer::Ready if self.stage == Stage::Starting => {
-                let stuck = self.slots.iter().find(|(own, slot)| {
-                    matches!(slot, Slot::Joined(..) | Slot::Proving) && self.hindrances.contains_key(own)
-                });
-                let why = stuck.map_or(String::new(), |(own, _)| format!(": {}", self.hindrances[own]));
-                let address = stuck.map(|(own, _)| own.clone()).or(self.name());
-                self.fail(status::NOT_UP, address, format!("the new server was not up in time{why}"), effects);
-            }
-            // One that is up waited for another, which perhaps waits for it; or it has the lock of another, and
-            // does not bind what it wanted that for.
-            Timer::Ready => {
-                let why = |slot: &Slot| match slot {
-                    Slot::Waiting(..) => Some("it was not free in time"),
-                    Slot::Invited(..) => Some("the server did not listen on it in time"),
-                    Slot::Joined(..) => Some("the server did not accept on it in time"),
-                    _ => None,
-                };
-                let late: Vec<(Address, &str)> =
-                    self.slots.iter().filter_map(|(address, slot)| Some((address.clone(), why(slot)?))).collect();
-                for (address, why) in late {
-                    self.fail_address(address, status::NOT_UP, why.into(), effects);
-                }
-            }
-            // However short the drain is to be: what is on its way to the server is not lost.
-            Timer::Drain if !self.quiesced && !self.overdue => {
-                self.overdue = true;
-                self.arm(Timer::Drain, ARRIVALS, effects);
-            }
-            Timer::Drain => {
-                effects.push(Effect::CutOff);
-                self.leave(Why::Requested, false, effects);
-            }
-            Timer::Quiet => self.quiet = true,
-            Timer::Kill => {
-                effects.push(Effect::Report(
-                    Level::Warning,
-                    self.name(),
-                    "the server did not stop in time (it is killed)".into(),
-                ));
-                effects.push(Effect::Kill);
-            }
-            // The drain has an end of its own.
-            Timer::Partial if self.draining => {}
-            Timer::Partial => {
-                let late = self.slots.iter().find(|(_, slot)| matches!(slot, Slot::Asked { told: true }));
-                if let (Some((address, _)), Some(claimer)) = (late, self.lock) {
-                    effects.push(Effect::Refuse(claimer, format!("{address} was not released in time")));
-                }
-            }
-        }
-    }
-
-    fn exited(&mut self, own: u8, effects: &mut Vec<Effect>) {
-        let stage = std::mem::replace(&mut self.stage, Stage::Ended);
-        let status = match stage {
-            Stage::Leaving(Why::Requested) => status::DONE,
-            Stage::Leaving(Why::Failed(status)) => status,
-            Stage::Leaving(Why::Told) | Stage::Starting | Stage::Up | Stage::Ended => own,
-        };
-        // Whoever waits for the swap must not take this for a success.
-        let status =
-            if status == status::DONE && self.settings.awaited && !self.done { status::NOT_UP } else { status };
-        if stage == Stage::Starting {
-            let untouched = self.harmed.is_empty() && !self.olds.is_empty();
-            let consequence = if untouched { " (the old one still serves)" } else { "" };
-            let text = format!("the new server ended with status {own} before it was up{consequence}");
-            effects.push(Effect::Report(Level::Error, self.name(), text));
-        }
-        self.report_harmed(effects);
-        // Before the locks: whoever goes on registers its addresses again.
-        if !self.olds.is_empty() {
-            effects.extend(self.slots.keys().cloned().map(Effect::Unhold));
-        }
-        effects.extend(self.olds.keys().copied().map(Effect::Unlock));
-        if let Some(claimer) = self.lock {
-            effects.extend(std::mem::take(&mut self.asked).into_iter().map(|a| Effect::TellReleased(claimer, a)));
-        }
-        for claimer in self.lock.into_iter().chain(self.queue.iter().map(|(c, _)| *c)) {
-            effects.push(Effect::TellGone(claimer));
-        }
-        self.disarm_all(effects);
-        effects.push(Effect::End(status));
-    }
-
-    /// What nothing serves any more because the swap did not get to its end.
-    fn report_harmed(&self, effects: &mut Vec<Effect>) {
-        // An old server that has other addresses and does not take TAKEDOWN was not told yet.
-        let untold: BTreeSet<OldId> = self.uncovered().map(|(id, _)| id).collect();
-        let (doubtful, sure): (Vec<&Address>, Vec<&Address>) =
-            self.harmed.iter().partition(|address| match self.slots.get(address) {
-                // Or it goes on where the switch is turned back.
-                Some(Slot::Releasing(_, pending)) => pending
-                    .iter()
-                    .any(|id| untold.contains(id) || self.switched && self.olds.get(id).is_some_and(|old| old.shares)),
-                Some(Slot::Looking(_) | Slot::Waiting(..)) => true,
-                Some(
-                    Slot::Invited(..)
-                    | Slot::Joined(..)
-                    | Slot::Proven(..)
-                    | Slot::Going
-                    | Slot::Proving
-                    | Slot::Held
-                    | Slot::Asked { .. },
-                )
-                | None => false,
-            });
-        let list =
-            |addresses: Vec<&Address>| addresses.into_iter().map(Address::to_string).collect::<Vec<_>>().join(", ");
-        if !sure.is_empty() {
-            effects.push(Effect::Report(Level::Error, None, format!("nothing serves {}", list(sure))));
-        }
-        if !doubtful.is_empty() {
-            let text = format!("it may be that nothing serves {}", list(doubtful));
-            effects.push(Effect::Report(Level::Error, None, format!("{text} (the old server was asked to let go)")));
-        }
-    }
-
-    /// Everything that follows from what is known, in the order in which it must happen.
-    fn settle(&mut self, effects: &mut Vec<Effect>) {
-        if let Stage::Starting | Stage::Up = self.stage {
-            if !self.slots.any([Kind::Looking]) {
-                self.unlock_idle(effects);
-            }
-            self.acquire(effects);
-            self.switch(effects);
-            self.stop_olds(effects);
-            self.become_up(effects);
-            self.give(effects);
-        }
-        self.report_released(effects);
-        match self.stage {
-            Stage::Starting | Stage::Up => self.clocks(effects),
-            Stage::Leaving(_) => {
-                // The signal would cut short what TAKEDOWN began.
-                let takes = |(own, slot): (&Address, &Slot)| matches!(slot, Slot::Asked { .. }) && self.is_taken(own);
-                if self.signal_due && !self.slots.iter().any(takes) {
-                    self.signal_due = false;
-                    effects.push(Effect::Signal);
-                }
-            }
-            Stage::Ended => {}
-        }
-    }
-
-    /// Switches every address whose server is ready and whose old servers are all locked, and says
-    /// GO for every one that was released.
-    fn acquire(&mut self, effects: &mut Vec<Effect>) {
-        if !self.slots.any([Kind::Waiting, Kind::Releasing]) {
-            return;
-        }
-        let may = |slot: &Slot| match slot {
-            Slot::Waiting(_, olds) => olds.iter().all(|id| self.olds[id].lock.is_some()),
-            Slot::Releasing(_, pending) => pending.is_empty(),
-            Slot::Looking(_)
-            | Slot::Invited(..)
-            | Slot::Joined(..)
-            | Slot::Proven(..)
-            | Slot::Going
-            | Slot::Proving
-            | Slot::Held
-            | Slot::Asked { .. } => false,
-        };
-        let addresses: Vec<Address> =
-            self.slots.iter().filter(|(_, slot)| may(slot)).map(|(own, _)| own.clone()).collect();
-        for address in addresses {
-            if let Some(Slot::Waiting(ready, olds)) = self.slots.get(&address)
-                && self.settings.order == Order::Shared
-                && address.is_port()
-                && !olds.is_empty()
-                && olds.iter().all(|id| self.olds[id].lock.is_some() && self.olds[id].shares)
-            {
-                let (ready, olds) = (ready.clone(), olds.clone());
-                self.say_go(&address, effects);
-                let joins = self.admit(&address, Effect::Join, effects);
-                let slot = if joins { Slot::Joined(ready, olds) } else { Slot::Invited(ready, olds) };
-                self.slots.set(address.clone(), slot);
-            }
-            if let Some(Slot::Waiting(ready, olds)) = self.slots.get(&address) {
-                // Where it listens beside one of them already, it has to prove itself first.
-                let unproven = |slot: &Slot| matches!(slot, Slot::Joined(_, beside) if !beside.is_disjoint(olds));
-                if self.slots.any([Kind::Joined]) && self.slots.values().any(unproven) {
-                    continue;
-                }
-                let why = olds.iter().find_map(|id| self.olds[id].unshared.clone());
-                let Wanted::Said(said) = ready else {
-                    let why = why.unwrap_or_else(|| "the new server cannot be watched".into());
-                    self.refuse_silent(&address, &why, effects);
-                    continue;
-                };
-                let Some(warrant) = Warrant::new(said, olds.iter().map(|id| self.olds[id].lock.as_ref())) else {
-                    continue;
-                };
-                let (ready, olds) = (ready.clone(), olds.clone());
-                if let Some(why) = why {
-                    let text = format!("the port cannot be shared: {why} (this swap runs in plain order)");
-                    effects.push(Effect::Report(Level::Warning, Some(address.clone()), text));
-                }
-                self.harmed.insert(address.clone());
-                effects.push(Effect::Take(warrant, address.clone()));
-                for &id in &olds {
-                    let old = self.olds.get_mut(&id).expect("a slot waits for olds that exist");
-                    old.warrant = Some(warrant);
-                    effects.push(Effect::AskTakedown(warrant, id, address.clone()));
-                }
-                self.slots.set(address.clone(), Slot::Releasing(ready, olds));
-            }
-            if matches!(self.slots.get(&address), Some(Slot::Releasing(_, pending)) if pending.is_empty()) {
-                self.go(&address, effects);
-            }
-        }
-    }
-
-    /// The switch of the shared ports, all in one moment: when every address that the old servers have
-    /// is proven, or the new server wants no more than it has.
-    fn switch(&mut self, effects: &mut Vec<Effect>) {
-        let joined = self.slots.any([Kind::Joined]);
-        let content = self.said_up || self.quiet;
-        if joined && content && !self.settled {
-            self.settled = true;
-            effects.push(Effect::Settle);
-        }
-        let wants = self.slots.any([Kind::Looking, Kind::Waiting, Kind::Invited]);
-        if joined || wants || self.slots.any([Kind::Proving]) || !self.slots.any([Kind::Proven]) {
-            return;
-        }
-        let (mut proof, mut locks) = (None, Vec::new());
-        for slot in self.slots.values() {
-            if let Slot::Proven(own, olds) = slot {
-                proof = Some(own);
-                locks.extend(olds.iter().map(|id| self.olds[id].lock.as_ref()));
-            }
-        }
-        let Some(warrant) = proof.and_then(|proof| Warrant::proven(proof, locks)) else { return };
-        // A name was asked for already.
-        let covers = |slot: &Slot| matches!(slot, Slot::Proven(..)) || !slot.is_wish();
-        let covered = |held: &Address| held.among(&self.slots).any(|(_, slot)| covers(slot));
-        let mut abandoned = Vec::new();
-        for old in self.olds.values().filter(|old| old.shares && !old.stopped) {
-            let holds = old.lock.iter().flat_map(|lock| lock.holds());
-            abandoned.extend(holds.filter(|held| !covered(held)).cloned());
-        }
-        if !(abandoned.is_empty() || content) {
-            return;
-        }
-        self.switched = true;
-        self.commit(effects);
-        effects.push(Effect::Switch(warrant));
-        self.slots.change_all(|address, slot| {
-            if let Slot::Proven(..) = slot {
-                *slot = Slot::Held;
-                effects.push(Effect::Take(warrant, address.clone()));
-            }
-        });
-        for address in abandoned {
-            let text = "the new server does not take this address over (it is abandoned)";
-            effects.push(Effect::Report(Level::Warning, Some(address), text.into()));
-        }
-        for (&id, old) in self.olds.iter_mut().filter(|(_, old)| old.shares && old.lock.is_some() && !old.stopped) {
-            old.warrant = Some(warrant);
-            old.stopped = true;
-            effects.push(Effect::AskDrain(warrant, id));
-        }
-    }
-
-    /// A server that has said nothing replaces nobody in plain order: it gets EADDRINUSE, as it would by itself, and
-    /// where it listens already it shares the port by an option of its own.
-    fn refuse_silent(&mut self, address: &Address, why: &str, effects: &mut Vec<Effect>) {
-        let listens = self.listening.remove(address);
-        let why = format!("the port cannot be shared, and the new server did not say READY: {why}");
-        if listens && self.stage == Stage::Starting {
-            return self.fail(status::NOT_UP, Some(address.clone()), why, effects);
-        }
-        let consequence = if listens { "both serve" } else { "the new one gets EADDRINUSE; the old one still serves" };
-        effects.push(Effect::Report(Level::Error, Some(address.clone()), format!("{why} ({consequence})")));
-        self.admit(address, Effect::Deny, effects);
-        self.slots.remove(address);
-        if !self.slots.any([Kind::Looking]) {
-            self.unlock_idle(effects);
-        }
-    }
-
-    /// The server listens and nobody else has the address: all that is left is to prove it, until it was up once.
-    fn prove(&mut self, address: Address, effects: &mut Vec<Effect>) {
-        let slot = if self.stage == Stage::Starting { Slot::Proving } else { Slot::Held };
-        self.slots.set(address.clone(), slot);
-        effects.push(Effect::Join(address));
-    }
-
-    /// The server has closed all that it had at the address. Before it is up that was none of its addresses.
-    fn closed(&mut self, own: &Address, effects: &mut Vec<Effect>) {
-        let closed = match self.slots.get(own) {
-            // It has only tried whether it can have it.
-            Some(Slot::Joined(..) | Slot::Proven(..)) => true,
-            Some(Slot::Proving | Slot::Held) => self.stage == Stage::Starting,
-            _ => false,
-        };
-        if matches!(self.stage, Stage::Starting | Stage::Up) && closed {
-            self.slots.remove(own);
-            self.hindrances.remove(own);
-            self.closed |= self.stage == Stage::Starting;
-            effects.push(Effect::Unhold(own.clone()));
-        }
-    }
-
-    /// The server waits in `listen`: before it is up, and where it meets an older server, it wants the address. What it
-    /// opens later may be closed again soon.
-    fn calls(&mut self, address: Address, meets: Meets, effects: &mut Vec<Effect>) {
-        if let Stage::Leaving(_) | Stage::Ended = self.stage {
-            let may = |slot: &Slot| matches!(slot, Slot::Going | Slot::Proving | Slot::Held | Slot::Asked { .. });
-            let has = !self.gave_back && self.own(&address).is_some_and(|own| may(&self.slots[&own]));
-            // Beside an old server, with nobody to steer, it would get connections that end with it.
-            return effects.push(if has { Effect::Admit(address) } else { Effect::Deny(address) });
-        }
-        (self.quiet, self.settled) = (false, false);
-        self.disarm(Timer::Quiet, effects);
-        let full = self.slots.len() >= ADDRESSES_MAX;
-        let own = self.own(&address);
-        match own.as_ref().map(|own| (own, &self.slots[own])) {
-            None if full => effects.push(Effect::Pass(address)),
-            None if self.stage == Stage::Up && !self.presumed && meets == Meets::Nobody => {
-                effects.push(Effect::Pass(address));
-            }
-            None => {
-                self.presume_no_more();
-                self.slots.set(address.clone(), Slot::Looking(Wanted::Listens));
-                self.called.insert(address.clone());
-                effects.push(Effect::LookUp(address));
-            }
-            Some((_, Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..))) => drop(self.called.insert(address)),
-            Some((own, Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))) => {
-                self.slots.change(own, |slot| match slot {
-                    Slot::Invited(ready, olds) => *slot = Slot::Joined(ready.clone(), std::mem::take(olds)),
-                    Slot::Proven(proof, olds) => *slot = Slot::Joined(proof.undone(), std::mem::take(olds)),
-                    _ => {}
-                });
-                effects.push(Effect::Join(address));
-            }
-            Some((_, Slot::Held)) if self.switched && !self.olds.is_empty() => effects.push(Effect::Join(address)),
-            Some((own, Slot::Going | Slot::Proving | Slot::Held)) if self.stage == Stage::Starting => {
-                self.slots.set(own.clone(), Slot::Proving);
-                effects.push(Effect::Join(address));
-            }
-            Some((own, Slot::Going)) => {
-                self.slots.set(own.clone(), Slot::Held);
-                effects.push(Effect::Join(address));
-            }
-            Some((_, Slot::Proving | Slot::Held | Slot::Asked { .. })) => effects.push(Effect::Admit(address)),
-        }
-    }
-
-    /// Lets the server out of the `listen` calls that belong to an address; `false` if it is in none.
-    fn admit(&mut self, own: &Address, how: fn(Address) -> Effect, effects: &mut Vec<Effect>) -> bool {
-        let slots = &self.slots;
-        let called: Vec<Address> =
-            self.called.extract_if(.., |a| a == own || a.collides(own) && !slots.contains_key(a)).collect();
-        let any = !called.is_empty();
-        effects.extend(called.into_iter().map(how));
-        any
-    }
-
-    /// Closing the listeners loses nothing now: a server that takes TAKEDOWN for all it has drains itself.
-    /// One that would close only some could not go on with all if the switch is turned back.
-    fn quiesced(&mut self, effects: &mut Vec<Effect>) {
-        if !self.draining || self.stage != Stage::Up {
-            return;
-        }
-        self.quiesced = true;
-        if self.overdue {
-            effects.push(Effect::CutOff);
-            self.leave(Why::Requested, false, effects);
-        } else if !self.takers.is_empty() && self.slots.keys().all(|own| self.is_taken(own)) {
-            self.leave(Why::Requested, false, effects);
-            // It has the time for its drain too.
-            self.arm(Timer::Kill, self.settings.drain + self.settings.kill_after, effects);
-        }
-    }
-
-    /// Stops the old servers that were asked for all they have, and those with addresses that the new
-    /// one does not want, once it is plain that it does not.
-    fn stop_olds(&mut self, effects: &mut Vec<Effect>) {
-        if !self.olds.values().any(|old| old.warrant.is_some() && !old.stopped) {
-            return;
-        }
-        let content = (self.said_up || self.quiet) && !self.wants_more();
-        let mut uncovered: BTreeMap<OldId, Vec<Address>> = self.uncovered().collect();
-        for (&id, old) in &mut self.olds {
-            let (Some(warrant), false) = (old.warrant, old.stopped) else { continue };
-            let abandoned = uncovered.remove(&id).unwrap_or_default();
-            if !(abandoned.is_empty() || content) {
-                continue;
-            }
-            old.stopped = true;
-            for address in abandoned {
-                self.harmed.insert(address.clone());
-                effects.push(Effect::Report(
-                    Level::Warning,
-                    Some(address),
-                    "the new server does not take this address over (it is abandoned)".into(),
-                ));
-            }
-            effects.push(Effect::AskStop(warrant, id));
-        }
-    }
-
-    fn become_up(&mut self, effects: &mut Vec<Effect>) {
-        let acquiring = self.acquires() || self.slots.any([Kind::Going, Kind::Proving]);
-        if self.stage == Stage::Starting {
-            let worker =
-                self.slots.is_empty() && !self.closed && (self.said_up || (self.quiet && !self.settings.awaited));
-            let serves = self.slots.any([Kind::Held]);
-            if acquiring || !(worker || serves) || self.uncovered().next().is_some() {
-                return;
-            }
-            self.stage = Stage::Up;
-            self.presumed = self.slots.is_empty() && !self.said_up;
-            self.commit(effects);
-            effects.push(Effect::Up);
-        }
-        if self.stage == Stage::Up && self.olds.is_empty() && !acquiring {
-            self.harmed.clear();
-        }
-        if self.stage == Stage::Up && !self.done && self.olds.is_empty() {
-            self.done = true;
-            effects.push(Effect::Done);
         }
     }
 
     /// A server that only seemed to be a worker is not up: it was slow.
     fn presume_no_more(&mut self) {
-        if std::mem::take(&mut self.presumed) && self.stage == Stage::Up && self.lock.is_none() {
-            (self.stage, self.done) = (Stage::Starting, false);
+        if self.ours.stage == Stage::Presumed {
+            self.ours.stage = Stage::Up;
+            if self.claimer().is_none() {
+                (self.ours.stage, self.claim.is_done) = (Stage::Starting, false);
+            }
         }
     }
 
-    /// The old side: grants the lock, and does what its holder asked for.
-    fn give(&mut self, effects: &mut Vec<Effect>) {
-        while self.is_free() && !self.acquires() {
-            match self.queue.pop_front() {
-                None => break,
-                Some((claimer, Wish::Replace)) => {
-                    self.lock = Some(claimer);
-                    effects.push(Effect::Grant(claimer, self.addresses()));
-                }
-                Some((claimer, Wish::Down(addresses))) => self.down(claimer, addresses, effects),
-            }
+    fn down(&mut self, claimer: ClaimerId, addresses: Vec<Address>) {
+        let Generation { ours, claim, tenure } = self;
+        let named = Address::all(&addresses);
+        let all = ours.slots.keys().all(|own| own.among(&named).next().is_some());
+        if ours.is_starting() && claim.olds.is_empty() && !ours.slots.is_empty() && all {
+            tenure.queue.retain(|(c, _)| *c != claimer);
+            tenure.lease.lend(Some(claimer));
+            self.leave(Why::Requested);
+        } else {
+            tenure.enqueue(claimer, Wish::Down(addresses));
         }
-        if self.stage != Stage::Up || self.lock.is_none() {
+    }
+
+    fn stop(&mut self, signalled: bool) {
+        match &mut self.ours.stage {
+            Stage::Leaving(leaving) if leaving.stop_said => self.ours.effects.push(Effect::Kill),
+            // It was told to stop already, by a claimer.
+            Stage::Leaving(leaving) => leaving.stop_said = true,
+            Stage::Starting | Stage::Presumed | Stage::Up => self.leave(Why::Told { signalled }),
+            Stage::Ended => {}
+        }
+    }
+
+    fn rang(&mut self, timer: Timer) {
+        let Generation { ours, claim, tenure } = self;
+        if !ours.rings(timer) {
             return;
         }
-        let held = |asked: &Address| -> Vec<Address> {
-            asked.among(&self.slots).filter(|(_, slot)| **slot == Slot::Held).map(|(own, _)| own.clone()).collect()
+        match timer {
+            Timer::Ready => claim.ready_time_is_up(ours),
+            Timer::Quiet => claim.wants.is_quiet = true,
+            Timer::Partial => tenure.partial_time_is_up(ours),
+            Timer::Drain => {
+                let next = tenure.drain_time_is_up(ours);
+                self.follow(next);
+            }
+            Timer::Kill => {
+                ours.report(Level::Warning, ours.slots.name(), "the server did not stop in time (it is killed)");
+                ours.effects.push(Effect::Kill);
+            }
+        }
+    }
+
+    fn exited(&mut self, own: u8) {
+        let Generation { ours, claim, tenure } = self;
+        let stage = std::mem::replace(&mut ours.stage, Stage::Ended);
+        let status = match &stage {
+            Stage::Leaving(Leaving { why: Why::Requested, .. }) => status::DONE,
+            Stage::Leaving(Leaving { why: Why::Failed(status), .. }) => *status,
+            Stage::Leaving(Leaving { why: Why::Told { .. }, .. })
+            | Stage::Starting
+            | Stage::Presumed
+            | Stage::Up
+            | Stage::Ended => own,
         };
-        for own in self.asked.iter().flat_map(held).collect::<Vec<_>>() {
-            self.slots.set(own, Slot::Asked { told: false });
+        // Whoever waits for the swap must not take this for a success.
+        let undone = status == status::DONE && ours.settings.awaited && !claim.is_done;
+        let status = if undone { status::NOT_UP } else { status };
+        if stage == Stage::Starting {
+            let untouched = claim.harmed.is_empty() && !claim.olds.is_empty();
+            let consequence = if untouched { " (the old one still serves)" } else { "" };
+            let text = format!("the new server ended with status {own} before it was up{consequence}");
+            ours.report(Level::Error, ours.slots.name(), text);
         }
-        let asked = self.slots.any([Kind::Asked]);
-        if asked && !self.slots.any([Kind::Releasing, Kind::Going, Kind::Held]) {
-            self.leave(Why::Requested, false, effects);
-        } else if asked {
-            let untold = self.slots.iter().filter(|(_, slot)| **slot == (Slot::Asked { told: false }));
-            let taken: Vec<Address> = untold.map(|(own, _)| own.clone()).filter(|own| self.is_taken(own)).collect();
-            for own in &taken {
-                self.slots.set(own.clone(), Slot::Asked { told: true });
-                tell(&mut self.takers, |a| a.collides(own), effects);
-                watch_release(own, effects);
-            }
-            if !taken.is_empty() {
-                self.arm(Timer::Partial, self.settings.kill_after, effects);
-            }
-        }
+        claim.end(ours);
+        tenure.end(ours);
+        ours.disarm_all();
+        ours.effects.push(Effect::End(status));
     }
 
-    fn down(&mut self, claimer: ClaimerId, wanted: Vec<Address>, effects: &mut Vec<Effect>) {
-        let all = Address::all(&wanted);
-        let (named, others): (Vec<Address>, Vec<Address>) =
-            self.active().cloned().partition(|own| own.among(&all).next().is_some());
-        if named.is_empty() {
-            effects.push(Effect::Refuse(claimer, "the server has let go of it".into()));
-        } else if others.is_empty() {
-            self.lock = Some(claimer);
-            self.leave(Why::Requested, false, effects);
-        } else if named.iter().all(|own| self.is_taken(own)) {
-            self.lock = Some(claimer);
-            self.asked.extend(wanted);
+    /// Everything that follows from what is known, in the order in which it must happen.
+    fn settle(&mut self) {
+        if !self.is_leaving() {
+            self.claim.settle(&mut self.ours);
+            if self.is_free() && !self.ours.slots.is_acquiring() {
+                let next = self.tenure.lend(&mut self.ours);
+                self.follow(next);
+            }
+            if self.is_up() {
+                let next = self.tenure.hand_over(&mut self.ours);
+                self.follow(next);
+            }
+        }
+        let Generation { ours, claim, tenure } = self;
+        tenure.report_released(ours);
+        if let Stage::Leaving(Leaving { signal_due, .. }) = &mut ours.stage {
+            // The signal would cut short what TAKEDOWN began.
+            let takes = |(own, slot): (_, &Slot)| *slot == Slot::Told && tenure.is_taken(own);
+            if *signal_due && !ours.slots.iter().any(takes) {
+                *signal_due = false;
+                ours.effects.push(Effect::Signal);
+            }
         } else {
-            let others: Vec<String> = others.iter().map(Address::to_string).collect();
-            let why = format!("the same server also has {} and does not take TAKEDOWN", others.join(", "));
-            effects.push(Effect::Refuse(claimer, why));
+            claim.set_ready_clock(ours, tenure.queue.len());
+            claim.set_quiet_clock(ours);
         }
     }
 
-    fn report_released(&mut self, effects: &mut Vec<Effect>) {
-        let Some(claimer) = self.lock else { return };
-        let slots = &self.slots;
-        self.asked.retain(|asked| {
-            let held = asked.among(slots).any(|(_, slot)| !slot.is_wish());
-            if !held {
-                effects.push(Effect::TellReleased(claimer, asked.clone()));
+    fn follow(&mut self, next: Next) {
+        match next {
+            Next::Stays => {}
+            Next::Leaves => self.leave(Why::Requested),
+            Next::IsCutOff => {
+                self.ours.effects.push(Effect::CutOff);
+                self.leave(Why::Requested);
             }
-            held
-        });
-    }
-
-    /// The ready clock stands still while the server waits for an old one and nobody for it; the
-    /// quiet clock runs while nothing else can happen.
-    fn clocks(&mut self, effects: &mut Vec<Effect>) {
-        let waits = self.slots.any([Kind::Waiting, Kind::Releasing]);
-        let invited = self.slots.any([Kind::Invited]);
-        let joined = self.slots.any([Kind::Joined]);
-        if self.stage == Stage::Up && !waits && !invited && !joined {
-            self.disarm(Timer::Ready, effects);
-        }
-        if self.armed.contains(&Timer::Ready) {
-            let goes = [Kind::Going, Kind::Proving, Kind::Looking, Kind::Invited, Kind::Joined, Kind::Proven];
-            let goes = self.slots.any(goes);
-            let attended = self.olds.values().all(|old| old.attended);
-            // Who waits and is waited for lets its clock run: that bounds a deadlock.
-            let blocks = self.olds.values().any(|old| old.lock.is_none())
-                && (self.olds.values().any(|old| old.lock.is_some()) || !self.queue.is_empty());
-            let pause = waits && !goes && attended && !blocks;
-            if pause != self.ready_paused {
-                self.ready_paused = pause;
-                effects.push(if pause { Effect::Pause(Timer::Ready) } else { Effect::Resume(Timer::Ready) });
+            Next::DrainsItself => {
+                self.leave(Why::Requested);
+                let Settings { drain, kill_after, .. } = self.ours.settings;
+                self.ours.arm(Timer::Kill, drain + kill_after);
             }
-        }
-        // A first server may take its time, but not if somebody waits who could serve in its place.
-        let blocks = self.stage == Stage::Starting && self.slots.any([Kind::Proving]) && !self.queue.is_empty();
-        if blocks && self.settings.ready_timeout.is_none() && !self.armed.contains(&Timer::Ready) {
-            self.arm(Timer::Ready, READY_TIMEOUT, effects);
-        }
-        let worker = self.stage == Stage::Starting && self.slots.is_empty() && !self.closed && !self.settings.awaited;
-        // One that has all locks is held back only until the others are proven.
-        let unlocked =
-            |slot: &Slot| matches!(slot, Slot::Waiting(_, olds) if olds.iter().any(|id| self.olds[id].lock.is_none()));
-        let joined = self.slots.any([Kind::Joined, Kind::Proven])
-            && !self.slots.any([Kind::Looking])
-            && !(self.slots.any([Kind::Waiting]) && self.slots.values().any(unlocked));
-        let waits = joined || !self.wants_more() && self.uncovered().next().is_some();
-        if !(worker || waits) {
-            self.disarm(Timer::Quiet, effects);
-        } else if !self.quiet && !self.armed.contains(&Timer::Quiet) {
-            self.arm(Timer::Quiet, QUIET, effects);
-        }
-    }
-
-    fn go(&mut self, address: &Address, effects: &mut Vec<Effect>) {
-        self.commit(effects);
-        self.say_go(address, effects);
-        let calls = self.admit(address, Effect::Join, effects);
-        match address {
-            Address::Tcp(..) if self.listening.remove(address) => self.prove(address.clone(), effects),
-            Address::Tcp(..) if calls => {
-                let slot = if self.stage == Stage::Starting { Slot::Proving } else { Slot::Held };
-                self.slots.set(address.clone(), slot);
-            }
-            Address::Tcp(..) => {
-                effects.push(Effect::Watch(address.clone()));
-                self.slots.set(address.clone(), Slot::Going);
-            }
-            // Nothing in the kernel tells of a name: GO is all there is to it.
-            Address::Name(_) => self.slots.set(address.clone(), Slot::Held),
-        }
-    }
-
-    fn say_go(&mut self, address: &Address, effects: &mut Vec<Effect>) {
-        let (now, rest): (Vec<_>, Vec<_>) = self.unanswered.drain(..).partition(|(_, a)| a == address);
-        self.unanswered = rest;
-        for (speaker, _) in now {
-            effects.push(Effect::Say(speaker, SupervisorWord::Go(address.clone())));
-        }
-    }
-
-    fn commit(&mut self, effects: &mut Vec<Effect>) {
-        if !std::mem::replace(&mut self.committed, true) {
-            effects.push(Effect::Commit);
         }
     }
 
     /// Tells the server to stop, by TAKEDOWN where it took it, else by signal.
-    fn leave(&mut self, why: Why, signalled: bool, effects: &mut Vec<Effect>) {
-        let drained = std::mem::take(&mut self.draining);
-        if drained {
-            effects.push(Effect::StopDrain);
-        }
-        self.give_up(effects);
-        let starting = self.stage == Stage::Starting;
-        self.stage = Stage::Leaving(why);
-        self.disarm_all(effects);
-        self.arm(Timer::Kill, self.settings.kill_after, effects);
-        self.slots.change_all(|own, slot| {
-            if matches!(slot, Slot::Proving | Slot::Held | Slot::Asked { .. }) {
-                *slot = Slot::Asked { told: true };
-                watch_release(own, effects);
-            }
-        });
-        // From here on nobody can go back to it. A name is free when the server says so, or ends.
-        if let (true, Some(claimer)) = (drained, self.lock) {
-            self.given = self.addresses().into_iter().filter(Address::is_port).collect();
-            effects.extend(self.given.iter().cloned().map(|own| Effect::TellReleased(claimer, own)));
-        }
-        tell(&mut self.takers, |_| true, effects);
-        let untaken = self.slots.is_empty() || self.slots.keys().any(|own| !self.is_taken(own));
-        self.signal_due = !signalled && (starting || untaken);
+    fn leave(&mut self, why: Why) {
+        let Generation { ours, claim, tenure } = self;
+        let before = tenure.end_drain(ours);
+        let gave_back = claim.give_up(ours);
+        ours.disarm_all();
+        ours.arm(Timer::Kill, ours.settings.kill_after);
+        let given = tenure.tell_all(ours, before);
+        let untaken = ours.slots.is_empty() || ours.slots.keys().any(|own| !tenure.is_taken(own));
+        let signal_due = why != Why::Told { signalled: true } && (ours.is_starting() || untaken);
+        let stop_said = matches!(why, Why::Told { .. });
+        ours.stage = Stage::Leaving(Leaving { why, stop_said, signal_due, gave_back, given });
     }
-
-    /// The new server does not make it: it is killed, and whoever was not asked to go stays.
-    fn fail(&mut self, status: u8, address: Option<Address>, why: String, effects: &mut Vec<Effect>) {
-        let consequence = if self.is_told_for_good() {
-            "it is killed; the old one was already told to go"
-        } else if self.olds.is_empty() {
-            "it is killed"
-        } else {
-            "it is killed; the old one still serves"
-        };
-        effects.push(Effect::Report(Level::Error, address, format!("{why} ({consequence})")));
-        self.give_up(effects);
-        self.disarm_all(effects);
-        self.stage = Stage::Leaving(Why::Failed(status));
-        effects.push(Effect::Kill);
-    }
-
-    /// One address cannot be had. A server that is up already lives on without it.
-    fn fail_address(&mut self, address: Address, status: u8, why: String, effects: &mut Vec<Effect>) {
-        if self.stage == Stage::Starting {
-            return self.fail(status, Some(address), why, effects);
-        }
-        self.refuse_ready(&address, &why, effects);
-        self.admit(&address, Effect::Deny, effects);
-        self.slots.remove(&address);
-        self.harmed.remove(&address);
-        effects.push(Effect::Unhold(address.clone()));
-        effects.push(Effect::Report(Level::Error, Some(address), format!("{why} (the server goes on without it)")));
-    }
-
-    /// Answers the READY that wait for an address which cannot be had.
-    fn refuse_ready(&mut self, address: &Address, why: &str, effects: &mut Vec<Effect>) {
-        let (refused, rest): (Vec<_>, Vec<_>) = self.unanswered.drain(..).partition(|(_, a)| a == address);
-        self.unanswered = rest;
-        for (speaker, _) in refused {
-            effects.push(Effect::Say(speaker, SupervisorWord::Error(format!("{address}: {why}"))));
-        }
-    }
-
-    /// Wants nothing of the old servers any more.
-    fn give_up(&mut self, effects: &mut Vec<Effect>) {
-        effects.extend(std::mem::take(&mut self.called).into_iter().map(Effect::Deny));
-        // Until the takedown the switch can be turned back: what comes while this server ends is not its.
-        let drained = self.olds.iter().filter(|(_, old)| old.shares && old.stopped);
-        let drained: Vec<OldId> = drained.map(|(id, _)| *id).collect();
-        if self.switched && !self.is_told_for_good() && !drained.is_empty() {
-            self.gave_back = true;
-            effects.push(Effect::SwitchBack);
-            // Before the word: whoever stays registers its addresses again.
-            effects.extend(self.slots.keys().cloned().map(Effect::Unhold));
-            effects.extend(drained.into_iter().map(Effect::AskStay));
-        }
-        let listens = self.slots.any([Kind::Joined, Kind::Proven]);
-        self.withdraw(|_| true, effects);
-        // On a shared port it listens until it is gone, and the locks come back then.
-        if !listens {
-            self.unlock_idle(effects);
-        }
-    }
-
-    /// Whether an old server was told to go: one that shares its port lives on without a name.
-    fn is_told_for_good(&self) -> bool {
-        let shares = self.olds.values().any(|old| old.shares);
-        self.harmed.iter().any(|address| address.is_port() || !shares)
-    }
-
-    /// Takes back READY for addresses that nobody was asked for yet.
-    fn withdraw(&mut self, of: impl Fn(&Address) -> bool, effects: &mut Vec<Effect>) {
-        self.slots.retain(|own, slot| {
-            let gone = slot.is_wish() && of(own);
-            if gone {
-                effects.push(Effect::Unhold(own.clone()));
-            }
-            !gone
-        });
-    }
-
-    /// Gives back the locks of the old servers from which nothing is wanted and nothing was taken.
-    fn unlock_idle(&mut self, effects: &mut Vec<Effect>) {
-        let slots = &self.slots;
-        self.olds.retain(|&id, old| {
-            let keep = old.warrant.is_some() || slots.values().any(|slot| slot.wants(id));
-            if !keep {
-                effects.push(Effect::Unlock(id));
-            }
-            keep
-        });
-    }
-
-    fn arm(&mut self, timer: Timer, time: Duration, effects: &mut Vec<Effect>) {
-        self.armed.insert(timer);
-        self.ready_paused &= timer != Timer::Ready;
-        effects.push(Effect::Arm(timer, time));
-    }
-
-    fn disarm(&mut self, timer: Timer, effects: &mut Vec<Effect>) {
-        if self.armed.remove(&timer) {
-            effects.push(Effect::Disarm(timer));
-        }
-    }
-
-    fn disarm_all(&mut self, effects: &mut Vec<Effect>) {
-        effects.extend(std::mem::take(&mut self.armed).into_iter().map(Effect::Disarm));
-    }
-
-    /// Whether the server was told to take it down and has not done so.
-    fn is_told(&self, address: &Address) -> bool {
-        address.among(&self.slots).any(|(_, slot)| *slot == (Slot::Asked { told: true }))
-    }
-
-    fn is_taken(&self, own: &Address) -> bool {
-        let (first, last) = (SpeakerId(0), SpeakerId(u64::MAX));
-        let mut near = own.neighbours().flat_map(|(from, to)| self.takers.range((from, first)..=(to, last)));
-        near.any(|((address, _), _)| address.collides(own))
-    }
-
-    /// READY was said and not yet followed by what the server itself has to do, or a lookup runs.
-    fn wants_more(&self) -> bool {
-        self.slots.any([Kind::Looking, Kind::Waiting, Kind::Invited, Kind::Joined, Kind::Going])
-    }
-
-    /// Whether it is about to get an address. A bind that the server owes does not count: it may never come.
-    fn acquires(&self) -> bool {
-        use Kind::*;
-        self.slots.any([Looking, Waiting, Invited, Joined, Proven, Releasing])
-    }
-
-    /// What we call an address that the server names: itself, or what it collides with.
-    fn own(&self, address: &Address) -> Option<Address> {
-        address.among(&self.slots).next().map(|(own, _)| own.clone())
-    }
-
-    /// All that we have of what the server names.
-    fn colliding(&self, address: &Address) -> Vec<Address> {
-        address.among(&self.slots).map(|(own, _)| own.clone()).collect()
-    }
-
-    fn active(&self) -> impl Iterator<Item = &Address> {
-        self.slots.iter().filter(|(_, slot)| !slot.is_wish()).map(|(a, _)| a)
-    }
-
-    /// Locked old servers that were not asked for all they have, and are not told to stop.
-    fn uncovered(&self) -> impl Iterator<Item = (OldId, Vec<Address>)> + '_ {
-        self.olds.iter().filter(|(_, old)| !old.stopped).filter_map(|(id, old)| {
-            let holds = old.lock.as_ref()?.holds();
-            let active = |held: &Address| held.among(&self.slots).any(|(_, slot)| !slot.is_wish());
-            let left: Vec<Address> = holds.iter().filter(|held| !active(held)).cloned().collect();
-            (!left.is_empty()).then_some((*id, left))
-        })
-    }
-}
-
-/// TAKEDOWN to everybody who took it for an address that `of` picks and does not know yet.
-fn tell(takers: &mut BTreeMap<(Address, SpeakerId), bool>, of: impl Fn(&Address) -> bool, effects: &mut Vec<Effect>) {
-    for ((address, speaker), told) in takers.iter_mut() {
-        if of(address) && !std::mem::replace(told, true) {
-            effects.push(Effect::Say(*speaker, SupervisorWord::Takedown(address.clone())));
-        }
-    }
-}
-
-fn watch_release(address: &Address, effects: &mut Vec<Effect>) {
-    if let Address::Tcp(..) = address {
-        effects.push(Effect::WatchRelease(address.clone()));
-    }
-}
-
-/// Server-supplied text for a message: quoted, control characters escaped.
-pub fn quote(text: &str) -> String {
-    format!("{text:?}")
 }

@@ -1,9 +1,7 @@
 //! The addresses of a generation, and how far each of them is.
 
-#![forbid(unsafe_code)]
-
-use super::OldId;
 use super::warrant::{Proof, Wanted};
+use super::words::OldId;
 use crate::address::Address;
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Deref;
@@ -29,8 +27,10 @@ pub(super) enum Slot {
     Proving,
     /// The server has the address.
     Held,
-    /// A claimer asked for the address. `told`: the server knows.
-    Asked { told: bool },
+    /// A claimer asked for the address.
+    Asked,
+    /// So it did, and the server knows.
+    Told,
 }
 
 /// A [`Slot`] without what it carries.
@@ -65,8 +65,8 @@ impl Slot {
             Slot::Going => Kind::Going,
             Slot::Proving => Kind::Proving,
             Slot::Held => Kind::Held,
-            Slot::Asked { told: false } => Kind::Asked,
-            Slot::Asked { told: true } => Kind::Told,
+            Slot::Asked => Kind::Asked,
+            Slot::Told => Kind::Told,
         }
     }
 
@@ -77,7 +77,7 @@ impl Slot {
             | Slot::Joined(_, olds)
             | Slot::Proven(_, olds)
             | Slot::Releasing(_, olds) => olds.contains(&old),
-            Slot::Looking(_) | Slot::Going | Slot::Proving | Slot::Held | Slot::Asked { .. } => false,
+            Slot::Looking(_) | Slot::Going | Slot::Proving | Slot::Held | Slot::Asked | Slot::Told => false,
         }
     }
 
@@ -104,6 +104,46 @@ impl Deref for Slots {
 }
 
 impl Slots {
+    /// The addresses whose slot is one that `of` picks.
+    pub(super) fn those(&self, of: impl Fn(&Slot) -> bool) -> Vec<Address> {
+        self.slots.iter().filter(|(_, slot)| of(slot)).map(|(own, _)| own.clone()).collect()
+    }
+
+    /// Those of them that collide with this one.
+    pub(super) fn near(&self, address: &Address, of: impl Fn(&Slot) -> bool) -> Vec<Address> {
+        address.among(self).filter(|(_, slot)| of(slot)).map(|(own, _)| own.clone()).collect()
+    }
+
+    /// The addresses that the server has or is about to bind.
+    pub(super) fn active(&self) -> impl Iterator<Item = &Address> {
+        self.slots.iter().filter(|(_, slot)| !slot.is_wish()).map(|(own, _)| own)
+    }
+
+    pub(super) fn kind(&self, own: &Address) -> Option<Kind> {
+        self.slots.get(own).map(Slot::kind)
+    }
+
+    /// The first address: the one that messages about the whole server name.
+    pub(super) fn name(&self) -> Option<Address> {
+        self.slots.keys().next().cloned()
+    }
+
+    /// What we call an address that the server names: itself, or what it collides with.
+    pub(super) fn own(&self, address: &Address) -> Option<Address> {
+        address.among(self).next().map(|(own, _)| own.clone())
+    }
+
+    /// READY was said and not yet followed by what the server itself has to do, or a lookup runs.
+    pub(super) fn wants_more(&self) -> bool {
+        self.any([Kind::Looking, Kind::Waiting, Kind::Invited, Kind::Joined, Kind::Going])
+    }
+
+    /// Whether it is about to get an address. A bind that the server owes does not count: it may never come.
+    pub(super) fn is_acquiring(&self) -> bool {
+        use Kind::*;
+        self.any([Looking, Waiting, Invited, Joined, Proven, Releasing])
+    }
+
     /// Whether any slot is of one of these kinds.
     pub(super) fn any<const N: usize>(&self, kinds: [Kind; N]) -> bool {
         kinds.iter().any(|&kind| self.counts[kind as usize] > 0)
@@ -151,6 +191,11 @@ impl Slots {
     }
 }
 
+/// Addresses for a message.
+pub(super) fn list<'a>(addresses: impl IntoIterator<Item = &'a Address>) -> String {
+    addresses.into_iter().map(Address::to_string).collect::<Vec<_>>().join(", ")
+}
+
 impl FromIterator<(Address, Slot)> for Slots {
     fn from_iter<I: IntoIterator<Item = (Address, Slot)>>(all: I) -> Slots {
         let mut slots = Slots::default();
@@ -174,8 +219,8 @@ mod tests {
         || Slot::Going,
         || Slot::Proving,
         || Slot::Held,
-        || Slot::Asked { told: false },
-        || Slot::Asked { told: true },
+        || Slot::Asked,
+        || Slot::Told,
     ];
 
     proptest! {

@@ -1,7 +1,5 @@
 //! The proof without which no old server can be harmed.
 
-#![forbid(unsafe_code)]
-
 use crate::address::Address;
 
 /// The new server said READY for an address.

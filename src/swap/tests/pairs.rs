@@ -161,7 +161,7 @@ impl Watcher {
         assert!(!switched || goes, "a switch, and nobody drains");
         if std::mem::take(&mut self.turned_back) {
             assert!(!self.draining, "it drains for nobody");
-            for (address, _) in machine.slots.iter().filter(|(_, slot)| **slot == Slot::Held) {
+            for (address, _) in machine.ours.slots.iter().filter(|(_, slot)| **slot == Slot::Held) {
                 let address = address.clone();
                 assert!(effects.contains(&Effect::Hold(address)), "not registered again: {effects:?}");
             }
@@ -172,23 +172,23 @@ impl Watcher {
             assert!(waits && !machine.is_leaving(), "listen on {call} waits for nothing");
         }
         assert!(!machine.is_up() || self.up, "up without saying so");
-        if machine.stage == Stage::Starting && self.presumed {
+        if machine.ours.stage == Stage::Starting && self.presumed {
             (self.up, self.done, self.presumed) = (false, false, false);
         }
         assert!(!self.done || self.up, "done and not up");
         let exited = matches!(event, Event::Exited(_));
         assert!(!exited || self.ended, "not ended although the server is gone");
-        if machine.stage == Stage::Ended {
+        if machine.ours.stage == Stage::Ended {
             assert!(self.ended && self.armed.is_empty(), "a clock runs after the end: {:?}", self.armed);
             assert!(self.claimers.is_empty(), "claimers that nobody told: {:?}", self.claimers);
             assert!(self.holds.is_empty(), "locks that nobody gave back: {:?}", self.holds);
         }
-        if let Stage::Leaving(_) = &machine.stage {
+        if let Stage::Leaving(_) = &machine.ours.stage {
             assert!(self.killed || self.armed.contains_key(&Timer::Kill), "nothing ends it");
         }
-        assert_eq!(machine.armed, self.armed.keys().copied().collect(), "the clocks");
+        assert!(machine.ours.clocks.keys().eq(self.armed.keys()), "the clocks");
         // The holds that the machine knows are those that its owner knows.
-        let olds: BTreeSet<OldId> = machine.olds.keys().copied().collect();
+        let olds: BTreeSet<OldId> = machine.claim.olds.keys().copied().collect();
         assert!(self.ended || olds == self.holds.keys().copied().collect(), "{olds:?}, not {:?}", self.holds);
     }
 
@@ -435,7 +435,11 @@ fn middles() -> Vec<Subject> {
     switched.step(&Event::Accepts(a(":1")));
     old.step(&Event::Claim(ClaimerId(1)));
     old.step(&Event::AskedDrain(ClaimerId(1)));
-    assert!(new.machine.olds[&OldId(1)].warrant.is_none() && switched.machine.switched && old.machine.draining);
+    assert!(
+        new.machine.claim.olds[&OldId(1)].demand == Demand::Nothing
+            && switched.machine.claim.is_switched()
+            && old.machine.is_giving_way()
+    );
     vec![new, switched, old]
 }
 

@@ -317,7 +317,7 @@ fn the_ready_clock_stands_still_while_one_waits() {
     says(&mut machine, "READY :1");
     machine.step(Event::Taken(a(":1"), vec![OLD]));
     // Nobody has answered yet: a supervisor that hangs is not waited for.
-    assert!(!machine.ready_paused);
+    assert!(!machine.ours.clocks.get(&Timer::Ready).is_some_and(|gait| *gait == Gait::Stands));
     assert_eq!(machine.step(Event::Attended(OLD)), [Effect::Pause(Timer::Ready)]);
     // A supervisor that cannot be heard any more is not waited for either.
     assert_eq!(machine.clone().step(Event::OldSilent(OLD)), [Effect::Resume(Timer::Ready)]);
@@ -327,7 +327,7 @@ fn the_ready_clock_stands_still_while_one_waits() {
     assert_eq!(machine.step(Event::Claim(CLAIMER)), [Effect::Resume(Timer::Ready)]);
     assert_eq!(machine.step(Event::ClaimerGone(CLAIMER)), [Effect::Pause(Timer::Ready)]);
     locked(&mut machine, &[":1"]);
-    assert!(machine.ready_paused);
+    assert!(machine.ours.clocks.get(&Timer::Ready).is_some_and(|gait| *gait == Gait::Stands));
 }
 
 #[test]
@@ -336,7 +336,7 @@ fn the_ready_clock_runs_while_one_waits_for_a_second_old_server() {
     says(&mut machine, "READY :2");
     machine.step(Event::Taken(a(":2"), vec![OldId(8)]));
     machine.step(Event::Attended(OldId(8)));
-    assert!(!machine.ready_paused);
+    assert!(!machine.ours.clocks.get(&Timer::Ready).is_some_and(|gait| *gait == Gait::Stands));
     let effects = machine.step(Event::Timer(Timer::Ready));
     assert_has(&effects, &[Effect::Kill, Effect::Unlock(OldId(8))]);
     assert!(!effects.contains(&Effect::Unlock(OLD)), "it was told to go, and is followed to its end");

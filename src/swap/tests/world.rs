@@ -532,7 +532,7 @@ impl World {
                 let server = &self.servers[*j];
                 let able = server.process.accepts && !server.proving.contains(address);
                 // One that waits for a name is not up.
-                let up = server.up || server.machine.as_ref().is_some_and(|machine| machine.switched);
+                let up = server.up || server.machine.as_ref().is_some_and(|machine| machine.claim.is_switched());
                 up && !server.told && able && server.process.listens.contains(address)
             };
             let receivers = self.receivers(address);
@@ -770,7 +770,7 @@ impl World {
                     let server = &mut self.servers[i];
                     assert!(server.timers.is_empty());
                     self.pidfiles.retain(|_, owner| *owner != i);
-                    assert!(server.done || status != 0 || !server.machine.as_ref().unwrap().settings.awaited);
+                    assert!(server.done || status != 0 || !server.machine.as_ref().unwrap().ours.settings.awaited);
                     server.status = Some(status);
                     server.machine = None;
                     server.watched_release.clear();

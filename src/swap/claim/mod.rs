@@ -1,0 +1,247 @@
+//! The new side of a generation: its server takes addresses over from older ones, or has them for the first time.
+//!
+//! It knows nothing of who wants to replace its server: that is the tenure.
+
+mod olds;
+mod takeover;
+mod wants;
+
+use super::ours::{Leaving, Ours, Stage, Why};
+use super::slots::{Kind, Slot, Slots, list};
+use super::warrant::{Lock, Warrant};
+use super::words::{Effect, Level, OldId, SpeakerId};
+use crate::address::Address;
+use std::collections::{BTreeMap, BTreeSet};
+
+/// What the new side knows.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(super) struct Claim {
+    pub(super) reach: Reach,
+    /// The old servers that have what ours wants, or had it and are not gone.
+    pub(super) olds: BTreeMap<OldId, Old>,
+    /// What old servers were asked to let go of, as long as the swap is not done.
+    pub(super) harmed: BTreeSet<Address>,
+    pub(super) wants: Wants,
+    /// Whether the end of the swap was reported.
+    pub(super) is_done: bool,
+}
+
+/// How much of a swap the end of the new server's supervisor does not undo.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub(super) enum Reach {
+    #[default]
+    Prepared,
+    /// The server lives on without its supervisor.
+    Committed,
+    /// New connections of a shared port come here.
+    Switched,
+}
+
+/// An old server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) struct Old {
+    pub(super) contact: Contact,
+    pub(super) shares: bool,
+    /// Why its ports cannot be shared, once that is known.
+    pub(super) unshared: Option<String>,
+    pub(super) demand: Demand,
+}
+
+/// How far we are with the supervisor of an old server.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub(super) enum Contact {
+    Silent,
+    /// It is alive and has our claim.
+    Attended,
+    /// We have its lock.
+    Locked(Lock),
+}
+
+/// What an old server was asked for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Demand {
+    Nothing,
+    /// Some of its addresses.
+    Addresses(Warrant),
+    /// To drain, or to stop.
+    Everything,
+}
+
+/// What our server has said and does.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(super) struct Wants {
+    /// READY that was not answered with GO yet.
+    unanswered: Vec<(SpeakerId, Address)>,
+    /// Where the server waits in `listen`.
+    called: BTreeSet<Address>,
+    /// Where the server listens already, although it is not its turn.
+    listening: BTreeSet<Address>,
+    /// What keeps it from being proven where it listens.
+    pub(super) hindrances: BTreeMap<Address, String>,
+    /// It has closed what it listened on before it was up: it is no worker.
+    has_closed: bool,
+    /// UP was said, and no READY since.
+    pub(super) said_up: bool,
+    /// It has done nothing for a while.
+    pub(super) is_quiet: bool,
+    /// [`Effect::Settle`] went out, and it has not called `listen` since.
+    is_settled: bool,
+}
+
+impl Wants {
+    /// Whether the server wants no more than it has.
+    fn are_met(&self) -> bool {
+        self.said_up || self.is_quiet
+    }
+}
+
+impl Old {
+    pub fn lock(&self) -> Option<&Lock> {
+        if let Contact::Locked(lock) = &self.contact { Some(lock) } else { None }
+    }
+
+    fn is_stopped(&self) -> bool {
+        self.demand == Demand::Everything
+    }
+
+    /// Its supervisor is alive and has our claim.
+    pub fn attended(&mut self) {
+        if self.contact == Contact::Silent {
+            self.contact = Contact::Attended;
+        }
+    }
+
+    /// Its supervisor is not heard any more. What was begun with its lock goes on.
+    pub fn silent(&mut self) {
+        if self.demand == Demand::Nothing {
+            self.contact = Contact::Silent;
+        }
+    }
+}
+
+impl Claim {
+    pub fn new(reach: Reach) -> Claim {
+        Claim { reach, is_done: reach != Reach::Prepared, ..Claim::default() }
+    }
+
+    pub fn is_switched(&self) -> bool {
+        self.reach == Reach::Switched
+    }
+
+    fn commit(&mut self, ours: &mut Ours, reach: Reach) {
+        if self.reach == Reach::Prepared {
+            ours.effects.push(Effect::Commit);
+        }
+        self.reach = self.reach.max(reach);
+    }
+
+    /// Locked old servers that were not asked for all they have, and are not told to stop.
+    fn uncovered(&self, slots: &Slots) -> impl Iterator<Item = (OldId, Vec<Address>)> {
+        self.olds.iter().filter(|(_, old)| !old.is_stopped()).filter_map(|(id, old)| {
+            let active = |held: &Address| held.among(slots).any(|(_, slot)| !slot.is_wish());
+            let left: Vec<Address> = old.lock()?.holds().iter().filter(|held| !active(held)).cloned().collect();
+            (!left.is_empty()).then_some((*id, left))
+        })
+    }
+
+    /// Whether an old server was told to go: one that shares its port lives on without a name.
+    fn is_told_for_good(&self) -> bool {
+        let shares = self.olds.values().any(|old| old.shares);
+        self.harmed.iter().any(|address| address.is_port() || !shares)
+    }
+
+    /// The new server does not make it: it is killed, and whoever was not asked to go stays.
+    pub fn fail(&mut self, ours: &mut Ours, status: u8, address: Option<Address>, why: &str) {
+        let consequence = if self.is_told_for_good() {
+            "it is killed; the old one was already told to go"
+        } else if self.olds.is_empty() {
+            "it is killed"
+        } else {
+            "it is killed; the old one still serves"
+        };
+        ours.report(Level::Error, address, format!("{why} ({consequence})"));
+        let gave_back = self.give_up(ours);
+        ours.disarm_all();
+        let why = Why::Failed(status);
+        ours.stage = Stage::Leaving(Leaving { why, stop_said: false, signal_due: false, gave_back, given: Vec::new() });
+        ours.effects.push(Effect::Kill);
+    }
+
+    /// One address cannot be had. A server that is up already lives on without it.
+    pub fn fail_address(&mut self, ours: &mut Ours, address: Address, status: u8, why: &str) {
+        if ours.is_starting() {
+            return self.fail(ours, status, Some(address), why);
+        }
+        self.refuse_ready(ours, &address, why);
+        self.admit(ours, &address, Effect::Deny);
+        ours.slots.remove(&address);
+        self.harmed.remove(&address);
+        ours.effects.push(Effect::Unhold(address.clone()));
+        ours.report(Level::Error, Some(address), format!("{why} (the server goes on without it)"));
+    }
+
+    /// Wants nothing of the old servers any more; tells whether the switch was turned back.
+    pub fn give_up(&mut self, ours: &mut Ours) -> bool {
+        ours.effects.extend(std::mem::take(&mut self.wants.called).into_iter().map(Effect::Deny));
+        // Until the takedown the switch can be turned back: what comes while this server ends is not its.
+        let drained = self.olds.iter().filter(|(_, old)| old.shares && old.is_stopped());
+        let drained: Vec<OldId> = drained.map(|(id, _)| *id).collect();
+        let gives_back = self.is_switched() && !self.is_told_for_good() && !drained.is_empty();
+        if gives_back {
+            ours.effects.push(Effect::SwitchBack);
+            // Before the word: whoever stays registers its addresses again.
+            ours.effects.extend(ours.slots.keys().cloned().map(Effect::Unhold));
+            ours.effects.extend(drained.into_iter().map(Effect::AskStay));
+        }
+        let listens = ours.slots.any([Kind::Joined, Kind::Proven]);
+        ours.withdraw(|_| true);
+        // On a shared port it listens until it is gone, and the locks come back then.
+        if !listens {
+            self.unlock_idle(ours);
+        }
+        gives_back
+    }
+
+    /// Gives back the locks of the old servers from which nothing is wanted and nothing was taken.
+    fn unlock_idle(&mut self, ours: &mut Ours) {
+        self.olds.retain(|&id, old| {
+            let keep = old.demand != Demand::Nothing || ours.slots.values().any(|slot| slot.wants(id));
+            if !keep {
+                ours.effects.push(Effect::Unlock(id));
+            }
+            keep
+        });
+    }
+
+    /// The server is gone: so are the claims on the old ones.
+    pub fn end(&mut self, ours: &mut Ours) {
+        self.report_harmed(ours);
+        // Before the locks: whoever goes on registers its addresses again.
+        if !self.olds.is_empty() {
+            ours.effects.extend(ours.slots.keys().cloned().map(Effect::Unhold));
+        }
+        ours.effects.extend(self.olds.keys().copied().map(Effect::Unlock));
+    }
+
+    /// What nothing serves any more because the swap did not get to its end.
+    fn report_harmed(&self, ours: &mut Ours) {
+        // An old server that has other addresses and does not take TAKEDOWN was not told yet.
+        let untold: BTreeSet<OldId> = self.uncovered(&ours.slots).map(|(id, _)| id).collect();
+        // Or it goes on where the switch is turned back.
+        let returns = |id: &OldId| self.is_switched() && self.olds.get(id).is_some_and(|old| old.shares);
+        let doubt = |slot: &Slot| match slot {
+            Slot::Releasing(_, pending) => pending.iter().any(|id| untold.contains(id) || returns(id)),
+            _ => matches!(slot.kind(), Kind::Looking | Kind::Waiting),
+        };
+        let (doubtful, sure): (Vec<&Address>, Vec<&Address>) =
+            self.harmed.iter().partition(|address| ours.slots.get(address).is_some_and(doubt));
+        if !sure.is_empty() {
+            ours.report(Level::Error, None, format!("nothing serves {}", list(sure)));
+        }
+        if !doubtful.is_empty() {
+            let list = list(doubtful);
+            let text = format!("it may be that nothing serves {list} (the old server was asked to let go)");
+            ours.report(Level::Error, None, text);
+        }
+    }
+}

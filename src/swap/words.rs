@@ -1,0 +1,256 @@
+//! What a generation is told and what it answers: events, effects, and the terms of both.
+
+use super::warrant::Warrant;
+use crate::address::Address;
+use crate::protocol::{ServerWord, SupervisorWord};
+use std::time::Duration;
+
+/// A connection on which the server speaks: its control fd, or one to its control socket.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct SpeakerId(pub u64);
+
+/// An older generation that has what this one wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct OldId(pub u64);
+
+/// Somebody who wants to replace this generation or to take it down.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ClaimerId(pub u64);
+
+/// The clocks of a generation. The owner of the machine keeps them.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Timer {
+    /// The new server must be up.
+    Ready,
+    /// The new server has been quiet: it wants no more addresses.
+    Quiet,
+    /// The server was told to stop: SIGKILL.
+    Kill,
+    /// The server was told to let go of some of its addresses.
+    Partial,
+    /// The server may finish what it has.
+    Drain,
+}
+
+/// What happened.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Event {
+    /// The server said a word.
+    Said(SpeakerId, ServerWord),
+    /// A connection of the server's ended.
+    SpeakerGone(SpeakerId),
+    /// The server listens on the address (asked for by [`Effect::Watch`], or found).
+    Listens(Address),
+    /// The server wants to listen on the address, and waits for [`Effect::Admit`], [`Effect::Join`],
+    /// [`Effect::Pass`] or [`Effect::Deny`]. Whether an older server was there when it was bound.
+    Calls(Address, Meets),
+    /// The server has closed all that it had at the address.
+    Closed(Address),
+    /// Answer to [`Effect::LookUp`]: whoever has the address is none that the caller of `listen` could replace, and
+    /// the kernel decides whether both can listen.
+    Foreign(Address),
+    /// What keeps a server that listens on the address from being proven.
+    Hindered(Address, String),
+    /// The server has bound a port: it is not quiet.
+    Bound,
+    /// The server accepts connections everywhere on the shared address (asked for by [`Effect::Join`]).
+    Accepts(Address),
+    /// The ports of the old server can be shared; comes before `Locked`.
+    Shares(OldId),
+    /// They cannot be, and why; comes before `Locked`.
+    Unshared(OldId, String),
+    /// The holder of the lock has switched a shared port: finish what you have, then go.
+    AskedDrain(ClaimerId),
+    /// The holder of the lock has turned its switch back.
+    AskedStay(ClaimerId),
+    /// The holder of the lock has gone away, but its server serves in our place.
+    Succeeded(ClaimerId),
+    /// Whoever served in our place is gone too: new connections come here again.
+    Alone,
+    /// Nothing more can be lost by closing the listeners (asked for by [`Effect::Drain`]).
+    Quiesced,
+    /// No connection of the server's is busy (asked for by [`Effect::Drain`]).
+    Drained,
+    /// Nobody listens on the address any more (asked for by [`Effect::WatchRelease`]).
+    Free(Address),
+    /// The server is gone, with this status.
+    Exited(u8),
+    /// Answer to [`Effect::LookUp`]: nobody had the address, now it is registered as ours.
+    Vacant(Address),
+    /// Answer to [`Effect::LookUp`], and to [`Effect::Take`] that came too late: these have it.
+    Taken(Address, Vec<OldId>),
+    /// Answer to [`Effect::LookUp`]: it cannot be had, and why.
+    Blocked(Address, String),
+    /// The old server's supervisor is alive and has our claim.
+    Attended(OldId),
+    /// The old server is ours to replace; it has these addresses.
+    Locked(OldId, Vec<Address>),
+    /// The old server has let go of an address that was asked for, or cannot go on with it.
+    OldReleased(OldId, Address),
+    /// The old server's supervisor refuses, and why.
+    OldRefused(OldId, String),
+    /// The old server is gone.
+    OldGone(OldId),
+    /// The old server's supervisor is not heard any more: it is gone, and comes again as `Locked`, or it has hung
+    /// up, and comes as `OldLost`. Until then its lock is not ours.
+    OldSilent(OldId),
+    /// The old server's supervisor is gone; the server may live.
+    OldLost(OldId),
+    /// Somebody wants to replace this server.
+    Claim(ClaimerId),
+    /// The holder of the lock asks for an address.
+    AskedTakedown(ClaimerId, Address),
+    /// The holder of the lock asks for the end of the server.
+    AskedStop(ClaimerId),
+    /// `--takedown` of these addresses.
+    Down(ClaimerId, Vec<Address>),
+    /// A claimer has gone away.
+    ClaimerGone(ClaimerId),
+    /// The supervisor is told to stop its server. `signalled`: the terminal told the server already.
+    Stop {
+        /// The server has had the signal too.
+        signalled: bool,
+    },
+    /// A clock ran out.
+    Timer(Timer),
+}
+
+/// How much a report matters.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Level {
+    /// Something failed.
+    Error,
+    /// Something is not as asked.
+    Warning,
+    /// An event that matters.
+    Notice,
+    /// For those who want to watch.
+    Detail,
+}
+
+/// What is to be done. Nothing here can harm an old server but those that carry a [`Warrant`].
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub enum Effect {
+    /// Send the server a word.
+    Say(SpeakerId, SupervisorWord),
+    /// Find out who has the address, and register it as ours if nobody has.
+    LookUp(Address),
+    /// Queue for the lock of an old server.
+    Lock(OldId),
+    /// Give up the lock, or the place in the queue.
+    Unlock(OldId),
+    /// Register the address as ours in place of the old servers: the switch in the run directory.
+    /// Answered by [`Event::Taken`] if somebody else has it by now, which then keeps it.
+    Take(Warrant, Address),
+    /// Let the server listen on the address as if alone.
+    Admit(Address),
+    /// Let the server's call to listen run as if nobody had seen it.
+    Pass(Address),
+    /// Let the server's call to listen on the address fail.
+    Deny(Address),
+    /// Let the server listen on the address, all connections still going to the old one, if there is one, and
+    /// tell when it has proven that it accepts some.
+    Join(Address),
+    /// The server wants no more sockets: those that it has are to prove themselves.
+    Settle,
+    /// New connections go to the new server from here on.
+    Switch(Warrant),
+    /// Let the old server finish what it has, and then stop it.
+    AskDrain(Warrant, OldId),
+    /// New connections go to the old servers again.
+    SwitchBack,
+    /// The old server is to drain no more.
+    AskStay(OldId),
+    /// Watch the connections of our server, which gets no new ones.
+    Drain,
+    /// Watch them no more.
+    StopDrain,
+    /// The time for the drain is up: say what is still open.
+    CutOff,
+    /// Ask the old server to let go of the address.
+    AskTakedown(Warrant, OldId, Address),
+    /// Ask for the end of the old server.
+    AskStop(Warrant, OldId),
+    /// Register the address as ours again, if nobody else has it.
+    Hold(Address),
+    /// Remove our registration of the address.
+    Unhold(Address),
+    /// From here on the new server must not end with its supervisor.
+    Commit,
+    /// Tell when the server listens on the address.
+    Watch(Address),
+    /// Tell when nobody listens on the address.
+    WatchRelease(Address),
+    /// Send the server its stop signal.
+    Signal,
+    /// SIGKILL to all of the server.
+    Kill,
+    /// The claimer has the lock; these are the addresses.
+    Grant(ClaimerId, Vec<Address>),
+    /// The address is free for the claimer; on a shared port: the server is told to go, and nobody can go
+    /// back to it.
+    TellReleased(ClaimerId, Address),
+    /// The claimer does not get what it asked for.
+    Refuse(ClaimerId, String),
+    /// The server is gone.
+    TellGone(ClaimerId),
+    /// Start a clock anew.
+    Arm(Timer, Duration),
+    /// Stop a clock for good.
+    Disarm(Timer),
+    /// Stop a clock for a while: what is left stays.
+    Pause(Timer),
+    /// Let a paused clock run on.
+    Resume(Timer),
+    /// Tell the user.
+    Report(Level, Option<Address>, String),
+    /// The server is up.
+    Up,
+    /// The swap is done: the server is up and whom it replaced is gone.
+    Done,
+    /// The generation has ended, and what is still registered as its is to be removed; the status for
+    /// its supervisor to end with.
+    End(u8),
+}
+
+/// Whether a `listen` claims an address of an older server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Meets {
+    /// One was there when the socket was bound.
+    Server,
+    /// Nobody was.
+    Nobody,
+}
+
+/// The order in which a swap runs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Order {
+    /// Close, then bind: no two servers on one port.
+    Plain,
+    /// Old and new share the port.
+    Shared,
+}
+
+/// Settings of a generation.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Settings {
+    /// Plain order, or the shared port.
+    pub order: Order,
+    /// Somebody waits for the swap (`--detach`, `--reload`): the server has to be up to count.
+    pub awaited: bool,
+    /// `--ready-timeout`; zero: for ever; `None`: the default of the situation.
+    pub ready_timeout: Option<Duration>,
+    /// `--kill-after`.
+    pub kill_after: Duration,
+    /// `--drain`.
+    pub drain: Duration,
+}
+
+/// Default of `--ready-timeout`.
+pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
+/// No READY and no bind for this long: the server wants no more addresses.
+pub const QUIET: Duration = Duration::from_secs(3);
+/// How long what is on its way to a server may take to arrive after the time for its drain.
+pub const ARRIVALS: Duration = Duration::from_secs(3);
+/// Most addresses of one server: a server that asks for more babbles.
+pub const ADDRESSES_MAX: usize = 4096;
