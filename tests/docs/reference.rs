@@ -558,10 +558,9 @@ fn messages_of_the_manual_are_those_of_the_program() {
 #[test]
 fn words_of_the_control_channel_are_those_of_the_code() {
     let text = manual(7);
-    let source = file("src/protocol.rs");
-    let source = source.split("#[cfg(test)]").next().unwrap();
+    let source = ["src/protocol.rs", "src/protocol/lines.rs"].map(file).concat();
     let words = |implementation: &str| -> Names {
-        let body = between(source, implementation, "\n}\n").next().unwrap();
+        let body = between(&source, implementation, "\n}\n").next().unwrap();
         body.split('"')
             .skip(1)
             .step_by(2)
