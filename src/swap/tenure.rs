@@ -284,6 +284,7 @@ impl Tenure {
     pub fn succeeded(&mut self, ours: &mut Ours, claimer: ClaimerId) {
         if self.is_locked_by(claimer) && (self.lease.is_draining() || ours.is_leaving()) {
             self.lease.lend(None);
+            self.asked.clear();
         } else {
             self.claimer_gone(ours, claimer);
         }

@@ -11,12 +11,14 @@ use crate::swap::words::{Effect, Level, OldId, READY_TIMEOUT, Timer};
 impl Claim {
     /// These have the address.
     pub fn taken(&mut self, ours: &mut Ours, address: Address, olds: Vec<OldId>) {
-        let Some(Slot::Looking(wanted) | Slot::Releasing(wanted, _)) = ours.slots.get(&address) else {
-            // The READY was taken back meanwhile, or was looked up twice.
-            let unknown = olds.into_iter().filter(|id| !self.olds.contains_key(id));
-            return ours.effects.extend(unknown.map(Effect::Unlock));
+        let wanted = match ours.slots.get(&address) {
+            Some(Slot::Looking(wanted) | Slot::Releasing(wanted, _)) if !ours.is_leaving() => wanted.clone(),
+            // The READY was taken back meanwhile, or was looked up twice, or the server is on its way out.
+            _ => {
+                let unknown = olds.into_iter().filter(|id| !self.olds.contains_key(id));
+                return ours.effects.extend(unknown.map(Effect::Unlock));
+            }
         };
-        let wanted = wanted.clone();
         let time = ours.settings.ready_timeout.unwrap_or(READY_TIMEOUT);
         if !time.is_zero() && !ours.clocks.contains_key(&Timer::Ready) {
             ours.arm(Timer::Ready, time);

@@ -130,6 +130,7 @@ impl Claim {
 
     /// The server has closed all that it had at the address. Before it is up that was none of its addresses.
     pub fn closed(&mut self, ours: &mut Ours, own: &Address) {
+        self.wants.listening.remove(own);
         let closed = match ours.slots.get(own) {
             // It has only tried whether it can have it.
             Some(Slot::Joined(..) | Slot::Proven(..)) => true,

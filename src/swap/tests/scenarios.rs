@@ -1044,3 +1044,33 @@ fn an_old_server_that_is_lost_is_forgotten_at_all_its_addresses() {
     assert_has(&effects, &[Effect::Unhold(a(":1")), Effect::LookUp(a(":2"))]);
     machine.step(Event::Locked(OldId(8), vec![a(":2")]));
 }
+
+#[test]
+fn what_a_claimer_that_has_gone_away_asked_for_is_not_asked_for_by_the_next() {
+    let mut machine = claimed(serving(&[":1", "db"], &[]));
+    machine.step(Event::AskedDrain(CLAIMER));
+    machine.step(Event::AskedTakedown(CLAIMER, a("db")));
+    machine.step(Event::Succeeded(CLAIMER));
+    machine.step(Event::Alone);
+    let next = ClaimerId(6);
+    assert_eq!(machine.step(Event::Claim(next)), [Effect::Grant(next, machine.addresses())]);
+    machine.step(Event::AskedTakedown(next, a(":1")));
+    assert!(!machine.is_leaving() && !machine.is_asked_for(&a("db")));
+}
+
+#[test]
+fn a_server_that_was_told_to_stop_waits_for_nobody() {
+    let mut machine = swapping(&[":1"], &[":1"]);
+    machine.step(Event::Stop { signalled: false });
+    let other = OldId(8);
+    assert_eq!(machine.step(Event::Taken(a(":1"), vec![other])), [Effect::Unlock(other)]);
+}
+
+#[test]
+fn a_listener_that_was_closed_before_its_turn_is_not_proven() {
+    let mut machine = new(false);
+    machine.step(Event::Listens(a(":1")));
+    machine.step(Event::Closed(a(":1")));
+    let effects = machine.step(Event::Vacant(a(":1")));
+    assert!(!effects.contains(&Effect::Join(a(":1"))), "{effects:?}");
+}
