@@ -101,31 +101,25 @@ impl Seen {
     }
 }
 
-/// The servers of this supervisor: one, and two during a reload.
+/// Children of this process that are not its server's.
 #[derive(Debug)]
 pub struct Household {
-    /// Children that this process had before it started a server: of the shell that executed it, say.
+    /// Those that it had before it started a server: of the shell that executed it, say.
     strangers: Vec<Stat>,
-    members: Mutex<Vec<Entry>>,
+    /// Servers of the copies that it has started for a reload, by pid and start: they come to it when a copy is killed.
+    of_copies: Mutex<BTreeSet<(Pid, u64)>>,
 }
 
+/// A server in its household.
 #[derive(Debug)]
-struct Entry {
-    id: usize,
+pub struct Member {
+    household: Arc<Household>,
     started: u64,
     seen: Seen,
 }
 
-/// A server in its household, until this value is dropped.
-#[derive(Debug)]
-pub struct Member {
-    household: Arc<Household>,
-    id: usize,
-    started: u64,
-}
-
 impl Household {
-    /// Call it before the first server starts.
+    /// Call it before the server starts.
     pub fn found() -> io::Result<Arc<Household>> {
         let strangers = match process::has_children()? {
             false => Vec::new(),
@@ -135,59 +129,47 @@ impl Household {
                 snapshot.all().filter(|stat| stat.parent == Pid::own().raw()).cloned().collect()
             }
         };
-        Ok(Arc::new(Household { strangers, members: Mutex::default() }))
+        Ok(Arc::new(Household { strangers, of_copies: Mutex::default() }))
     }
 
-    /// A server has started then.
+    /// The server has started then.
     pub fn enter(self: &Arc<Household>, started: u64, seen: Seen) -> Member {
-        let mut members = lock(&self.members);
-        let id = members.iter().map(|member| member.id + 1).max().unwrap_or(0);
-        members.push(Entry { id, started, seen });
-        Member { household: self.clone(), id, started }
+        Member { household: self.clone(), started, seen }
+    }
+
+    /// A copy has started a server.
+    pub fn has_copy_of(&self, server: (Pid, u64)) {
+        lock(&self.of_copies).insert(server);
     }
 }
 
 impl Member {
     /// Whether the server has left this child of ours behind.
     fn is_heir(&self, child: &Stat, mark: Option<&str>, own_mark: &str) -> bool {
-        let is_stranger = |other: &Stat| (other.pid, other.start) == (child.pid, child.start);
+        let own = (child.pid, child.start);
         let strangers = &self.household.strangers;
         match mark {
-            _ if strangers.iter().any(is_stranger) => false,
+            _ if strangers.iter().any(|other| (other.pid, other.start) == own) => false,
+            _ if lock(&self.household.of_copies).contains(&own) => false,
             Some(mark) => mark == own_mark,
             // They leave children behind too, in the groups in which they are.
             None if child.group == nix::unistd::getpgrp().as_raw() && !strangers.is_empty() => false,
             None if strangers.iter().any(|other| other.group == child.group) => false,
-            None => self.has_most_claim(child),
+            None => self.has_claim(child),
         }
     }
 
-    /// In a reload what neither server can be told by is the newest's that is old enough: the other one has settled.
-    fn has_most_claim(&self, child: &Stat) -> bool {
-        let members = lock(&self.household.members);
-        let is_first = Pid::own().raw() == 1;
-        if members.len() == 1 && !is_first {
-            return self.started <= child.start;
+    fn has_claim(&self, child: &Stat) -> bool {
+        let is_old_enough = self.started <= child.start;
+        if Pid::own().raw() != 1 {
+            return is_old_enough;
         }
-        let held = procfs::sockets(child.pid).unwrap_or_default();
-        let had = |member: &&Entry| held.iter().any(|inode| member.seen.had(*inode));
-        let foreign = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
-        let shares = |member: &&Entry| child.session != foreign && member.seen.has_session(child.session);
-        let whose = members.iter().find(had).or_else(|| members.iter().find(shares));
         // Process 1 gets what others in its container leave behind too. What is below our filter has one more.
-        let may_be = || {
-            let is_watched = members.iter().any(|member| member.seen.is_watched());
-            !is_first || !is_watched || procfs::filters(child.pid) > procfs::filters(Pid::own())
-        };
-        let oldest_first = || members.iter().filter(|member| member.started <= child.start);
-        let newest = || oldest_first().max_by_key(|member| member.started).filter(|_| may_be());
-        whose.or_else(newest).is_some_and(|m| m.id == self.id)
-    }
-}
-
-impl Drop for Member {
-    fn drop(&mut self) {
-        lock(&self.household.members).retain(|member| member.id != self.id);
+        let held = procfs::sockets(child.pid).unwrap_or_default();
+        let foreign = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
+        held.iter().any(|inode| self.seen.had(*inode))
+            || child.session != foreign && self.seen.has_session(child.session)
+            || is_old_enough && (!self.seen.is_watched() || procfs::filters(child.pid) > procfs::filters(Pid::own()))
     }
 }
 
@@ -368,24 +350,16 @@ mod tests {
     }
 
     #[test]
-    fn in_a_reload_a_child_without_a_mark_belongs_to_the_server_that_is_known_by_it() {
-        let household = Arc::new(Household { strangers: vec![child(4_194_300, 1)], members: Mutex::default() });
-        let (old_seen, new_seen) = (Seen::default(), Seen::default());
-        let old = household.enter(10, old_seen.clone());
-        let is = |member: &Member, pid, start| member.is_heir(&child(pid, start), None, "own");
-        // The only one has all children that are not older.
-        assert!(is(&old, 4_194_301, 10) && !is(&old, 4_194_301, 9) && !is(&old, 4_194_300, 1));
-        let new = household.enter(20, new_seen);
-        for (start, is_old) in [(10, true), (19, true), (20, false), (30, false)] {
-            assert_eq!((is(&old, 4_194_301, start), is(&new, 4_194_301, start)), (is_old, !is_old), "{start}");
-        }
-        // What has its session is known by that, however young it is.
-        old_seen.session(4_194_301);
-        assert!(is(&old, 4_194_301, 30) && !is(&new, 4_194_301, 30));
+    fn a_child_without_a_mark_is_the_servers_unless_it_is_older_or_a_strangers() {
+        let household = Arc::new(Household { strangers: vec![child(4_194_300, 1)], of_copies: Mutex::default() });
+        let server = household.enter(10, Seen::default());
+        let is = |pid, start| server.is_heir(&child(pid, start), None, "own");
+        assert!(is(4_194_301, 10) && !is(4_194_301, 9) && !is(4_194_300, 1));
+        // The server of a copy that was killed.
+        household.has_copy_of((Pid::new(4_194_301).unwrap(), 30));
+        assert!(!is(4_194_301, 30) && is(4_194_301, 31));
         // A mark says it all.
-        let marked = |member: &Member, mark| member.is_heir(&child(4_194_302, 30), Some(mark), "own");
-        assert!(marked(&old, "own") && !marked(&new, "other"));
-        drop(old);
-        assert!(!is(&new, 4_194_303, 19) && is(&new, 4_194_303, 30));
+        let marked = |mark| server.is_heir(&child(4_194_302, 5), Some(mark), "own");
+        assert!(marked("own") && !marked("other"));
     }
 }

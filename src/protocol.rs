@@ -113,6 +113,10 @@ pub enum CopyWord {
     Reload(u64),
     /// For the service manager (sd_notify(3)).
     Notify(String),
+    /// Its server: pid, and when that started (proc_pid_stat(5)).
+    Server(u32, u64),
+    /// Its server is on its way out, and is reloaded no more.
+    Leaves,
 }
 
 /// What a front says to a copy.
@@ -124,6 +128,8 @@ pub enum FrontWord {
     Failed(u64, u8, String),
     /// Another copy serves in its place.
     Superseded,
+    /// The front was told to stop so often, the last time by the terminal: that tells the server too.
+    Stop(u32, bool),
 }
 
 /// A word that can be read from a line. The error is the text for an ERROR line.
@@ -239,6 +245,11 @@ impl Word for CopyWord {
             "DONE" => nothing(argument, CopyWord::Done),
             "RELOAD" => number(argument).map(CopyWord::Reload),
             "NOTIFY" => Ok(CopyWord::Notify(argument.unwrap_or("").to_owned())),
+            "SERVER" => {
+                let (pid, start) = split(argument.unwrap_or(""));
+                Ok(CopyWord::Server(number(Some(pid))?, number(start)?))
+            }
+            "LEAVES" => nothing(argument, CopyWord::Leaves),
             _ => unknown(),
         }
     }
@@ -255,6 +266,10 @@ impl Word for FrontWord {
                 Ok(FrontWord::Failed(number(Some(peer))?, status, why))
             }
             "SUPERSEDED" => nothing(argument, FrontWord::Superseded),
+            "STOP" => {
+                let (times, from_terminal) = split(argument.unwrap_or(""));
+                Ok(FrontWord::Stop(number(Some(times))?, number::<u8>(from_terminal)? == 1))
+            }
             _ => unknown(),
         }
     }
@@ -326,6 +341,8 @@ impl fmt::Display for CopyWord {
             CopyWord::Done => f.write_str("DONE"),
             CopyWord::Reload(peer) => write!(f, "RELOAD {peer}"),
             CopyWord::Notify(text) => write!(f, "NOTIFY {text}"),
+            CopyWord::Server(pid, start) => write!(f, "SERVER {pid} {start}"),
+            CopyWord::Leaves => f.write_str("LEAVES"),
         }
     }
 }
@@ -336,6 +353,7 @@ impl fmt::Display for FrontWord {
             FrontWord::Reloaded(peer) => write!(f, "RELOADED {peer}"),
             FrontWord::Failed(peer, status, text) => write!(f, "FAILED {peer} {status} {text}"),
             FrontWord::Superseded => f.write_str("SUPERSEDED"),
+            FrontWord::Stop(times, from_terminal) => write!(f, "STOP {times} {}", u8::from(*from_terminal)),
         }
     }
 }

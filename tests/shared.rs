@@ -564,6 +564,26 @@ fn a_new_server_that_dies_after_the_switch_gives_the_port_back() {
 }
 
 /// As above, in a reload: who asked for it hears so, and what serves again is this supervisor's server as before.
+/// The old one cannot stay any more: nothing serves, and whoever restarts what fails has to hear of it.
+#[test]
+fn a_reload_whose_new_server_dies_while_the_old_one_goes_has_its_status() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let (gate, before_exit) = sandbox.gate("before-exit");
+    let signals = format!("signals={}", sandbox.path("signals").display());
+    let (mut front, first) = sandbox.serving(port, &[], &[&format!(":{port}"), &signals, &before_exit]);
+    let mut reload = sandbox.serverswap(["--reload", &format!(":{port}")]);
+    gate.reached();
+    let second = get(port).unwrap().pid;
+    assert_ne!(second, first);
+    kill(second, libc::SIGKILL);
+    front.says("nothing serves");
+    assert!(![0, 125].contains(&reload.wait()));
+    gate.open();
+    assert_eq!(front.wait(), 137, "{}", front.log());
+    sandbox.assert_clean();
+}
+
 #[test]
 fn a_reloaded_server_that_dies_after_the_switch_gives_the_port_back() {
     let sandbox = Sandbox::shared();

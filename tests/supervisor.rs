@@ -165,7 +165,7 @@ fn usr1_and_usr2_are_passed_on() {
 }
 
 #[test]
-fn a_reload_swaps_within_the_supervisor_and_a_failing_one_keeps_the_old_server() {
+fn a_reload_keeps_the_supervisor_and_a_failing_one_the_old_server() {
     for flags in [&[][..], &["takedown"]] {
         let scene = Scene::new();
         let mut running = scene.changing(&["--ready-timeout", "1"]);
@@ -397,6 +397,44 @@ fn ctrl_c_reaches_the_server_once() {
         gate.open();
         assert_eq!(terminal.running.wait(), 130);
         assert_eq!(signals(&scene.sandbox), format!("{before}SIGINT\n"));
+        scene.sandbox.assert_clean();
+    }
+}
+
+/// A service manager, or a shell, may tell all of a group: the front, and the copy that has the server.
+#[test]
+fn a_signal_to_the_group_of_a_front_stops_its_server_once() {
+    for reloads in [1, 2] {
+        let scene = Scene::new();
+        let (gate, before_exit) = scene.sandbox.gate("before-exit");
+        let mut command = scene.sandbox.command(SERVERSWAP);
+        command.arg(plain_server()).args([&scene.address, &signals_file(&scene.sandbox), &before_exit]);
+        // In a session of its own, as all of the sandbox.
+        let mut running = scene.sandbox.start(command);
+        running.says("is up");
+        for _ in 0..reloads {
+            let mut reload = scene.sandbox.serverswap(["--reload", &scene.address]);
+            gate.reached();
+            gate.open();
+            assert_eq!(reload.wait(), 0, "{}", reload.log());
+        }
+        let server = get(scene.port).unwrap().pid;
+        // To the youngest server alone.
+        running.signal(libc::SIGUSR1);
+        let before = format!("{}SIGUSR1\n", "SIGTERM\n".repeat(reloads));
+        until("the server has had it", || signals(&scene.sandbox) == before);
+        let group = nix::unistd::Pid::from_raw(running.pid());
+        nix::sys::signal::killpg(group, nix::sys::signal::Signal::SIGTERM).unwrap();
+        gate.reached();
+        // What was told twice would be killed.
+        let after = format!("{before}SIGTERM\n");
+        until("both have told it", || scene.sandbox.status().iter().any(|fields| fields[5] == "draining"));
+        let (status, log) = scene.sandbox.run(["--reload", &scene.address]);
+        assert!(status != 0 && log.contains("being stopped"), "{status} {log}");
+        assert!(alive(server));
+        assert_eq!(signals(&scene.sandbox), after);
+        gate.open();
+        assert_eq!(running.wait(), 143, "{}", running.log());
         scene.sandbox.assert_clean();
     }
 }

@@ -48,10 +48,21 @@ fn every_word_is_accepted_and_read_back() {
     ] {
         assert_eq!(HolderWord::parse(&word.to_string()), Ok(word));
     }
-    for word in [CopyWord::Done, CopyWord::Reload(7), CopyWord::Notify("READY=1".into())] {
+    for word in [
+        CopyWord::Done,
+        CopyWord::Reload(7),
+        CopyWord::Notify("READY=1".into()),
+        CopyWord::Server(7, 8),
+        CopyWord::Leaves,
+    ] {
         assert_eq!(CopyWord::parse(&word.to_string()), Ok(word));
     }
-    for word in [FrontWord::Reloaded(7), FrontWord::Failed(7, 124, "late".into()), FrontWord::Superseded] {
+    for word in [
+        FrontWord::Reloaded(7),
+        FrontWord::Failed(7, 124, "late".into()),
+        FrontWord::Superseded,
+        FrontWord::Stop(2, true),
+    ] {
         assert_eq!(FrontWord::parse(&word.to_string()), Ok(word));
     }
     assert_eq!(ServerWord::parse("FAIL"), Ok(ServerWord::Fail(String::new())));

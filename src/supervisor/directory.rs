@@ -143,7 +143,7 @@ impl Supervisor {
     /// Until when a job waits for the lock. Then it is done without, or refused.
     fn late(&self, job: &Job) -> Instant {
         let parts = |live: &super::Live| live.life.ended.is_some() || live.machine.is_leaving();
-        let parts = self.caller.stopping || self.live.get(&job.generation).is_none_or(parts);
+        let parts = self.caller.is_stopping() || self.live.get(&job.generation).is_none_or(parts);
         job.since + if parts { PARTING } else { LOCK_PATIENCE }
     }
 

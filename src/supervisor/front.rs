@@ -16,6 +16,10 @@ use nix::sys::signal::{Signal, kill};
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::time::{Duration, Instant};
+
+/// How long after its last word a copy that should have ended is looked at.
+const REAP_AFTER: Duration = Duration::from_millis(100);
 
 /// Who hears how a reload went.
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -31,6 +35,8 @@ pub(super) struct Child {
     pid: Pid,
     waiters: Vec<Waiter>,
     progress: Progress,
+    /// Its server is on its way out.
+    leaves: bool,
     /// The line to it has ended: it says nothing any more.
     silent: bool,
     /// It has ended so.
@@ -50,6 +56,8 @@ pub(super) struct Reloads {
     pub(super) wanted: Option<Vec<Waiter>>,
     /// Who waits for one that our front was asked for.
     pub(super) asked: BTreeSet<Id>,
+    /// The front knows that our server leaves.
+    pub(super) leave_said: bool,
 }
 
 /// How far the swap of a copy is.
@@ -68,8 +76,11 @@ impl Supervisor {
         let swaps = self.reloads.copies.values().any(|copy| copy.progress != Progress::Done);
         let own_is_free = self.live.len() == 1 && self.live.get(&OWN).is_some_and(|live| live.machine.is_free());
         let has_heir = !self.live.contains_key(&OWN) && !self.reloads.copies.is_empty();
-        if self.caller.stopping || swaps || !(own_is_free || has_heir) {
+        if self.caller.is_stopping() || swaps || !(own_is_free || has_heir) {
             return;
+        }
+        if self.reloads.in_charge.and_then(|line| self.reloads.copies.get(&line)).is_some_and(|copy| copy.leaves) {
+            return self.refuse_reload();
         }
         if let Some(waiters) = self.reloads.wanted.take() {
             self.caller.manager.reloading();
@@ -100,23 +111,31 @@ impl Supervisor {
         let pid = process::spawn_copy(theirs.as_fd()).map_err(failed)?;
         self.peers.conns.insert(line, Conn::ours(ours, Role::Copy));
         let waiters = waiters.to_vec();
-        self.reloads
-            .copies
-            .insert(line, Child { pid, waiters, progress: Progress::Starting, silent: false, end: None });
+        self.reloads.copies.insert(
+            line,
+            Child { pid, waiters, progress: Progress::Starting, leaves: false, silent: false, end: None },
+        );
         Ok(())
     }
 
     pub(super) fn copy_said(&mut self, line: Id, word: CopyWord) {
+        let is_replaced = self.is_replaced(line);
         let Some(copy) = self.reloads.copies.get_mut(&line) else { return };
         match word {
+            CopyWord::Server(pid, start) => {
+                if let Some(pid) = Pid::new(pid.into()) {
+                    self.kin.household.has_copy_of((pid, start));
+                }
+            }
+            CopyWord::Leaves => copy.leaves = true,
             CopyWord::Notify(message) => {
                 if message == "READY=1" && copy.progress == Progress::Starting {
                     copy.progress = Progress::Up;
                 }
                 let counts = match message.as_str() {
                     // We have said so ourselves, or the copy was only replaced.
-                    "STOPPING=1" => !self.caller.stopping && self.reloads.in_charge == Some(line),
-                    _ => copy.progress != Progress::Starting,
+                    "STOPPING=1" => !self.caller.is_stopping() && self.reloads.in_charge == Some(line),
+                    _ => copy.progress != Progress::Starting && !is_replaced,
                 };
                 if counts {
                     self.caller.manager.tell(&message);
@@ -131,12 +150,17 @@ impl Supervisor {
             }
             CopyWord::Reload(peer) => {
                 let waiter = Some(Waiter::Of(line, peer)).filter(|_| peer > 0);
-                match self.caller.stopping {
+                match self.caller.is_stopping() {
                     true => self.tell_waiters(waiter.as_slice(), &being_stopped()),
                     false => self.want_reload(waiter),
                 }
             }
         }
+    }
+
+    /// Whether a younger server than that of this line, 0 for our own, is up: what it says of itself concerns nobody.
+    pub(super) fn is_replaced(&self, line: Id) -> bool {
+        self.reloads.copies.range(line + 1..).any(|(_, copy)| copy.progress != Progress::Starting)
     }
 
     /// A reload replaces even what has no address in common with the new server.
@@ -152,7 +176,14 @@ impl Supervisor {
         if let Some(copy) = self.reloads.copies.get_mut(&line) {
             copy.silent = true;
         }
+        self.reap();
         self.bury_copies();
+    }
+
+    /// When to look if a copy that says nothing any more has ended: its SIGCHLD may be lost.
+    pub(super) fn copies_at(&self) -> Option<Instant> {
+        let is_awaited = |copy: &Child| copy.silent && copy.end.is_none();
+        self.reloads.copies.values().any(is_awaited).then(|| Instant::now() + REAP_AFTER)
     }
 
     /// A child has ended; `true` if it was a copy.
@@ -176,8 +207,9 @@ impl Supervisor {
                 };
                 self.reload_failed(&copy.waiters, end, why);
             }
-            let succeeds =
-                self.caller.stopping && copy.progress != Progress::Starting && Some(line) > self.reloads.in_charge;
+            let own_leaves = self.live.get(&OWN).is_some_and(|live| live.machine.is_leaving());
+            let may = own_leaves || self.caller.is_stopping() && copy.progress != Progress::Starting;
+            let succeeds = may && Some(line) > self.reloads.in_charge;
             if succeeds || self.reloads.in_charge == Some(line) {
                 (self.caller.status, self.reloads.in_charge) = (end, Some(line));
                 self.find_heir(line);
@@ -188,7 +220,7 @@ impl Supervisor {
     /// Whoever was in charge has ended: the youngest of those that came after it is. While all are told to stop, only one
     /// that has taken its place: it may not have said yet that its swap is done.
     pub(super) fn find_heir(&mut self, ended: Id) {
-        let inherits = |copy: &Child| !self.caller.stopping || copy.progress != Progress::Starting;
+        let inherits = |copy: &Child| !self.caller.is_stopping() || copy.progress != Progress::Starting;
         let mut younger = self.reloads.copies.range(ended..);
         let heir = younger.rfind(|(_, copy)| inherits(copy)).map(|(line, _)| *line);
         self.reloads.in_charge = heir.or(self.reloads.in_charge);
@@ -198,26 +230,30 @@ impl Supervisor {
         }
     }
 
-    pub(super) fn signal_copies(&self, signal: Signal) {
-        // Its pid is its own until we have reaped it.
-        for copy in self.reloads.copies.values().filter(|copy| copy.end.is_none()) {
-            let _ = kill(nix::unistd::Pid::from_raw(copy.pid.raw()), signal);
+    /// The copies are to stop. A signal to the process group or of the terminal has told them too: they are told how
+    /// often we were, and stop once for each.
+    pub(super) fn stop_copies(&self, from_terminal: bool) {
+        for line in self.reloads.copies.keys() {
+            self.tell(*line, &FrontWord::Stop(self.caller.stops, from_terminal));
         }
     }
 
-    /// A signal that is meant for the server.
+    /// A signal that is meant for the server: the youngest that is up.
     pub(super) fn pass_on(&self, signal: Signal) {
-        match self.live.get(&OWN) {
-            Some(live) if self.reloads.in_charge.is_none() => live.server.signal(signal),
-            _ => self.signal_copies(signal),
+        let is_up = |copy: &&Child| copy.progress != Progress::Starting && copy.end.is_none();
+        match (self.reloads.copies.values().rfind(is_up), self.live.get(&OWN)) {
+            // Its pid is its own until we have reaped it.
+            (Some(copy), _) => drop(kill(nix::unistd::Pid::from_raw(copy.pid.raw()), signal)),
+            (None, Some(live)) => live.server.signal(signal),
+            (None, None) => {}
         }
     }
 
     pub(super) fn reload_failed(&mut self, waiters: &[Waiter], status: u8, why: &str) {
         // What served before still does, unless it has gone too.
-        let serves =
-            self.live.contains_key(&OWN) || self.reloads.copies.values().any(|copy| copy.progress == Progress::Done);
-        if serves && !self.caller.stopping {
+        let serves = self.live.get(&OWN).is_some_and(|live| live.machine.is_up())
+            || self.reloads.copies.values().any(|copy| copy.progress == Progress::Done);
+        if serves && !self.caller.is_stopping() {
             self.tell_manager("READY=1");
         }
         let status = if status == status::DONE { status::NOT_UP } else { status };
@@ -236,7 +272,7 @@ impl Supervisor {
         }
     }
 
-    fn tell(&self, id: Id, word: &impl std::fmt::Display) {
+    pub(super) fn tell(&self, id: Id, word: &impl std::fmt::Display) {
         if let Some(conn) = self.peers.conns.get(&id) {
             conn.out.send(word);
         }
@@ -277,6 +313,11 @@ impl Supervisor {
             FrontWord::Reloaded(peer) => self.front_answers(peer, &HolderWord::Reloaded),
             FrontWord::Failed(peer, status, why) => self.front_answers(peer, &HolderWord::Failed(status, why)),
             FrontWord::Superseded => self.give_up_service(),
+            FrontWord::Stop(times, from_terminal) => {
+                if times > self.caller.stops {
+                    self.stop(from_terminal);
+                }
+            }
         }
     }
 
@@ -306,6 +347,14 @@ impl Supervisor {
         match self.reloads.front {
             Some(front) => self.tell(front, &CopyWord::Notify(message.to_owned())),
             None => self.caller.manager.tell(message),
+        }
+    }
+
+    /// Tells the front what server this is, or that it leaves.
+    pub(super) fn tell_front_of_server(&mut self) {
+        let (Some(front), Some(live)) = (self.reloads.front, self.live.get(&OWN)) else { return };
+        if live.machine.is_leaving() && !std::mem::replace(&mut self.reloads.leave_said, true) {
+            self.tell(front, &CopyWord::Leaves);
         }
     }
 

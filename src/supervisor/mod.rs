@@ -18,6 +18,7 @@ mod outbox;
 mod peers;
 mod processes;
 mod sharing;
+mod signals;
 mod start;
 mod switching;
 mod threads;
@@ -106,10 +107,18 @@ struct Caller {
     /// Tells the launcher that the swap is done.
     telling: Option<JoinHandle<()>>,
     manager: Manager,
-    /// It is told to stop.
-    stopping: bool,
+    /// How many signals have told it to stop, and how often it has been stopped: a front tells a copy too.
+    signals: u32,
+    stops: u32,
     /// Its exit status so far.
     status: u8,
+}
+
+impl Caller {
+    /// Whether it was told to stop.
+    fn is_stopping(&self) -> bool {
+        self.stops > 0
+    }
 }
 
 impl Supervisor {
@@ -154,7 +163,8 @@ impl Supervisor {
                 launcher,
                 telling: None,
                 manager: Manager::from_environment(),
-                stopping: false,
+                signals: 0,
+                stops: 0,
                 status: status::FAILED,
             },
         };
@@ -192,8 +202,10 @@ impl Supervisor {
     /// The main loop: one event, and everything that follows from it.
     fn serve(&mut self) {
         while !self.is_over() {
-            let wake_at =
-                [self.agenda.timers.next(), self.clock.poll_at, self.directory_at()].into_iter().flatten().min();
+            let wake_at = [self.agenda.timers.next(), self.clock.poll_at, self.directory_at(), self.copies_at()]
+                .into_iter()
+                .flatten()
+                .min();
             let event = match wake_at {
                 None => self.inbox.recv_timeout(REST_AFTER).ok().or_else(|| {
                     // Nothing to do and nothing to wait for, and what others did for us is over: this may last for
@@ -287,45 +299,11 @@ impl Supervisor {
             Event::Cancelled => {
                 // Once more: it is told to stop already, and is killed.
                 let may = |live: &Live| live.machine.may_be_cancelled();
-                if self.caller.stopping || self.live.get(&OWN).is_some_and(may) {
-                    self.stop(false);
+                if self.caller.is_stopping() || self.live.get(&OWN).is_some_and(may) {
+                    self.told_to_stop(false);
                 } else {
                     self.log.say(Level::Warning, None, "the swap is past its switch and goes on");
                 }
-            }
-        }
-    }
-
-    fn signalled(&mut self, signal: Signal, from_terminal: bool) {
-        match signal {
-            Signal::SIGHUP if !self.caller.on_terminal => self.want_reload(None),
-            Signal::SIGUSR1 | Signal::SIGUSR2 => self.pass_on(signal),
-            // The terminal went away. That it told the server so too does not stop every server.
-            Signal::SIGHUP => self.stop(false),
-            _ => self.stop(from_terminal),
-        }
-    }
-
-    fn stop(&mut self, signalled: bool) {
-        self.caller.stopping = true;
-        if !signalled {
-            self.signal_copies(Signal::SIGTERM);
-        }
-        self.refuse_reload();
-        if self.live.values().all(Live::is_orphan) {
-            // What is left of the servers was told to stop when they ended.
-            let now = Instant::now();
-            self.kin.leftovers.iter_mut().for_each(|left| left.until = now);
-            self.poll_soon();
-        }
-        self.tell_manager("STOPPING=1");
-        let is_ended = |generation| {
-            let lefts = self.live.values().filter_map(|live| live.standing.left_by.as_ref());
-            lefts.into_iter().any(|left| matches!(left.wait, Wait::EndOf(ends) if ends == generation))
-        };
-        for (&generation, live) in &self.live {
-            if !live.is_orphan() || is_ended(generation) {
-                self.agenda.pending.push_back((generation, swap::Event::Stop { signalled }));
             }
         }
     }
@@ -341,9 +319,12 @@ impl Supervisor {
                 Notice::Stopping => live.status_text = "stopping".into(),
                 Notice::Status(text) => {
                     live.status_text.clone_from(&text);
-                    self.tell_manager(&format!("STATUS={text}"));
+                    if !self.is_replaced(0) {
+                        self.tell_manager(&format!("STATUS={text}"));
+                    }
                 }
-                Notice::Watchdog(word) => self.tell_manager(word),
+                Notice::Watchdog(word) if !self.is_replaced(0) => self.tell_manager(word),
+                Notice::Watchdog(_) => {}
             }
         }
     }
@@ -373,6 +354,7 @@ impl Supervisor {
             for effect in live.machine.step(event) {
                 self.carry_out(generation, effect);
             }
+            self.tell_front_of_server();
             if let Some(live) = self.live.get_mut(&generation) {
                 // A worker that turned out to be slow.
                 live.life.was_up &= !live.machine.is_starting();

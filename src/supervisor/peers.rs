@@ -209,7 +209,7 @@ impl Supervisor {
                     self.feed(generation, swap::Event::Down(claimer, downs));
                 }
             }
-            PeerWord::Reload if self.caller.stopping => conn.out.send(&being_stopped()),
+            PeerWord::Reload if self.caller.is_stopping() || self.reloads.leave_said => conn.out.send(&being_stopped()),
             PeerWord::Reload => self.want_reload(Some(Waiter::Peer(id))),
             PeerWord::Status => self.tell_status(id, generation),
         }

@@ -1,5 +1,4 @@
-//! The servers of a supervisor as processes: starting one, noticing its end, and looking at what
-//! listens while a swap runs.
+//! The servers of a supervisor as processes: that one has ended, what is left of it, and its record.
 
 #![forbid(unsafe_code)]
 
@@ -51,8 +50,8 @@ impl Supervisor {
         if live.life.ended.is_none() {
             let name = live.machine.name().or_else(|| live.names.name.clone());
             // Of one that was never up the machine says why, in one line, unless we were told to stop it.
-            let failed = !live.life.was_up && !self.caller.stopping;
-            let unwanted = own != status::DONE && !self.caller.stopping && !live.machine.is_leaving();
+            let failed = !live.life.was_up && !self.caller.is_stopping();
+            let unwanted = own != status::DONE && !self.caller.is_stopping() && !live.machine.is_leaving();
             let level = match () {
                 () if failed => Level::Detail,
                 () if unwanted => Level::Error,

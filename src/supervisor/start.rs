@@ -10,6 +10,7 @@ use super::{Conn, Live, OWN, Sockets, Supervisor, watching};
 use crate::error::{Error, Result};
 use crate::family::Jobs;
 use crate::finder::{Entry, Registration};
+use crate::protocol::CopyWord;
 use crate::server::{Server, Surroundings};
 use crate::swap::{self, Effect, Level, Order, Settings};
 use crate::sys::process::Pid;
@@ -111,6 +112,9 @@ impl Supervisor {
     /// Its threads have started, or not.
     fn begin(&mut self, started: io::Result<()>, effects: Vec<Effect>) {
         let id = OWN;
+        if let (Some(front), Some(live)) = (self.reloads.front, self.live.get(&id)) {
+            self.tell(front, &CopyWord::Server(live.server.pid.raw().unsigned_abs(), live.server.start));
+        }
         if let Err(e) = started {
             // Without its threads the server cannot be heard: it goes the way of one that failed.
             self.log.say(Level::Error, None, &format!("unable to start a thread: {e} (the new server is killed)"));

@@ -2,9 +2,8 @@
 //! serves, and gives them away to a newer one.
 //!
 //! Pure: [`Generation::step`] turns an event into effects. It knows no file, clock, process or log.
-//! The same machine stands on both sides of a swap. A supervisor that swaps within itself (a reload,
-//! an orphan taken over) runs two of them and hands the effects of one to the other as events; two
-//! supervisors do the same through the peer protocol.
+//! The same machine stands on both sides of a swap. A supervisor that has taken an orphan over runs two of them and
+//! hands the effects of one to the other as events; two supervisors do the same through the peer protocol.
 //!
 //! A swap has four steps: the new server prepares, new connections are switched to it, the old one drains,
 //! and is taken down. In plain order the switch and the drain are instant, and the new server is told to bind

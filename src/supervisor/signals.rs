@@ -1,0 +1,52 @@
+//! Signals: to reload, to stop, and those that are meant for the server.
+
+#![forbid(unsafe_code)]
+
+use super::Supervisor;
+use super::live::{Live, Wait};
+use crate::swap;
+use nix::sys::signal::Signal;
+use std::time::Instant;
+
+impl Supervisor {
+    pub(super) fn signalled(&mut self, signal: Signal, from_terminal: bool) {
+        match signal {
+            Signal::SIGHUP if !self.caller.on_terminal => self.want_reload(None),
+            Signal::SIGUSR1 | Signal::SIGUSR2 => self.pass_on(signal),
+            // The terminal went away. That it told the server so too does not stop every server.
+            Signal::SIGHUP => self.told_to_stop(false),
+            _ => self.told_to_stop(from_terminal),
+        }
+    }
+
+    /// By a signal. Where the front has had it too, and has told us already, it is the same one.
+    pub(super) fn told_to_stop(&mut self, from_terminal: bool) {
+        self.caller.signals += 1;
+        if self.caller.signals > self.caller.stops {
+            self.stop(from_terminal);
+        }
+    }
+
+    pub(super) fn stop(&mut self, signalled: bool) {
+        self.caller.stops += 1;
+        self.stop_copies(signalled);
+        self.refuse_reload();
+        let is_over = self.reloads.copies.is_empty() || self.caller.stops > 1;
+        if is_over && self.live.values().all(Live::is_orphan) {
+            // What is left of the servers was told to stop when they ended.
+            let now = Instant::now();
+            self.kin.leftovers.iter_mut().for_each(|left| left.until = now);
+            self.poll_soon();
+        }
+        self.tell_manager("STOPPING=1");
+        let is_ended = |generation| {
+            let lefts = self.live.values().filter_map(|live| live.standing.left_by.as_ref());
+            lefts.into_iter().any(|left| matches!(left.wait, Wait::EndOf(ends) if ends == generation))
+        };
+        for (&generation, live) in &self.live {
+            if !live.is_orphan() || is_ended(generation) {
+                self.agenda.pending.push_back((generation, swap::Event::Stop { signalled }));
+            }
+        }
+    }
+}
