@@ -50,6 +50,13 @@ pub struct Run {
     pub stop_signal: Signal,
 }
 
+impl Run {
+    /// The command for people, its words joined by spaces.
+    pub fn line(&self) -> String {
+        self.command.iter().map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    }
+}
+
 /// Everything the command line says.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Cli {

@@ -141,6 +141,11 @@ impl Household {
     pub fn has_copy_of(&self, server: (Pid, u64)) {
         lock(&self.of_copies).insert(server);
     }
+
+    /// And that server is gone.
+    pub fn forget_copy_of(&self, server: (Pid, u64)) {
+        lock(&self.of_copies).remove(&server);
+    }
 }
 
 impl Member {

@@ -149,7 +149,8 @@ impl Sharing {
 
     /// The new server puts a program of its own on a port. Where ours is on it that has to wait.
     pub fn steer_by(&mut self, place: &Place, socket: &Socket, program: OwnProgram) -> io::Result<()> {
-        match self.at_port(place.address.port()).iter_mut().find(|group| group.place == *place) {
+        let mut here = self.groups.get_mut(&place.address.port()).into_iter().flatten();
+        match here.find(|group| group.place == *place) {
             Some(group) if group.has_olds() => {
                 Socket::scratch(place)?.steer_by(&program)?;
                 group.own = Some(program);

@@ -35,7 +35,9 @@ pub(super) struct Child {
     pid: Pid,
     waiters: Vec<Waiter>,
     progress: Progress,
-    /// Its server is on its way out.
+    /// Its server.
+    server: Option<(Pid, u64)>,
+    /// That is on its way out.
     leaves: bool,
     /// The line to it has ended: it says nothing any more.
     silent: bool,
@@ -113,7 +115,7 @@ impl Supervisor {
         let waiters = waiters.to_vec();
         self.reloads.copies.insert(
             line,
-            Child { pid, waiters, progress: Progress::Starting, leaves: false, silent: false, end: None },
+            Child { pid, waiters, progress: Progress::Starting, server: None, leaves: false, silent: false, end: None },
         );
         Ok(())
     }
@@ -123,9 +125,8 @@ impl Supervisor {
         let Some(copy) = self.reloads.copies.get_mut(&line) else { return };
         match word {
             CopyWord::Server(pid, start) => {
-                if let Some(pid) = Pid::new(pid.into()) {
-                    self.kin.household.has_copy_of((pid, start));
-                }
+                copy.server = Pid::new(pid.into()).map(|pid| (pid, start));
+                copy.server.into_iter().for_each(|server| self.kin.household.has_copy_of(server));
             }
             CopyWord::Leaves => copy.leaves = true,
             CopyWord::Notify(message) => {
@@ -199,6 +200,10 @@ impl Supervisor {
         let ended: Vec<(Id, Child)> =
             self.reloads.copies.extract_if(.., |_, copy| copy.silent && copy.end.is_some()).collect();
         for (line, copy) in ended {
+            // It has outlived its server, unless it was killed.
+            if let (Some(End::Exited(_)), Some(server)) = (copy.end, copy.server) {
+                self.kin.household.forget_copy_of(server);
+            }
             let end = copy.end.map_or(status::FAILED, |end| end.status());
             if copy.progress != Progress::Done {
                 let why = match copy.progress {
@@ -350,8 +355,8 @@ impl Supervisor {
         }
     }
 
-    /// Tells the front what server this is, or that it leaves.
-    pub(super) fn tell_front_of_server(&mut self) {
+    /// Tells the front, once, that our server is on its way out.
+    pub(super) fn tell_front_of_leaving(&mut self) {
         let (Some(front), Some(live)) = (self.reloads.front, self.live.get(&OWN)) else { return };
         if live.machine.is_leaving() && !std::mem::replace(&mut self.reloads.leave_said, true) {
             self.tell(front, &CopyWord::Leaves);

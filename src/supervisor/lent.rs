@@ -48,9 +48,7 @@ impl Supervisor {
             _ => Err(Errno::EBADF.into()),
         };
         let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(nix::libc::EADDRINUSE));
-        if let Some(conn) = self.peers.conns.get(&id) {
-            conn.out.send(&PeerWord::Joined(errno));
-        }
+        self.tell(id, &PeerWord::Joined(errno));
     }
 
     /// The supervisor of the new server has let the oldest listener that we sent it join.

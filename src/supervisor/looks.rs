@@ -4,28 +4,20 @@
 #![forbid(unsafe_code)]
 
 use super::left::left_alone;
+use super::processes::UNCLEAR_FOR;
 use super::sharing::{listen_alone, sockets};
 use super::switching::{LINGERS, start_drain};
-
-use super::Live;
-use super::Supervisor;
-use super::processes::UNCLEAR_FOR;
 use super::threads::GenId;
+use super::{Live, Supervisor};
 use crate::address::Address;
 use crate::drain::Drained;
 use crate::protocol::ServerWord;
 use crate::rundir::LOCK_PATIENCE;
-use crate::swap;
-use crate::swap::SpeakerId;
-use crate::sys::net;
-use crate::sys::net::Listeners;
-use crate::sys::net::TcpSocket;
-use std::collections::BTreeSet;
-use std::collections::VecDeque;
-use std::sync::Mutex;
-use std::sync::PoisonError;
-use std::time::Duration;
-use std::time::Instant;
+use crate::swap::{self, SpeakerId};
+use crate::sys::net::{self, Listeners, TcpSocket};
+use std::collections::{BTreeSet, VecDeque};
+use std::sync::{Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 /// How often the kernel is asked at first while something is waited for that it does not tell.
 pub(super) const POLL_FIRST: Duration = Duration::from_millis(1);

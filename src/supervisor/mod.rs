@@ -34,8 +34,7 @@ use crate::notify::{self, Manager, Notice};
 use crate::procfs;
 use crate::rundir::RunDir;
 use crate::swap::{self, Level, SpeakerId};
-use crate::sys::net;
-use crate::sys::process;
+use crate::sys::{net, process};
 use directory::{Desk, PARTING};
 use front::Reloads;
 use live::{Ended, Left, Leftover, Live, Sockets, Wait};
@@ -354,7 +353,7 @@ impl Supervisor {
             for effect in live.machine.step(event) {
                 self.carry_out(generation, effect);
             }
-            self.tell_front_of_server();
+            self.tell_front_of_leaving();
             if let Some(live) = self.live.get_mut(&generation) {
                 // A worker that turned out to be slow.
                 live.life.was_up &= !live.machine.is_starting();

@@ -151,9 +151,7 @@ impl Supervisor {
                 self.feed(generation, local);
             }
             Some(OldTo::Remote(_)) => {
-                if let Some(conn) = self.peers.conns.get(&id.0) {
-                    conn.out.send(&remote);
-                }
+                self.tell(id.0, &remote);
             }
             None => {}
         }

@@ -218,7 +218,7 @@ impl Supervisor {
     fn tell_status(&self, id: Id, generation: GenId) {
         let (Some(conn), Some(live)) = (self.peers.conns.get(&id), self.live.get(&generation)) else { return };
         let field = |key: &str, value: String| HolderWord::Field(key.into(), value);
-        let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let command = self.run.line();
         let fields = [
             field("pid", live.server.pid.to_string()),
             field("generation", live.names.number.to_string()),

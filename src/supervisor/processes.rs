@@ -2,9 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::looks::POLL_FIRST;
-use super::looks::ephemeral_ports;
-use super::looks::is_fixed;
+use super::looks::{POLL_FIRST, ephemeral_ports, is_fixed};
 use super::threads::{self, GenId, Id};
 use super::{Ended, Leftover, Live, Supervisor};
 use crate::error::status;
@@ -157,7 +155,7 @@ impl Supervisor {
     fn write_record(&mut self, generation: GenId) -> Option<Registration> {
         let live = self.live.get_mut(&generation)?;
         let sockets = live.sockets.as_ref()?;
-        let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let command = self.run.line();
         let entry = Entry {
             pid: live.server.pid,
             start: live.server.start,

@@ -3,10 +3,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::held::Steering;
-use super::held::Waiting;
-use super::lent::JOINS_WITHIN;
-use super::lent::Lent;
+use super::held::{Steering, Waiting};
+use super::lent::{JOINS_WITHIN, Lent};
 use super::live::Young;
 use super::threads::GenId;
 use super::{Live, Supervisor};

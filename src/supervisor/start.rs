@@ -31,7 +31,7 @@ impl Supervisor {
     /// Starts the server. `awaited`: somebody waits for the swap.
     pub(super) fn start_server(&mut self, awaited: bool) -> Result<()> {
         let id = OWN;
-        let command = self.run.command.iter().map(|w| w.to_string_lossy()).collect::<Vec<_>>().join(" ");
+        let command = self.run.line();
         let number = self.dir.next_generation(&command);
         let failed = |e: io::Error| Error::unable("open the control channel", e, "nothing was started");
         let names = ["sock", "notify"].map(|kind| format!("{}-{id}.{kind}", Pid::own()));
@@ -111,19 +111,18 @@ impl Supervisor {
 
     /// Its threads have started, or not.
     fn begin(&mut self, started: io::Result<()>, effects: Vec<Effect>) {
-        let id = OWN;
-        if let (Some(front), Some(live)) = (self.reloads.front, self.live.get(&id)) {
+        if let (Some(front), Some(live)) = (self.reloads.front, self.live.get(&OWN)) {
             self.tell(front, &CopyWord::Server(live.server.pid.raw().unsigned_abs(), live.server.start));
         }
         if let Err(e) = started {
             // Without its threads the server cannot be heard: it goes the way of one that failed.
             self.log.say(Level::Error, None, &format!("unable to start a thread: {e} (the new server is killed)"));
-            self.live[&id].server.signal_all(Signal::SIGKILL, Jobs::Ended);
+            self.live[&OWN].server.signal_all(Signal::SIGKILL, Jobs::Ended);
         }
         for effect in effects {
-            self.carry_out(id, effect);
+            self.carry_out(OWN, effect);
         }
-        if self.live.get(&id).is_some_and(|live| live.watch().is_some()) {
+        if self.live.get(&OWN).is_some_and(|live| live.watch().is_some()) {
             // Its calls tell when it listens: only what it was handed has to be looked for.
             self.clock.poll_every = POLL_SWAP;
             self.poll_by(Instant::now() + POLL_SWAP);
