@@ -4,14 +4,15 @@
 
 #![forbid(unsafe_code)]
 
+mod seen;
+
+pub use seen::Seen;
+
 use crate::procfs::{self, MARK, Snapshot, Stat};
 use crate::sys::process::{self, Pid};
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-
-/// Most listeners of a server that are remembered.
-const REMEMBERED_MAX: usize = 16 * 1024;
+use std::sync::{Arc, Mutex};
 
 /// What makes a process belong to a server.
 pub struct Family {
@@ -46,59 +47,6 @@ pub enum Jobs {
     Ended,
     /// They live on: another server takes the place of theirs.
     Spared,
-}
-
-/// What was seen of a server: it tells whose a process is that has changed its environment, and what is a job.
-#[derive(Debug, Clone, Default)]
-pub struct Seen(Arc<Mutex<Facts>>);
-
-#[derive(Debug, Default)]
-struct Facts {
-    /// Inodes of sockets that listened.
-    listeners: BTreeSet<u32>,
-    /// And of those that were bound, which may be far more, and listen later.
-    bound: BTreeSet<u32>,
-    /// Sessions of its main process and of those that listened.
-    sessions: BTreeSet<i32>,
-    watched: bool,
-}
-
-impl Seen {
-    /// It has a listener.
-    pub fn listener(&self, inode: u32) {
-        remember(&mut lock(&self.0).listeners, inode);
-    }
-
-    /// It has a socket that may listen later.
-    pub fn bound(&self, inode: u32) {
-        remember(&mut lock(&self.0).bound, inode);
-    }
-
-    /// A filter is on it and all that descends from it.
-    pub fn watched(&self) {
-        lock(&self.0).watched = true;
-    }
-
-    /// Whether a filter is.
-    pub fn is_watched(&self) -> bool {
-        lock(&self.0).watched
-    }
-
-    /// All in the session are part of it.
-    pub fn session(&self, session: i32) {
-        lock(&self.0).sessions.insert(session);
-    }
-
-    /// Whether all in the session are part of it.
-    pub fn has_session(&self, session: i32) -> bool {
-        lock(&self.0).sessions.contains(&session)
-    }
-
-    /// Whether it had the listener.
-    pub fn had(&self, inode: u32) -> bool {
-        let facts = lock(&self.0);
-        facts.listeners.contains(&inode) || facts.bound.contains(&inode)
-    }
 }
 
 /// Children of this process that are not its server's.
@@ -139,12 +87,12 @@ impl Household {
 
     /// A copy has started a server.
     pub fn has_copy_of(&self, server: (Pid, u64)) {
-        lock(&self.of_copies).insert(server);
+        seen::lock(&self.of_copies).insert(server);
     }
 
     /// And that server is gone.
     pub fn forget_copy_of(&self, server: (Pid, u64)) {
-        lock(&self.of_copies).remove(&server);
+        seen::lock(&self.of_copies).remove(&server);
     }
 }
 
@@ -155,7 +103,7 @@ impl Member {
         let strangers = &self.household.strangers;
         match mark {
             _ if strangers.iter().any(|other| (other.pid, other.start) == own) => false,
-            _ if lock(&self.household.of_copies).contains(&own) => false,
+            _ if seen::lock(&self.household.of_copies).contains(&own) => false,
             Some(mark) => mark == own_mark,
             // They leave children behind too, in the groups in which they are.
             None if child.group == nix::unistd::getpgrp().as_raw() && !strangers.is_empty() => false,
@@ -241,17 +189,6 @@ impl Family {
         }
         Some(all)
     }
-}
-
-fn remember(inodes: &mut BTreeSet<u32>, inode: u32) {
-    inodes.insert(inode);
-    if inodes.len() > REMEMBERED_MAX {
-        inodes.pop_first();
-    }
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 #[cfg(test)]

@@ -203,28 +203,22 @@ impl RunDir {
 
     /// What the names of a server's sockets begin with, even if its record is of another namespace.
     pub(super) fn sockets_of(&self, pid: Pid) -> std::io::Result<Option<String>> {
-        let file = match self.open_ours(&record_name(pid)) {
-            Ok((file, _)) => file,
-            Err(Bad::Unreadable) => return Err(std::io::Error::other(CANNOT_BE_READ)),
-            Err(Bad::Absent | Bad::Because(_)) => return Ok(None),
-        };
-        let mut bytes = Vec::new();
-        file.take(RECORD_MAX).read_to_end(&mut bytes)?;
-        let text = String::from_utf8_lossy(&bytes);
-        Ok(Record::parse(&text).and_then(|record| record.socket.strip_suffix(".sock").map(str::to_owned)))
-    }
-
-    /// Waits until the lock of a server's record is free: its supervisor is gone, and so is every later one.
-    pub fn wait_for_release(&self, pid: Pid) {
-        if let Ok((file, _)) = self.open_ours(&record_name(pid)) {
-            // Two that wait must not take each other for the supervisor.
-            let _ = file.lock_shared();
+        match self.read_record(pid) {
+            Ok((_, text)) => Ok(Record::parse(&text).and_then(|r| r.socket.strip_suffix(".sock").map(str::to_owned))),
+            Err(Missing::Unclear) => Err(std::io::Error::other(CANNOT_BE_READ)),
+            Err(_) => Ok(None),
         }
     }
 
-    /// Like [`RunDir::wait_for_release`], for this time at most. Tells whether the lock is free.
-    pub fn is_released_within(&self, pid: Pid, time: Duration) -> bool {
+    /// Waits until the lock of a server's record is free: its supervisor is gone, and so is every later one. For this
+    /// time at most, if there is one. Tells whether it is free.
+    pub fn is_released(&self, pid: Pid, within: Option<Duration>) -> bool {
         let Ok((file, _)) = self.open_ours(&record_name(pid)) else { return true };
+        // Two that wait must not take each other for the supervisor.
+        let Some(time) = within else {
+            let _ = file.lock_shared();
+            return true;
+        };
         let until = Instant::now() + time;
         while file.try_lock_shared().is_err() {
             if Instant::now() > until {

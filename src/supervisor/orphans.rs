@@ -11,6 +11,7 @@ use crate::server::Server;
 use crate::swap::{self, ClaimerId, Level, OldId, Order, Settings};
 use crate::sys::net;
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 /// Why an orphan is taken over.
 pub(super) enum Adopted {
@@ -75,20 +76,18 @@ impl Supervisor {
 
     /// The supervisor of an old server does not speak to us any more. What counts is when the lock of
     /// the server's record is free. `false` if there is no such server.
-    pub(super) fn follow_orphan(&mut self, id: Id) -> bool {
+    pub(super) fn follow_orphan(&self, id: Id, within: Option<Duration>) -> bool {
         let Some(old) = self.peers.olds.get(&id) else { return false };
-        let pid = old.server.0;
-        self.dir.try_clone().and_then(|dir| threads::release(self.events.clone(), id, pid, dir)).is_ok()
+        let waits = |dir| threads::release(self.events.clone(), id, old.server.0, dir, within);
+        self.dir.try_clone().and_then(waits).is_ok()
     }
 
     /// An old server has a supervisor that does not speak to us. One of which nothing was asked is looked for
     /// again; the other does what it was asked for, and is waited for. Whoever took an orphan over is not.
     pub(super) fn hung_up(&mut self, id: Id) {
         let Some(old) = self.peers.olds.get(&id) else { return };
-        let (of, pid) = (old.of, old.server.0);
-        let waited_for = old.told && !old.orphaned;
-        let waits = |dir| threads::release_for_sure(self.events.clone(), id, pid, dir);
-        if !(waited_for && self.dir.try_clone().and_then(waits).is_ok()) {
+        let (of, waited_for) = (old.of, old.told && !old.orphaned);
+        if !(waited_for && self.follow_orphan(id, None)) {
             self.peers.olds.remove(&id);
             self.feed(of, swap::Event::OldLost(OldId(id)));
         }
@@ -108,7 +107,8 @@ impl Supervisor {
         // The lock is ours: the swap goes on with its server.
         let found = self.dir.find(pid);
         // Somebody only looks at it, or has taken it over: time will tell.
-        if found.as_ref().is_some_and(|holder| holder.orphan.is_none()) && self.follow_orphan(id) {
+        let is_anothers = found.as_ref().is_some_and(|holder| holder.orphan.is_none());
+        if is_anothers && self.follow_orphan(id, Some(threads::HANGS_UP)) {
             if let Some(old) = self.peers.olds.get_mut(&id) {
                 old.orphaned = true;
             }

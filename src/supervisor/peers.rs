@@ -120,7 +120,7 @@ impl Supervisor {
                 let Some(of) = self.peers.olds.get(&id).filter(|old| old.lingers.is_none()).map(|old| old.of) else {
                     return;
                 };
-                if self.follow_orphan(id) {
+                if self.follow_orphan(id, Some(threads::HANGS_UP)) {
                     self.feed(of, swap::Event::OldSilent(OldId(id)));
                 } else {
                     self.peers.olds.remove(&id);

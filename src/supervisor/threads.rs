@@ -255,7 +255,7 @@ pub fn connect(events: Events, id: Id, socket: PathBuf, server: Pid, dir: RunDir
             }
         }
         Err(_) => {
-            dir.wait_for_release(server);
+            dir.is_released(server, None);
             let _ = events.send(Event::Closed(id));
         }
     })
@@ -270,22 +270,14 @@ pub struct NotifySocket {
 }
 
 /// How long the end of a connection may come before that of the supervisor at its other end.
-const HANGS_UP: Duration = Duration::from_secs(2);
+pub const HANGS_UP: Duration = Duration::from_secs(2);
 
-/// Waits until the supervisor of a server is gone for good: its lock is free. Tells if it lives on and has
-/// only hung up.
-pub fn release(events: Events, id: Id, server: Pid, dir: RunDir) -> io::Result<()> {
+/// Waits, if need be for this time only, until the supervisor of a server is gone for good: its lock is free. Tells if it
+/// lives on and has only hung up.
+pub fn release(events: Events, id: Id, server: Pid, dir: RunDir, within: Option<Duration>) -> io::Result<()> {
     start("release", move || {
-        let released = dir.is_released_within(server, HANGS_UP);
+        let released = dir.is_released(server, within);
         let _ = events.send(if released { Event::Orphaned(id) } else { Event::HungUp(id) });
-    })
-}
-
-/// As [`release`], however long it takes.
-pub fn release_for_sure(events: Events, id: Id, server: Pid, dir: RunDir) -> io::Result<()> {
-    start("release", move || {
-        dir.wait_for_release(server);
-        let _ = events.send(Event::Orphaned(id));
     })
 }
 

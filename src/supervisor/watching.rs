@@ -19,7 +19,7 @@ use crate::sys::process::Pid;
 use crate::sys::seccomp::{Call, Last, Notification};
 use crate::sys::steer::{OwnProgram, Socket};
 use nix::libc;
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -108,10 +108,6 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String,
     })
 }
 
-/// Most sockets that are remembered as bound; the oldest are forgotten first. A server may bind as often as it likes,
-/// and few of what it binds listens.
-const BOUND_MAX: usize = 16 * 1024;
-
 /// What is known of the sockets of a server.
 struct Watcher {
     watch: Arc<Watch>,
@@ -119,9 +115,6 @@ struct Watcher {
     named: Named,
     /// The network namespace of this supervisor; `None` where the kernel does not name it.
     namespace: Option<u64>,
-    /// The port that was asked for, by the cookies of sockets that were bound to a fixed one. Whether that was granted
-    /// is not known.
-    bound: BTreeMap<u64, u16>,
     /// Sockets that were made sharable, or listen.
     own: Vec<Own>,
     /// How many of them there may be before those that are closed are forgotten.
@@ -146,7 +139,6 @@ impl Watcher {
             mark,
             named: Named { dir, ports: BTreeSet::new(), unnamed: false, at: None },
             namespace: net::namespace().ok(),
-            bound: BTreeMap::new(),
             own: Vec::new(),
             own_look: OWN_LOOK,
             last: Last::default(),
@@ -164,12 +156,8 @@ impl Watcher {
             libc::IPPROTO_UDP => return self.bind_datagram(call, address, &socket).map(|()| Meets::Nobody),
             _ => return Ok(Meets::Nobody),
         }
-        self.bound.insert(socket.cookie()?, address.port());
         // It may be out of reach when it listens: its process may have changed its user.
-        self.watch.seen.bound(socket.inode()?);
-        if self.bound.len() > BOUND_MAX {
-            self.bound.pop_first();
-        }
+        self.watch.seen.bound(socket.inode()?, address.port());
         if !self.meets(call, address, &socket)? {
             return Ok(Meets::Nobody);
         }
@@ -254,14 +242,13 @@ impl Watcher {
     /// The socket and its place, if it is one of a fixed port that does not listen yet.
     fn listen(&mut self, call: &Notification) -> io::Result<Option<(Socket, Place, Meets, May)>> {
         let socket = Socket::new(call.socket(&mut self.last)?);
-        let (cookie, place) = (socket.cookie()?, socket.place()?);
+        let (inode, place) = (socket.inode()?, socket.place()?);
         // The bind that was seen may have failed, and another one, to any port, have come after it.
-        let fixed = self.bound.get(&cookie) == Some(&place.address.port());
+        let fixed = self.watch.seen.asked(inode) == Some(place.address.port());
         if !fixed || socket.listens() || !self.is_here(call, &socket) || self.is_foreign(call) {
             return Ok(None);
         }
         let Some(caller) = call.caller() else { return Ok(None) };
-        let inode = socket.inode()?;
         // A process that has become another user's since it opened the socket claims nothing by it, unless it did
         // when it bound it.
         let (meets, may) = match () {

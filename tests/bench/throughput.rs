@@ -140,7 +140,7 @@ fn binding_ratio(sandbox: &Sandbox, client: &[&str]) -> String {
     };
     let direct = || ask(sandbox.command(client[0]).args(&client[1..]));
     let supervised = || ask(sandbox.command(SERVERSWAP).args(client));
-    let ratios = (0..15).map(|pair| {
+    let ratios = (0..31).map(|pair| {
         // In turn, so that nobody is always the second.
         let (direct, supervised) = match pair % 2 {
             0 => (direct(), supervised()),

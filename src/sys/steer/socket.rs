@@ -42,11 +42,6 @@ impl Socket {
         self.option::<i32>(libc::SOL_SOCKET, libc::SO_ACCEPTCONN).is_ok_and(|on| on != 0)
     }
 
-    /// Names the socket for as long as the machine runs (SO_COOKIE, Linux 4.6).
-    pub fn cookie(&self) -> io::Result<u64> {
-        self.option(libc::SOL_SOCKET, libc::SO_COOKIE)
-    }
-
     /// Its inode, by which `/proc/PID/fd` names it.
     pub fn inode(&self) -> io::Result<u32> {
         Ok(nix::sys::stat::fstat(&self.0)?.st_ino as u32)

@@ -1,0 +1,109 @@
+//! What was seen of a server: its sockets and its sessions.
+
+#![forbid(unsafe_code)]
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// Most listeners of a server that are remembered, and most of its other sockets: it may bind as often as it likes, and few
+/// of what it binds listens.
+const REMEMBERED_MAX: usize = 16 * 1024;
+
+/// What was seen of a server: it tells whose a process is that has changed its environment, and what is a job.
+#[derive(Debug, Clone, Default)]
+pub struct Seen(Arc<Mutex<Facts>>);
+
+#[derive(Debug, Default)]
+struct Facts {
+    /// Sockets that listened.
+    listeners: Recent<()>,
+    /// And those that were bound, which may be far more, and listen later, with the port that was asked for. Whether that
+    /// was granted is not known.
+    bound: Recent<u16>,
+    /// Sessions of its main process and of those that listened.
+    sessions: BTreeSet<i32>,
+    watched: bool,
+}
+
+impl Seen {
+    /// It has a listener.
+    pub fn listener(&self, inode: u32) {
+        lock(&self.0).listeners.note(inode, ());
+    }
+
+    /// It has a socket that may listen later, and has asked for this port.
+    pub fn bound(&self, inode: u32, port: u16) {
+        lock(&self.0).bound.note(inode, port);
+    }
+
+    /// The port it has asked for last for this socket.
+    pub fn asked(&self, inode: u32) -> Option<u16> {
+        lock(&self.0).bound.known.get(&inode).copied()
+    }
+
+    /// A filter is on it and all that descends from it.
+    pub fn watched(&self) {
+        lock(&self.0).watched = true;
+    }
+
+    /// Whether a filter is.
+    pub fn is_watched(&self) -> bool {
+        lock(&self.0).watched
+    }
+
+    /// All in the session are part of it.
+    pub fn session(&self, session: i32) {
+        lock(&self.0).sessions.insert(session);
+    }
+
+    /// Whether all in the session are part of it.
+    pub fn has_session(&self, session: i32) -> bool {
+        lock(&self.0).sessions.contains(&session)
+    }
+
+    /// Whether it had the listener.
+    pub fn had(&self, inode: u32) -> bool {
+        let facts = lock(&self.0);
+        facts.listeners.known.contains_key(&inode) || facts.bound.known.contains_key(&inode)
+    }
+}
+
+/// The last so many sockets, by inode. The kernel begins anew with small inodes one day.
+#[derive(Debug, Default)]
+struct Recent<T> {
+    known: BTreeMap<u32, T>,
+    order: VecDeque<u32>,
+}
+
+impl<T> Recent<T> {
+    fn note(&mut self, inode: u32, what: T) {
+        if self.known.insert(inode, what).is_some() {
+            return;
+        }
+        self.order.push_back(inode);
+        if self.order.len() > REMEMBERED_MAX
+            && let Some(oldest) = self.order.pop_front()
+        {
+            self.known.remove(&oldest);
+        }
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_socket_that_is_forgotten_is_the_oldest_whatever_its_number() {
+        let seen = Seen::default();
+        let first = u32::MAX - REMEMBERED_MAX as u32 / 2;
+        let inodes: Vec<u32> = (0..=REMEMBERED_MAX as u32).map(|nth| first.wrapping_add(nth)).collect();
+        inodes.iter().for_each(|inode| seen.bound(*inode, 80));
+        assert!(!seen.had(first));
+        assert!(inodes[1..].iter().all(|inode| seen.asked(*inode) == Some(80)));
+    }
+}
