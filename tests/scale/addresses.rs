@@ -37,7 +37,7 @@ fn run(count: usize, flag: &str) -> Figures {
         figures.time("reload", succeed(&sandbox, &["--reload".to_owned(), addresses[0].clone()]));
         answered_by(&ports, generation);
     }
-    figures.memory("memory of supervisor and keeper", pss(settled(&sandbox, 2)));
+    figures.memory("memory of front, supervisor and keeper", pss(settled(&sandbox, 3)));
     for _ in 0..3 {
         let (rows, took) = timed(|| sandbox.status());
         assert!(rows.len() == count && rows.iter().all(|row| row[1] == "6" && row[5] == "serving"), "{rows:?}");
