@@ -16,7 +16,11 @@ echo "$GENERATION $$" >"$WWW/index.html"
 chmod 711 "$PWD"
 
 case $name in
-apache) exec apache2 -f "$here/apache.conf" -D FOREGROUND "$@" ;;
+apache)
+    # One of this number that was killed has left it, and another process may have its pid.
+    rm -f "$WWW/apache.pid"
+    exec apache2 -f "$here/apache.conf" -D FOREGROUND "$@"
+    ;;
 caddy) HOME=$PWD XDG_CONFIG_HOME=$PWD XDG_DATA_HOME=$PWD exec caddy run --adapter caddyfile --config "$here/Caddyfile" ;;
 dnsmasq)
     exec dnsmasq --keep-in-foreground --conf-file=/dev/null --no-resolv --no-hosts --user=root --pid-file= \
