@@ -5,8 +5,7 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-/// Most listeners of a server that are remembered, and most of its other sockets: it may bind as often as it likes, and few
-/// of what it binds listens.
+/// Most sockets of each kind that are remembered of a server: it may bind as often as it likes, and few of them listen.
 const REMEMBERED_MAX: usize = 16 * 1024;
 
 /// What was seen of a server: it tells whose a process is that has changed its environment, and what is a job.

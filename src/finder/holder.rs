@@ -203,9 +203,10 @@ impl RunDir {
 
     /// What the names of a server's sockets begin with, even if its record is of another namespace.
     pub(super) fn sockets_of(&self, pid: Pid) -> std::io::Result<Option<String>> {
+        let stem = |record: Record<'_>| record.socket.strip_suffix(".sock").map(str::to_owned);
         match self.read_record(pid) {
-            Ok((_, text)) => Ok(Record::parse(&text).and_then(|r| r.socket.strip_suffix(".sock").map(str::to_owned))),
-            Err(Missing::Unclear) => Err(std::io::Error::other(CANNOT_BE_READ)),
+            Ok((_, text)) if !text.is_empty() => Ok(Record::parse(&text).and_then(stem)),
+            Ok(_) | Err(Missing::Unclear) => Err(std::io::Error::other(CANNOT_BE_READ)),
             Err(_) => Ok(None),
         }
     }
