@@ -32,7 +32,9 @@ use cli::{Cli, Request};
 use error::Result;
 use message::Log;
 use rundir::RunDir;
+use std::path::PathBuf;
 use std::process::ExitCode;
+use supervisor::{Origin, Supervisor};
 
 const NODE_CLIENT: &str = include_str!("client/node/index.js");
 
@@ -50,8 +52,8 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<u8> {
     let log = Log::new(cli.verbosity);
-    let given =
-        cli.run_dir.or_else(|| std::env::var_os("SERVERSWAP_RUN_DIR").filter(|d| !d.is_empty()).map(Into::into));
+    let from_environment = || std::env::var_os("SERVERSWAP_RUN_DIR").filter(|d| !d.is_empty()).map(PathBuf::from);
+    let given = cli.run_dir.or_else(from_environment);
     let dir = |create| RunDir::open(given.as_deref(), create);
     match cli.request {
         Request::Help => print(cli::HELP),
@@ -67,16 +69,21 @@ fn run(cli: Cli) -> Result<u8> {
         }
         Request::Reload(addresses) => operator::reload(&dir(false)?, &addresses, log),
         Request::Run(run) => {
-            let dir = dir(true)?;
             let front = sys::process::take_line();
-            let launcher = match run.detach && front.is_none() {
-                false => None,
-                true => match detach::fork(log)? {
+            if let (None, Some(server)) = (&front, sys::process::server_to_care_for()) {
+                let dir = RunDir::open(from_environment().as_deref(), true)?;
+                return Ok(Supervisor::run(run, dir, log, Origin::Orphan(server)));
+            }
+            let dir = dir(true)?;
+            let origin = match (front, run.detach) {
+                (Some(front), _) => Origin::Front(front),
+                (None, false) => Origin::Caller(None),
+                (None, true) => match detach::fork(log)? {
                     detach::Side::Caller(status) => return Ok(status),
-                    detach::Side::Supervisor(launcher) => Some(launcher),
+                    detach::Side::Supervisor(launcher) => Origin::Caller(Some(launcher)),
                 },
             };
-            Ok(supervisor::Supervisor::run(run, dir, log, launcher, front))
+            Ok(Supervisor::run(run, dir, log, origin))
         }
     }
 }

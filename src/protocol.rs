@@ -81,6 +81,8 @@ pub enum HolderWord {
     /// In the first such line, the number of listeners that the server has. In each later line, the number of listeners that
     /// come with it as files. All of them come before `Locked`.
     Sockets(usize),
+    /// So many of them, the first ones, are of older servers that it has replaced itself and that still drain.
+    Draining(usize),
     /// The server is yours to replace, and nobody else's until you are done.
     Locked,
     /// The server opens a listener, which comes as a file: call listen(2) on it with this backlog, and say
@@ -220,6 +222,7 @@ impl Word for HolderWord {
             "PEER" => version(argument).map(HolderWord::Peer),
             "HOLDS" => address(argument).map(HolderWord::Holds),
             "SOCKETS" => number(argument).map(HolderWord::Sockets),
+            "DRAINING" => number(argument).map(HolderWord::Draining),
             "LOCKED" => nothing(argument, HolderWord::Locked),
             "JOINS" => number(argument).map(HolderWord::Joins),
             "RELEASED" => address(argument).map(HolderWord::Released),
@@ -321,6 +324,7 @@ impl fmt::Display for HolderWord {
             HolderWord::Peer(version) => write!(f, "PEER {version}"),
             HolderWord::Holds(a) => write!(f, "HOLDS {a}"),
             HolderWord::Sockets(count) => write!(f, "SOCKETS {count}"),
+            HolderWord::Draining(count) => write!(f, "DRAINING {count}"),
             HolderWord::Locked => f.write_str("LOCKED"),
             HolderWord::Joins(backlog) => write!(f, "JOINS {backlog}"),
             HolderWord::Released(a) => write!(f, "RELEASED {a}"),

@@ -5,12 +5,17 @@
 
 use crate::sys::namespace::Namespaces;
 use crate::sys::pid::Pid;
+use std::ffi::{OsStr, OsString};
 use std::fmt;
+use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::path::PathBuf;
 
 /// First line of a record. A later version with another one is left alone: see [`Record::parse`].
 pub const VERSION: &str = "serverswap 1";
-/// Longest command line in a record.
+/// Longest command line for people in a record.
 const COMMAND_MAX: usize = 4096;
+/// Longest command line of a supervisor in a record, as it stands there.
+const ARGS_MAX: usize = 512 * 1024;
 /// Most pids of replaced servers in a record, and most inodes.
 const REPLACED_MAX: usize = 500;
 /// Every server is its predecessor's number plus one: there is always one more.
@@ -37,10 +42,56 @@ pub struct Record<'a> {
     pub socket: &'a str,
     /// Command line for people.
     pub command: &'a str,
+    /// How its supervisor was started; `None` if that was too long.
+    pub call: Option<Call>,
     /// Main processes of the servers that it replaced at shared ports in its last switch.
     pub replaced: Vec<Pid>,
     /// Inodes of the UDP sockets at fixed ports that the server had when it came up.
     pub datagrams: Vec<u32>,
+}
+
+/// How a supervisor was started: whoever takes its place is started so.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Call {
+    /// Its arguments, without the name of the program.
+    pub args: Vec<OsString>,
+    /// Its working directory.
+    pub dir: PathBuf,
+}
+
+impl Call {
+    /// How this process was started.
+    pub fn own() -> Option<Call> {
+        Some(Call { args: std::env::args_os().skip(1).collect(), dir: std::env::current_dir().ok()? })
+    }
+
+    fn parse(args: &str, dir: &str) -> Option<Call> {
+        let args = args.split(' ').filter(|word| !word.is_empty()).map(unescape).collect::<Option<_>>()?;
+        Some(Call { args, dir: unescape(dir)?.into() })
+    }
+}
+
+/// A word without a space or a control character: other bytes stand as `%` and two digits, and nothing at all as `%00`.
+fn escape(word: &OsStr) -> String {
+    let byte = |b: &u8| match b {
+        b'%' => "%25".to_owned(),
+        b if b.is_ascii_graphic() => char::from(*b).to_string(),
+        b => format!("%{b:02x}"),
+    };
+    let text: String = word.as_bytes().iter().map(byte).collect();
+    if text.is_empty() { "%00".into() } else { text }
+}
+
+fn unescape(text: &str) -> Option<OsString> {
+    let mut parts = text.as_bytes().split(|byte| *byte == b'%');
+    let mut bytes = parts.next()?.to_vec();
+    for part in parts {
+        let (digits, rest) = part.split_at_checked(2)?;
+        let byte = u8::from_str_radix(std::str::from_utf8(digits).ok()?, 16).ok()?;
+        bytes.extend(Some(byte).filter(|byte| *byte != 0));
+        bytes.extend(rest);
+    }
+    Some(OsString::from_vec(bytes))
 }
 
 impl Record<'_> {
@@ -64,6 +115,7 @@ impl Record<'_> {
             // A name in the run directory, and nothing else.
             socket: field("socket").filter(|name| !name.is_empty() && !name.contains(is_no_name))?,
             command: field("command").unwrap_or(""),
+            call: field("dir").and_then(|dir| Call::parse(field("args").unwrap_or(""), dir)),
             replaced: field("replaced").unwrap_or("").split(' ').filter_map(parse_number).take(REPLACED_MAX).collect(),
             datagrams: field("datagrams")
                 .unwrap_or("")
@@ -87,11 +139,19 @@ impl fmt::Display for Record<'_> {
             generation,
             socket,
             command,
+            call,
             replaced,
             datagrams,
         } = self;
         writeln!(f, "{VERSION}\npid {pid}\nstart {start}\nboot {boot}\nsupervisor {supervisor}")?;
         writeln!(f, "generation {generation}\nsocket {socket}\ncommand {}", one_line(command))?;
+        if let Some(Call { args, dir }) = call {
+            let words: Vec<String> = args.iter().map(|word| escape(word)).collect();
+            let args = words.join(" ");
+            if args.len() <= ARGS_MAX {
+                writeln!(f, "args {args}\ndir {}", escape(dir.as_os_str()))?;
+            }
+        }
         if let Some(id) = namespaces.pid {
             writeln!(f, "pidns {id}")?;
         }
@@ -135,4 +195,25 @@ pub fn one_line(command: &str) -> String {
         line.pop();
     }
     line
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn any_argument_and_any_folder_come_back_as_they_were() {
+        let bytes = |bytes: &[u8]| OsString::from_vec(bytes.to_vec());
+        let all: Vec<u8> = (1..=255).collect();
+        let args = vec![bytes(b"-d"), bytes(b""), bytes(b"a b"), bytes(b"100%"), bytes(b"%00\nx 1"), bytes(&all)];
+        for call in [Call { args, dir: "/a b/\n".into() }, Call { args: Vec::new(), dir: "/".into() }] {
+            let words: Vec<String> = call.args.iter().map(|word| escape(word)).collect();
+            let line = words.join(" ");
+            assert!(line.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic()), "{line}");
+            assert_eq!(Call::parse(&line, &escape(call.dir.as_os_str())), Some(call));
+        }
+        for torn in ["%", "a%1", "%zz"] {
+            assert_eq!(Call::parse(torn, "/"), None);
+        }
+    }
 }

@@ -304,7 +304,7 @@ fn a_record_that_was_spoilt_stays_while_its_supervisor_lives() {
         // In the same file: that is what the supervisor has locked.
         match how {
             "a second name" => fs::hard_link(&record, &second).unwrap(),
-            "too large" => fs::write(&record, [&good[..], &[b'x'; 20_000]].concat()).unwrap(),
+            "too large" => fs::write(&record, [&good[..], &vec![b'x'; 2 << 20]].concat()).unwrap(),
             "empty" => fs::write(&record, "").unwrap(),
             "of a later version" => fs::write(&record, String::from_utf8_lossy(&good).replace('1', "2")).unwrap(),
             other => panic!("{other}"),

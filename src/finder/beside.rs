@@ -2,35 +2,29 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Holder, Purpose};
+use super::Holder;
 use crate::address::Address;
+use crate::place::Place;
 use crate::procfs::Snapshot;
 use crate::rundir::RunDir;
-use crate::sys::net;
+use crate::sys::net::{self, TcpSocket};
 use crate::sys::pid::Pid;
 use std::collections::BTreeSet;
 
 impl RunDir {
-    /// Servers other than `me` and the known ones that listen at these addresses. Where a known server is an orphan, a
-    /// server without a supervisor counts if it listens at any place of that orphan.
-    pub fn beside(&self, addresses: &[Address], me: Pid, known: &[Holder]) -> std::io::Result<Vec<Holder>> {
+    /// Servers other than `me` that have listeners at the places of these sockets: one can have what comes to the other.
+    pub fn beside(&self, own: &BTreeSet<u32>, me: Pid) -> std::io::Result<Vec<Holder>> {
         let listeners = net::listeners()?;
-        let snapshot = Snapshot::take();
-        let mut orphaned = BTreeSet::new();
-        for orphan in known.iter().filter(|h| h.orphan.is_some()) {
-            orphaned.extend(orphan.sockets(&snapshot)?);
+        let places: Vec<Place> = listeners.all().filter(|s| own.contains(&s.inode)).map(TcpSocket::place).collect();
+        let meets = |s: &&TcpSocket| !own.contains(&s.inode) && places.iter().any(|own| own.conflicts(&s.place()));
+        let met: BTreeSet<u32> = listeners.all().filter(meets).map(|s| s.inode).collect();
+        if met.is_empty() {
+            return Ok(Vec::new());
         }
-        let places = listeners.all().filter(|s| orphaned.contains(&s.inode)).map(|s| &s.local);
-        let here = listeners.at_any(addresses);
-        let with_orphans = listeners.at_any(places.chain(addresses));
+        let snapshot = Snapshot::take();
         let mut beside = Vec::new();
-        for other in self.servers()? {
-            if other.pid == me || known.iter().any(|h| h.pid == other.pid) {
-                continue;
-            }
-            let held = other.sockets(&snapshot)?;
-            let sockets = if other.orphan.is_some() { &with_orphans } else { &here };
-            if sockets.iter().any(|s| held.contains(&s.inode)) {
+        for other in self.servers()?.into_iter().filter(|other| other.pid != me) {
+            if !other.sockets(&snapshot)?.is_disjoint(&met) {
                 beside.push(other);
             }
         }
@@ -42,7 +36,7 @@ impl RunDir {
         let (unnamed, listeners) = (self.unnamed(None)?, net::listeners()?);
         let snapshot = Snapshot::take();
         let mut found = Vec::new();
-        for holder in unnamed.into_iter().filter_map(|pid| self.holder(pid, Purpose::Look).ok()) {
+        for holder in unnamed.into_iter().filter_map(|pid| self.holder(pid).ok()) {
             let held = holder.sockets(&snapshot)?;
             if listeners.at(address).any(|socket| held.contains(&socket.inode)) {
                 found.push(holder.pid);

@@ -5,7 +5,7 @@
 
 use crate::family::{Descent, Family};
 use crate::procfs::{self, Snapshot};
-use crate::record::Record;
+use crate::record::{Call, Record};
 use crate::rundir::{Bad, CANNOT_BE_READ, RunDir, record_name};
 use crate::sys::pid::Pid;
 use nix::sys::stat::fstat;
@@ -16,7 +16,7 @@ use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Longest record that is read.
-const RECORD_MAX: u64 = 16 * 1024;
+const RECORD_MAX: u64 = 1024 * 1024;
 
 /// A living server.
 #[derive(Debug)]
@@ -39,8 +39,10 @@ pub struct Holder {
     pub replaced: Vec<Pid>,
     /// Inodes of the UDP sockets at fixed ports that it had when it came up.
     pub datagrams: Vec<u32>,
-    /// The locked record of a server whose supervisor is dead: the orphan is ours now.
-    pub orphan: Option<Registration>,
+    /// How its supervisor was started, as far as that is known.
+    pub call: Option<Call>,
+    /// Nobody has the lock of its record: it is an orphan.
+    pub is_orphan: bool,
 }
 
 /// The record of a running server, locked as long as this value lives.
@@ -49,15 +51,6 @@ pub struct Registration {
     /// The lock ends with this handle.
     pub(super) lock: File,
     pub(super) pid: Pid,
-}
-
-/// What a record is looked at for.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Purpose {
-    /// To see.
-    Look,
-    /// To take the server over if it is an orphan.
-    TakeOver,
 }
 
 /// Why there is no holder.
@@ -76,7 +69,13 @@ pub enum Missing {
 impl Holder {
     /// Whether its supervisor is dead. Another supervisor may have taken the server over since, for another address.
     pub fn has_lost_its_supervisor(&self) -> bool {
-        self.orphan.is_some() || procfs::has_ended(self.supervisor)
+        self.is_orphan || procfs::has_ended(self.supervisor)
+    }
+
+    /// Whether its first supervisor is dead, whose pid its sockets bear.
+    pub fn ever_lost_its_supervisor(&self) -> bool {
+        let name = self.socket.file_name().unwrap_or_default().to_string_lossy();
+        self.has_lost_its_supervisor() || !name.starts_with(&format!("{}-", self.supervisor))
     }
 
     /// Inodes of the sockets that the server holds; an error if they cannot be looked at, for want of fds for example.
@@ -98,14 +97,9 @@ impl Holder {
 }
 
 impl RunDir {
-    /// The server with this main process, if it lives. If it is an orphan, it is taken over.
-    pub fn find(&self, pid: Pid) -> Option<Holder> {
-        self.holder(pid, Purpose::TakeOver).ok()
-    }
-
     /// Every living server, whether it has an address or not.
     pub fn servers(&self) -> std::io::Result<Vec<Holder>> {
-        Ok(self.pids()?.into_iter().filter_map(|pid| self.holder(pid, Purpose::Look).ok()).collect())
+        Ok(self.pids()?.into_iter().filter_map(|pid| self.holder(pid).ok()).collect())
     }
 
     /// Inodes of the UDP sockets that living servers other than `me` had when they came up.
@@ -114,8 +108,22 @@ impl RunDir {
         Ok(others.flat_map(|holder| holder.datagrams).collect())
     }
 
-    /// The server with this main process, if it lives; with its record locked if its supervisor is dead.
-    pub fn holder(&self, pid: Pid, purpose: Purpose) -> Result<Holder, Missing> {
+    /// The server with this main process, if it lives.
+    pub fn holder(&self, pid: Pid) -> Result<Holder, Missing> {
+        // Two that look at the same time must not take each other for the supervisor.
+        self.examine(pid, File::try_lock_shared).map(|(holder, _)| holder)
+    }
+
+    /// As [`RunDir::holder`], with its record locked if it is an orphan: it is ours from then on.
+    pub fn take_over(&self, pid: Pid) -> Result<(Holder, Option<Registration>), Missing> {
+        self.examine(pid, File::try_lock)
+    }
+
+    fn examine(
+        &self,
+        pid: Pid,
+        lock: fn(&File) -> Result<(), TryLockError>,
+    ) -> Result<(Holder, Option<Registration>), Missing> {
         let (file, text) = self.read_record(pid)?;
         let Some(record) = Record::parse(&text).filter(|record| record.pid == pid) else {
             // Of another version, spoilt, or too large: it counts as long as somebody holds its lock.
@@ -124,11 +132,12 @@ impl RunDir {
         if !record.namespaces.may_be(self.namespaces()) {
             return Err(self.missing_elsewhere(&record, &file));
         }
-        let orphan = match self.lock_record(pid, file, purpose)? {
-            None => None,
+        let is_orphan = match lock(&file) {
+            Err(TryLockError::WouldBlock) => false,
+            Err(TryLockError::Error(_)) => return Err(Missing::Unclear),
             // The record was replaced before we had its lock. The new one tells who lives.
-            Some(lock) if fstat(&lock).is_ok_and(|stat| stat.st_nlink == 0) => return self.holder(pid, purpose),
-            Some(lock) => {
+            Ok(()) if fstat(&file).is_ok_and(|stat| stat.st_nlink == 0) => return self.examine(pid, lock),
+            Ok(()) => {
                 let stat = procfs::find(pid).map_err(|_| Missing::Unclear)?;
                 let boot = procfs::boot_id();
                 if boot.is_empty() {
@@ -137,10 +146,10 @@ impl RunDir {
                 if record.boot != boot || !stat.is_some_and(|s| s.start == record.start && !s.zombie) {
                     return Err(Missing::Gone);
                 }
-                Some(Registration { lock, pid })
+                true
             }
         };
-        Ok(Holder {
+        let holder = Holder {
             pid,
             start: record.start,
             generation: record.generation,
@@ -148,10 +157,12 @@ impl RunDir {
             session: record.session,
             socket: self.path().join(record.socket),
             command: record.command.to_owned(),
+            call: record.call,
             replaced: record.replaced,
             datagrams: record.datagrams,
-            orphan,
-        })
+            is_orphan,
+        };
+        Ok((holder, is_orphan.then_some(Registration { lock: file, pid })))
     }
 
     /// A record as it stands; the text is empty if it is too large, or no text.
@@ -183,21 +194,6 @@ impl RunDir {
             }
             Ok(_) if is_here() => Missing::Elsewhere,
             Ok(_) | Err(_) => Missing::Unseen,
-        }
-    }
-
-    /// Locks a record, or gives the handle with which it is reserved already; `None` if its supervisor holds the lock.
-    fn lock_record(&self, pid: Pid, file: File, purpose: Purpose) -> Result<Option<File>, Missing> {
-        let (locked, reserved) = match purpose {
-            Purpose::TakeOver => (file.try_lock(), self.reserved().remove(&pid)),
-            // Two that look at the same time must not take each other for the supervisor.
-            Purpose::Look => (file.try_lock_shared(), None),
-        };
-        match (locked, reserved) {
-            (Ok(()), _) => Ok(Some(file)),
-            (Err(TryLockError::WouldBlock), Some(ours)) if is_same(&file, &ours) => Ok(Some(ours)),
-            (Err(TryLockError::WouldBlock), _) => Ok(None),
-            (Err(TryLockError::Error(_)), _) => Err(Missing::Unclear),
         }
     }
 
@@ -233,9 +229,4 @@ impl RunDir {
 
 fn is_locked(file: &File) -> bool {
     matches!(file.try_lock_shared(), Err(TryLockError::WouldBlock))
-}
-
-fn is_same(one: &File, other: &File) -> bool {
-    let id = |file: &File| fstat(file).map(|stat| (stat.st_dev, stat.st_ino));
-    id(one).is_ok_and(|one| id(other) == Ok(one))
 }

@@ -3,9 +3,8 @@
 #![forbid(unsafe_code)]
 
 use super::port::has;
-use super::{Asker, Found, Holder, May, Missing, Purpose, Registration};
+use super::{Asker, Found, Holder, May, Missing};
 use crate::address::Address;
-use crate::error::reason;
 use crate::place::Place;
 use crate::procfs::Snapshot;
 use crate::rundir::{Bad, CANNOT_BE_READ, Notes, RunDir, pidfile};
@@ -48,21 +47,20 @@ impl RunDir {
         if is_foreign {
             return Err(Found::Foreign);
         }
-        if holders.iter().any(Holder::has_lost_its_supervisor) {
-            self.add_orphans_beside(address, asker.me, &mut holders)?;
-        }
-        if holders.iter().any(|holder| holder.orphan.is_some()) {
-            let unlisted = |e| Found::Unclear(format!("unable to list the run directory: {}", reason(&e)));
-            self.reserve(&holders).map_err(unlisted)?;
-        }
         if holders.is_empty() {
             match self.port_holder(address, asker)? {
                 Some(holder) if relation(&holder, asker.places) == Relation::Foreign => return Err(Found::Foreign),
                 found => holders.extend(found),
             }
         }
-        if !holders.is_empty() {
-            return Ok(Found::Taken(holders));
+        if holders.iter().any(Holder::ever_lost_its_supervisor) && !self.may_claim_orphans() {
+            return Err(Found::Busy);
+        }
+        let orphans: Vec<Holder> = holders.extract_if(.., |holder| holder.has_lost_its_supervisor()).collect();
+        match () {
+            () if !orphans.is_empty() => return Ok(Found::Orphans(orphans)),
+            () if !holders.is_empty() => return Ok(Found::Taken(holders)),
+            () => {}
         }
         // A server that goes on beside ours keeps its pidfile.
         let is_named = self.read_pid(&pidfile(address)).is_ok_and(|pid| beside.contains(&pid));
@@ -78,8 +76,8 @@ impl RunDir {
             if pid == me || holders.iter().any(|h| h.pid == pid) {
                 continue;
             }
-            match self.holder(pid, Purpose::TakeOver) {
-                Ok(holder) if holder.orphan.is_none() || has(pid, &own) => holders.push(holder),
+            match self.holder(pid) {
+                Ok(holder) if !holder.is_orphan || has(pid, &own) => holders.push(holder),
                 Err(Missing::Unclear) => {
                     return Err(Found::Unclear(format!("unable to read the record of server {pid}")));
                 }
@@ -105,39 +103,6 @@ impl RunDir {
         Ok(holders)
     }
 
-    /// A supervisor that died may have left an old server that still drains. If that server has a supervisor, it is
-    /// waited for, since nobody knows how to steer among three. If it has none, it is replaced together with the others.
-    fn add_orphans_beside(&self, address: &Address, me: Pid, holders: &mut Vec<Holder>) -> Result<(), Found> {
-        let unseen = |e| Found::Unclear(format!("unable to see who else listens: {}", reason(&e)));
-        let beside = self.beside(std::slice::from_ref(address), me, holders).map_err(unseen)?;
-        let (orphans, draining): (Vec<Holder>, Vec<Holder>) =
-            beside.into_iter().partition(Holder::has_lost_its_supervisor);
-        if !draining.is_empty() {
-            return Err(Found::Taken(draining));
-        }
-        // The shared locks of the look are given back before the locks are taken.
-        let pids: Vec<Pid> = orphans.into_iter().map(|other| other.pid).collect();
-        holders.extend(pids.into_iter().filter_map(|pid| self.holder(pid, Purpose::TakeOver).ok()));
-        Ok(())
-    }
-
-    /// Locks every other orphan too, since the asking server may want them next. Otherwise each of two servers that want
-    /// the same two orphans could get one, and wait for the other for ever.
-    fn reserve(&self, taken: &[Holder]) -> std::io::Result<()> {
-        let others = self.pids()?.into_iter().filter(|pid| taken.iter().all(|holder| holder.pid != *pid));
-        for holder in others.filter_map(|pid| self.holder(pid, Purpose::TakeOver).ok()) {
-            if let Some(Registration { lock, pid }) = holder.orphan {
-                self.reserved().insert(pid, lock);
-            }
-        }
-        Ok(())
-    }
-
-    /// Unlocks the orphans that the server here has not wanted.
-    pub fn release_orphans(&self) {
-        self.reserved().clear();
-    }
-
     /// Gives the address to `me` unless a living server other than `olds` has it. Tells whether `me` has it now. A server
     /// `beside` it keeps the pidfile.
     pub fn take(&self, address: &Address, me: Pid, olds: &[Pid], beside: &[Pid]) -> Result<bool, String> {
@@ -148,7 +113,7 @@ impl RunDir {
         }
         let is_known = |pid: &Pid| *pid == me || olds.contains(pid) || beside.contains(pid);
         let others = others.iter().map(|(_, pid)| *pid).filter(|pid| !is_known(pid));
-        let is_there = |pid| !matches!(self.holder(pid, Purpose::Look), Err(Missing::Gone | Missing::Unseen));
+        let is_there = |pid| !matches!(self.holder(pid), Err(Missing::Gone | Missing::Unseen));
         if others.into_iter().any(is_there) {
             return Ok(false);
         }
@@ -158,7 +123,7 @@ impl RunDir {
     /// The server that the pidfile of an address names, if it lives.
     pub fn serving(&self, address: &Address, notes: &mut Notes) -> Option<Holder> {
         match self.read_pid(&pidfile(address)) {
-            Ok(pid) => match self.holder(pid, Purpose::Look) {
+            Ok(pid) => match self.holder(pid) {
                 Ok(holder) => Some(holder),
                 Err(Missing::Gone | Missing::Elsewhere | Missing::Unseen) => None,
                 Err(Missing::Unclear) => {

@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 mod beside;
+mod caretaker;
 mod holder;
 mod look_up;
 mod port;
@@ -12,7 +13,8 @@ mod registration;
 mod tests;
 mod tidy;
 
-pub use holder::{Holder, Missing, Purpose, Registration};
+pub use caretaker::{CARES_WITHIN, STARTS_WITHIN};
+pub use holder::{Holder, Missing, Registration};
 pub use port::user_name;
 pub use question::{Asker, Found, May, Mine};
 pub use registration::Entry;

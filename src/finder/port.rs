@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Asker, Found, Holder, Purpose};
+use super::{Asker, Found, Holder};
 use crate::address::Address;
 use crate::error::reason;
 use crate::procfs::{self, MARK, Snapshot, Stat};
@@ -71,14 +71,13 @@ impl RunDir {
                 return Ok(PortHolder::Asker);
             }
             for ancestor in snapshot.ancestry(stat.pid.raw()) {
-                if let Ok(holder) = self.holder(ancestor.pid, Purpose::TakeOver) {
+                if let Ok(holder) = self.holder(ancestor.pid) {
                     return Ok(PortHolder::Server(Box::new(holder)));
                 }
             }
             // What a server left behind is a child of its supervisor.
             let is_above = |pid: Pid| snapshot.ancestry(stat.pid.raw()).any(|ancestor| ancestor.pid == pid);
-            let parents =
-                self.servers()?.into_iter().filter(|other| other.orphan.is_none() && is_above(other.supervisor));
+            let parents = self.servers()?.into_iter().filter(|other| !other.is_orphan && is_above(other.supervisor));
             if let Some(holder) = parents.max_by_key(|other| other.generation) {
                 return Ok(PortHolder::Server(Box::new(holder)));
             }

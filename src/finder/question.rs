@@ -45,6 +45,10 @@ pub enum Found {
     Foreign,
     /// These servers have it.
     Taken(Vec<Holder>),
+    /// Servers have it that need a caretaker first.
+    Orphans(Vec<Holder>),
+    /// A server has it that has lost its supervisor, and another process claims such servers at the moment.
+    Busy,
     /// It cannot be had, for this reason.
     Blocked(String),
     /// It seems that it cannot be had, but another look may show more: there are sockets, and nobody seems to hold them.

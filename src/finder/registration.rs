@@ -2,10 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Missing, Purpose, Registration};
-use crate::error::reason;
+use super::{Missing, Registration};
 use crate::procfs;
-use crate::record::Record;
+use crate::record::{Call, Record};
 use crate::rundir::{RunDir, record_name};
 use crate::sys::pid::Pid;
 use std::fs::File;
@@ -16,6 +15,8 @@ pub struct Entry<'a> {
     pub pid: Pid,
     /// Start time of the main process.
     pub start: u64,
+    /// Its session, if no other process shares it.
+    pub session: Option<i32>,
     /// Its generation.
     pub generation: u64,
     /// Name of its control socket in the run directory.
@@ -36,21 +37,20 @@ impl RunDir {
             // The record would seem to be older than the last start of the machine.
             return Err("unable to read /proc/sys/kernel/random/boot_id".into());
         }
-        if self.holder(entry.pid, Purpose::Look).err() == Some(Missing::Elsewhere) {
+        if self.holder(entry.pid).err() == Some(Missing::Elsewhere) {
             return Err("a server of another namespace has a record of that pid".into());
         }
-        let stat = procfs::find(entry.pid).map_err(|e| format!("unable to look at its process: {}", reason(&e)))?;
-        let ours = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
         let record = Record {
             pid: entry.pid,
             start: entry.start,
-            session: stat.map(|s| s.session).filter(|session| *session != ours),
+            session: entry.session,
             boot: &boot,
             supervisor: Pid::own(),
             namespaces: *self.namespaces(),
             generation: entry.generation,
             socket: entry.socket,
             command: entry.command,
+            call: Call::own(),
             replaced: entry.replaced.to_vec(),
             datagrams: entry.datagrams.to_vec(),
         };

@@ -50,6 +50,7 @@ fn a_registered_server_is_found_and_a_dead_one_is_stale() {
     let record = Entry {
         pid,
         start: start(pid),
+        session: None,
         generation: 7,
         socket: "1-1.sock",
         command: "sleep\n60",
@@ -60,10 +61,10 @@ fn a_registered_server_is_found_and_a_dead_one_is_stale() {
     assert!(matches!(claim(&dir, pid).0, Found::Vacant(_)));
     let Found::Taken(holders) = claim(&dir, Pid::own()).0 else { panic!() };
     assert_eq!((holders[0].pid, holders[0].generation), (pid, 7));
-    assert!(holders[0].orphan.is_none() && holders[0].command == "sleep 60");
+    assert!(!holders[0].is_orphan && holders[0].command == "sleep 60");
     drop(registration);
-    let Found::Taken(holders) = claim(&dir, Pid::own()).0 else { panic!() };
-    assert!(holders[0].orphan.is_some());
+    let Found::Orphans(holders) = claim(&dir, Pid::own()).0 else { panic!() };
+    assert!(holders[0].is_orphan);
     drop(holders);
     child.kill().unwrap();
     child.wait().unwrap();
@@ -79,6 +80,7 @@ fn a_record_that_took_the_name_of_another_is_left_alone() {
     let entry = |socket| Entry {
         pid: me,
         start: start(me),
+        session: None,
         generation: 1,
         socket,
         command: "x",
@@ -102,6 +104,7 @@ fn an_address_is_not_taken_from_a_third_server() {
         .register(&Entry {
             pid,
             start: start(pid),
+            session: None,
             generation: 1,
             socket: "1-1.sock",
             command: "sleep 60",

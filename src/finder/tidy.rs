@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Holder, Missing, Purpose};
+use super::{Holder, Missing};
 use crate::procfs;
 use crate::record::{one_line, parse_number};
 use crate::rundir::{Denied, RunDir};
@@ -41,31 +41,36 @@ impl RunDir {
         // What cannot be listed stays.
         let Ok(names) = self.names_that_end("") else { return self.servers().unwrap_or_default() };
         let mut servers = Vec::new();
-        let mut foreign = Some(BTreeSet::new());
+        let mut kept = Some(BTreeSet::new());
         for name in &names {
             let Some(pid) = name.strip_suffix(".server").and_then(parse_number) else { continue };
-            match self.holder(pid, Purpose::Look) {
-                Ok(holder) => servers.push(holder),
+            match self.holder(pid) {
+                Ok(holder) => {
+                    // A caretaker has those of the dead supervisor.
+                    let own = holder.socket.file_stem().map(|stem| stem.to_string_lossy().into_owned());
+                    kept.iter_mut().for_each(|all: &mut BTreeSet<String>| all.extend(own.clone()));
+                    servers.push(holder);
+                }
                 Err(Missing::Gone) => self.unlink(name),
                 Err(Missing::Unclear | Missing::Elsewhere | Missing::Unseen) => match self.sockets_of(pid) {
-                    Ok(sockets) => foreign.iter_mut().for_each(|all| all.extend(sockets.clone())),
-                    Err(_) => foreign = None,
+                    Ok(sockets) => kept.iter_mut().for_each(|all| all.extend(sockets.clone())),
+                    Err(_) => kept = None,
                 },
             }
         }
         // A server that may live keeps its sockets.
-        for name in names.iter().filter(|name| foreign.as_ref().is_some_and(|foreign| self.is_left(name, foreign))) {
+        for name in names.iter().filter(|name| kept.as_ref().is_some_and(|kept| self.is_left(name, kept))) {
             self.unlink(name);
         }
         servers
     }
 
-    /// Whether this is a socket or an unfinished file of a process that has ended. `foreign`: how the names of the sockets
+    /// Whether this is a socket or an unfinished file of a process that has ended. `kept`: how the names of the sockets
     /// begin that belong to servers which may live.
-    fn is_left(&self, name: &str, foreign: &BTreeSet<String>) -> bool {
+    fn is_left(&self, name: &str, kept: &BTreeSet<String>) -> bool {
         let pid = |stem: &str| stem.split('-').next().and_then(parse_number);
         if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify")) {
-            pid(stem).is_some_and(|supervisor| procfs::has_ended(supervisor) && !foreign.contains(stem))
+            pid(stem).is_some_and(|supervisor| procfs::has_ended(supervisor) && !kept.contains(stem))
         } else {
             let writer = name.strip_prefix(".new.").and_then(pid);
             writer.is_some_and(|writer| name == self.temporary_name(writer) && procfs::has_ended(writer))

@@ -82,6 +82,7 @@ pub fn ask_status(holder: &Holder) -> (BTreeMap<String, String>, Vec<Address>) {
                 | HolderWord::Field(..)
                 | HolderWord::Holds(_)
                 | HolderWord::Sockets(_)
+                | HolderWord::Draining(_)
                 | HolderWord::Locked
                 | HolderWord::Joins(_)
                 | HolderWord::Released(_)
@@ -94,7 +95,7 @@ pub fn ask_status(holder: &Holder) -> (BTreeMap<String, String>, Vec<Address>) {
         }
         Ok(())
     };
-    if holder.orphan.is_none() {
+    if !holder.is_orphan {
         // A supervisor that does not answer shows in the table.
         let _ = ask();
     }

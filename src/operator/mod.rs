@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 mod conversation;
-mod orphan;
 mod reload;
 mod servers;
 mod status;

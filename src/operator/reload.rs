@@ -17,11 +17,9 @@ use std::io;
 pub fn reload(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
     for (holder, list) in by_server(dir, addresses, log)? {
         let address = &list[0];
-        if holder.orphan.is_some() {
-            return Err(Error::failed(format!(
-                "{address}: unable to reload: server {} has lost its supervisor (start its command again to replace it)",
-                holder.pid
-            )));
+        if holder.has_lost_its_supervisor() {
+            let refused = |why| Error::failed(format!("{address}: unable to reload: {why} (nothing was done)"));
+            dir.with_caretaker(holder.pid).map_err(refused)?;
         }
         let answer = || -> io::Result<Option<HolderWord>> {
             let mut supervisor = Conversation::with(&holder)?;

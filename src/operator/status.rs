@@ -101,7 +101,7 @@ impl Look {
         self.at(holder);
         let seen = &self.seen[&holder.pid];
         let field = |key: &str, or: &str| seen.fields.get(key).cloned().unwrap_or_else(|| or.to_owned());
-        let state = if holder.orphan.is_some() { "serving" } else { "not answering" };
+        let state = if holder.is_orphan { "serving" } else { "not answering" };
         let here = |s: &&TcpSocket| address.is_some_and(|a| s.local.collides(a));
         // What cannot be counted is not 0.
         let count = self.connections.as_ref().zip(seen.sockets.as_ref()).map(|(all, own)| {
@@ -119,7 +119,7 @@ impl Look {
             address.map_or_else(|| "-".into(), Address::to_string),
             field("generation", &holder.generation.to_string()),
             holder.pid.to_string(),
-            if holder.orphan.is_some() { "-".into() } else { holder.supervisor.to_string() },
+            if holder.is_orphan { "-".into() } else { holder.supervisor.to_string() },
             uid.map_or_else(|_| "-".into(), user_name),
             field("state", state),
             field("mode", "-"),

@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 use super::conversation::Conversation;
-use super::orphan;
 use super::servers::{NOTHING, by_server, find};
 use crate::address::Address;
 use crate::error::{Error, Result, reason, status};
@@ -36,7 +35,7 @@ pub fn takedown(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
     let mut looks = LOOKS;
     while let Some((holder, list)) = servers.pop_front() {
         let failed = |why: &str| Err(Error::failed(format!("{}: unable to take down: {why}", list[0])));
-        let released = match ask_down(dir, &holder, &list, addresses, log) {
+        let released = match ask_down(dir, &holder, &list) {
             Ok(released) => released,
             Err(why) => return failed(&why),
         };
@@ -48,7 +47,7 @@ pub fn takedown(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
         }
         let left: Vec<Address> = left.into_iter().cloned().collect();
         for next in by_server(dir, &left, log)? {
-            if next.0.pid == holder.pid && next.0.orphan.is_none() {
+            if next.0.pid == holder.pid && !holder.has_lost_its_supervisor() && !next.0.has_lost_its_supervisor() {
                 // The lock of a supervisor that is ending goes a moment after its sockets.
                 if looks == 0 {
                     return failed("its supervisor does not answer (the server still serves)");
@@ -65,17 +64,11 @@ pub fn takedown(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
     Ok(status::DONE)
 }
 
-/// Takes addresses of one server down. `named`: addresses of other servers too. `false` if the server or its supervisor
-/// went away first.
-fn ask_down(
-    dir: &RunDir,
-    holder: &Holder,
-    addresses: &[Address],
-    named: &[Address],
-    log: Log,
-) -> std::result::Result<bool, String> {
-    if holder.orphan.is_some() {
-        return orphan::take_down(dir, holder, addresses, named, log).map(|()| false);
+/// Takes addresses of one server down. `false` if the server or its supervisor went away first.
+fn ask_down(dir: &RunDir, holder: &Holder, addresses: &[Address]) -> std::result::Result<bool, String> {
+    if holder.has_lost_its_supervisor() {
+        // It is asked again in a moment.
+        return dir.with_caretaker(holder.pid).map(|()| false).map_err(|why| format!("{why} ({NOTHING})"));
     }
     match ask(holder, addresses) {
         Ok(Answer::Refused(why)) => Err(format!("{why} ({NOTHING})")),
@@ -101,6 +94,7 @@ fn ask(holder: &Holder, addresses: &[Address]) -> io::Result<Answer> {
             HolderWord::Peer(_)
             | HolderWord::Holds(_)
             | HolderWord::Sockets(_)
+            | HolderWord::Draining(_)
             | HolderWord::Locked
             | HolderWord::Joins(_)
             | HolderWord::Reloaded

@@ -4,7 +4,8 @@
 #![forbid(unsafe_code)]
 
 use super::RunDir;
-use nix::fcntl::{OFlag, openat};
+use nix::errno::Errno;
+use nix::fcntl::{FcntlArg, OFlag, fcntl, openat};
 use nix::sys::stat::Mode;
 use std::fs::{File, TryLockError};
 use std::sync::{Arc, MutexGuard, PoisonError, mpsc};
@@ -81,6 +82,33 @@ impl RunDir {
             Ok(Err(e)) => Err(because(&e)),
             Err(_) => Err(Denied::Busy),
         }
+    }
+
+    /// Whether this process may claim servers that have lost their supervisors: one process at a time may, until it has
+    /// what it wants. Two that claimed the same two of them could each get one, and wait for the other for ever. (An open
+    /// file description lock, fcntl(2): it has nothing to do with the flock(2) on the same file.)
+    pub fn may_claim_orphans(&self) -> bool {
+        let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
+        if turn.is_none() {
+            let whole = nix::libc::flock {
+                l_type: nix::libc::F_WRLCK as _,
+                l_whence: nix::libc::SEEK_SET as _,
+                l_start: 0,
+                l_len: 0,
+                l_pid: 0,
+            };
+            *turn = self.open_lock().ok().filter(|file| match fcntl(file, FcntlArg::F_OFD_SETLK(&whole)) {
+                Err(Errno::EAGAIN | Errno::EACCES) => false,
+                // Where there are no such locks everybody may.
+                Ok(_) | Err(_) => true,
+            });
+        }
+        turn.is_some()
+    }
+
+    /// It has what it wants.
+    pub fn claims_no_orphans(&self) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
 
     fn held(&self) -> MutexGuard<'_, Option<Arc<File>>> {

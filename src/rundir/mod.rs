@@ -3,7 +3,7 @@
 //!
 //! - `8080.pid` holds the pid of the server at `:8080`, for people and scripts. A bare number proves nothing.
 //! - `PID.server` is the record of that server: its start time (a reused pid has another one), generation and control
-//!   socket. Its supervisor holds a flock(2) on it as long as it lives: the lock is the proof of life. A supervisor
+//!   socket. Its supervisor holds a flock(2) on it as long as it lives: the lock is the proof of life. A caretaker
 //!   that gets the lock while the server lives takes over an orphan.
 //! - `lock` is held for the moment in which pidfiles are compared and changed.
 
@@ -23,16 +23,14 @@ pub use names::{pidfile, record_name};
 
 use crate::error::{Error, Result};
 use crate::sys::namespace::Namespaces;
-use crate::sys::pid::Pid;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, OFlag, open};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::geteuid;
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::os::fd::OwnedFd;
 use std::path::{Path, PathBuf};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 /// Longest path that a unix socket address holds (unix(7)), with its final NUL.
@@ -53,8 +51,8 @@ pub struct RunDir {
     patience: Duration,
     /// The lock, while it is held for more than one step.
     held: Mutex<Option<Arc<File>>>,
-    /// Locked records of orphans that this supervisor may want next.
-    reserved: Mutex<BTreeMap<Pid, File>>,
+    /// Held while this process may claim orphans.
+    turn: Mutex<Option<File>>,
 }
 
 /// Sentences for the user about files that are not what they should be.
@@ -100,8 +98,8 @@ impl RunDir {
     }
 
     fn at(path: PathBuf, dir: OwnedFd, namespaces: Namespaces, patience: Duration) -> RunDir {
-        let (held, reserved) = (Mutex::default(), Mutex::default());
-        RunDir { path, dir, namespaces, whole: None, kept: None, patience, held, reserved }
+        let (held, turn) = Default::default();
+        RunDir { path, dir, namespaces, whole: None, kept: None, patience, held, turn }
     }
 
     /// A second handle on the same directory.
@@ -131,9 +129,9 @@ impl RunDir {
         UNIX_EPOCH.checked_add(Duration::new(stat.st_mtime.try_into().ok()?, stat.st_mtime_nsec.try_into().ok()?))
     }
 
-    /// The locked records of orphans that are kept from others.
-    pub fn reserved(&self) -> MutexGuard<'_, BTreeMap<Pid, File>> {
-        self.reserved.lock().unwrap_or_else(PoisonError::into_inner)
+    /// What others who want to use the same directory are to be given as its path.
+    pub fn given(&self) -> &Path {
+        self.whole.as_ref().map_or(&self.path, |whole| &whole.path)
     }
 }
 

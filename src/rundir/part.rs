@@ -5,7 +5,7 @@
 
 use super::{RunDir, unusable};
 use crate::error::{Result, reason};
-use crate::finder::{Missing, Purpose};
+use crate::finder::Missing;
 use crate::sys::namespace::Namespaces;
 use nix::fcntl::{Flock, FlockArg};
 use nix::unistd::{UnlinkatFlags, unlinkat};
@@ -24,7 +24,7 @@ impl RunDir {
     fn part(self, create: bool) -> Result<RunDir> {
         let Namespaces { pid: Some(pid), net: Some(net) } = self.namespaces else { return Ok(self) };
         let path = self.path.join(format!("{PREFIX}{pid:x}-{net:x}"));
-        let is_elsewhere = |pid| self.holder(pid, Purpose::Look).err() == Some(Missing::Elsewhere);
+        let is_elsewhere = |pid| self.holder(pid).err() == Some(Missing::Elsewhere);
         if !path.is_dir() {
             let pids = if create { self.pids().map_err(|e| unusable(&self.path, reason(&e)))? } else { Vec::new() };
             if !pids.into_iter().any(is_elsewhere) {

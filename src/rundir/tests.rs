@@ -1,5 +1,6 @@
 use super::*;
 use crate::address::Address;
+use crate::sys::process::Pid;
 use std::os::unix::fs::PermissionsExt;
 
 fn run_dir() -> (tempfile::TempDir, RunDir) {

@@ -50,6 +50,22 @@ impl Server {
         Some(Server { pid, start, pidfd, family, seen, before: None, keeper: None, watch: None })
     }
 
+    /// Whether it had another supervisor before.
+    pub fn is_adopted(&self) -> bool {
+        matches!(self.family.descent, Descent::Lost(_))
+    }
+
+    /// Its session, if no other process shares it: not that of its first supervisor.
+    pub fn session(&self) -> Option<i32> {
+        let ours = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
+        match self.family.descent {
+            Descent::Lost(session) => session,
+            Descent::Ours(_) | Descent::From(_) => {
+                procfs::stat(self.pid).map(|stat| stat.session).filter(|session| *session != ours)
+            }
+        }
+    }
+
     /// From here on the server does not end with this supervisor.
     pub fn outlives_us(&self) {
         if let Some(keeper) = &self.keeper {

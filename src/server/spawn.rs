@@ -121,7 +121,8 @@ fn command(run: &Run, around: &Surroundings<'_>, number: Option<RawFd>) -> Resul
     command.args(&run.command[1..]);
     let inode = nix::sys::stat::fstat(&around.control).map_err(|e| failed("start", name, e.into()))?.st_ino;
     // In a server of an outer serverswap they name a fd that is not there.
-    command.env_remove("SERVERSWAP_FD").env_remove("SERVERSWAP_INODE").env_remove(process::LINE);
+    command.env_remove("SERVERSWAP_FD").env_remove("SERVERSWAP_INODE");
+    command.env_remove(process::LINE).env_remove(process::CARE);
     if let Some(number) = number {
         command.env("SERVERSWAP_FD", number.to_string()).env("SERVERSWAP_INODE", inode.to_string());
     }

@@ -67,12 +67,6 @@ impl Sharing {
         self.groups().flat_map(Group::kept)
     }
 
-    /// Whether these are among the sockets of old servers already.
-    pub fn has(&self, sockets: &[Socket]) -> bool {
-        let kept: BTreeSet<u32> = self.kept().collect();
-        !sockets.is_empty() && sockets.iter().all(|socket| socket.inode().is_ok_and(|inode| kept.contains(&inode)))
-    }
-
     /// Lets go of what old servers have closed: nobody may be sent to a socket that only we hold.
     pub(super) fn follow_olds(&mut self, listeners: &Listeners, fetch: Fetch<'_>) {
         let (mut suspects, mut shut) = (BTreeSet::new(), false);

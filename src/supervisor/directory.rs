@@ -1,19 +1,19 @@
 //! What a supervisor does in the run directory with its lock held. Somebody may hold that lock and not go on, a stopped
 //! process say: nothing else waits for it. An effect that needs the lock while somebody has it waits in a queue, and
-//! behind it those of the same generation that others must not hear of before; signals, clocks, the steering and
-//! everything of other generations go on.
+//! behind it those that others must not hear of before; signals, clocks and the steering go on.
 
 #![forbid(unsafe_code)]
 
 use super::Supervisor;
-use super::threads::{self, GenId};
+use super::care::TAKEN_OVER;
+use super::threads;
 use crate::address::Address;
-use crate::finder::{Asker, Found, May, Mine};
+use crate::finder::{Asker, CARES_WITHIN, Found, May, Mine};
 use crate::place::Place;
 use crate::rundir::{LOCK_PATIENCE, Notes};
 use crate::swap::{Effect, Event, Level, OldId};
 use crate::sys::net::TcpSocket;
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
 use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 /// How often, and after how long, a socket that nobody seems to hold is looked at again.
 const UNCLEAR_LOOKS: u32 = 50;
 const UNCLEAR_LOOKS_EVERY: Duration = Duration::from_millis(20);
+/// And a server that gets a caretaker.
+const CARE_LOOKS: u32 = CARES_WITHIN.as_millis() as u32 / UNCLEAR_LOOKS_EVERY.as_millis() as u32;
 /// How long what an ending server leaves in the directory waits for the lock: whoever finds it later knows what it is.
 pub(super) const PARTING: Duration = Duration::from_secs(1);
 /// When the lock is tried again where no thread could wait for it.
@@ -32,12 +34,11 @@ pub(super) struct Desk {
     /// In their order.
     jobs: VecDeque<Job>,
     /// Addresses to be looked up again.
-    unclear: BTreeMap<(GenId, Address), Unclear>,
+    unclear: BTreeMap<Address, Unclear>,
     wait: Wait,
 }
 
 struct Job {
-    generation: GenId,
     effect: Effect,
     since: Instant,
 }
@@ -75,26 +76,26 @@ enum Part {
 
 impl Supervisor {
     /// Carries an effect out, now or as soon as the run directory is free.
-    pub(super) fn carry_out(&mut self, generation: GenId, effect: Effect) {
-        let queued = self.agenda.desk.jobs.iter().any(|job| job.generation == generation);
-        let waits = match self.part(generation, &effect) {
+    pub(super) fn carry_out(&mut self, effect: Effect) {
+        let queued = !self.agenda.desk.jobs.is_empty();
+        let waits = match self.part(&effect) {
             Part::In => queued || !self.dir.hold(),
             Part::After => queued,
             Part::None => false,
         };
         if waits {
-            self.agenda.desk.jobs.push_back(Job { generation, effect, since: Instant::now() });
+            self.agenda.desk.jobs.push_back(Job { effect, since: Instant::now() });
             return self.wait_for_directory();
         }
-        self.carry_out_now(generation, effect);
+        self.carry_out_now(effect);
         self.dir.release();
     }
 
-    fn part(&self, generation: GenId, effect: &Effect) -> Part {
+    fn part(&self, effect: &Effect) -> Part {
         match effect {
             Effect::LookUp(_) | Effect::Take(..) | Effect::Hold(_) | Effect::Unhold(_) => Part::In,
             Effect::TellGone(_) | Effect::End(_) => {
-                let registered = self.live.get(&generation).is_some_and(|live| !live.names.held.is_empty());
+                let registered = self.live.as_ref().is_some_and(|live| !live.names.held.is_empty());
                 if registered { Part::In } else { Part::After }
             }
             Effect::Lock(_)
@@ -143,22 +144,21 @@ impl Supervisor {
     /// Until when a job waits for the lock. Then it is done without, or refused.
     fn late(&self, job: &Job) -> Instant {
         let parts = |live: &super::Live| live.life.ended.is_some() || live.machine.is_leaving();
-        let parts = self.caller.is_stopping() || self.live.get(&job.generation).is_none_or(parts);
+        let parts = self.caller.is_stopping() || self.live.as_ref().is_none_or(parts);
         job.since + if parts { PARTING } else { LOCK_PATIENCE }
     }
 
     /// Does what can be done by now.
     pub(super) fn work_on_directory(&mut self) {
         let now = Instant::now();
-        // In the order of each generation.
-        let (mut waiting, mut kept) = (BTreeSet::new(), VecDeque::new());
+        // In their order.
+        let mut kept = VecDeque::new();
         for job in std::mem::take(&mut self.agenda.desk.jobs) {
-            let needs = matches!(self.part(job.generation, &job.effect), Part::In);
-            if waiting.contains(&job.generation) || needs && !self.dir.hold() && self.late(&job) > now {
-                waiting.insert(job.generation);
+            let needs = matches!(self.part(&job.effect), Part::In);
+            if !kept.is_empty() || needs && !self.dir.hold() && self.late(&job) > now {
                 kept.push_back(job);
             } else {
-                self.carry_out_now(job.generation, job.effect);
+                self.carry_out_now(job.effect);
             }
         }
         self.dir.release();
@@ -167,13 +167,13 @@ impl Supervisor {
             self.wait_for_directory();
         }
         let mut due = Vec::new();
-        for ((generation, address), unclear) in &mut self.agenda.desk.unclear {
+        for (address, unclear) in &mut self.agenda.desk.unclear {
             if unclear.at.take_if(|at| *at <= now).is_some() {
-                due.push((*generation, address.clone()));
+                due.push(address.clone());
             }
         }
-        for (generation, address) in due {
-            self.carry_out(generation, Effect::LookUp(address));
+        for address in due {
+            self.carry_out(Effect::LookUp(address));
         }
     }
 
@@ -198,26 +198,28 @@ impl Supervisor {
         };
     }
 
-    pub(super) fn look_up(&mut self, generation: GenId, address: Address) {
-        let key = (generation, address);
-        let Unclear { looks, mut notes, .. } = self.agenda.desk.unclear.remove(&key).unwrap_or_default();
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    pub(super) fn look_up(&mut self, address: Address) {
+        let Unclear { looks, mut notes, .. } = self.agenda.desk.unclear.remove(&address).unwrap_or_default();
+        let Some(live) = self.live.as_mut() else { return };
         // It speaks for itself: what it listens on beside its READYs is its own affair.
         live.looks.discover_until = None;
         let (pid, server) = (live.server.pid, &live.server);
         let holds = |sockets: &[TcpSocket]| server.holds(sockets).map(|held| !held.is_empty());
         let mine = Mine { owns: &|other| server.owns(other), holds: &holds };
-        let calls = live.opening.calls.iter().filter(|call| Address::from(call.place.address) == key.1);
+        let calls = live.opening.calls.iter().filter(|call| Address::from(call.place.address) == address);
         let places: Vec<(Place, May)> = calls.map(|call| (call.place, call.may)).collect();
         let asker = Asker { me: pid, mine, places: &places };
-        let found = self.dir.look_up(&key.1, &asker, &mut notes);
-        if let (Found::Unclear(_), ..UNCLEAR_LOOKS) = (&found, looks) {
-            // Nothing tells when the last thread of a killed process has let go of its sockets.
+        let found = self.dir.look_up(&address, &asker, &mut notes);
+        if live.life.was_up {
+            self.tidy_later();
+        }
+        let most = self.looks_for(&found);
+        if looks < most {
             let at = Some(Instant::now() + UNCLEAR_LOOKS_EVERY);
-            self.agenda.desk.unclear.insert(key, Unclear { looks: looks + 1, at, notes });
+            self.agenda.desk.unclear.insert(address, Unclear { looks: looks.saturating_add(1), at, notes });
             return;
         }
-        let address = key.1;
+        let Some(live) = self.live.as_mut() else { return };
         for note in notes {
             self.log.say(Level::Warning, Some(&address), &note);
         }
@@ -229,27 +231,43 @@ impl Supervisor {
                 // There was nobody before it.
                 if std::mem::take(&mut live.names.number_is_guess) && live.names.number > 1 {
                     live.names.number = 1;
-                    self.register_again(generation);
+                    self.register_again();
                 }
                 Event::Vacant(address)
             }
             Found::Blocked(why) | Found::Unclear(why) => Event::Blocked(address, why),
+            Found::Busy => Event::Blocked(address, "somebody else replaces servers without supervisors".into()),
+            Found::Orphans(_) => {
+                Event::Blocked(address, "its server has lost its supervisor, and no caretaker comes up".into())
+            }
             Found::Taken(holders) => {
                 live.names.beside.retain(|pid| holders.iter().all(|holder| holder.pid != *pid));
-                if live.life.was_up {
-                    self.tidy_later();
-                }
-                let wanted = std::slice::from_ref(&address);
-                let olds = holders.into_iter().map(|holder| OldId(self.old(generation, holder, wanted))).collect();
+                let olds = holders.into_iter().map(|holder| OldId(self.old(holder))).collect();
                 Event::Taken(address, olds)
             }
         };
-        self.feed(generation, event);
+        self.feed(event);
     }
 
-    /// Nothing waits any more for a generation that is no more.
-    pub(super) fn clear_desk(&mut self, generation: GenId) {
-        self.agenda.desk.jobs.retain(|job| job.generation != generation);
-        self.agenda.desk.unclear.retain(|(of, _), _| *of != generation);
+    /// How often an address is looked up at which this was found. Servers without a supervisor get one.
+    fn looks_for(&mut self, found: &Found) -> u32 {
+        match found {
+            // Nothing tells when the last thread of a killed process has let go of its sockets,
+            Found::Unclear(_) => UNCLEAR_LOOKS,
+            // nor when a caretaker has its lock.
+            Found::Orphans(orphans) => {
+                orphans.iter().filter(|orphan| orphan.is_orphan).for_each(|orphan| self.care(orphan, TAKEN_OVER));
+                CARE_LOOKS
+            }
+            // How long that takes is for its ready clock, and for ours.
+            Found::Busy => u32::MAX,
+            Found::Vacant(_) | Found::Foreign | Found::Taken(_) | Found::Blocked(_) => 0,
+        }
+    }
+
+    /// Nothing waits any more for a server that is gone.
+    pub(super) fn clear_desk(&mut self) {
+        self.agenda.desk.jobs.clear();
+        self.agenda.desk.unclear.clear();
     }
 }

@@ -2,12 +2,11 @@
 
 #![forbid(unsafe_code)]
 
-use super::threads::GenId;
-use super::{Leftover, Live, OWN, Supervisor};
+use super::{Leftover, Live, Supervisor};
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
-use crate::swap::{ClaimerId, Effect, Event, Level, OldId, SpeakerId};
+use crate::swap::{ClaimerId, Effect, Event, Level, SpeakerId};
 use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
 use std::time::{Duration, Instant};
@@ -19,61 +18,57 @@ const REGAIN_FOR: Duration = Duration::from_secs(2);
 const KILLED: &str = "it is killed";
 
 impl Supervisor {
-    pub(super) fn carry_out_now(&mut self, generation: GenId, effect: Effect) {
-        self.note(generation, &effect);
+    pub(super) fn carry_out_now(&mut self, effect: Effect) {
+        self.note(&effect);
         match effect {
             Effect::Say(speaker, word) => self.say(speaker, &word),
-            Effect::LookUp(address) => self.look_up(generation, address),
-            Effect::Lock(old) => self.lock(generation, old),
+            Effect::LookUp(address) => self.look_up(address),
+            Effect::Lock(old) => self.lock(old),
             Effect::Unlock(old) => self.unlock(old),
-            Effect::Take(_, address) => self.take(generation, address),
-            Effect::Hold(address) => self.hold(generation, address),
-            Effect::AskTakedown(_, old, address) => {
-                self.ask(old, Event::AskedTakedown(ClaimerId(old.0), address.clone()), PeerWord::Takedown(address));
+            Effect::Take(_, address) => self.take(address),
+            Effect::Hold(address) => self.hold(address),
+            Effect::AskTakedown(_, old, address) => self.ask(old, PeerWord::Takedown(address)),
+            Effect::AskStop(_, old) => self.ask(old, PeerWord::Stop),
+            Effect::AskDrain(_, old) => self.ask(old, PeerWord::Drain),
+            Effect::AskStay(old) => self.ask(old, PeerWord::Stay),
+            Effect::Admit(address) => self.admit(&address),
+            Effect::Pass(address) => self.pass(&address),
+            Effect::Deny(address) => self.deny(&address),
+            Effect::Join(address) => self.join(&address),
+            Effect::Switch(_) => self.switch(),
+            Effect::SwitchBack => self.switch_back(),
+            Effect::Drain => self.drain(),
+            Effect::CutOff => self.cut_off(),
+            Effect::Kill => self.kill(),
+            Effect::Grant(claimer, holds) => self.grant(claimer, holds),
+            Effect::TellReleased(claimer, address) => self.tell(claimer.0, &HolderWord::Released(address)),
+            Effect::Refuse(claimer, why) => self.tell(claimer.0, &HolderWord::Refused(why)),
+            Effect::TellGone(claimer) => {
+                // Whoever hears of it may look at the run directory at once.
+                self.retire();
+                self.tell(claimer.0, &HolderWord::Gone);
             }
-            Effect::AskStop(_, old) => self.ask(old, Event::AskedStop(ClaimerId(old.0)), PeerWord::Stop),
-            Effect::AskDrain(_, old) => self.ask(old, Event::AskedDrain(ClaimerId(old.0)), PeerWord::Drain),
-            Effect::AskStay(old) => self.ask(old, Event::AskedStay(ClaimerId(old.0)), PeerWord::Stay),
-            Effect::Admit(address) => self.admit(generation, &address),
-            Effect::Pass(address) => self.pass(generation, &address),
-            Effect::Deny(address) => self.deny(generation, &address),
-            Effect::Join(address) => self.join(generation, &address),
-            Effect::Switch(_) => self.switch(generation),
-            Effect::SwitchBack => self.switch_back(generation),
-            Effect::Drain => self.drain(generation),
-            Effect::CutOff => self.cut_off(generation),
-            Effect::Kill => self.kill(generation),
-            Effect::Grant(claimer, holds) => self.grant(generation, claimer, holds),
-            Effect::TellReleased(claimer, address) => match self.local_claimer(claimer) {
-                Some(of) => self.feed(of, Event::OldReleased(OldId(claimer.0), address)),
-                None => self.tell_peer(claimer, [HolderWord::Released(address)]),
-            },
-            Effect::Refuse(claimer, why) => match self.local_claimer(claimer) {
-                Some(of) => self.feed(of, Event::OldRefused(OldId(claimer.0), why)),
-                None => self.tell_peer(claimer, [HolderWord::Refused(why)]),
-            },
-            Effect::TellGone(claimer) => self.tell_gone(generation, claimer),
-            Effect::Arm(timer, time) => self.agenda.timers.arm(generation, timer, time),
-            Effect::Disarm(timer) => self.agenda.timers.disarm(generation, timer),
-            Effect::Pause(timer) => self.agenda.timers.pause(generation, timer),
-            Effect::Resume(timer) => self.agenda.timers.resume(generation, timer),
-            Effect::Report(level, address, text) => self.report(generation, level, address.as_ref(), text),
-            Effect::Up => self.up(generation),
+            Effect::Arm(timer, time) => self.agenda.timers.arm(timer, time),
+            Effect::Disarm(timer) => self.agenda.timers.disarm(timer),
+            Effect::Pause(timer) => self.agenda.timers.pause(timer),
+            Effect::Resume(timer) => self.agenda.timers.resume(timer),
+            Effect::Report(level, address, text) => self.report(level, address.as_ref(), text),
+            Effect::Up => self.up(),
             Effect::Done => self.done(),
-            Effect::End(status) => self.end(generation, status),
+            Effect::End(status) => self.end(status),
             Effect::Unhold(_)
             | Effect::Settle
             | Effect::StopDrain
             | Effect::Commit
             | Effect::Watch(_)
             | Effect::WatchRelease(_)
-            | Effect::Signal => self.note_on_server(generation, effect),
+            | Effect::Signal => self.note_on_server(effect),
         }
     }
 
     /// What concerns nobody but the server.
-    fn note_on_server(&mut self, generation: GenId, effect: Effect) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    fn note_on_server(&mut self, effect: Effect) {
+        let Some(live) = self.live.as_mut() else { return };
         match effect {
             Effect::Unhold(address) => {
                 live.names.held.remove(&address);
@@ -106,64 +101,53 @@ impl Supervisor {
         }
     }
 
-    fn take(&mut self, generation: GenId, address: Address) {
-        let locked = self.peers.olds.values().filter(|old| old.of == generation && old.locked);
+    fn take(&mut self, address: Address) {
+        let locked = self.peers.olds.values().filter(|old| old.locked);
         let locked: Vec<Pid> = locked.map(|old| old.server.0).collect();
-        if !self.register(generation, &address, &locked) {
-            self.look_up(generation, address);
+        if !self.register(&address, &locked) {
+            self.look_up(address);
         }
     }
 
-    fn hold(&mut self, generation: GenId, address: Address) {
-        if !self.register(generation, &address, &[])
-            && let Some(live) = self.live.get_mut(&generation)
+    fn hold(&mut self, address: Address) {
+        // Those that it has replaced may have their names still.
+        let replaced = self.live.as_ref().map_or(Vec::new(), |live| live.names.replaced.clone());
+        if !self.register(&address, &replaced)
+            && let Some(live) = self.live.as_mut()
         {
             live.names.regaining.insert(address, Instant::now() + REGAIN_FOR);
             self.poll_soon();
         }
     }
 
-    fn kill(&mut self, generation: GenId) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    fn kill(&mut self) {
+        let Some(live) = self.live.as_mut() else { return };
         live.life.killed = true;
         live.server.signal_all(Signal::SIGKILL, live.jobs());
         if !live.life.was_up && live.server.is_out_of_reach() {
             // It never ends for us, and whoever waits for the swap is told how it went.
-            self.server_is_gone(generation);
-            self.feed(generation, Event::Exited(status::NOT_UP));
+            self.server_is_gone();
+            self.feed(Event::Exited(status::NOT_UP));
         }
     }
 
-    fn grant(&mut self, generation: GenId, claimer: ClaimerId, holds: Vec<Address>) {
-        if let Some(live) = self.live.get_mut(&generation) {
+    fn grant(&mut self, claimer: ClaimerId, holds: Vec<Address>) {
+        if let Some(live) = self.live.as_mut() {
             live.standing.claimed = Some(claimer);
         }
-        match self.local_claimer(claimer) {
-            Some(of) => self.locked(of, claimer.0, holds),
-            None => {
-                self.hand_over(generation, claimer, &holds);
-                let words = holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]);
-                self.tell_peer(claimer, words);
-            }
+        self.hand_over(claimer, &holds);
+        if let Some(conn) = self.peers.conns.get(&claimer.0) {
+            conn.out.send_all(holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]));
         }
         // While the claimer gets to work.
-        if let Some(live) = self.live.get(&generation) {
+        if let Some(live) = self.live.as_ref() {
             live.server.tell_jobs();
         }
     }
 
-    fn tell_gone(&mut self, generation: GenId, claimer: ClaimerId) {
-        // Whoever hears of it may look at the run directory at once.
-        self.retire(generation);
-        match self.local_claimer(claimer) {
-            Some(_) => self.old_gone(claimer.0),
-            None => self.tell_peer(claimer, [HolderWord::Gone]),
-        }
-    }
-
-    fn report(&mut self, generation: GenId, level: Level, address: Option<&Address>, text: String) {
+    fn report(&mut self, level: Level, address: Option<&Address>, text: String) {
         let is_out_of_reach = |live: &Live| live.server.is_out_of_reach();
-        let text = match text.contains(KILLED) && self.live.get(&generation).is_some_and(is_out_of_reach) {
+        let text = match text.contains(KILLED) && self.live.as_ref().is_some_and(is_out_of_reach) {
             true => text.replace(KILLED, "it runs as another user and cannot be killed: it lives on"),
             false => text,
         };
@@ -171,8 +155,8 @@ impl Supervisor {
     }
 
     /// Writes the pidfile; `false` if somebody living has the address who is not one of `olds`.
-    pub(super) fn register(&mut self, generation: GenId, address: &Address, olds: &[Pid]) -> bool {
-        let Some(live) = self.live.get_mut(&generation) else { return true };
+    pub(super) fn register(&mut self, address: &Address, olds: &[Pid]) -> bool {
+        let Some(live) = self.live.as_mut() else { return true };
         match self.dir.take(address, live.server.pid, olds, &live.names.beside) {
             Ok(false) => return false,
             Ok(true) => {
@@ -187,8 +171,8 @@ impl Supervisor {
     }
 
     /// The steps of a swap, for those who want to watch.
-    fn note(&self, generation: GenId, effect: &Effect) {
-        let Some(live) = self.live.get(&generation) else { return };
+    fn note(&self, effect: &Effect) {
+        let Some(live) = self.live.as_ref() else { return };
         let (address, what) = match effect {
             Effect::Say(_, word @ (SupervisorWord::Go(address) | SupervisorWord::Takedown(address))) => {
                 (Some(address), format!("is told {word}"))
@@ -207,8 +191,8 @@ impl Supervisor {
         self.log.say(Level::Detail, address.or(name.as_ref()), &text);
     }
 
-    fn up(&mut self, generation: GenId) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    fn up(&mut self) {
+        let Some(live) = self.live.as_mut() else { return };
         live.life.was_up = true;
         // UDP sockets that it has by now are those that a successor may have beside it.
         if let Some(Ok(datagrams)) = live.watch().map(|watch| watch.facts.datagrams()) {
@@ -224,8 +208,9 @@ impl Supervisor {
         let text = format!("server {} is up (generation {}{more})", live.server.pid, live.names.number);
         self.log.say(Level::Notice, addresses.first(), &text);
         if !live.names.datagrams.is_empty() {
-            self.register_again(generation);
+            self.register_again();
         }
+        self.dir.claims_no_orphans();
         self.tidy_later();
         self.tell_manager("READY=1");
     }
@@ -237,14 +222,12 @@ impl Supervisor {
         self.tell_front();
     }
 
-    fn end(&mut self, generation: GenId, status: u8) {
-        let Some(live) = self.clear_away(generation) else { return };
-        if generation == OWN {
-            self.dir.release_orphans();
-            if self.reloads.in_charge.is_none() {
-                self.caller.status = status;
-                self.find_heir(0);
-            }
+    fn end(&mut self, status: u8) {
+        let Some(live) = self.clear_away() else { return };
+        self.dir.claims_no_orphans();
+        if self.reloads.in_charge.is_none() {
+            self.caller.status = status;
+            self.find_heir(0);
         }
         let jobs = live.jobs();
         if live.server.signal_rest(self.run.stop_signal, jobs) || live.life.killed {

@@ -5,9 +5,9 @@
 
 #![forbid(unsafe_code)]
 
+use super::Supervisor;
 use super::peers::{Conn, Role};
 use super::threads::{self, Id, Link};
-use super::{OWN, Supervisor};
 use crate::error::{Error, Result, status};
 use crate::protocol::{CopyWord, FrontWord, HolderWord};
 use crate::swap::{self, Level};
@@ -76,8 +76,8 @@ impl Supervisor {
     /// afterwards.
     pub(super) fn reload_if_possible(&mut self) {
         let swaps = self.reloads.copies.values().any(|copy| copy.progress != Progress::Done);
-        let own_is_free = self.live.len() == 1 && self.live.get(&OWN).is_some_and(|live| live.machine.is_free());
-        let has_heir = !self.live.contains_key(&OWN) && !self.reloads.copies.is_empty();
+        let own_is_free = self.live.as_ref().is_some_and(|live| live.machine.is_free());
+        let has_heir = self.live.is_none() && !self.reloads.copies.is_empty();
         if self.caller.is_stopping() || swaps || !(own_is_free || has_heir) {
             return;
         }
@@ -212,7 +212,7 @@ impl Supervisor {
                 };
                 self.reload_failed(&copy.waiters, end, why);
             }
-            let own_leaves = self.live.get(&OWN).is_some_and(|live| live.machine.is_leaving());
+            let own_leaves = self.live.as_ref().is_some_and(|live| live.machine.is_leaving());
             let may = own_leaves || self.caller.is_stopping() && copy.progress != Progress::Starting;
             let succeeds = may && Some(line) > self.reloads.in_charge;
             if succeeds || self.reloads.in_charge == Some(line) {
@@ -229,7 +229,7 @@ impl Supervisor {
         let mut younger = self.reloads.copies.range(ended..);
         let heir = younger.rfind(|(_, copy)| inherits(copy)).map(|(line, _)| *line);
         self.reloads.in_charge = heir.or(self.reloads.in_charge);
-        if self.reloads.copies.is_empty() && !self.live.contains_key(&OWN) {
+        if self.reloads.copies.is_empty() && self.live.is_none() {
             let waiters = self.reloads.wanted.take().unwrap_or_default();
             self.tell_waiters(&waiters, &HolderWord::Failed(status::FAILED, "the server is gone".into()));
         }
@@ -246,7 +246,7 @@ impl Supervisor {
     /// A signal that is meant for the server: the youngest that is up.
     pub(super) fn pass_on(&self, signal: Signal) {
         let is_up = |copy: &&Child| copy.progress != Progress::Starting && copy.end.is_none();
-        match (self.reloads.copies.values().rfind(is_up), self.live.get(&OWN)) {
+        match (self.reloads.copies.values().rfind(is_up), self.live.as_ref()) {
             // Its pid is its own until we have reaped it.
             (Some(copy), _) => drop(kill(nix::unistd::Pid::from_raw(copy.pid.raw()), signal)),
             (None, Some(live)) => live.server.signal(signal),
@@ -256,7 +256,7 @@ impl Supervisor {
 
     pub(super) fn reload_failed(&mut self, waiters: &[Waiter], status: u8, why: &str) {
         // What served before still does, unless it has gone too.
-        let serves = self.live.get(&OWN).is_some_and(|live| live.machine.is_up())
+        let serves = self.live.as_ref().is_some_and(|live| live.machine.is_up())
             || self.reloads.copies.values().any(|copy| copy.progress == Progress::Done);
         if serves && !self.caller.is_stopping() {
             self.tell_manager("READY=1");
@@ -333,8 +333,8 @@ impl Supervisor {
     }
 
     fn give_up_service(&mut self) {
-        if self.live.get(&OWN).is_some_and(|live| live.machine.is_up()) {
-            self.feed(OWN, swap::Event::Stop { signalled: false });
+        if self.live.as_ref().is_some_and(|live| live.machine.is_up()) {
+            self.feed(swap::Event::Stop { signalled: false });
         }
     }
 
@@ -357,7 +357,7 @@ impl Supervisor {
 
     /// Tells the front, once, that our server is on its way out.
     pub(super) fn tell_front_of_leaving(&mut self) {
-        let (Some(front), Some(live)) = (self.reloads.front, self.live.get(&OWN)) else { return };
+        let (Some(front), Some(live)) = (self.reloads.front, self.live.as_ref()) else { return };
         if live.machine.is_leaving() && !std::mem::replace(&mut self.reloads.leave_said, true) {
             self.tell(front, &CopyWord::Leaves);
         }

@@ -5,7 +5,7 @@
 
 use super::held::Waiting;
 use super::sharing::sockets;
-use super::threads::{GenId, Id};
+use super::threads::Id;
 use super::{Live, Supervisor};
 use crate::protocol::PeerWord;
 use crate::swap::ClaimerId;
@@ -33,8 +33,8 @@ impl Live {
 
 impl Supervisor {
     /// A listener of an old server joins.
-    fn join_old(&mut self, of: GenId, id: Id, socket: &Socket, backlog: i32) -> std::io::Result<()> {
-        let live = self.live.get_mut(&of).ok_or(Errno::ESRCH)?;
+    fn join_old(&mut self, id: Id, socket: &Socket, backlog: i32) -> std::io::Result<()> {
+        let live = self.live.as_mut().ok_or(Errno::ESRCH)?;
         let server = &live.server;
         live.joining.sharing.join_old(id, socket.try_clone()?, backlog, &|inodes| sockets(server, inodes))
     }
@@ -42,9 +42,9 @@ impl Supervisor {
     /// The supervisor of an old server asks us to let a listener of that join.
     pub(super) fn joins(&mut self, id: Id, backlog: i32) {
         let Some(old) = self.peers.olds.get_mut(&id) else { return };
-        let (of, socket) = (old.of, old.sockets.pop().map(Socket::new));
+        let socket = old.sockets.pop().map(Socket::new);
         let result = match socket {
-            Some(socket) if socket.is_tcp() => self.join_old(of, id, &socket, backlog),
+            Some(socket) if socket.is_tcp() => self.join_old(id, &socket, backlog),
             _ => Err(Errno::EBADF.into()),
         };
         let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(nix::libc::EADDRINUSE));
@@ -52,8 +52,8 @@ impl Supervisor {
     }
 
     /// The supervisor of the new server has let the oldest listener that we sent it join.
-    pub(super) fn joined(&mut self, generation: GenId, claimer: ClaimerId, errno: i32) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    pub(super) fn joined(&mut self, claimer: ClaimerId, errno: i32) {
+        let Some(live) = self.live.as_mut() else { return };
         if live.machine.is_locked_by(claimer)
             && let Some(lent) = live.opening.lent.pop_front()
         {

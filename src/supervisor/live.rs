@@ -4,7 +4,8 @@
 
 use super::held::Waiting;
 use super::lent::Lent;
-use super::threads::{self, GenId, Id, NotifySocket};
+use super::sockets::Sockets;
+use super::threads;
 use crate::address::Address;
 use crate::drain::Drain;
 use crate::family::Jobs;
@@ -16,16 +17,14 @@ use crate::swap::{self, ClaimerId};
 use crate::sys::pid::Pid;
 use crate::sys::steer::Socket;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
-use std::os::unix::net::UnixListener;
 use std::sync::Arc;
 use std::time::Instant;
 
-/// A generation that runs under this supervisor.
+/// The server of this supervisor.
 pub(super) struct Live {
     pub(super) machine: swap::Generation,
     pub(super) server: Server,
-    /// Its control and notify sockets; an orphan has none of ours.
-    pub(super) sockets: Option<Sockets>,
+    pub(super) sockets: Sockets,
     pub(super) names: Names,
     pub(super) looks: Looks,
     pub(super) opening: Opening,
@@ -113,6 +112,10 @@ pub(super) struct Standing {
     pub(super) left_by: Option<Left>,
     /// The server of a claimer that has gone away serves in its place.
     pub(super) succeeded: bool,
+    /// The supervisor that had the lock when a caretaker came: it goes on with it.
+    pub(super) heir: Option<Pid>,
+    /// Those who wait until it has.
+    pub(super) behind: Vec<ClaimerId>,
     /// New connections go to a newer server; and its own ones, if they can be watched yet.
     pub(super) drains: bool,
     pub(super) drain: Option<Drain>,
@@ -147,24 +150,8 @@ pub(super) struct Ended {
 /// A claimer that has gone away with the lock.
 pub(super) struct Left {
     pub(super) claimer: ClaimerId,
-    /// The process that it was.
-    pub(super) supervisor: Option<Pid>,
-    pub(super) wait: Wait,
-}
-
-/// What a server whose claimer has gone away waits for.
-#[derive(Clone, Copy)]
-pub(super) enum Wait {
-    /// That what the claimer may have left is gone, until then.
-    Until(Instant),
-    /// The end of the server of the claimer, which was taken over for that.
-    EndOf(GenId),
-}
-
-impl Left {
-    pub(super) fn is_over(&self, now: Instant) -> bool {
-        matches!(self.wait, Wait::Until(until) if until <= now)
-    }
+    /// Until then it is waited that what the claimer may have left is gone.
+    pub(super) until: Instant,
 }
 
 /// Processes of an ended server that were told to stop, and until when they may.
@@ -175,13 +162,6 @@ pub(super) struct Leftover {
     pub(super) unseen: u32,
 }
 
-pub(super) struct Sockets {
-    pub(super) control: Id,
-    pub(super) listener: Arc<UnixListener>,
-    pub(super) notify: Arc<NotifySocket>,
-    pub(super) names: [String; 2],
-}
-
 /// A listener that its server opened when it was up already.
 pub(super) struct Young {
     pub(super) inode: u32,
@@ -190,11 +170,11 @@ pub(super) struct Young {
 }
 
 impl Live {
-    pub(super) fn new(machine: swap::Generation, server: Server, names: Names) -> Live {
+    pub(super) fn new(machine: swap::Generation, server: Server, names: Names, sockets: Sockets) -> Live {
         Live {
             machine,
             server,
-            sockets: None,
+            sockets,
             names,
             looks: Looks::default(),
             opening: Opening::default(),
@@ -217,17 +197,14 @@ impl Live {
         if self.life.was_up && is_replaced { Jobs::Spared } else { Jobs::Ended }
     }
 
-    pub(super) fn is_orphan(&self) -> bool {
-        self.sockets.is_none()
-    }
-
     pub(super) fn watch(&self) -> Option<&Arc<Watch>> {
         self.server.watch.as_ref()?.as_ref().ok()
     }
 
     /// Whether its ports can be shared with a newer server.
     pub(super) fn is_shared(&self) -> bool {
-        self.watch().is_some() && !self.joining.unshared && self.steers_itself().is_none()
+        let may = self.watch().is_some() || self.server.is_adopted();
+        may && !self.joining.unshared && self.steers_itself().is_none()
     }
 
     /// When a listener that it opened becomes an address.

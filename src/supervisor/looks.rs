@@ -7,7 +7,6 @@ use super::left::left_alone;
 use super::processes::UNCLEAR_FOR;
 use super::sharing::{listen_alone, sockets};
 use super::switching::{LINGERS, start_drain};
-use super::threads::GenId;
 use super::{Live, Supervisor};
 use crate::address::Address;
 use crate::drain::Drained;
@@ -35,10 +34,10 @@ const TIDY_AGAIN: Duration = Duration::from_millis(200);
 /// When to look, and for what besides.
 pub(super) struct Clock {
     /// Old servers that could not even be spoken to: for want of memory, say. They are looked for again.
-    pub(super) unreached: Vec<(GenId, swap::OldId)>,
+    pub(super) unreached: Vec<swap::OldId>,
     /// Who has said UP, and could not be looked at since.
-    pub(super) ups: Vec<(GenId, SpeakerId)>,
-    /// When orphans are let go of that nobody here has wanted, and the run directory is tidied.
+    pub(super) ups: Vec<SpeakerId>,
+    /// When the run directory is tidied.
     pub(super) tidy_at: Option<Instant>,
     pub(super) poll_at: Option<Instant>,
     pub(super) poll_every: Duration,
@@ -72,8 +71,7 @@ impl Supervisor {
         self.clock.poll_at = Some(self.clock.poll_at.map_or(at, |earlier| earlier.min(at)));
     }
 
-    /// Until then a server has the orphans that it wants: it may listen here and there one after the other. What it does not
-    /// want is not kept from others.
+    /// What dead servers have left is removed when this one has what it wants.
     pub(super) fn tidy_later(&mut self) {
         let at = Instant::now() + swap::QUIET;
         self.clock.tidy_at = Some(at);
@@ -93,15 +91,12 @@ impl Supervisor {
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else { return self.cannot_look(now) };
         let (mut swapping, mut discovering) = (false, false);
-        let generations: Vec<GenId> = self.live.keys().copied().collect();
-        for generation in generations {
-            swapping |= self.look_at(generation, now, &sockets);
-            discovering |= self.live.get(&generation).is_some_and(|live| live.looks.discover_until.is_some());
-        }
+        swapping |= self.look_at(now, &sockets);
+        discovering |= self.live.as_ref().is_some_and(|live| live.looks.discover_until.is_some());
         swapping |= self.regain(now) | !self.kin.leftovers.is_empty();
         let since = now.saturating_duration_since(self.clock.poll_since);
         // What an old server closes meanwhile has to be seen soon.
-        let steers = self.live.values().any(|live| live.joining.sharing.has_olds());
+        let steers = self.live.iter().any(|live| live.joining.sharing.has_olds());
         let slowest = match () {
             () if steers => POLL_SWAP.max(since / 100).min(POLL_STEERS),
             () if swapping => POLL_SWAP.max(since / 100),
@@ -109,27 +104,28 @@ impl Supervisor {
         };
         self.clock.poll_every = (self.clock.poll_every * 3 / 2).min(slowest);
         self.clock.poll_took = cpu_time().saturating_sub(started);
-        swapping |= !self.clock.ups.is_empty();
+        swapping |= !self.clock.ups.is_empty() || !self.agenda.orphaned.is_empty();
         self.clock.poll_at = (swapping || discovering).then(|| Instant::now() + self.poll_pause());
-        let young = self.live.values().flat_map(|live| live.young_until()).min();
+        let young = self.live.iter().flat_map(|live| live.young_until()).min();
         let lingers = self.peers.olds.values().any(|old| old.lingers.is_some()).then(|| Instant::now() + LINGERS);
-        let lent = self.live.values().flat_map(|live| live.lent_until()).min();
+        let lent = self.live.iter().flat_map(|live| live.lent_until()).min();
         [young, lingers, lent, self.clock.tidy_at].into_iter().flatten().for_each(|at| self.poll_by(at));
     }
 
     /// What could not be done before.
     fn try_again(&mut self, now: Instant) {
-        for (generation, speaker) in std::mem::take(&mut self.clock.ups) {
-            self.said_up(generation, speaker);
+        for speaker in std::mem::take(&mut self.clock.ups) {
+            self.said_up(speaker);
         }
-        for (of, id) in std::mem::take(&mut self.clock.unreached) {
+        for id in std::mem::take(&mut self.clock.unreached) {
             self.peers.olds.remove(&id.0);
-            self.feed(of, swap::Event::OldLost(id));
+            self.feed(swap::Event::OldLost(id));
         }
+        self.go_on_with_orphans();
         self.look_at_lingering();
         self.kin.leftovers.retain_mut(|left| left.look(now));
         if self.clock.tidy_at.take_if(|at| *at <= now).is_some() {
-            self.dir.release_orphans();
+            self.dir.claims_no_orphans();
             // A server that was ending when this one looked for others has left its record: nobody else removes it.
             if !self.dir.tidy() {
                 self.clock.tidy_at = Some(now + TIDY_AGAIN);
@@ -141,106 +137,100 @@ impl Supervisor {
     /// for that.
     fn cannot_look(&mut self, now: Instant) {
         self.clock.poll_at = Some(now + POLL_SWAP);
-        let late = |live: &Live| live.life.ended.filter(|ended| ended.seen.elapsed() > UNCLEAR_FOR);
-        let gone: Vec<(GenId, u8)> =
-            self.live.iter().filter_map(|(id, live)| Some((*id, late(live)?.status))).collect();
-        for (generation, status) in gone {
-            self.server_is_gone(generation);
-            self.feed(generation, swap::Event::Exited(status));
+        let Some(live) = self.live.as_mut() else { return };
+        if let Some(left) = live.standing.left_by.take_if(|left| left.until <= now) {
+            self.agenda.pending.push_back(swap::Event::ClaimerGone(left.claimer));
         }
-        for (&generation, live) in &mut self.live {
-            if let Some(left) = live.standing.left_by.take_if(|left| left.is_over(now)) {
-                self.agenda.pending.push_back((generation, swap::Event::ClaimerGone(left.claimer)));
-            }
+        if let Some(ended) = live.life.ended.filter(|ended| ended.seen.elapsed() > UNCLEAR_FOR) {
+            self.server_is_gone();
+            self.feed(swap::Event::Exited(ended.status));
         }
     }
 
     /// Looks at one server; `true` if a swap of it is under way.
-    fn look_at(&mut self, generation: GenId, now: Instant, sockets: &Listeners) -> bool {
-        let Some(live) = self.live.get_mut(&generation) else { return false };
+    fn look_at(&mut self, now: Instant, sockets: &Listeners) -> bool {
+        let Some(live) = self.live.as_mut() else { return false };
         for own in &live.server.holds(&sockets.at_any(&live.looks.watching)).unwrap_or_default() {
             for address in live.looks.watching.extract_if(.., |a| a.collides(own)) {
-                self.agenda.pending.push_back((generation, swap::Event::Listens(address)));
+                self.agenda.pending.push_back(swap::Event::Listens(address));
             }
         }
         for address in live.looks.releasing.extract_if(.., |a| sockets.at(a).next().is_none()) {
-            self.agenda.pending.push_back((generation, swap::Event::Free(address)));
+            self.agenda.pending.push_back(swap::Event::Free(address));
         }
         live.looks.discover_until.take_if(|until| *until <= now);
         if live.looks.discover_until.is_some() {
-            let _ = self.discover(generation, sockets);
+            let _ = self.discover(sockets);
         }
-        let Some(live) = self.live.get_mut(&generation) else { return false };
-        let left = left_alone(generation, live, sockets, &mut self.agenda.pending);
+        self.let_the_others_claim();
+        let Some(live) = self.live.as_mut() else { return false };
+        let (followed, left) = (live.standing.succeeded, left_alone(live, sockets, &mut self.agenda.pending));
         if left {
-            self.decide_swap_of_dead(generation, sockets);
+            self.decide_swap_of_dead();
+        } else if followed && live.server.is_adopted() {
+            self.write_replaced(Vec::new());
         }
-        let Some(live) = self.live.get_mut(&generation) else { return false };
-        let sharing = left | look_at_shared(generation, live, sockets, &mut self.agenda.pending, self.run.probe);
-        let looks = !live.looks.watching.is_empty() || !live.looks.releasing.is_empty();
+        let Some(live) = self.live.as_mut() else { return false };
+        let sharing = left | look_at_shared(live, sockets, &mut self.agenda.pending, self.run.probe);
+        let looks =
+            !live.looks.watching.is_empty() || !live.looks.releasing.is_empty() || !live.standing.behind.is_empty();
         let has_ended = live.life.ended.is_some();
         if has_ended {
-            self.look_for_rest(generation, sockets);
+            self.look_for_rest(sockets);
         }
         sharing || looks || has_ended
     }
 
     /// Finds the listeners of a server that says nothing of them; `false` if they could not be looked at.
-    fn discover(&mut self, generation: GenId, sockets: &Listeners) -> bool {
-        let Some(live) = self.live.get_mut(&generation) else { return true };
+    fn discover(&mut self, sockets: &Listeners) -> bool {
+        let Some(live) = self.live.as_mut() else { return true };
         let ephemeral = ephemeral_ports();
         let fixed: Vec<TcpSocket> = sockets.all().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
         let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
         if !inodes.is_subset(&live.looks.seen) {
             // One that cannot be looked at now is looked at again.
             let Ok(found) = live.server.holds(&fixed) else { return false };
-            self.agenda.pending.extend(found.into_iter().map(|address| (generation, swap::Event::Listens(address))));
+            self.agenda.pending.extend(found.into_iter().map(swap::Event::Listens));
         }
         live.looks.seen = inodes;
         true
     }
 
     /// The server says that it is up: what it listens on by now comes first.
-    pub(super) fn said_up(&mut self, generation: GenId, speaker: SpeakerId) {
-        let discovers = self.live.get(&generation).is_some_and(|live| live.looks.discover_until.is_some());
-        if discovers && !net::listeners().is_ok_and(|sockets| self.discover(generation, &sockets)) {
+    pub(super) fn said_up(&mut self, speaker: SpeakerId) {
+        let discovers = self.live.as_ref().is_some_and(|live| live.looks.discover_until.is_some());
+        if discovers && !net::listeners().is_ok_and(|sockets| self.discover(&sockets)) {
             // Else it would be up without an address.
-            self.clock.ups.push((generation, speaker));
+            self.clock.ups.push(speaker);
             return self.poll_by(Instant::now() + POLL_SWAP);
         }
-        self.feed(generation, swap::Event::Said(speaker, ServerWord::Up));
+        self.feed(swap::Event::Said(speaker, ServerWord::Up));
     }
 
     /// The server says that it has let go of an address. Where somebody waits to bind that the kernel has to
     /// agree, now or at a later look.
-    pub(super) fn said_released(&mut self, generation: GenId, speaker: SpeakerId, address: Address) {
-        let is_asked_for = self.live.get(&generation).is_some_and(|live| live.machine.is_asked_for(&address));
+    pub(super) fn said_released(&mut self, speaker: SpeakerId, address: Address) {
+        let is_asked_for = self.live.as_ref().is_some_and(|live| live.machine.is_asked_for(&address));
         let listens = |port| !net::listeners_at(port).is_ok_and(|sockets| sockets.at(&address).next().is_none());
         match address {
             Address::Tcp(_, port) if is_asked_for && listens(port) => self.poll_soon(),
-            _ => self.feed(generation, swap::Event::Said(speaker, ServerWord::Released(address))),
+            _ => self.feed(swap::Event::Said(speaker, ServerWord::Released(address))),
         }
     }
 
     /// Registers again what a claimer had that is gone; `true` if one of them is still there.
     fn regain(&mut self, now: Instant) -> bool {
-        let wanted: Vec<(GenId, Address, Instant)> = self
-            .live
-            .iter()
-            .flat_map(|(id, live)| live.names.regaining.iter().map(|(address, until)| (*id, address.clone(), *until)))
-            .collect();
-        if wanted.is_empty() {
-            return false;
-        }
+        let Some(live) = self.live.as_ref().filter(|live| !live.names.regaining.is_empty()) else { return false };
+        let (wanted, replaced) = (live.names.regaining.clone(), live.names.replaced.clone());
         // Somebody has the directory at this moment, as a rule not for long.
-        if !self.dir.hold() && wanted.iter().any(|(_, _, until)| *until + LOCK_PATIENCE > now) {
+        if !self.dir.hold() && wanted.values().any(|until| *until + LOCK_PATIENCE > now) {
             return true;
         }
         let mut waits = false;
-        for (generation, address, until) in wanted {
-            let done = self.register(generation, &address, &[]) || until <= now;
+        for (address, until) in wanted {
+            let done = self.register(&address, &replaced) || until <= now;
             waits |= !done;
-            if let (true, Some(live)) = (done, self.live.get_mut(&generation)) {
+            if let (true, Some(live)) = (done, self.live.as_mut()) {
                 live.names.regaining.remove(&address);
             }
         }
@@ -251,13 +241,12 @@ impl Supervisor {
 
 /// Moves probes and drains a step on; `true` if there is more to come.
 pub(super) fn look_at_shared(
-    generation: GenId,
     live: &mut Live,
     listeners: &Listeners,
-    pending: &mut VecDeque<(GenId, swap::Event)>,
+    pending: &mut VecDeque<swap::Event>,
     prove: bool,
 ) -> bool {
-    live.follow_closed(generation, None, listeners, pending);
+    live.follow_closed(None, listeners, pending);
     let server = &live.server;
     let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
     let unseen: Vec<&Address> =
@@ -275,31 +264,31 @@ pub(super) fn look_at_shared(
     live.joining.sharing.look(listeners, prove, held, &fetch);
     let complete = !live.joining.settled;
     for address in live.joining.proving.extract_if(.., |a| live.joining.sharing.is_proven(a, complete)) {
-        pending.push_back((generation, swap::Event::Accepts(address)));
+        pending.push_back(swap::Event::Accepts(address));
     }
     for address in &live.joining.proving {
         let why = live.joining.sharing.hindrance(address);
         if why.is_some() && live.joining.hindrances.get(address) != why.as_ref() {
-            pending.extend(why.clone().map(|why| (generation, swap::Event::Hindered(address.clone(), why))));
+            pending.extend(why.clone().map(|why| swap::Event::Hindered(address.clone(), why)));
             live.joining.hindrances.extend(why.map(|why| (address.clone(), why)));
         }
     }
     let now = Instant::now();
     for young in live.opening.young.extract_if(.., |young| young.until <= now) {
         if listeners.at(&young.address).any(|s| s.inode == young.inode) {
-            pending.push_back((generation, swap::Event::Listens(young.address)));
+            pending.push_back(swap::Event::Listens(young.address));
         }
     }
     for lent in live.opening.lent.iter_mut().filter(|lent| lent.until <= now) {
         // Whoever steers does not answer: our server must not wait for that.
         lent.waiting.take().into_iter().for_each(|waiting| _ = listen_alone(waiting, true));
     }
-    look_at_drain(generation, live, pending);
+    look_at_drain(live, pending);
     !live.joining.proving.is_empty() || live.standing.drains || !live.joining.sharing.is_empty()
 }
 
 /// Moves the drain of a server on.
-fn look_at_drain(generation: GenId, live: &mut Live, pending: &mut VecDeque<(GenId, swap::Event)>) {
+fn look_at_drain(live: &mut Live, pending: &mut VecDeque<swap::Event>) {
     if live.standing.drains && live.standing.drain.is_none() {
         // Said once. Until it can be watched it may be busy.
         let _ = start_drain(live);
@@ -309,10 +298,10 @@ fn look_at_drain(generation: GenId, live: &mut Live, pending: &mut VecDeque<(Gen
             Drained::Arriving => {}
             Drained::Quiesced if !live.standing.quiesced => {
                 live.standing.quiesced = true;
-                pending.push_back((generation, swap::Event::Quiesced));
+                pending.push_back(swap::Event::Quiesced);
             }
             Drained::Quiesced => {}
-            Drained::Idle => pending.push_back((generation, swap::Event::Drained)),
+            Drained::Idle => pending.push_back(swap::Event::Drained),
         }
     }
 }

@@ -1,8 +1,9 @@
 //! One supervisor: its main thread owns everything. It takes one event after another from the threads
-//! that read, feeds the machines of its generations and carries out what they say.
+//! that read, feeds the machine of its server and carries out what that says.
 
 #![forbid(unsafe_code)]
 
+mod care;
 mod directory;
 mod effects;
 mod front;
@@ -13,12 +14,12 @@ mod lent;
 mod live;
 mod looks;
 mod olds;
-mod orphans;
 mod outbox;
 mod peers;
 mod processes;
 mod sharing;
 mod signals;
+mod sockets;
 mod start;
 mod switching;
 mod threads;
@@ -34,13 +35,14 @@ use crate::notify::{self, Manager, Notice};
 use crate::procfs;
 use crate::rundir::RunDir;
 use crate::swap::{self, Level, SpeakerId};
+use crate::sys::process::Pid;
 use crate::sys::{net, process};
 use directory::{Desk, PARTING};
 use front::Reloads;
-use live::{Ended, Left, Leftover, Live, Sockets, Wait};
+use live::{Ended, Left, Leftover, Live};
 use looks::Clock;
 use nix::sys::signal::Signal;
-use olds::{Linger, Old, OldTo};
+use olds::{Linger, Old};
 use peers::Conn;
 
 use std::collections::{BTreeMap, VecDeque};
@@ -49,11 +51,8 @@ use std::sync::Arc;
 use std::sync::mpsc::{Receiver, sync_channel};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
-use threads::{Event, Events, GenId, Id};
+use threads::{Event, Events, Id};
 use timers::Timers;
-
-/// The server that was started here. Others are orphans.
-const OWN: GenId = 1;
 
 /// How long nothing may have happened before the memory that it took is given back.
 const REST_AFTER: Duration = Duration::from_secs(1);
@@ -66,7 +65,8 @@ pub struct Supervisor {
     /// What the threads that read have to say.
     events: Events,
     inbox: Receiver<Event>,
-    live: BTreeMap<GenId, Live>,
+    /// Its server, until that has ended.
+    live: Option<Live>,
     kin: Kin,
     peers: Peers,
     reloads: Reloads,
@@ -75,11 +75,22 @@ pub struct Supervisor {
     caller: Caller,
 }
 
-/// What belongs to its servers.
+/// What belongs to its server.
 struct Kin {
     household: Arc<Household>,
-    next_generation: GenId,
     leftovers: Vec<Leftover>,
+    /// Servers of which a caretaker was started not long ago.
+    cared_for: BTreeMap<Pid, Instant>,
+}
+
+/// Why a supervisor was started.
+pub enum Origin {
+    /// To run a server; with somebody who waits until that is up, for `-d`.
+    Caller(Option<Launcher>),
+    /// For a reload: the line to its front.
+    Front(UnixStream),
+    /// To take care of a server that has lost its supervisor.
+    Orphan(Pid),
 }
 
 /// Whom it speaks to.
@@ -94,8 +105,10 @@ struct Peers {
 struct Agenda {
     timers: Timers,
     desk: Desk,
-    /// Events of the machines that wait for their turn.
-    pending: VecDeque<(GenId, swap::Event)>,
+    /// Events of the machine that wait for their turn.
+    pending: VecDeque<swap::Event>,
+    /// Old servers whose locks were ours and that have no supervisor, and since when.
+    orphaned: BTreeMap<Id, Instant>,
 }
 
 /// Who has started it, and what becomes of it.
@@ -114,6 +127,19 @@ struct Caller {
 }
 
 impl Caller {
+    fn new(launcher: Option<Launcher>) -> Caller {
+        Caller {
+            on_terminal: launcher.is_none() && std::fs::File::open("/dev/tty").is_ok(),
+            hup_ignored: process::is_ignored(Signal::SIGHUP),
+            launcher,
+            telling: None,
+            manager: Manager::from_environment(),
+            signals: 0,
+            stops: 0,
+            status: status::FAILED,
+        }
+    }
+
     /// Whether it was told to stop.
     fn is_stopping(&self) -> bool {
         self.stops > 0
@@ -121,9 +147,14 @@ impl Caller {
 }
 
 impl Supervisor {
-    /// Runs a server to its end and gives the exit status. `front`: the line to it, for a copy.
-    pub fn run(run: Run, dir: RunDir, log: Log, launcher: Option<Launcher>, front: Option<UnixStream>) -> u8 {
-        let hup_ignored = process::is_ignored(Signal::SIGHUP);
+    /// Runs a server to its end and gives the exit status.
+    pub fn run(run: Run, dir: RunDir, log: Log, origin: Origin) -> u8 {
+        let (launcher, front, orphan) = match origin {
+            Origin::Caller(launcher) => (launcher, None, None),
+            Origin::Front(line) => (None, Some(line), None),
+            Origin::Orphan(server) => (None, None, Some(server)),
+        };
+        let caller = Caller::new(launcher);
         process::clean_signals();
         process::save_memory();
         process::raise_files();
@@ -136,39 +167,33 @@ impl Supervisor {
             Err(e) => {
                 let error = Error::unable("look at processes", e, "nothing was started");
                 log.say(Level::Error, None, &error.text);
-                if let Some(launcher) = launcher {
+                if let Some(launcher) = caller.launcher {
                     launcher.tell(error.status);
                 }
                 return error.status;
             }
         };
         let (events, inbox) = sync_channel(threads::BACKLOG);
-        let on_terminal = launcher.is_none() && std::fs::File::open("/dev/tty").is_ok();
         let mut supervisor = Supervisor {
             run,
             dir: dir.with_patience(Duration::ZERO),
             log,
             events,
             inbox,
-            live: BTreeMap::new(),
-            kin: Kin { household, next_generation: OWN + 1, leftovers: Vec::new() },
+            live: None,
+            kin: Kin { household, leftovers: Vec::new(), cared_for: BTreeMap::new() },
             peers: Peers::default(),
             reloads: Reloads::default(),
             agenda: Agenda::default(),
             clock: Clock::new(),
-            caller: Caller {
-                on_terminal,
-                hup_ignored,
-                launcher,
-                telling: None,
-                manager: Manager::from_environment(),
-                signals: 0,
-                stops: 0,
-                status: status::FAILED,
-            },
+            caller,
         };
         let awaited = supervisor.caller.launcher.is_some() || front.is_some();
-        match supervisor.hear(front).and_then(|()| supervisor.start_server(awaited)) {
+        let begun = supervisor.hear(front).and_then(|()| match orphan {
+            Some(server) => supervisor.take_care(server),
+            None => supervisor.start_server(awaited),
+        });
+        match begun {
             Ok(()) => supervisor.serve(),
             Err(error) => {
                 log.say(Level::Error, None, &error.text);
@@ -219,12 +244,12 @@ impl Supervisor {
                 // A signal handler may have had no memory to tell of SIGCHLD.
                 None => self.reap(),
             }
-            while let Some((generation, timer)) = self.agenda.timers.take_due() {
+            while let Some(timer) = self.agenda.timers.take_due() {
                 // A daemon whose starter is done is no worker, however quiet it is.
-                let is_daemon = self.live.get(&generation).is_some_and(|live| live.life.ended.is_some());
+                let is_daemon = self.live.as_ref().is_some_and(|live| live.life.ended.is_some());
                 match timer {
-                    swap::Timer::Quiet if is_daemon => self.agenda.timers.arm(generation, timer, swap::QUIET),
-                    _ => self.feed(generation, swap::Event::Timer(timer)),
+                    swap::Timer::Quiet if is_daemon => self.agenda.timers.arm(timer, swap::QUIET),
+                    _ => self.feed(swap::Event::Timer(timer)),
                 }
             }
             self.settle();
@@ -240,10 +265,9 @@ impl Supervisor {
         }
     }
 
-    /// Our server is gone, and so is every orphan that we told to go, and every copy.
+    /// Our server is gone, and so is every copy.
     fn is_over(&self) -> bool {
-        let servers_are_gone = self.live.values().all(|live| live.is_orphan() && live.machine.is_up());
-        servers_are_gone
+        self.live.is_none()
             && self.kin.leftovers.is_empty()
             && self.reloads.copies.is_empty()
             && self.reloads.asked.is_empty()
@@ -271,34 +295,34 @@ impl Supervisor {
         match event {
             Event::Signal(Signal::SIGCHLD, _) => self.reap(),
             Event::Signal(signal, from_terminal) => self.signalled(signal, from_terminal),
-            Event::Opened(id, generation, link) => self.opened(id, generation, link),
+            Event::Opened(id, link) => self.opened(id, link),
             Event::Connected(id, link) => self.connected(id, link),
             Event::Line(id, line) => self.line(id, line),
             Event::Files(id, files) => self.handed_over(id, files),
-            Event::Unshared(generation, why) => self.unshared(generation, &why),
+            Event::Unshared(why) => self.unshared(&why),
             Event::Closed(id) => self.closed(id),
-            Event::Notified(generation, datagram) => self.notified(generation, &datagram),
-            Event::Ended(generation, pid) => {
+            Event::Notified(datagram) => self.notified(&datagram),
+            Event::Ended(pid) => {
                 // A daemon has become our child, and then its status is known.
                 self.reap();
-                if self.live.get(&generation).is_some_and(|live| live.server.pid == pid) {
-                    self.main_ended(generation, status::DONE, "ended");
+                if self.live.as_ref().is_some_and(|live| live.server.pid == pid) {
+                    self.main_ended(status::DONE, "ended");
                 }
             }
-            Event::Bound(generation) => self.feed(generation, swap::Event::Bound),
-            Event::Called(generation, waiting) => {
+            Event::Bound => self.feed(swap::Event::Bound),
+            Event::Called(waiting) => {
                 // A daemon listens when its starter has ended, as a rule.
                 self.reap();
-                self.called(generation, waiting);
+                self.called(waiting);
             }
-            Event::Steers(generation, steering) => self.steers(generation, steering),
+            Event::Steers(steering) => self.steers(steering),
             Event::Directory(lock) => self.directory_is_ours(lock),
             Event::HungUp(id) => self.hung_up(id),
             Event::Orphaned(id) => self.orphaned(id),
             Event::Cancelled => {
                 // Once more: it is told to stop already, and is killed.
                 let may = |live: &Live| live.machine.may_be_cancelled();
-                if self.caller.is_stopping() || self.live.get(&OWN).is_some_and(may) {
+                if self.caller.is_stopping() || self.live.as_ref().is_some_and(may) {
                     self.told_to_stop(false);
                 } else {
                     self.log.say(Level::Warning, None, "the swap is past its switch and goes on");
@@ -307,13 +331,13 @@ impl Supervisor {
         }
     }
 
-    fn notified(&mut self, generation: GenId, datagram: &[u8]) {
+    fn notified(&mut self, datagram: &[u8]) {
         for notice in notify::parse(datagram) {
-            let Some(live) = self.live.get_mut(&generation) else { return };
+            let Some(live) = self.live.as_mut() else { return };
             match notice {
                 Notice::Up => {
-                    let speaker = SpeakerId(live.sockets.as_ref().map_or(0, |s| s.control));
-                    self.said_up(generation, speaker);
+                    let speaker = SpeakerId(live.sockets.control);
+                    self.said_up(speaker);
                 }
                 Notice::Stopping => live.status_text = "stopping".into(),
                 Notice::Status(text) => {
@@ -328,37 +352,34 @@ impl Supervisor {
         }
     }
 
-    fn feed(&mut self, generation: GenId, event: swap::Event) {
-        self.agenda.pending.push_back((generation, event));
+    fn feed(&mut self, event: swap::Event) {
+        self.agenda.pending.push_back(event);
     }
 
-    /// Lets the machines run until none has anything left to say.
+    /// Lets the machine run until it has nothing left to say.
     fn settle(&mut self) {
-        while let Some((generation, event)) = self.agenda.pending.pop_front() {
+        while let Some(event) = self.agenda.pending.pop_front() {
             if let swap::Event::OldGone(_) = event {
                 // Before anybody else gets the lock: our handles would be strangers to them.
                 self.finish_sharing();
             }
             if let swap::Event::Listens(_) | swap::Event::Accepts(_) = event
-                && self.live.get(&generation).is_some_and(|live| live.life.ended.is_some())
+                && self.live.as_ref().is_some_and(|live| live.life.ended.is_some())
                 && let Ok(sockets) = net::listeners()
             {
                 // Nobody is to hear of a server that has ended when another process serves.
-                self.look_for_rest(generation, &sockets);
+                self.look_for_rest(&sockets);
             }
-            let Some(live) = self.live.get_mut(&generation) else {
-                self.unheard(event);
-                continue;
-            };
+            let Some(live) = self.live.as_mut() else { continue };
             for effect in live.machine.step(event) {
-                self.carry_out(generation, effect);
+                self.carry_out(effect);
             }
             self.tell_front_of_leaving();
-            if let Some(live) = self.live.get_mut(&generation) {
+            if let Some(live) = self.live.as_mut() {
                 // A worker that turned out to be slow.
                 live.life.was_up &= !live.machine.is_starting();
             }
-            if let Some(live) = self.live.get(&generation)
+            if let Some(live) = self.live.as_ref()
                 && let Some(watch) = live.watch()
             {
                 // While two servers share the port, each may close its listener there and open another one.

@@ -3,34 +3,33 @@
 #![forbid(unsafe_code)]
 
 use super::Supervisor;
+use super::care::TAKEN_OVER;
 use super::looks::POLL_SWAP;
-use super::orphans::Adopted;
-use super::threads::{self, GenId, Id};
+use super::threads::{self, Id};
 use crate::address::Address;
-use crate::finder::Holder;
-use crate::protocol::{HolderWord, PeerWord};
-use crate::swap::{self, ClaimerId, Event, OldId};
+use crate::finder::{CARES_WITHIN, Holder, Missing};
+use crate::protocol::PeerWord;
+use crate::swap::{self, OldId};
 use crate::sys::pid::Pid;
 use std::os::fd::OwnedFd;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-/// An older server that one of our generations wants to replace.
+/// An older server that ours wants to replace.
 pub(super) struct Old {
-    pub(super) of: GenId,
     pub(super) server: (Pid, u64),
-    pub(super) to: OldTo,
+    pub(super) holder: Holder,
     pub(super) holds: Vec<Address>,
     /// Its listeners, as its supervisor handed them over.
     pub(super) sockets: Vec<OwnedFd>,
     /// How many they are.
     pub(super) promised: usize,
+    /// How many of them, the first ones, are of servers that it has replaced itself and that still drain.
+    pub(super) draining: usize,
     pub(super) locked: bool,
     /// What it was asked for and has not released: its server does that, whatever becomes of its supervisor.
-    pub(super) asked: Vec<swap::Event>,
+    pub(super) asked: Vec<PeerWord>,
     /// It was asked for something.
     pub(super) told: bool,
-    /// Its supervisor is gone.
-    pub(super) orphaned: bool,
     /// It has ended, and since then somebody else holds a listener of its.
     pub(super) lingers: Option<Linger>,
 }
@@ -44,137 +43,131 @@ pub(super) enum Linger {
     Named,
 }
 
-pub(super) enum OldTo {
-    /// It runs under this supervisor too: an orphan.
-    Local(GenId),
-    /// It runs under another one.
-    Remote(Box<Holder>),
-}
-
 impl Supervisor {
-    /// The number under which a generation knows an old server: one for all of its addresses.
-    pub(super) fn old(&mut self, of: GenId, mut holder: Holder, wanted: &[Address]) -> Id {
+    /// The number under which an old server is known: one for all of its addresses.
+    pub(super) fn old(&mut self, holder: Holder) -> Id {
         let server = (holder.pid, holder.start);
-        let known = self.peers.olds.iter().find(|(_, old)| old.of == of && old.server == server);
+        let known = self.peers.olds.iter().find(|(_, old)| old.server == server);
         if let Some((&id, _)) = known {
             return id;
         }
-        if let Some(live) = self.live.get_mut(&of) {
+        if let Some(live) = self.live.as_mut() {
             let guess = std::mem::take(&mut live.names.number_is_guess);
             if live.names.number <= holder.generation || (guess && live.names.number != holder.generation + 1) {
                 live.names.number = holder.generation + 1;
-                self.register_again(of);
+                self.register_again();
             }
         }
-        let local = self.live.iter().find(|(_, live)| (live.server.pid, live.server.start) == server);
-        let local = local.map(|(&id, _)| id);
-        let to = match local {
-            Some(generation) => OldTo::Local(generation),
-            None => {
-                match holder.orphan.take().and_then(|lock| self.adopt(&holder, lock, wanted, Adopted::ToBeReplaced)) {
-                    Some(orphan) => OldTo::Local(orphan),
-                    None => OldTo::Remote(Box::new(holder)),
-                }
-            }
-        };
         let id = threads::next_id();
         self.peers.olds.insert(
             id,
             Old {
-                of,
                 server,
-                to,
+                holder,
                 holds: Vec::new(),
                 sockets: Vec::new(),
                 promised: 0,
+                draining: 0,
                 locked: false,
                 asked: Vec::new(),
                 told: false,
-                orphaned: false,
                 lingers: None,
             },
         );
         id
     }
 
-    pub(super) fn lock(&mut self, of: GenId, id: OldId) {
-        let Some(old) = self.peers.olds.get(&id.0) else { return };
-        match &old.to {
-            OldTo::Local(generation) => {
-                let generation = *generation;
-                self.feed(generation, Event::Claim(ClaimerId(id.0)));
-                self.feed(of, Event::Attended(id));
-            }
-            OldTo::Remote(holder) => {
-                let started = self.dir.try_clone().and_then(|dir| {
-                    threads::connect(self.events.clone(), id.0, holder.socket.clone(), holder.pid, dir)
-                });
-                if started.is_err() {
-                    // Not at once: it would be looked for again and again, and nothing else done.
-                    self.clock.unreached.push((of, id));
-                    self.poll_by(Instant::now() + POLL_SWAP);
-                }
-            }
+    pub(super) fn lock(&mut self, id: OldId) {
+        if !self.connect(id.0) && self.peers.olds.contains_key(&id.0) {
+            // Not at once: it would be looked for again and again, and nothing else done.
+            self.clock.unreached.push(id);
+            self.poll_by(Instant::now() + POLL_SWAP);
         }
+    }
+
+    /// Goes to the supervisor of an old server; `false` if no thread could.
+    fn connect(&self, id: Id) -> bool {
+        let Some(Old { holder, .. }) = self.peers.olds.get(&id) else { return false };
+        let connect = |dir| threads::connect(self.events.clone(), id, holder.socket.clone(), holder.pid, dir);
+        self.dir.try_clone().and_then(connect).is_ok()
     }
 
     pub(super) fn unlock(&mut self, id: OldId) {
-        let Some(old) = self.peers.olds.remove(&id.0) else { return };
-        self.share_no_more(old.of, id.0);
-        match old.to {
-            OldTo::Local(generation) => {
-                self.feed(generation, Event::ClaimerGone(ClaimerId(id.0)));
-                // An orphan that nobody here wants any more is left as it was found.
-                let unwanted = self.live.get(&generation).is_some_and(|l| l.is_orphan() && l.machine.is_up());
-                if unwanted {
-                    self.live.remove(&generation);
-                    self.agenda.timers.forget(generation);
-                    self.clear_desk(generation);
-                }
-            }
-            OldTo::Remote(_) => {
-                if let Some(conn) = self.peers.conns.remove(&id.0) {
-                    conn.out.close();
-                }
-            }
+        if self.peers.olds.remove(&id.0).is_none() {
+            return;
+        }
+        self.share_no_more(id.0);
+        if let Some(conn) = self.peers.conns.remove(&id.0) {
+            conn.out.close();
         }
     }
 
-    pub(super) fn ask(&mut self, id: OldId, local: Event, remote: PeerWord) {
+    pub(super) fn ask(&mut self, id: OldId, word: PeerWord) {
+        self.tell(id.0, &word);
         if let Some(old) = self.peers.olds.get_mut(&id.0) {
-            old.asked.push(local.clone());
+            old.asked.push(word);
             old.told = true;
         }
-        match self.peers.olds.get(&id.0).map(|old| &old.to) {
-            Some(OldTo::Local(generation)) => {
-                let generation = *generation;
-                self.feed(generation, local);
-            }
-            Some(OldTo::Remote(_)) => {
-                self.tell(id.0, &remote);
-            }
-            None => {}
+    }
+
+    /// The supervisor of an old server does not speak to us any more. What counts is when the lock of
+    /// the server's record is free. `false` if there is no such server.
+    pub(super) fn follow_orphan(&self, id: Id, within: Option<Duration>) -> bool {
+        let Some(old) = self.peers.olds.get(&id) else { return false };
+        let waits = |dir| threads::release(self.events.clone(), id, old.server.0, dir, within);
+        self.dir.try_clone().and_then(waits).is_ok()
+    }
+
+    /// An old server has a supervisor that does not speak to us. One of which nothing was asked is looked for
+    /// again; the other does what it was asked for, and is waited for. Whoever took an orphan over is not.
+    pub(super) fn hung_up(&mut self, id: Id) {
+        let Some(old) = self.peers.olds.get(&id) else { return };
+        let waited_for = old.told;
+        if !(waited_for && self.follow_orphan(id, None)) {
+            self.peers.olds.remove(&id);
+            self.feed(swap::Event::OldLost(OldId(id)));
         }
     }
 
-    /// A generation that is no more was meant.
-    pub(super) fn unheard(&mut self, event: Event) {
-        if let Event::Claim(claimer) = event
-            && let Some(of) = self.local_claimer(claimer)
-        {
-            self.peers.olds.remove(&claimer.0);
-            self.feed(of, Event::OldGone(OldId(claimer.0)));
+    /// An old server has lost its supervisor.
+    pub(super) fn orphaned(&mut self, id: Id) {
+        let Some(old) = self.peers.olds.get_mut(&id) else { return };
+        if !old.locked {
+            self.peers.olds.remove(&id);
+            return self.feed(swap::Event::OldLost(OldId(id)));
         }
+        // Its end is known.
+        if old.lingers.is_some() {
+            return;
+        }
+        self.agenda.orphaned.insert(id, Instant::now());
+        self.go_on_with_orphans();
     }
 
-    /// The generation here that claims under this number.
-    pub(super) fn local_claimer(&self, claimer: ClaimerId) -> Option<GenId> {
-        self.peers.olds.get(&claimer.0).filter(|old| matches!(old.to, OldTo::Local(_))).map(|old| old.of)
-    }
-
-    pub(super) fn tell_peer(&self, claimer: ClaimerId, words: impl IntoIterator<Item = HolderWord>) {
-        if let Some(conn) = self.peers.conns.get(&claimer.0) {
-            conn.out.send_all(words);
+    /// The locks of old servers were ours: the swap goes on with their caretakers.
+    pub(super) fn go_on_with_orphans(&mut self) {
+        for (id, since) in std::mem::take(&mut self.agenda.orphaned) {
+            let Some(old) = self.peers.olds.get_mut(&id) else { continue };
+            let event = match self.dir.holder(old.server.0) {
+                Ok(holder) if holder.start != old.server.1 => swap::Event::OldGone(OldId(id)),
+                Err(Missing::Gone) => swap::Event::OldGone(OldId(id)),
+                Ok(holder) if !holder.has_lost_its_supervisor() => {
+                    (old.holder, old.holds) = (holder, Vec::new());
+                    if self.connect(id) {
+                        continue;
+                    }
+                    swap::Event::OldLost(OldId(id))
+                }
+                _ if since.elapsed() > CARES_WITHIN => swap::Event::OldLost(OldId(id)),
+                found => {
+                    found.iter().filter(|holder| holder.is_orphan).for_each(|orphan| self.care(orphan, TAKEN_OVER));
+                    self.agenda.orphaned.insert(id, since);
+                    self.poll_by(Instant::now() + POLL_SWAP);
+                    continue;
+                }
+            };
+            self.peers.olds.remove(&id);
+            self.feed(event);
         }
     }
 }

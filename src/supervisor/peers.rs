@@ -3,10 +3,10 @@
 
 #![forbid(unsafe_code)]
 
+use super::Supervisor;
 use super::front::{Waiter, being_stopped};
 use super::outbox::Outbox;
-use super::threads::{self, GenId, Id, Link};
-use super::{OldTo, Supervisor};
+use super::threads::{self, Id, Link};
 use crate::address::Address;
 use crate::protocol::{CopyWord, FrontWord, HolderWord, PEER_VERSION, PeerWord, ServerWord, SupervisorWord, Word};
 use crate::swap::{self, ClaimerId, Level, OldId, SpeakerId};
@@ -36,12 +36,12 @@ impl Conn {
 
 /// Who is at the other end.
 pub(super) enum Role {
-    /// Somebody on the control socket of a generation who has not said anything yet.
-    New(GenId),
-    /// The server of a generation.
-    Server(GenId),
-    /// Another serverswap that wants something of a generation, and the addresses that its COMMIT is for.
-    Peer(GenId, Vec<Address>),
+    /// Somebody on the control socket who has not said anything yet.
+    New,
+    /// Our server.
+    Server,
+    /// Another serverswap that wants something of our server, and the addresses that its COMMIT is for.
+    Peer(Vec<Address>),
     /// The supervisor of an old server; its number is that of the connection.
     Holder,
     /// A copy of this process.
@@ -51,23 +51,21 @@ pub(super) enum Role {
 }
 
 impl Role {
-    /// The generation whose control socket or fd it is.
-    pub(super) fn generation(&self) -> Option<GenId> {
-        match self {
-            Role::New(generation) | Role::Server(generation) | Role::Peer(generation, _) => Some(*generation),
-            Role::Holder | Role::Copy | Role::Front => None,
-        }
+    /// Whether its connection is that of the control fd, or came to the control socket.
+    pub(super) fn is_limited(&self) -> bool {
+        matches!(self, Role::New | Role::Server | Role::Peer(_))
     }
 }
 
 impl Supervisor {
-    pub(super) fn opened(&mut self, id: Id, generation: GenId, link: Arc<Link>) {
-        let mut conn = Conn::new(link, Role::New(generation));
-        if !self.live.contains_key(&generation) {
+    pub(super) fn opened(&mut self, id: Id, link: Arc<Link>) {
+        let mut conn = Conn::new(link, Role::New);
+        if self.live.is_none() {
             return conn.out.close();
         }
-        let controls = self.live.values().filter(|live| !live.is_orphan()).count();
-        let is_limited = |conn: &Conn| conn.role.generation().is_some();
+        let is_control = |live: &&super::Live| self.peers.conns.contains_key(&live.sockets.control);
+        let controls = self.live.iter().filter(is_control).count();
+        let is_limited = |conn: &Conn| conn.role.is_limited();
         let taken = self.peers.conns.values().filter(|conn| is_limited(conn)).count().saturating_sub(controls);
         let most = threads::connections_max();
         if taken >= most {
@@ -101,30 +99,28 @@ impl Supervisor {
         }
         self.waits_no_more(id);
         match conn {
-            Some(Conn { role: Role::Server(generation), .. }) => {
-                let control = self.live.get(&generation).and_then(|l| l.sockets.as_ref()).map(|s| s.control);
+            Some(Conn { role: Role::Server, .. }) => {
+                let control = self.live.as_ref().map(|live| live.sockets.control);
                 // The end of the control fd says nothing: what counts is whether the process lives.
                 if control != Some(id) {
-                    self.feed(generation, swap::Event::SpeakerGone(SpeakerId(id)));
+                    self.feed(swap::Event::SpeakerGone(SpeakerId(id)));
                 }
             }
-            Some(Conn { role: Role::Peer(generation, _), out, .. }) => {
-                self.claimer_closed(generation, ClaimerId(id), out.peer());
-            }
-            Some(Conn { role: Role::New(_), .. }) => {}
+            Some(Conn { role: Role::Peer(_), .. }) => self.claimer_closed(ClaimerId(id)),
+            Some(Conn { role: Role::New, .. }) => {}
             Some(Conn { role: Role::Copy, .. }) => self.copy_is_silent(id),
             Some(Conn { role: Role::Front, .. }) => self.front_is_gone(),
             // A connection that never came to be has no entry.
             Some(Conn { role: Role::Holder, .. }) | None => {
                 // One of which somebody else holds a listener has ended.
-                let Some(of) = self.peers.olds.get(&id).filter(|old| old.lingers.is_none()).map(|old| old.of) else {
+                if self.peers.olds.get(&id).is_none_or(|old| old.lingers.is_some()) {
                     return;
-                };
+                }
                 if self.follow_orphan(id, Some(threads::HANGS_UP)) {
-                    self.feed(of, swap::Event::OldSilent(OldId(id)));
+                    self.feed(swap::Event::OldSilent(OldId(id)));
                 } else {
                     self.peers.olds.remove(&id);
-                    self.feed(of, swap::Event::OldLost(OldId(id)));
+                    self.feed(swap::Event::OldLost(OldId(id)));
                 }
             }
         }
@@ -132,9 +128,9 @@ impl Supervisor {
 
     pub(super) fn line(&mut self, id: Id, line: Result<String, &'static str>) {
         let Some(conn) = self.peers.conns.get_mut(&id) else { return };
-        if let Role::New(generation) = conn.role {
+        if let Role::New = conn.role {
             let peer = line.as_ref().is_ok_and(|line| line.starts_with("PEER "));
-            conn.role = if peer { Role::Peer(generation, Vec::new()) } else { Role::Server(generation) };
+            conn.role = if peer { Role::Peer(Vec::new()) } else { Role::Server };
             if conn.spare && !peer {
                 one_too_many(conn);
                 self.peers.conns.remove(&id);
@@ -143,23 +139,23 @@ impl Supervisor {
         }
         let error = line.as_ref().is_ok_and(|line| line.starts_with("ERROR"));
         match conn.role {
-            Role::New(_) => {}
-            Role::Server(generation) => match parse::<ServerWord>(line) {
+            Role::New => {}
+            Role::Server => match parse::<ServerWord>(line) {
                 Ok(word) => {
                     // It is answered, or told later. The others are done when they are said.
                     conn.counts |= matches!(word, ServerWord::Ready(_) | ServerWord::Takedown(_));
                     match word {
-                        ServerWord::Up => self.said_up(generation, SpeakerId(id)),
-                        ServerWord::Released(address) => self.said_released(generation, SpeakerId(id), address),
-                        word => self.feed(generation, swap::Event::Said(SpeakerId(id), word)),
+                        ServerWord::Up => self.said_up(SpeakerId(id)),
+                        ServerWord::Released(address) => self.said_released(SpeakerId(id), address),
+                        word => self.feed(swap::Event::Said(SpeakerId(id), word)),
                     }
                 }
                 // An ERROR is no question: to answer it with another could go on for ever.
                 Err(_) if error => {}
                 Err(why) => conn.out.send_if_read(&SupervisorWord::Error(why)),
             },
-            Role::Peer(generation, _) => match parse::<PeerWord>(line) {
-                Ok(word) => self.peer_said(id, generation, word),
+            Role::Peer(_) => match parse::<PeerWord>(line) {
+                Ok(word) => self.peer_said(id, word),
                 Err(why) => conn.out.send_if_read(&HolderWord::Error(why)),
             },
             Role::Copy => {
@@ -181,8 +177,8 @@ impl Supervisor {
         }
     }
 
-    fn peer_said(&mut self, id: Id, generation: GenId, word: PeerWord) {
-        let named = |conn: &Conn| if let Role::Peer(_, downs) = &conn.role { downs.len() } else { 0 };
+    fn peer_said(&mut self, id: Id, word: PeerWord) {
+        let named = |conn: &Conn| if let Role::Peer(downs) = &conn.role { downs.len() } else { 0 };
         let full = matches!(word, PeerWord::Down(_))
             && self.peers.conns.values().map(named).sum::<usize>() >= swap::ADDRESSES_MAX;
         let Some(conn) = self.peers.conns.get_mut(&id) else { return };
@@ -190,33 +186,33 @@ impl Supervisor {
         conn.counts |= matches!(word, PeerWord::Claim | PeerWord::Commit | PeerWord::Reload);
         match word {
             PeerWord::Peer(_) => conn.out.send(&HolderWord::Peer(PEER_VERSION)),
-            PeerWord::Claim => self.feed(generation, swap::Event::Claim(claimer)),
-            PeerWord::Takedown(address) => self.feed(generation, swap::Event::AskedTakedown(claimer, address)),
-            PeerWord::Drain => self.feed(generation, swap::Event::AskedDrain(claimer)),
-            PeerWord::Stay => self.feed(generation, swap::Event::AskedStay(claimer)),
-            PeerWord::Stop => self.feed(generation, swap::Event::AskedStop(claimer)),
-            PeerWord::Joined(errno) => self.joined(generation, claimer, errno),
+            PeerWord::Claim => self.claims(claimer),
+            PeerWord::Takedown(address) => self.feed(swap::Event::AskedTakedown(claimer, address)),
+            PeerWord::Drain => self.feed(swap::Event::AskedDrain(claimer)),
+            PeerWord::Stay => self.feed(swap::Event::AskedStay(claimer)),
+            PeerWord::Stop => self.feed(swap::Event::AskedStop(claimer)),
+            PeerWord::Joined(errno) => self.joined(claimer, errno),
             PeerWord::Down(_) if full => conn.out.send_if_read(&HolderWord::Error("too many addresses".into())),
             PeerWord::Down(address) => {
-                if let Role::Peer(_, downs) = &mut conn.role {
+                if let Role::Peer(downs) = &mut conn.role {
                     downs.push(address);
                 }
             }
             PeerWord::Commit => {
                 // They count as long as the connection lasts.
-                if let Role::Peer(_, downs) = &conn.role {
+                if let Role::Peer(downs) = &conn.role {
                     let downs = downs.clone();
-                    self.feed(generation, swap::Event::Down(claimer, downs));
+                    self.feed(swap::Event::Down(claimer, downs));
                 }
             }
             PeerWord::Reload if self.caller.is_stopping() || self.reloads.leave_said => conn.out.send(&being_stopped()),
             PeerWord::Reload => self.want_reload(Some(Waiter::Peer(id))),
-            PeerWord::Status => self.tell_status(id, generation),
+            PeerWord::Status => self.tell_status(id),
         }
     }
 
-    fn tell_status(&self, id: Id, generation: GenId) {
-        let (Some(conn), Some(live)) = (self.peers.conns.get(&id), self.live.get(&generation)) else { return };
+    fn tell_status(&self, id: Id) {
+        let (Some(conn), Some(live)) = (self.peers.conns.get(&id), self.live.as_ref()) else { return };
         let field = |key: &str, value: String| HolderWord::Field(key.into(), value);
         let command = self.run.line();
         let fields = [
@@ -233,8 +229,7 @@ impl Supervisor {
 
     fn holder_said(&mut self, id: Id, word: HolderWord) {
         let Some(old) = self.peers.olds.get_mut(&id) else { return };
-        let OldTo::Remote(holder) = &old.to else { return };
-        let (of, old_id) = (old.of, OldId(id));
+        let old_id = OldId(id);
         let event = match word {
             HolderWord::Peer(_) => swap::Event::Attended(old_id),
             HolderWord::Holds(address) => {
@@ -250,24 +245,28 @@ impl Supervisor {
             }
             HolderWord::Locked => {
                 let holds = std::mem::take(&mut old.holds);
-                return self.locked(of, id, holds);
+                return self.locked(id, holds);
             }
             HolderWord::Joins(backlog) => return self.joins(id, backlog),
+            HolderWord::Draining(count) => {
+                old.draining = count;
+                return;
+            }
             HolderWord::Released(address) => {
-                let asked = swap::Event::AskedTakedown(ClaimerId(id), address.clone());
-                old.asked.retain(|event| *event != asked);
+                let asked = PeerWord::Takedown(address.clone());
+                old.asked.retain(|word| *word != asked);
                 swap::Event::OldReleased(old_id, address)
             }
             HolderWord::Refused(why) => swap::Event::OldRefused(old_id, why),
             HolderWord::Gone => return self.old_gone(id),
             HolderWord::Error(why) => {
-                let text = format!("supervisor {} says: {why}", holder.supervisor);
+                let text = format!("supervisor {} says: {why}", old.holder.supervisor);
                 self.log.say(Level::Detail, None, &text);
                 return;
             }
             HolderWord::Reloaded | HolderWord::Failed(..) | HolderWord::Field(..) | HolderWord::End => return,
         };
-        self.feed(of, event);
+        self.feed(event);
     }
 }
 

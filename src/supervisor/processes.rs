@@ -1,9 +1,9 @@
-//! The servers of a supervisor as processes: that one has ended, what is left of it, and its record.
+//! The server as processes: that it has ended, what is left of it, and its record.
 
 #![forbid(unsafe_code)]
 
 use super::looks::{POLL_FIRST, ephemeral_ports, is_fixed};
-use super::threads::{self, GenId, Id};
+use super::threads::{self, Id};
 use super::{Ended, Leftover, Live, Supervisor};
 use crate::error::status;
 use crate::family::Jobs;
@@ -15,7 +15,6 @@ use crate::sys::net::{self, Listeners, TcpSocket};
 use crate::sys::process::{self, Pid};
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
-use std::sync::atomic::Ordering;
 use std::time::{Duration, Instant};
 
 /// How long a socket that nobody seems to hold may take to close.
@@ -29,22 +28,19 @@ impl Supervisor {
     /// Reaps every child that has ended: the servers', and as a subreaper all that they left behind.
     pub(super) fn reap(&mut self) {
         while let Some((pid, end)) = process::reap() {
-            let main = self.live.iter().find(|(_, live)| live.server.pid == pid).map(|(id, _)| *id);
-            if self.copy_ended(pid, end) {
-                continue;
-            }
-            if let Some(generation) = main {
-                self.main_ended(generation, end.status(), &end.to_string());
+            let is_main = self.live.as_ref().is_some_and(|live| live.server.pid == pid);
+            if !self.copy_ended(pid, end) && is_main {
+                self.main_ended(end.status(), &end.to_string());
             }
         }
-        if !self.kin.leftovers.is_empty() || self.live.values().any(|live| live.life.ended.is_some()) {
+        if !self.kin.leftovers.is_empty() || self.live.iter().any(|live| live.life.ended.is_some()) {
             self.poll_soon();
         }
     }
 
-    /// The main process of a generation has ended.
-    pub(super) fn main_ended(&mut self, generation: GenId, own: u8, how: &str) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    /// The main process has ended.
+    pub(super) fn main_ended(&mut self, own: u8, how: &str) {
+        let Some(live) = self.live.as_mut() else { return };
         if live.life.ended.is_none() {
             let name = live.machine.name().or_else(|| live.names.name.clone());
             // Of one that was never up the machine says why, in one line, unless we were told to stop it.
@@ -59,7 +55,7 @@ impl Supervisor {
             live.life.ended = Some(Ended { status: own, seen: Instant::now(), rest_told: false, unseen: 0 });
             self.settle();
             match net::listeners() {
-                Ok(sockets) => self.look_for_rest(generation, &sockets),
+                Ok(sockets) => self.look_for_rest(&sockets),
                 Err(_) => self.poll_soon(),
             }
         }
@@ -67,10 +63,10 @@ impl Supervisor {
 
     /// A server whose main process has ended is gone when nothing of it listens. What listens in its
     /// place becomes the main process, or is told to stop if the server was.
-    pub(super) fn look_for_rest(&mut self, generation: GenId, sockets: &Listeners) {
+    pub(super) fn look_for_rest(&mut self, sockets: &Listeners) {
         // In a reload those of the old server are open as long as we want them to be.
-        let kept: BTreeSet<u32> = self.live.values().flat_map(|live| live.joining.sharing.kept()).collect();
-        let Some(live) = self.live.get_mut(&generation) else { return };
+        let kept: BTreeSet<u32> = self.live.iter().flat_map(|live| live.joining.sharing.kept()).collect();
+        let Some(live) = self.live.as_mut() else { return };
         let Some(ended) = live.life.ended else { return };
         let ephemeral = ephemeral_ports();
         let mut at_own = sockets.at_any(&live.machine.claims());
@@ -82,7 +78,7 @@ impl Supervisor {
             Rest::Holder(holder) if !live.machine.is_leaving() => {
                 let before = live.server.pid;
                 if live.server.promote(holder) {
-                    return self.promoted(generation, before);
+                    return self.promoted(before);
                 }
             }
             Rest::Holder(_) => {
@@ -106,22 +102,22 @@ impl Supervisor {
         match wait {
             true => self.poll_soon(),
             false => {
-                self.server_is_gone(generation);
-                self.feed(generation, swap::Event::Exited(ended.status));
+                self.server_is_gone();
+                self.feed(swap::Event::Exited(ended.status));
             }
         }
     }
 
     /// It was `main` before.
-    fn promoted(&mut self, generation: GenId, main: Pid) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    fn promoted(&mut self, main: Pid) {
+        let Some(live) = self.live.as_mut() else { return };
         live.life.ended = None;
         let pid = live.server.pid;
         self.log.say(Level::Notice, live.machine.name().as_ref(), &format!("process {pid} goes on as the server"));
         // The new record first, then the pidfiles, then the old record goes: whoever looks meanwhile finds
         // the server.
-        let before = self.write_record(generation);
-        let Some(live) = self.live.get_mut(&generation) else { return };
+        let before = self.write_record();
+        let Some(live) = self.live.as_mut() else { return };
         if self.dir.hold() {
             for address in &live.names.held {
                 // What another server has by now, or has beside this one, stays that one's.
@@ -139,28 +135,28 @@ impl Supervisor {
             self.dir.forget(before, pid);
         }
         if let Ok(pidfd) = live.server.watch() {
-            live.life.end = threads::end_of(self.events.clone(), generation, pid, pidfd).ok();
+            live.life.end = threads::end_of(self.events.clone(), pid, pidfd).ok();
         }
     }
 
-    /// Writes the record of a generation anew: its number has changed.
-    pub(super) fn register_again(&mut self, generation: GenId) {
-        let before = self.write_record(generation);
-        if let (Some(before), Some(live)) = (before, self.live.get(&generation)) {
-            self.dir.forget(before, live.server.pid);
-        }
+    /// Writes the record anew: something in it has changed. `false` if it cannot be written.
+    pub(super) fn register_again(&mut self) -> bool {
+        let before = self.write_record();
+        let (Some(before), Some(live)) = (before, self.live.as_ref()) else { return false };
+        self.dir.forget(before, live.server.pid);
+        true
     }
 
-    /// Writes the record of a generation, and gives what it had before.
-    fn write_record(&mut self, generation: GenId) -> Option<Registration> {
-        let live = self.live.get_mut(&generation)?;
-        let sockets = live.sockets.as_ref()?;
+    /// Writes the record, and gives what was there before.
+    fn write_record(&mut self) -> Option<Registration> {
+        let live = self.live.as_mut()?;
         let command = self.run.line();
         let entry = Entry {
             pid: live.server.pid,
             start: live.server.start,
+            session: live.server.session(),
             generation: live.names.number,
-            socket: &sockets.names[0],
+            socket: &live.sockets.names[0],
             command: &command,
             replaced: &live.names.replaced,
             datagrams: &live.names.datagrams,
@@ -174,43 +170,35 @@ impl Supervisor {
         }
     }
 
-    /// Everything of an ended generation in the run directory.
-    pub(super) fn retire(&mut self, generation: GenId) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    /// Everything of an ended server in the run directory.
+    pub(super) fn retire(&mut self) {
+        let Some(live) = self.live.as_mut() else { return };
         for address in std::mem::take(&mut live.names.held) {
             self.dir.unhold(&address, live.server.pid);
         }
         if let Some(registration) = live.names.registration.take() {
-            self.dir.deregister(registration, live.sockets.as_ref().map_or(&[][..], |s| &s.names));
+            self.dir.deregister(registration, &live.sockets.names);
         }
     }
 
-    /// Everything of an ended generation in the run directory and among the threads.
-    pub(super) fn clear_away(&mut self, generation: GenId) -> Option<Live> {
-        self.retire(generation);
-        let live = self.live.remove(&generation)?;
-        self.agenda.timers.forget(generation);
-        self.clear_desk(generation);
-        if let Some(sockets) = &live.sockets {
-            // Wakes the threads that block on them.
-            let _ = nix::sys::socket::shutdown(
-                std::os::fd::AsRawFd::as_raw_fd(&*sockets.listener),
-                nix::sys::socket::Shutdown::Both,
-            );
-            sockets.notify.closed.store(true, Ordering::Release);
-            let _ = sockets.notify.socket.shutdown(std::net::Shutdown::Both);
-        }
+    /// Everything of an ended server in the run directory and among the threads.
+    pub(super) fn clear_away(&mut self) -> Option<Live> {
+        self.retire();
+        let live = self.live.take()?;
+        self.agenda.timers.forget();
+        self.clear_desk();
+        live.sockets.close();
         // Who asked for a reload asked the old server's supervisor, and hears of it after that server is gone.
         let stay = self.waiting_peers();
         self.peers.conns.retain(|id, conn| {
-            let ends = conn.role.generation() == Some(generation) && !stay.contains(id);
+            let ends = conn.role.is_limited() && !stay.contains(id);
             if ends {
                 conn.out.close();
             }
             !ends
         });
         // Found after it had ended: an orphan among them is left as it was found.
-        let olds: Vec<Id> = self.peers.olds.iter().filter(|(_, old)| old.of == generation).map(|(&id, _)| id).collect();
+        let olds: Vec<Id> = self.peers.olds.keys().copied().collect();
         olds.into_iter().for_each(|id| self.unlock(swap::OldId(id)));
         Some(live)
     }

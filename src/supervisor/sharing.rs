@@ -6,7 +6,6 @@
 use super::held::{Steering, Waiting};
 use super::lent::{JOINS_WITHIN, Lent};
 use super::live::Young;
-use super::threads::GenId;
 use super::{Live, Supervisor};
 use crate::address::Address;
 use crate::place::Place;
@@ -32,10 +31,10 @@ impl Live {
     /// listeners of one port.
     pub(super) fn follow_closed(
         &mut self,
-        generation: GenId,
+
         port: Option<u16>,
         listeners: &Listeners,
-        pending: &mut VecDeque<(GenId, swap::Event)>,
+        pending: &mut VecDeque<swap::Event>,
     ) {
         let server = &self.server;
         self.joining.sharing.follow_news(port, listeners, &|inodes| sockets(server, inodes));
@@ -47,7 +46,7 @@ impl Live {
             if address.among(&closed).next().is_some() && self.joining.sharing.is_closed(&address) {
                 self.joining.sharing.forget(&address);
                 self.joining.proving.retain(|proving| !proving.collides(&address));
-                pending.push_back((generation, swap::Event::Closed(address)));
+                pending.push_back(swap::Event::Closed(address));
             }
         }
     }
@@ -59,16 +58,16 @@ pub(super) fn sockets(server: &Server, inodes: &BTreeSet<u32>) -> Vec<Socket> {
 }
 
 impl Supervisor {
-    pub(super) fn unshared(&mut self, generation: GenId, why: &str) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    pub(super) fn unshared(&mut self, why: &str) {
+        let Some(live) = self.live.as_mut() else { return };
         if !std::mem::replace(&mut live.joining.unshared, true) {
             let text = format!("the port cannot be shared: {why} (swaps run in plain order)");
             self.log.say(Level::Warning, live.machine.name().as_ref(), &text);
         }
     }
 
-    pub(super) fn called(&mut self, generation: GenId, waiting: Waiting) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    pub(super) fn called(&mut self, waiting: Waiting) {
+        let Some(live) = self.live.as_mut() else { return };
         // It is seen: nobody has to look for its listeners.
         live.looks.discover_until = None;
         // And what it has so far is not all.
@@ -78,21 +77,21 @@ impl Supervisor {
         if live.joining.sharing.has_joined_at(port)
             && let Ok(listeners) = net::listeners_at(port)
         {
-            live.follow_closed(generation, Some(port), &listeners, &mut self.agenda.pending);
+            live.follow_closed(Some(port), &listeners, &mut self.agenda.pending);
         }
         let (address, meets) = (Address::from(waiting.place.address), waiting.meets);
         live.opening.calls.push(waiting);
         if is_programmed {
-            self.has_program(generation, place);
+            self.has_program(place);
         }
-        self.feed(generation, swap::Event::Calls(address, meets));
+        self.feed(swap::Event::Calls(address, meets));
     }
 
     /// The server puts a program on a port, or takes it off: what comes of that is known only if we do it. While the port
     /// is steered by ours, that of the server waits for its turn.
-    pub(super) fn steers(&mut self, generation: GenId, steering: Steering) {
+    pub(super) fn steers(&mut self, steering: Steering) {
         let Steering { call, socket, program } = steering;
-        let Some(live) = self.live.get_mut(&generation) else { return };
+        let Some(live) = self.live.as_mut() else { return };
         let Ok(place) = socket.place() else { return call.proceed() };
         let is_off = matches!(program, OwnProgram::None);
         let result = live.joining.sharing.steer_by(&place, &socket, program);
@@ -102,15 +101,15 @@ impl Supervisor {
         } else if result.is_ok() && is_off {
             live.opening.programs.remove(&place);
         } else if result.is_ok() {
-            self.has_program(generation, place);
+            self.has_program(place);
         }
         drop(socket);
         call.conclude(result);
     }
 
     /// The server steers a place by a program of its own.
-    fn has_program(&mut self, generation: GenId, place: Place) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    fn has_program(&mut self, place: Place) {
+        let Some(live) = self.live.as_mut() else { return };
         if live.opening.programs.insert(place) && live.steers_itself().is_some() {
             let text =
                 "the port cannot be shared: the server steers it by a program of its own (swaps run in plain order)";
@@ -120,8 +119,8 @@ impl Supervisor {
 
     /// Lets the server listen as if alone. We make the call ourselves, to know when it is done; beside a new server, whose
     /// supervisor steers, that one does.
-    pub(super) fn admit(&mut self, generation: GenId, address: &Address) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    pub(super) fn admit(&mut self, address: &Address) {
+        let Some(live) = self.live.as_mut() else { return };
         let mut listens = false;
         for waiting in live.take_calls(address) {
             let claimer = live.machine.claimer().filter(|_| live.is_shared() && live.standing.handed_over);
@@ -137,13 +136,13 @@ impl Supervisor {
             self.poll_by(until);
         }
         if listens {
-            self.feed(generation, swap::Event::Listens(address.clone()));
+            self.feed(swap::Event::Listens(address.clone()));
         }
     }
 
     /// Lets a call run as if nobody had seen it. What listens for long enough is an address all the same.
-    pub(super) fn pass(&mut self, generation: GenId, address: &Address) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    pub(super) fn pass(&mut self, address: &Address) {
+        let Some(live) = self.live.as_mut() else { return };
         for waiting in live.take_calls(address) {
             let until = Instant::now() + YOUNG_FOR;
             if let Ok(inode) = waiting.socket.inode() {
@@ -156,8 +155,8 @@ impl Supervisor {
     }
 
     /// Lets the server listen, beside the old one if there is one, which keeps all connections.
-    pub(super) fn join(&mut self, generation: GenId, address: &Address) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    pub(super) fn join(&mut self, address: &Address) {
+        let Some(live) = self.live.as_mut() else { return };
         let calls = live.take_calls(address);
         let (server, may_share) = (&live.server, live.server.watch.as_ref().is_some_and(|watch| watch.is_ok()));
         let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
@@ -181,8 +180,8 @@ impl Supervisor {
 
     /// Ends the calls at an address: a server that was told to stop does not wait for anything, and the
     /// signal would wait for the call.
-    pub(super) fn deny(&mut self, generation: GenId, address: &Address) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    pub(super) fn deny(&mut self, address: &Address) {
+        let Some(live) = self.live.as_mut() else { return };
         let errno = if live.machine.is_leaving() { Errno::EINTR } else { Errno::EADDRINUSE };
         for waiting in live.take_calls(address) {
             waiting.call.conclude(Err(errno.into()));

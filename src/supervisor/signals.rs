@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::Supervisor;
-use super::live::{Live, Wait};
+use crate::error::status;
 use crate::swap;
 use nix::sys::signal::Signal;
 use std::time::Instant;
@@ -21,6 +21,12 @@ impl Supervisor {
 
     /// By a signal. Where the front has had it too, and has told us already, it is the same one.
     pub(super) fn told_to_stop(&mut self, from_terminal: bool) {
+        let is_caretaker = self.live.as_ref().is_some_and(|live| live.server.is_adopted() && live.machine.is_up());
+        if is_caretaker && self.reloads.copies.is_empty() {
+            // It is meant for whoever has started it: a session, or a control group. The server has nothing to do with it.
+            self.caller.status = status::DONE;
+            return self.live = None;
+        }
         self.caller.signals += 1;
         if self.caller.signals > self.caller.stops {
             self.stop(from_terminal);
@@ -32,21 +38,15 @@ impl Supervisor {
         self.stop_copies(signalled);
         self.refuse_reload();
         let is_over = self.reloads.copies.is_empty() || self.caller.stops > 1;
-        if is_over && self.live.values().all(Live::is_orphan) {
+        if is_over && self.live.is_none() {
             // What is left of the servers was told to stop when they ended.
             let now = Instant::now();
             self.kin.leftovers.iter_mut().for_each(|left| left.until = now);
             self.poll_soon();
         }
         self.tell_manager("STOPPING=1");
-        let is_ended = |generation| {
-            let lefts = self.live.values().filter_map(|live| live.standing.left_by.as_ref());
-            lefts.into_iter().any(|left| matches!(left.wait, Wait::EndOf(ends) if ends == generation))
-        };
-        for (&generation, live) in &self.live {
-            if !live.is_orphan() || is_ended(generation) {
-                self.agenda.pending.push_back((generation, swap::Event::Stop { signalled }));
-            }
+        if self.live.is_some() {
+            self.feed(swap::Event::Stop { signalled });
         }
     }
 }

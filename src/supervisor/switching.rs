@@ -4,7 +4,7 @@
 #![forbid(unsafe_code)]
 
 use super::sharing::sockets;
-use super::threads::{GenId, Id};
+use super::threads::Id;
 use super::{Linger, Live, Supervisor};
 use crate::address::Address;
 use crate::drain::Drain;
@@ -18,8 +18,8 @@ use std::time::{Duration, Instant};
 pub(super) const LINGERS: Duration = Duration::from_millis(200);
 
 impl Supervisor {
-    pub(super) fn switch(&mut self, generation: GenId) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    pub(super) fn switch(&mut self) {
+        let Some(live) = self.live.as_mut() else { return };
         let server = &live.server;
         let (mut abandoned, result) = live.joining.sharing.switch(&|inodes| sockets(server, inodes));
         // Of an address that it has nothing of the machine says so.
@@ -33,56 +33,50 @@ impl Supervisor {
             let text = format!("unable to steer the port: {} (the swap goes on)", crate::error::reason(&e));
             self.log.say(Level::Warning, None, &text);
         }
-        let replaced = self.peers.olds.values().filter(|old| old.of == generation && old.locked);
-        self.write_replaced(generation, replaced.map(|old| old.server.0).collect());
+        let replaced = self.peers.olds.values().filter(|old| old.locked);
+        self.write_replaced(replaced.map(|old| old.server.0).collect());
     }
 
-    pub(super) fn switch_back(&mut self, generation: GenId) {
-        if let Some(live) = self.live.get_mut(&generation) {
+    pub(super) fn switch_back(&mut self) {
+        if let Some(live) = self.live.as_mut() {
             let server = &live.server;
             live.joining.sharing.switch_back(&|inodes| sockets(server, inodes));
         }
-        self.write_replaced(generation, Vec::new());
+        self.write_replaced(Vec::new());
     }
 
     /// Whoever finds the servers of a dead supervisor reads in the record whether the swap was made.
-    fn write_replaced(&mut self, generation: GenId, replaced: Vec<Pid>) {
-        if let Some(live) = self.live.get_mut(&generation)
+    pub(super) fn write_replaced(&mut self, replaced: Vec<Pid>) {
+        if let Some(live) = self.live.as_mut()
             && live.names.replaced != replaced
         {
             live.names.replaced = replaced;
-            self.register_again(generation);
+            self.register_again();
         }
     }
 
     /// An old server stays.
-    pub(super) fn share_no_more(&mut self, generation: GenId, old: Id) {
-        if let Some(live) = self.live.get_mut(&generation) {
+    pub(super) fn share_no_more(&mut self, old: Id) {
+        if let Some(live) = self.live.as_mut() {
             live.joining.sharing.let_go(old);
         }
     }
 
     /// Lets go of the ports whose old servers are all gone, once the new one has proven itself.
     pub(super) fn finish_sharing(&mut self) {
-        let mut finished = Vec::new();
-        for (generation, live) in &mut self.live {
-            if live.joining.sharing.is_empty() || self.peers.olds.values().any(|old| old.of == *generation) {
-                continue;
-            }
-            let server = &live.server;
-            let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
-            if !(live.life.was_up || live.machine.is_leaving()) {
-                live.joining.sharing.forget_olds(&fetch);
-                continue;
-            }
-            live.joining.proving.clear();
-            // What cannot be taken off now is taken off at a later look.
-            if live.joining.sharing.finish(&fetch) {
-                finished.push(*generation);
-            }
+        let Some(live) = self.live.as_mut().filter(|live| !live.joining.sharing.is_empty()) else { return };
+        if !self.peers.olds.is_empty() {
+            return;
         }
-        for generation in finished {
-            self.write_replaced(generation, Vec::new());
+        let server = &live.server;
+        let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
+        if !(live.life.was_up || live.machine.is_leaving()) {
+            return live.joining.sharing.forget_olds(&fetch);
+        }
+        live.joining.proving.clear();
+        // What cannot be taken off now is taken off at a later look.
+        if live.joining.sharing.finish(&fetch) {
+            self.write_replaced(Vec::new());
         }
     }
 
@@ -90,8 +84,7 @@ impl Supervisor {
     /// there: what steers stays, and so does the claim.
     pub(super) fn old_gone(&mut self, id: Id) {
         let Some(old) = self.peers.olds.get_mut(&id) else { return };
-        let of = old.of;
-        if let Some(holder) = self.live.get(&of).and_then(|live| live.joining.sharing.holder_of(id)) {
+        if let Some(holder) = self.live.as_ref().and_then(|live| live.joining.sharing.holder_of(id)) {
             let linger = *old.lingers.get_or_insert(Linger::Since(Instant::now()));
             if matches!(linger, Linger::Since(since) if since.elapsed() > LINGERS) {
                 old.lingers = Some(Linger::Named);
@@ -99,12 +92,12 @@ impl Supervisor {
                 let text = format!(
                     "the old server has ended, but pid {pid} ({command}) holds its listener (it is waited for)"
                 );
-                let name = self.live.get(&of).and_then(|live| live.names.name.clone());
+                let name = self.live.as_ref().and_then(|live| live.names.name.clone());
                 self.log.say(Level::Warning, name.as_ref(), &text);
             }
             return self.poll_by(Instant::now() + LINGERS);
         }
-        if let Some(live) = self.live.get_mut(&of) {
+        if let Some(live) = self.live.as_mut() {
             let server = &live.server;
             if !live.joining.sharing.drop_olds(id, &|inodes| sockets(server, inodes)) {
                 // It is a stranger to whoever comes next, until the kernel has closed it.
@@ -113,7 +106,7 @@ impl Supervisor {
             }
         }
         self.peers.olds.remove(&id);
-        self.feed(of, swap::Event::OldGone(OldId(id)));
+        self.feed(swap::Event::OldGone(OldId(id)));
     }
 
     /// Looks again for who holds what an old server has left.
@@ -123,8 +116,8 @@ impl Supervisor {
         lingering.into_iter().for_each(|id| self.old_gone(id));
     }
 
-    pub(super) fn drain(&mut self, generation: GenId) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    pub(super) fn drain(&mut self) {
+        let Some(live) = self.live.as_mut() else { return };
         (live.standing.gave_way, live.standing.drains, live.standing.quiesced) = (true, true, false);
         if let Err(e) = start_drain(live) {
             let text = format!("unable to watch its connections: {} (it is tried again)", crate::error::reason(&e));
@@ -133,8 +126,8 @@ impl Supervisor {
         self.poll_soon();
     }
 
-    pub(super) fn cut_off(&mut self, generation: GenId) {
-        let Some(live) = self.live.get(&generation) else { return };
+    pub(super) fn cut_off(&mut self) {
+        let Some(live) = self.live.as_ref() else { return };
         if !live.standing.drains {
             return;
         }
@@ -148,10 +141,10 @@ impl Supervisor {
         self.log.say(Level::Warning, live.names.name.as_ref(), &text);
     }
 
-    /// The server of a generation is gone: nobody may wait for it, and no handle of ours may hold a
+    /// The server is gone: nobody may wait for it, and no handle of ours may hold a
     /// queue open that nobody reads.
-    pub(super) fn server_is_gone(&mut self, generation: GenId) {
-        let Some(live) = self.live.get_mut(&generation) else { return };
+    pub(super) fn server_is_gone(&mut self) {
+        let Some(live) = self.live.as_mut() else { return };
         live.stop_drain();
         live.opening.calls.clear();
         live.opening.lent.clear();

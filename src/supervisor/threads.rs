@@ -23,8 +23,6 @@ use std::sync::mpsc::SyncSender;
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Number of a generation within this supervisor.
-pub type GenId = u32;
 /// Number of a connection, a claim or a lock: one series for all of them.
 pub type Id = u64;
 
@@ -47,8 +45,8 @@ impl Link {
 pub enum Event {
     /// A signal came; `true`: from the terminal, so the server has had it too.
     Signal(Signal, bool),
-    /// Somebody connected to the control socket of a generation.
-    Opened(Id, GenId, Arc<Link>),
+    /// Somebody connected to the control socket.
+    Opened(Id, Arc<Link>),
     /// The connection to an old server's supervisor stands.
     Connected(Id, Arc<Link>),
     /// A line came, or what is none and the text that answers it.
@@ -57,20 +55,20 @@ pub enum Event {
     Files(Id, Vec<OwnedFd>),
     /// A connection ended, or never came to be.
     Closed(Id),
-    /// A datagram came to the notify socket of a generation.
-    Notified(GenId, Vec<u8>),
-    /// The main process of a generation that is no child of ours has ended.
-    Ended(GenId, Pid),
-    /// A generation has bound a fixed port.
-    Bound(GenId),
-    /// The ports of a generation cannot be shared after all, and why.
-    Unshared(GenId, String),
-    /// A generation wants to listen.
-    Called(GenId, Waiting),
+    /// A datagram came to the notify socket.
+    Notified(Vec<u8>),
+    /// The main process of the server, if that is no child of ours has ended.
+    Ended(Pid),
+    /// The server has bound a fixed port.
+    Bound,
+    /// Its ports cannot be shared after all, and why.
+    Unshared(String),
+    /// It wants to listen.
+    Called(Waiting),
     /// The lock of the run directory was waited for, and is ours.
     Directory(io::Result<File>),
-    /// A generation puts a program on a port.
-    Steers(GenId, Steering),
+    /// It puts a program on a port.
+    Steers(Steering),
     /// The supervisor of an old server that does not speak to us any more lives on.
     HungUp(Id),
     /// The supervisor of an old server that drains is gone.
@@ -204,8 +202,8 @@ fn read_lines(events: &Events, id: Id, link: &Link, peer: Peer) {
     let _ = events.send(Event::Closed(id));
 }
 
-/// Takes connections to the control socket of a generation, from its own user and from root.
-pub fn accept(events: Events, generation: GenId, listener: Arc<UnixListener>) -> io::Result<()> {
+/// Takes connections to the control socket, from its own user and from root.
+pub fn accept(events: Events, listener: Arc<UnixListener>) -> io::Result<()> {
     let own = nix::unistd::geteuid().as_raw();
     start("accept", move || {
         loop {
@@ -216,10 +214,10 @@ pub fn accept(events: Events, generation: GenId, listener: Arc<UnixListener>) ->
                         let _ = socket::send_now(&stream, b"ERROR this control socket is not yours\n");
                     } else {
                         CONNECTIONS.take();
-                        serve(&events, generation, Link::new(stream));
+                        serve(&events, Link::new(stream));
                     }
                 }
-                // The main thread has shut the socket down: the generation has ended.
+                // The main thread has shut the socket down: the server has ended.
                 Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => return,
                 Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
                 // Out of fds or memory. accept(2) would fail again at once; nothing tells when it would not.
@@ -229,11 +227,11 @@ pub fn accept(events: Events, generation: GenId, listener: Arc<UnixListener>) ->
     })
 }
 
-fn serve(events: &Events, generation: GenId, link: Arc<Link>) {
+fn serve(events: &Events, link: Arc<Link>) {
     let id = next_id();
     let events = events.clone();
     let started = start("peer", move || {
-        if events.send(Event::Opened(id, generation, link.clone())).is_ok() {
+        if events.send(Event::Opened(id, link.clone())).is_ok() {
             read_lines(&events, id, &link, Peer::Anybody);
         }
         CONNECTIONS.free();
@@ -261,7 +259,7 @@ pub fn connect(events: Events, id: Id, socket: PathBuf, server: Pid, dir: RunDir
     })
 }
 
-/// The notify socket of a generation.
+/// The notify socket of a server.
 pub struct NotifySocket {
     /// The socket.
     pub socket: UnixDatagram,
@@ -282,14 +280,14 @@ pub fn release(events: Events, id: Id, server: Pid, dir: RunDir, within: Option<
 }
 
 /// Reads what the server says in the language of sd_notify(3).
-pub fn notifications(events: Events, generation: GenId, notify: Arc<NotifySocket>) -> io::Result<()> {
+pub fn notifications(events: Events, notify: Arc<NotifySocket>) -> io::Result<()> {
     start("notify", move || {
         let mut buffer = [0; 4096];
         loop {
             match notify.socket.recv(&mut buffer) {
                 Ok(0) if notify.closed.load(Ordering::Acquire) => return,
                 Ok(len) => {
-                    if events.send(Event::Notified(generation, buffer[..len].to_vec())).is_err() {
+                    if events.send(Event::Notified(buffer[..len].to_vec())).is_err() {
                         return;
                     }
                 }
@@ -311,11 +309,11 @@ pub fn directory(events: Events, dir: RunDir) -> io::Result<()> {
 pub struct EndOf(#[expect(dead_code, reason = "its end is what counts")] UnixStream);
 
 /// Waits for the end of a process that is no child of ours.
-pub fn end_of(events: Events, generation: GenId, pid: Pid, pidfd: Pidfd) -> io::Result<EndOf> {
+pub fn end_of(events: Events, pid: Pid, pidfd: Pidfd) -> io::Result<EndOf> {
     let (ours, theirs) = UnixStream::pair()?;
     start("end", move || {
         if pidfd.ends_before(theirs.as_fd()) {
-            let _ = events.send(Event::Ended(generation, pid));
+            let _ = events.send(Event::Ended(pid));
         }
     })?;
     Ok(EndOf(ours))
@@ -331,13 +329,13 @@ mod tests {
     fn nobody_waits_for_the_end_of_a_process_that_nobody_wants_to_hear_of() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let (events, heard) = mpsc::sync_channel(BACKLOG);
-        let wait = || end_of(events.clone(), 1, Pid::of(&child), Pidfd::open(Pid::of(&child)).unwrap()).unwrap();
+        let wait = || end_of(events.clone(), Pid::of(&child), Pidfd::open(Pid::of(&child)).unwrap()).unwrap();
         drop(wait());
         let wanted = wait();
         drop(events);
         child.kill().unwrap();
         let ended = heard.recv_timeout(Duration::from_secs(60));
-        assert!(matches!(ended, Ok(Event::Ended(1, pid)) if pid == Pid::of(&child)));
+        assert!(matches!(ended, Ok(Event::Ended(pid)) if pid == Pid::of(&child)));
         // The other thread has ended without a word.
         assert!(matches!(heard.recv_timeout(Duration::from_secs(60)), Err(mpsc::RecvTimeoutError::Disconnected)));
         child.wait().unwrap();

@@ -1,8 +1,7 @@
-//! The clocks of all generations: the main thread sleeps until the first of them.
+//! The clocks: the main thread sleeps until the first of them.
 
 #![forbid(unsafe_code)]
 
-use super::threads::GenId;
 use crate::swap::Timer;
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
@@ -16,27 +15,27 @@ enum Clock {
 
 /// Clocks that run, and clocks that are held.
 #[derive(Default)]
-pub struct Timers(BTreeMap<(GenId, Timer), Clock>);
+pub struct Timers(BTreeMap<Timer, Clock>);
 
 impl Timers {
     /// Starts a clock anew.
-    pub fn arm(&mut self, generation: GenId, timer: Timer, time: Duration) {
-        self.0.insert((generation, timer), Clock::Runs(Instant::now() + time));
+    pub fn arm(&mut self, timer: Timer, time: Duration) {
+        self.0.insert(timer, Clock::Runs(Instant::now() + time));
     }
 
     /// Stops a clock for good.
-    pub fn disarm(&mut self, generation: GenId, timer: Timer) {
-        self.0.remove(&(generation, timer));
+    pub fn disarm(&mut self, timer: Timer) {
+        self.0.remove(&timer);
     }
 
-    /// Stops all clocks of a generation.
-    pub fn forget(&mut self, generation: GenId) {
-        self.0.retain(|(g, _), _| *g != generation);
+    /// Stops all clocks.
+    pub fn forget(&mut self) {
+        self.0.clear();
     }
 
     /// Holds a clock: what is left stays.
-    pub fn pause(&mut self, generation: GenId, timer: Timer) {
-        let Some(clock) = self.0.get_mut(&(generation, timer)) else { return };
+    pub fn pause(&mut self, timer: Timer) {
+        let Some(clock) = self.0.get_mut(&timer) else { return };
         match *clock {
             Clock::Runs(at) => *clock = Clock::Paused(at.saturating_duration_since(Instant::now())),
             Clock::Rang => *clock = Clock::Paused(Duration::ZERO),
@@ -45,8 +44,8 @@ impl Timers {
     }
 
     /// Lets a held clock run on.
-    pub fn resume(&mut self, generation: GenId, timer: Timer) {
-        if let Some(clock) = self.0.get_mut(&(generation, timer))
+    pub fn resume(&mut self, timer: Timer) {
+        if let Some(clock) = self.0.get_mut(&timer)
             && let Clock::Paused(left) = *clock
         {
             *clock = Clock::Runs(Instant::now() + left);
@@ -59,7 +58,7 @@ impl Timers {
     }
 
     /// One clock that has run out and did not ring yet.
-    pub fn take_due(&mut self) -> Option<(GenId, Timer)> {
+    pub fn take_due(&mut self) -> Option<Timer> {
         let now = Instant::now();
         let (key, clock) = self.0.iter_mut().find(|(_, clock)| matches!(clock, Clock::Runs(at) if *at <= now))?;
         *clock = Clock::Rang;
@@ -75,14 +74,14 @@ mod tests {
     #[test]
     fn a_clock_that_is_held_in_the_turn_in_which_it_rings_rings_again() {
         let mut timers = Timers::default();
-        timers.arm(1, Timer::Ready, Duration::ZERO);
-        assert_eq!(timers.take_due(), Some((1, Timer::Ready)));
+        timers.arm(Timer::Ready, Duration::ZERO);
+        assert_eq!(timers.take_due(), Some(Timer::Ready));
         assert_eq!((timers.take_due(), timers.next()), (None, None));
-        timers.pause(1, Timer::Ready);
+        timers.pause(Timer::Ready);
         assert_eq!(timers.take_due(), None);
-        timers.resume(1, Timer::Ready);
-        assert_eq!(timers.take_due(), Some((1, Timer::Ready)));
-        timers.resume(1, Timer::Ready);
+        timers.resume(Timer::Ready);
+        assert_eq!(timers.take_due(), Some(Timer::Ready));
+        timers.resume(Timer::Ready);
         assert_eq!((timers.take_due(), timers.next()), (None, None), "it rings once");
     }
 }

@@ -6,7 +6,7 @@
 use super::held::Held;
 use super::held::Steering;
 use super::held::Waiting;
-use super::threads::{Event, Events, GenId, start};
+use super::threads::{Event, Events, start};
 use crate::address::Address;
 use crate::finder::May;
 use crate::place::Place;
@@ -51,11 +51,11 @@ impl Watch {
     }
 }
 
-/// Sees the calls of a generation until nobody of it is left.
-pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String, dir: RunDir) -> io::Result<()> {
+/// Sees the calls of a server until nobody of it is left.
+pub fn watch(events: Events, watch: Arc<Watch>, mark: String, dir: RunDir) -> io::Result<()> {
     start("watch", move || {
         let mut watcher = Watcher::new(watch.clone(), mark, dir);
-        let unshared = |why: String| drop(events.send(Event::Unshared(generation, why)));
+        let unshared = |why: String| drop(events.send(Event::Unshared(why)));
         while let Some(call) = watch.next(unshared) {
             let held = || Held::new(watch.clone(), call.id);
             // Another process than the main one may be none that serves: what it opens is found where it listens.
@@ -68,7 +68,7 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String,
             match call.call {
                 Call::Bind => {
                     match watcher.bind(&call) {
-                        Ok(Meets::Server) => drop(events.send(Event::Bound(generation))),
+                        Ok(Meets::Server) => drop(events.send(Event::Bound)),
                         Ok(Meets::Nobody) => {}
                         // What could not be found out runs as if nobody had looked.
                         Err(e) => denied(&e),
@@ -78,7 +78,7 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String,
                 Call::Steer => match watcher.steer(&call) {
                     Ok(Some((socket, program))) => {
                         let steering = Steering { call: held(), socket, program };
-                        if events.send(Event::Steers(generation, steering)).is_err() {
+                        if events.send(Event::Steers(steering)).is_err() {
                             return;
                         }
                     }
@@ -93,7 +93,7 @@ pub fn watch(events: Events, generation: GenId, watch: Arc<Watch>, mark: String,
                         // By it the server is known, whatever it does to its environment.
                         let _ = socket.inode().map(|inode| watch.seen.listener(inode));
                         let waiting = Waiting { call: held(), socket, place, backlog, meets, may };
-                        if events.send(Event::Called(generation, waiting)).is_err() {
+                        if events.send(Event::Called(waiting)).is_err() {
                             return;
                         }
                     }

@@ -2,8 +2,8 @@
 //! serves, and gives them away to a newer one.
 //!
 //! Pure: [`Generation::step`] turns an event into effects. It knows no file, clock, process or log.
-//! The same machine stands on both sides of a swap. A supervisor that has taken an orphan over runs two of them and
-//! hands the effects of one to the other as events; two supervisors do the same through the peer protocol.
+//! The same machine stands on both sides of a swap. Two supervisors hand the effects of one to the other as events,
+//! through the peer protocol.
 //!
 //! A swap has four steps: the new server prepares, new connections are switched to it, the old one drains,
 //! and is taken down. In plain order the switch and the drain are instant, and the new server is told to bind
@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod claim;
+mod lease;
 mod ours;
 mod slots;
 mod tenure;
@@ -21,19 +22,20 @@ mod warrant;
 mod words;
 
 pub use words::{
-    ADDRESSES_MAX, ClaimerId, Effect, Event, Level, Meets, OldId, Order, QUIET, READY_TIMEOUT, Settings, SpeakerId,
-    Timer,
+    ADDRESSES_MAX, ClaimerId, Effect, Event, Level, Meets, OldId, Order, Orphan, QUIET, READY_TIMEOUT, Settings,
+    SpeakerId, Timer,
 };
 
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::ServerWord;
 use claim::{Claim, Old, Reach};
+use lease::Lease;
 use ours::{Leaving, Ours, Stage, Why};
 use slots::{Kind, Slot, Slots};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tenure::{Lease, Next, Tenure, Wish};
+use tenure::{Next, Tenure, Wish};
 
 /// One generation of a server. See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -59,9 +61,18 @@ impl Generation {
         (new, effects)
     }
 
-    /// A server that is up already and has these addresses: an orphan.
-    pub fn serving(settings: Settings, addresses: impl IntoIterator<Item = Address>) -> Generation {
-        Generation::with(settings, Stage::Up, addresses.into_iter().map(|own| (own, Slot::Held)).collect())
+    /// A server that is up already, has these addresses and had another supervisor, and the effects of what was found.
+    pub fn adopted(
+        settings: Settings,
+        addresses: impl IntoIterator<Item = Address>,
+        found: Orphan,
+    ) -> (Generation, Vec<Effect>) {
+        let mut adopted =
+            Generation::with(settings, Stage::Up, addresses.into_iter().map(|own| (own, Slot::Held)).collect());
+        let Generation { ours, tenure, .. } = &mut adopted;
+        tenure.begin_as(ours, found);
+        let effects = std::mem::take(&mut ours.effects);
+        (adopted, effects)
     }
 
     fn with(settings: Settings, stage: Stage, slots: Slots) -> Generation {
@@ -192,9 +203,9 @@ impl Generation {
             Event::Claim(claimer) => tenure.enqueue(claimer, Wish::Replace),
             Event::ClaimerGone(claimer) => tenure.claimer_gone(ours, claimer),
             Event::Succeeded(claimer) => tenure.succeeded(ours, claimer),
-            Event::Alone if lease.is_draining() && lease.claimer().is_none() => tenure.resume(ours),
+            Event::Alone => tenure.is_alone(ours),
             Event::AskedDrain(claimer) => tenure.asked_drain(ours, claimer),
-            Event::AskedStay(by) if up && tenure.is_locked_by(by) => tenure.drain_no_more(ours),
+            Event::AskedStay(by) if up && tenure.is_drained_for(by) => tenure.drain_no_more(ours),
             Event::AskedTakedown(claimer, address) => tenure.asked_takedown(ours, claimer, address),
             Event::Free(own) => tenure.release(ours, &own),
             Event::Quiesced => {
@@ -203,7 +214,7 @@ impl Generation {
             }
             Event::Drained if up && lease.is_draining() => self.leave(Why::Requested),
             Event::AskedStop(by) if up && tenure.is_locked_by(by) => self.leave(Why::Requested),
-            Event::Alone | Event::AskedStay(_) | Event::Drained | Event::AskedStop(_) => {}
+            Event::AskedStay(_) | Event::Drained | Event::AskedStop(_) => {}
             Event::Down(claimer, addresses) => self.down(claimer, addresses),
             Event::Stop { signalled } => self.stop(signalled),
             Event::Exited(status) => self.exited(status),

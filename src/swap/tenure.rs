@@ -2,9 +2,10 @@
 //!
 //! It knows nothing of what the server itself wants of older ones: that is the claim.
 
+use super::lease::{Drainage, Lease};
 use super::ours::{Leaving, Ours, Stage};
 use super::slots::{Kind, Slot, list};
-use super::words::{ADDRESSES_MAX, ARRIVALS, ClaimerId, Effect, Level, SpeakerId, Timer};
+use super::words::{ADDRESSES_MAX, ARRIVALS, ClaimerId, Effect, Level, Orphan, SpeakerId, Timer};
 use crate::address::Address;
 use crate::protocol::SupervisorWord;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -18,28 +19,16 @@ pub(super) struct Tenure {
     asked: BTreeSet<Address>,
     /// Who took TAKEDOWN for which address.
     takers: BTreeMap<(Address, SpeakerId), Taker>,
+    older: Older,
 }
 
-/// Who has the lock of the server, and how far its drain is.
+/// Servers that this one had replaced when its first supervisor died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-pub(super) enum Lease {
+enum Older {
     #[default]
-    Free,
-    Lent(ClaimerId),
-    /// New connections of its shared port go elsewhere. Nobody has the lock any more where the claimer has gone away
-    /// and its server serves.
-    Draining(Option<ClaimerId>, Drainage),
-}
-
-/// How far the drain of the server is.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Drainage {
-    /// Something may be on its way to the server.
-    Arriving,
-    /// Something may be, and the time for the drain is up.
-    Overdue,
-    /// Nothing is any more.
-    Quiesced,
+    Gone,
+    /// Without this server they would serve again.
+    Drain,
 }
 
 /// What somebody in the queue wants.
@@ -68,41 +57,24 @@ pub(super) enum Next {
     DrainsItself,
 }
 
-impl Lease {
-    pub fn claimer(self) -> Option<ClaimerId> {
-        match self {
-            Lease::Free => None,
-            Lease::Lent(claimer) => Some(claimer),
-            Lease::Draining(claimer, _) => claimer,
-        }
-    }
-
-    /// Gives the lock to somebody, or takes it back.
-    pub fn lend(&mut self, to: Option<ClaimerId>) {
-        *self = match (*self, to) {
-            (Lease::Draining(_, how), to) => Lease::Draining(to, how),
-            (_, Some(claimer)) => Lease::Lent(claimer),
-            (_, None) => Lease::Free,
-        };
-    }
-
-    pub fn is_draining(self) -> bool {
-        matches!(self, Lease::Draining(..))
-    }
-
-    /// The server drains no more; what it was before.
-    fn stay(&mut self) -> Lease {
-        let before = *self;
-        if let Lease::Draining(claimer, _) = before {
-            *self = claimer.map_or(Lease::Free, Lease::Lent);
-        }
-        before
-    }
-}
-
 impl Tenure {
+    /// Its first supervisor has died.
+    pub fn begin_as(&mut self, ours: &mut Ours, found: Orphan) {
+        match found {
+            Orphan::Alone => {}
+            Orphan::Follows => self.older = Older::Drain,
+            Orphan::Superseded => self.drain(ours, None),
+        }
+    }
+
     pub fn is_locked_by(&self, claimer: ClaimerId) -> bool {
         self.lease.claimer() == Some(claimer)
+    }
+
+    /// Whether the server drains for this one: it has the lock, or waits for it since the supervisor has changed.
+    pub fn is_drained_for(&self, claimer: ClaimerId) -> bool {
+        let waits = self.queue.iter().any(|(waiting, _)| *waiting == claimer);
+        self.is_locked_by(claimer) || waits && self.lease.is_draining() && self.lease.claimer().is_none()
     }
 
     pub fn is_asked_for(&self, address: &Address) -> bool {
@@ -164,6 +136,10 @@ impl Tenure {
             && let Some((claimer, wish)) = self.queue.pop_front()
         {
             match wish {
+                Wish::Down(_) if self.older == Older::Drain => {
+                    self.queue.push_front((claimer, wish));
+                    break;
+                }
                 Wish::Replace => {
                     self.lease.lend(Some(claimer));
                     ours.effects.push(Effect::Grant(claimer, ours.slots.active().cloned().collect()));
@@ -246,9 +222,21 @@ impl Tenure {
 
     pub fn asked_drain(&mut self, ours: &mut Ours, claimer: ClaimerId) {
         if self.lease == Lease::Lent(claimer) && ours.is_up() {
-            self.lease = Lease::Draining(Some(claimer), Drainage::Arriving);
-            ours.effects.push(Effect::Drain);
-            ours.arm(Timer::Drain, ours.settings.drain);
+            self.drain(ours, Some(claimer));
+        }
+    }
+
+    fn drain(&mut self, ours: &mut Ours, claimer: Option<ClaimerId>) {
+        self.lease = Lease::Draining(claimer, Drainage::Arriving);
+        ours.effects.push(Effect::Drain);
+        ours.arm(Timer::Drain, ours.settings.drain);
+    }
+
+    /// Nobody else listens where it does.
+    pub fn is_alone(&mut self, ours: &mut Ours) {
+        self.older = Older::Gone;
+        if self.lease.is_draining() && self.lease.claimer().is_none() {
+            self.resume(ours);
         }
     }
 
@@ -352,7 +340,8 @@ impl Tenure {
 
     /// The server is gone.
     pub fn end(&mut self, ours: &mut Ours) {
-        if let Some(claimer) = self.lease.claimer() {
+        // Where older ones may still listen, whoever waits looks again.
+        if let (Some(claimer), Older::Gone) = (self.lease.claimer(), self.older) {
             ours.effects.extend(std::mem::take(&mut self.asked).into_iter().map(|a| Effect::TellReleased(claimer, a)));
         }
         let claimers = self.lease.claimer().into_iter().chain(self.queue.iter().map(|(c, _)| *c));

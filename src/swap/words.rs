@@ -115,6 +115,17 @@ pub enum Event {
     Timer(Timer),
 }
 
+/// How far the swap of a server was whose supervisor has died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Orphan {
+    /// There is none, or none that concerns it.
+    Alone,
+    /// It has the connections, and those that it has replaced still drain.
+    Follows,
+    /// Another server has them, or goes on having them: this one drains, and goes.
+    Superseded,
+}
+
 /// How much a report matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {

@@ -1,27 +1,32 @@
-//! A copy of this program, started for a reload, and the line between it and its front.
+//! This program, started once more: a copy for a reload, with a line between it and its front, or a caretaker.
 
 use super::limits::lower_files;
 use super::pid::Pid;
 use nix::libc;
+use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::process::Command;
+use std::path::Path;
+use std::process::{Command, Stdio};
 
 /// The environment variable by which a copy finds its end of the line to its front: the number of the fd and its inode.
 pub const LINE: &str = "SERVERSWAP_FRONT";
+
+/// The environment variable that names the server of a caretaker: the pid of its main process.
+pub const CARE: &str = "SERVERSWAP_CARETAKER";
+
+/// What the surroundings of a caller hold for that one alone.
+const CALLERS: [&str; 6] =
+    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
 /// Starts this program once more, as a child, with the same arguments, and leaves it its end of the line to us.
 pub fn spawn_copy(line: BorrowedFd<'_>) -> io::Result<Pid> {
     let number = line.as_raw_fd();
     let inode = nix::sys::stat::fstat(line)?.st_ino;
-    let mut args = std::env::args_os();
-    let mut command = Command::new("/proc/self/exe");
-    if let Some(own) = args.next() {
-        command.arg0(own);
-    }
-    command.args(args).env(LINE, format!("{number}:{inode}"));
+    let mut command = program(&std::env::args_os().skip(1).collect::<Vec<_>>());
+    command.env_remove(CARE).env(LINE, format!("{number}:{inode}"));
     let setup = move || {
         lower_files();
         // SAFETY: fcntl is async-signal-safe and takes integers.
@@ -32,8 +37,49 @@ pub fn spawn_copy(line: BorrowedFd<'_>) -> io::Result<Pid> {
     };
     // SAFETY: the closure only makes async-signal-safe calls and allocates nothing.
     unsafe { command.pre_exec(setup) };
+    pid_of(command)
+}
+
+/// Starts this program as the caretaker of a server, in a session of its own: as the dead supervisor was started, but for
+/// the run directory.
+pub fn spawn_caretaker(server: Pid, args: &[OsString], dir: &Path, run_dir: &Path) -> io::Result<Pid> {
+    let mut command = program(args);
+    for name in CALLERS {
+        command.env_remove(name);
+    }
+    command.env_remove(LINE).env(CARE, server.to_string()).env("SERVERSWAP_RUN_DIR", run_dir);
+    command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+    command.current_dir(if dir.is_dir() { dir } else { Path::new("/") });
+    let setup = || {
+        lower_files();
+        // What its caller has open is none of its business. Before Linux 5.11 that stays.
+        // SAFETY: three integers.
+        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        nix::unistd::setsid().map(drop).map_err(io::Error::from)
+    };
+    // SAFETY: the closure only makes async-signal-safe calls and allocates nothing.
+    unsafe { command.pre_exec(setup) };
+    pid_of(command)
+}
+
+/// This program by its own name.
+fn program(args: &[OsString]) -> Command {
+    let mut command = Command::new("/proc/self/exe");
+    if let Some(own) = std::env::args_os().next() {
+        command.arg0(own);
+    }
+    command.args(args);
+    command
+}
+
+fn pid_of(mut command: Command) -> io::Result<Pid> {
     let child = command.spawn()?;
     Pid::new(child.id().into()).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
+/// The server that this process is to take care of, if it is a caretaker.
+pub fn server_to_care_for() -> Option<Pid> {
+    Pid::new(std::env::var(CARE).ok()?.parse().ok()?)
 }
 
 /// The line that a front has left for this copy, if it is one.

@@ -48,21 +48,13 @@ impl Pidfd {
         if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
     }
 
-    /// Waits until the process has ended (a zombie counts as ended).
-    pub fn wait(&self) {
-        self.wait_with(-1);
-    }
-
-    /// Waits until the process has ended, or the other end of a socket is closed; `true` if it has ended.
+    /// Waits until the process has ended (a zombie counts as ended), or the other end of a socket is closed; `true` if it
+    /// has ended.
     pub fn ends_before(&self, closed: BorrowedFd<'_>) -> bool {
-        self.wait_with(closed.as_raw_fd())
-    }
-
-    fn wait_with(&self, other: RawFd) -> bool {
         let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut polls = [poll(self.0.as_raw_fd()), poll(other)];
+        let mut polls = [poll(self.0.as_raw_fd()), poll(closed.as_raw_fd())];
         loop {
-            // SAFETY: two valid pollfds, and the count says two. A negative number is skipped.
+            // SAFETY: two valid pollfds, and the count says two.
             let ready = unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) };
             if ready > 0 || (ready < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted) {
                 return polls[1].revents == 0;

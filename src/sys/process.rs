@@ -2,7 +2,7 @@
 //! its keeper has files of its own, and its names here.
 
 pub use super::child::{End, has_children, reap};
-pub use super::copy::{LINE, spawn_copy, take_line};
+pub use super::copy::{CARE, LINE, server_to_care_for, spawn_caretaker, spawn_copy, take_line};
 pub use super::keeper::Keeper;
 pub use super::limits::{open_files_max, raise_files, save_memory, shed_memory};
 pub use super::pid::Pid;

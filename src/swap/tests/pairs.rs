@@ -455,7 +455,7 @@ fn starts_in(order: Order) -> Vec<Subject> {
         }
         subjects.push(Subject { machine, watcher, path: Vec::new() });
     }
-    let machine = Generation::serving(settings(false), [a(":1"), a("blue")]);
+    let machine = Generation::adopted(settings(false), [a(":1"), a("blue")], Orphan::Alone).0;
     let watcher = Watcher {
         shared: order == Order::Shared,
         up: true,

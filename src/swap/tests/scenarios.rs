@@ -765,7 +765,7 @@ fn one_more_address_of_a_server_that_is_being_replaced_does_not_keep_it() {
 
 #[test]
 fn an_orphan_is_taken_over() {
-    let machine = Generation::serving(settings(false), [a(":1")]);
+    let machine = Generation::adopted(settings(false), [a(":1")], Orphan::Alone).0;
     assert!(machine.is_free() && machine.is_up());
     let mut machine = claimed(machine);
     assert_has(&machine.step(Event::AskedStop(CLAIMER)), &[Effect::Signal]);
@@ -1073,4 +1073,32 @@ fn a_listener_that_was_closed_before_its_turn_is_not_proven() {
     machine.step(Event::Closed(a(":1")));
     let effects = machine.step(Event::Vacant(a(":1")));
     assert!(!effects.contains(&Effect::Join(a(":1"))), "{effects:?}");
+}
+
+#[test]
+fn an_orphan_in_whose_place_another_serves_drains_and_goes_unless_it_is_alone() {
+    let (mut machine, effects) = Generation::adopted(settings(true), [a(":1")], Orphan::Superseded);
+    assert!(effects.contains(&Effect::Drain) && machine.state() == "draining");
+    assert_eq!(machine.step(Event::Claim(ClaimerId(1))), []);
+    let mut alone = machine.clone();
+    assert!(machine.step(Event::Drained).contains(&Effect::Signal));
+    assert!(machine.step(Event::Exited(0)).contains(&Effect::TellGone(ClaimerId(1))));
+    let effects = alone.step(Event::Alone);
+    assert!(effects.contains(&Effect::StopDrain));
+    assert!(effects.contains(&Effect::Grant(ClaimerId(1), vec![a(":1")])));
+}
+
+#[test]
+fn an_orphan_behind_which_older_ones_drain_is_replaced_at_once_and_taken_down_after_them() {
+    let orphan = || Generation::adopted(settings(true), [a(":1")], Orphan::Follows).0;
+    let (mut machine, mut replaced) = (orphan(), orphan());
+    assert_eq!(machine.step(Event::Down(ClaimerId(1), vec![a(":1")])), []);
+    assert!(machine.step(Event::Alone).contains(&Effect::Signal));
+    let claimer = ClaimerId(1);
+    assert_eq!(replaced.step(Event::Claim(claimer)), [Effect::Grant(claimer, vec![a(":1")])]);
+    replaced.step(Event::AskedTakedown(claimer, a(":1")));
+    // An older one may listen there: it is looked for.
+    let effects = replaced.step(Event::Exited(0));
+    assert!(!effects.contains(&Effect::TellReleased(claimer, a(":1"))));
+    assert!(effects.contains(&Effect::TellGone(claimer)));
 }

@@ -607,7 +607,7 @@ impl World {
     fn adopt(&mut self, orphan: usize, supervisor: usize) {
         let listens = self.servers[orphan].process.listens.clone();
         self.pidfiles.retain(|own, j| *j != orphan || listens.contains(own));
-        self.servers[orphan].machine = Some(Generation::serving(settings(false), listens));
+        self.servers[orphan].machine = Some(Generation::adopted(settings(false), listens, Orphan::Alone).0);
         self.servers[orphan].supervisor = supervisor;
         self.servers[orphan].done = true;
     }
