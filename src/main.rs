@@ -21,6 +21,7 @@ mod place;
 mod procfs;
 mod protocol;
 mod record;
+mod recovery;
 mod rundir;
 mod server;
 mod share;

@@ -6,14 +6,24 @@ use super::Holder;
 use crate::address::Address;
 use crate::place::Place;
 use crate::procfs::Snapshot;
+use crate::recovery;
 use crate::rundir::RunDir;
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::pid::Pid;
 use std::collections::BTreeSet;
 
+/// A server that listens beside another one.
+#[derive(Debug)]
+pub struct Beside {
+    /// Who it is.
+    pub holder: Holder,
+    /// What matters of it for a swap.
+    pub party: recovery::Server,
+}
+
 impl RunDir {
     /// Servers other than `me` that have listeners at the places of these sockets: one can have what comes to the other.
-    pub fn beside(&self, own: &BTreeSet<u32>, me: Pid) -> std::io::Result<Vec<Holder>> {
+    pub fn beside(&self, own: &BTreeSet<u32>, me: Pid) -> std::io::Result<Vec<Beside>> {
         let listeners = net::listeners()?;
         let places: Vec<Place> = listeners.all().filter(|s| own.contains(&s.inode)).map(TcpSocket::place).collect();
         let meets = |s: &&TcpSocket| !own.contains(&s.inode) && places.iter().any(|own| own.conflicts(&s.place()));
@@ -23,12 +33,20 @@ impl RunDir {
         }
         let snapshot = Snapshot::take();
         let mut beside = Vec::new();
-        for other in self.servers()?.into_iter().filter(|other| other.pid != me) {
-            if !other.sockets(&snapshot)?.is_disjoint(&met) {
-                beside.push(other);
+        for holder in self.servers()?.into_iter().filter(|other| other.pid != me) {
+            let held = holder.sockets(&snapshot)?;
+            if !held.is_disjoint(&met) {
+                let places = listeners.all().filter(|s| held.contains(&s.inode)).map(TcpSocket::place).collect();
+                beside.push(Beside { party: holder.party(places), holder });
             }
         }
         Ok(beside)
+    }
+
+    /// Whom the pidfiles name, of the servers that live.
+    pub fn names(&self) -> std::io::Result<Vec<(Pid, Address)>> {
+        let name = |address: Address| Some((self.serving(&address, &mut Vec::new())?.pid, address));
+        Ok(self.addresses()?.into_iter().filter_map(name).collect())
     }
 
     /// Servers that listen at an address and that no pidfile names: somebody has removed it.

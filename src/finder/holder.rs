@@ -4,8 +4,10 @@
 #![forbid(unsafe_code)]
 
 use crate::family::{Descent, Family};
+use crate::place::Place;
 use crate::procfs::{self, Snapshot};
 use crate::record::{Call, Record};
+use crate::recovery;
 use crate::rundir::{Bad, CANNOT_BE_READ, RunDir, record_name};
 use crate::sys::pid::Pid;
 use nix::sys::stat::fstat;
@@ -76,6 +78,18 @@ impl Holder {
     pub fn ever_lost_its_supervisor(&self) -> bool {
         let name = self.socket.file_name().unwrap_or_default().to_string_lossy();
         self.has_lost_its_supervisor() || !name.starts_with(&format!("{}-", self.supervisor))
+    }
+
+    /// What matters of it for a swap, with the places where it listens.
+    pub fn party(&self, places: Vec<Place>) -> recovery::Server {
+        recovery::Server {
+            pid: self.pid,
+            start: self.start,
+            supervisor: self.supervisor,
+            ever_orphaned: self.ever_lost_its_supervisor(),
+            replaced: self.replaced.clone(),
+            places,
+        }
     }
 
     /// Inodes of the sockets that the server holds; an error if they cannot be looked at, for want of fds for example.

@@ -13,6 +13,7 @@ mod registration;
 mod tests;
 mod tidy;
 
+pub use beside::Beside;
 pub use caretaker::{CARES_WITHIN, STARTS_WITHIN};
 pub use holder::{Holder, Missing, Registration};
 pub use port::user_name;

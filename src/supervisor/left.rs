@@ -7,11 +7,13 @@ use super::care::TAKEN_OVER;
 use super::processes::UNCLEAR_FOR;
 use super::sharing::listen_alone;
 use super::{Left, Live, Supervisor};
-use crate::finder::Holder;
+use crate::finder::Beside;
+use crate::recovery::{self, Fate};
 use crate::share;
 use crate::swap::{self, ClaimerId, Level};
-use crate::sys::net::{self, Listeners};
-use std::collections::{BTreeSet, VecDeque};
+use crate::sys::net::{self, Listeners, TcpSocket};
+use crate::sys::process::Pid;
+use std::collections::VecDeque;
 use std::time::Instant;
 
 /// What becomes of a new server whose supervisor died too early.
@@ -44,15 +46,26 @@ impl Supervisor {
     pub(super) fn decide_swap_of_dead(&mut self) {
         let Some(live) = self.live.as_ref() else { return };
         let claimer = live.standing.left_by.as_ref().map(|left| left.claimer);
-        let (pid, name, older) = (live.server.pid, live.machine.name(), live.names.replaced.clone());
-        let Some(sockets) = live.server.socket_inodes() else { return };
-        let Ok(mut beside) = self.dir.beside(&sockets, pid) else { return };
+        let (pid, name) = (live.server.pid, live.machine.name());
+        let Ok(listeners) = net::listeners() else { return };
+        let listeners: Vec<TcpSocket> = listeners.all().cloned().collect();
+        let Ok(its) = live.server.holds_of(&listeners) else { return };
+        let places = its.iter().map(TcpSocket::place).collect();
+        let own = recovery::Server {
+            pid,
+            start: live.server.start,
+            supervisor: Pid::own(),
+            ever_orphaned: false,
+            replaced: live.names.replaced.clone(),
+            places,
+        };
+        let Ok((scene, mut beside)) = self.scene(own, &its) else { return };
         // With the others it has nothing to do.
-        beside.retain(Holder::ever_lost_its_supervisor);
-        let new = beside.iter().find(|new| new.replaced.contains(&pid));
+        beside.retain(|other| other.party.ever_orphaned);
+        let new = beside.iter().find(|new| new.party.replaced.contains(&pid));
         match (claimer, new) {
-            (Some(claimer), Some(new)) if !live.machine.is_giving_way() => {
-                let text = format!("server {} has lost its supervisor in its switch (the swap goes on)", new.pid);
+            (Some(claimer), Some(Beside { party, .. })) if !live.machine.is_giving_way() => {
+                let text = format!("server {} has lost its supervisor in its switch (the swap goes on)", party.pid);
                 self.log.say(Level::Notice, name.as_ref(), &text);
                 self.feed(swap::Event::AskedDrain(claimer));
             }
@@ -62,17 +75,16 @@ impl Supervisor {
             _ => {}
         }
         let mut waits = false;
-        for other in &beside {
-            let is_old = older.contains(&other.pid);
-            let is_unswitched = !is_old && other.replaced.is_empty() && !self.has_name(other.pid, &BTreeSet::new());
-            waits |= is_unswitched;
-            if other.is_orphan {
-                let becomes = match () {
-                    () if is_unswitched => NOT_SWITCHED,
-                    () if is_old || other.replaced.contains(&pid) => TAKEN_OVER,
-                    () => ELSEWHERE,
+        for Beside { holder, party } in &beside {
+            let fate = scene.fate(party);
+            waits |= fate == Fate::Unswitched;
+            if holder.is_orphan {
+                let becomes = match fate {
+                    Fate::Unswitched => NOT_SWITCHED,
+                    Fate::Swaps => TAKEN_OVER,
+                    Fate::Elsewhere => ELSEWHERE,
                 };
-                self.care(other, becomes);
+                self.care(holder, becomes);
             }
         }
         // Whoever gets the lock next would take what is left of it for a stranger's.

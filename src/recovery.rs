@@ -1,0 +1,238 @@
+//! How far a swap was whose supervisor has died: decided from what is left of it, records, pidfiles and listeners. Pure.
+
+#![forbid(unsafe_code)]
+
+use crate::address::Address;
+use crate::place::Place;
+use crate::swap::Orphan;
+use crate::sys::pid::Pid;
+use std::collections::BTreeSet;
+
+/// A server, as those see it who have not started it.
+#[derive(Debug, Clone)]
+pub struct Server {
+    /// Its main process.
+    pub pid: Pid,
+    /// When that started (proc_pid_stat(5)).
+    pub start: u64,
+    /// Its supervisor, alive or not.
+    pub supervisor: Pid,
+    /// The supervisor that has started it is dead.
+    pub ever_orphaned: bool,
+    /// The servers that it replaces, by its record: those from which it has got the new connections.
+    pub replaced: Vec<Pid>,
+    /// Where it listens.
+    pub places: Vec<Place>,
+}
+
+/// A server and all that bears on its swap.
+#[derive(Debug)]
+pub struct Scene {
+    /// The server.
+    pub own: Server,
+    /// Those that listen at places of its, or so that one can have what comes to the other.
+    pub beside: Vec<Server>,
+    /// Whom the pidfiles name, and where.
+    pub names: Vec<(Pid, Address)>,
+}
+
+/// How far the swap of an orphan was, and what it has.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Recovered {
+    /// How far.
+    pub orphan: Orphan,
+    /// Addresses of its own: their pidfiles name it, or one that it has replaced, or there are none. Of a server that is
+    /// superseded those of the others.
+    pub addresses: BTreeSet<Address>,
+    /// Those that have pidfiles now.
+    pub held: BTreeSet<Address>,
+    /// Addresses that are another server's, which serves there: this one did not get to its switch.
+    pub unswitched: BTreeSet<Address>,
+    /// The supervisor that had its lock, if that lives: its server has joined this one.
+    pub heir: Option<Pid>,
+}
+
+/// What becomes of a server beside one whose claimer has died.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Fate {
+    /// It did not get to its switch, and has nothing else: it ends.
+    Unswitched,
+    /// It is one of those that swapped: its caretaker goes on with that.
+    Swaps,
+    /// It serves elsewhere.
+    Elsewhere,
+}
+
+impl Server {
+    /// Whether it was started after a server, and has got the connections of that.
+    fn has_replaced(&self, old: &Server) -> bool {
+        self.replaced.contains(&old.pid) && self.start >= old.start
+    }
+
+    fn listens_beside(&self, place: &Place) -> bool {
+        self.places.iter().any(|own| own.conflicts(place))
+    }
+}
+
+impl Scene {
+    /// Whether a pidfile names a server, but at these addresses.
+    fn has_name(&self, pid: Pid, but: &BTreeSet<Address>) -> bool {
+        self.names.iter().any(|(named, at)| *named == pid && but.iter().all(|but| !but.collides(at)))
+    }
+
+    /// What is to be made of an orphan. `shares`: where it lets others share its port, if that is known and matters.
+    pub fn recover(&self, shares: Option<&[Address]>) -> Recovered {
+        let own = &self.own;
+        let (mut addresses, mut others, mut unnamed) = (BTreeSet::new(), BTreeSet::new(), Vec::new());
+        for place in &own.places {
+            let address = Address::from(place.address);
+            let has_name = |pid: Pid| self.names.iter().any(|(named, at)| *named == pid && at.collides(&address));
+            let meets = |what: &dyn Fn(&Server) -> bool| {
+                self.beside.iter().any(|other| other.listens_beside(place) && what(other))
+            };
+            let is_older = |other: &Server| !own.replaced.contains(&other.pid) && other.start < own.start;
+            match () {
+                () if meets(&|other| other.has_replaced(own)) => _ = others.insert(address),
+                () if has_name(own.pid) => {}
+                () if own.replaced.iter().any(|old| has_name(*old)) => _ = addresses.insert(address),
+                () if meets(&|other| has_name(other.pid) || is_older(other)) => _ = others.insert(address),
+                () => unnamed.push(address),
+            }
+        }
+        let is_its = |(pid, at): &&(Pid, Address)| *pid == own.pid && !others.iter().any(|other| other.collides(at));
+        let held: BTreeSet<Address> = self.names.iter().filter(is_its).map(|(_, address)| address.clone()).collect();
+        addresses.retain(|own| !held.iter().any(|held| held.collides(own)));
+        addresses.extend(held.iter().cloned());
+        // What it opened without a supervisor is no address, since nobody made it sharable, unless it has no other one.
+        if let Some(shares) = shares.filter(|_| !(addresses.is_empty() && others.is_empty())) {
+            unnamed.retain(|address| shares.iter().any(|at| at.collides(address)));
+        }
+        addresses.extend(unnamed);
+        self.decide(addresses, held, others)
+    }
+
+    fn decide(&self, own: BTreeSet<Address>, held: BTreeSet<Address>, others: BTreeSet<Address>) -> Recovered {
+        let drains = |old: &Server| self.own.replaced.contains(&old.pid) && !self.has_name(old.pid, &own);
+        let orphan = match () {
+            () if own.is_empty() => Orphan::Superseded,
+            () if self.beside.iter().any(drains) => Orphan::Follows,
+            () => Orphan::Alone,
+        };
+        // Only who has the lock lets its server join.
+        let joins = |new: &&Server| !new.ever_orphaned && !self.has_name(new.pid, &BTreeSet::new());
+        let heir = self.beside.iter().find(joins).map(|new| new.supervisor);
+        let is_superseded = self.beside.iter().any(|other| other.has_replaced(&self.own));
+        Recovered {
+            orphan,
+            addresses: if orphan == Orphan::Superseded { others.clone() } else { own },
+            held,
+            unswitched: if is_superseded { BTreeSet::new() } else { others },
+            heir: heir.filter(|_| orphan != Orphan::Superseded),
+        }
+    }
+
+    /// What becomes of a server beside ours, whose claimer has died.
+    pub fn fate(&self, other: &Server) -> Fate {
+        let is_old = self.own.replaced.contains(&other.pid);
+        match () {
+            () if !is_old && other.replaced.is_empty() && !self.has_name(other.pid, &BTreeSet::new()) => {
+                Fate::Unswitched
+            }
+            () if is_old || other.replaced.contains(&self.own.pid) => Fate::Swaps,
+            () => Fate::Elsewhere,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::place::Families;
+
+    fn pid(raw: i64) -> Pid {
+        Pid::new(raw).unwrap()
+    }
+
+    fn at(address: &str, device: u32) -> Place {
+        Place { address: address.parse().unwrap(), families: Families::Own, device, uid: 0 }
+    }
+
+    /// A server that has lost its supervisor; its pid says when it was started.
+    fn server(raw: i64, replaced: &[i64], places: &[Place]) -> Server {
+        Server {
+            pid: pid(raw),
+            start: raw as u64,
+            supervisor: pid(raw + 1000),
+            ever_orphaned: true,
+            replaced: replaced.iter().map(|old| pid(*old)).collect(),
+            places: places.to_vec(),
+        }
+    }
+
+    fn scene(own: Server, beside: Vec<Server>, names: &[(i64, &str)]) -> Scene {
+        let name = |(raw, address): &(i64, &str)| (pid(*raw), Address::parse(address).unwrap());
+        Scene { own, beside, names: names.iter().map(name).collect() }
+    }
+
+    fn addresses(of: &[&str]) -> BTreeSet<Address> {
+        of.iter().map(|address| Address::parse(address).unwrap()).collect()
+    }
+
+    #[test]
+    fn an_orphan_beside_nobody_has_what_it_had() {
+        let places = [at("127.0.0.1:80", 0), at("127.0.0.1:81", 0)];
+        let found = scene(server(1, &[], &places), vec![], &[(1, "127.0.0.1:80")]).recover(Some(&[]));
+
+        assert_eq!((found.orphan, found.heir), (Orphan::Alone, None));
+        assert_eq!(found.addresses, addresses(&["127.0.0.1:80"]));
+        assert_eq!(found.held, found.addresses);
+        // Nobody made the other one sharable.
+        let shares = Address::parse("127.0.0.1:81").unwrap();
+        let found = scene(server(1, &[], &places), vec![], &[(1, "127.0.0.1:80")]).recover(Some(&[shares]));
+        assert_eq!(found.addresses, addresses(&["127.0.0.1:80", "127.0.0.1:81"]));
+        // Without any pidfile all of them are its.
+        let found = scene(server(1, &[], &places), vec![], &[]).recover(Some(&[]));
+        assert_eq!(found.addresses, addresses(&["127.0.0.1:80", "127.0.0.1:81"]));
+    }
+
+    /// Killed before the switch: the record of the new one says nothing of the old one.
+    #[test]
+    fn before_the_switch_the_new_one_goes() {
+        let here = [at("127.0.0.1:80", 0)];
+        let (old, new) = (server(1, &[], &here), server(2, &[], &here));
+        let names = [(1, "127.0.0.1:80")];
+        let found = scene(new.clone(), vec![old.clone()], &names).recover(Some(&[]));
+        assert_eq!((found.orphan, found.unswitched), (Orphan::Superseded, addresses(&["127.0.0.1:80"])));
+        let scene = scene(old, vec![new.clone()], &names);
+        assert_eq!((scene.recover(Some(&[])).orphan, scene.fate(&new)), (Orphan::Alone, Fate::Unswitched));
+    }
+
+    /// Killed between the switch and the drain, whomever the pidfile names by then.
+    #[test]
+    fn after_the_switch_the_old_one_goes() {
+        let here = [at("127.0.0.1:80", 0)];
+        let (old, new) = (server(1, &[], &here), server(2, &[1], &here));
+        for names in [vec![(1, "127.0.0.1:80")], vec![(2, "127.0.0.1:80")], vec![]] {
+            let found = scene(new.clone(), vec![old.clone()], &names).recover(Some(&[]));
+            assert_eq!((found.orphan, found.addresses), (Orphan::Follows, addresses(&["127.0.0.1:80"])), "{names:?}");
+            let scene = scene(old.clone(), vec![new.clone()], &names);
+            let found = scene.recover(Some(&[]));
+            assert_eq!((found.orphan, found.unswitched), (Orphan::Superseded, BTreeSet::new()), "{names:?}");
+            assert_eq!(scene.fate(&new), Fate::Swaps);
+        }
+    }
+
+    #[test]
+    fn servers_at_two_interfaces_have_nothing_to_do_with_each_other() {
+        let (one, two) = (server(1, &[], &[at("127.0.0.1:80", 2)]), server(2, &[], &[at("127.0.0.1:80", 3)]));
+        assert_eq!(scene(two, vec![one], &[]).recover(Some(&[])).orphan, Orphan::Alone);
+    }
+
+    #[test]
+    fn who_had_the_lock_of_an_orphan_has_it_first() {
+        let here = [at("127.0.0.1:80", 0)];
+        let new = Server { ever_orphaned: false, ..server(2, &[], &here) };
+        let found = scene(server(1, &[], &here), vec![new], &[(1, "127.0.0.1:80")]).recover(Some(&[]));
+        assert_eq!((found.orphan, found.heir), (Orphan::Alone, Some(pid(1002))));
+    }
+}
