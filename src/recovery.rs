@@ -119,7 +119,8 @@ impl Scene {
             () => Orphan::Alone,
         };
         // Only who has the lock lets its server join.
-        let joins = |new: &&Server| !new.ever_orphaned && !self.has_name(new.pid, &BTreeSet::new());
+        let is_younger = |new: &Server| new.start >= self.own.start && !self.own.replaced.contains(&new.pid);
+        let joins = |new: &&Server| !new.ever_orphaned && is_younger(new) && !self.has_name(new.pid, &BTreeSet::new());
         let heir = self.beside.iter().find(joins).map(|new| new.supervisor);
         let is_superseded = self.beside.iter().any(|other| other.has_replaced(&self.own));
         Recovered {
@@ -234,5 +235,9 @@ mod tests {
         let new = Server { ever_orphaned: false, ..server(2, &[], &here) };
         let found = scene(server(1, &[], &here), vec![new], &[(1, "127.0.0.1:80")]).recover(Some(&[]));
         assert_eq!((found.orphan, found.heir), (Orphan::Alone, Some(pid(1002))));
+        // Whom it has replaced never comes.
+        let old = Server { ever_orphaned: false, ..server(1, &[], &here) };
+        let found = scene(server(2, &[1], &here), vec![old], &[(2, "127.0.0.1:80")]).recover(Some(&[]));
+        assert_eq!((found.orphan, found.heir), (Orphan::Follows, None));
     }
 }

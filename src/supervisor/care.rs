@@ -152,14 +152,16 @@ impl Supervisor {
     pub(super) fn claims(&mut self, claimer: ClaimerId) {
         let peer = self.peers.conns.get(&claimer.0).and_then(|conn| conn.out.peer());
         let Some(live) = self.live.as_mut() else { return };
-        if live.standing.heir.take_if(|heir| Some(*heir) == peer).is_none() && live.standing.heir.is_some() {
-            return live.standing.behind.push(claimer);
+        if live.standing.heir.is_some_and(|heir| Some(heir) != peer) {
+            live.standing.behind.push(claimer);
+            return self.poll_soon();
         }
+        live.standing.heir = None;
         self.feed(Event::Claim(claimer));
         self.let_the_others_claim();
     }
 
-    /// If nobody is waited for any more.
+    /// Those that wait for an heir claim the server once that has come, or has gone.
     pub(super) fn let_the_others_claim(&mut self) {
         let Some(live) = self.live.as_mut() else { return };
         live.standing.heir.take_if(|heir| procfs::has_ended(*heir));
