@@ -110,8 +110,8 @@ Exit status: the server's own; 0 when it was replaced or taken down on request;
 Manual: man serverswap; the control channel: man 7 serverswap.
 ";
 
-/// The longest time that an option takes: a year.
-const TIME_MAX: f64 = 31_536_000.0;
+/// The longest time that an option takes, in seconds: a year.
+const TIME_MAX: u64 = 31_536_000;
 
 /// Reads the arguments (without the program's name).
 pub fn parse<I>(arguments: I) -> Result<Cli>
@@ -229,12 +229,17 @@ fn text(parser: &mut lexopt::Parser, option: &str) -> Result<String> {
 
 fn seconds(parser: &mut lexopt::Parser, option: &str) -> Result<Duration> {
     let text = text(parser, option)?;
-    // f64 also reads "inf", "nan", "1e3" and "+1": only plain decimal numbers are times.
-    let plain = text.bytes().all(|b| b.is_ascii_digit() || b == b'.') && text.bytes().any(|b| b.is_ascii_digit());
-    match text.parse::<f64>() {
-        Ok(seconds) if plain && seconds <= TIME_MAX => Ok(Duration::from_secs_f64(seconds)),
-        _ => Err(usage(format!("{option}: {text:?} is not a number of seconds from 0 to {TIME_MAX}"))),
-    }
+    let bad = || usage(format!("{option}: {text:?} is not a number of seconds from 0 to {TIME_MAX}"));
+    decimal(&text).filter(|time| *time <= Duration::from_secs(TIME_MAX)).ok_or_else(bad)
+}
+
+/// A plain decimal number of seconds, without sign or exponent. What is less than a nanosecond is dropped.
+fn decimal(text: &str) -> Option<Duration> {
+    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
+    let is_plain =
+        !(whole.is_empty() && fraction.is_empty()) && whole.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit());
+    let nanos = format!("{fraction:0<9.9}");
+    is_plain.then(|| Some(Duration::new(format!("0{whole}").parse().ok()?, nanos.parse().ok()?)))?
 }
 
 fn signal(text: &str) -> Result<Signal> {
@@ -326,6 +331,17 @@ mod tests {
         for name in ["QUIT", "SIGQUIT", "3"] {
             assert_eq!(run(&["--stop-signal", name, "x"]).stop_signal, Signal::SIGQUIT);
         }
+    }
+
+    #[test]
+    fn times_are_plain_decimal_numbers() {
+        for (text, nanos) in
+            [(".5", 500_000_000), ("0.0000000019", 1), ("1.", 1_000_000_000), ("31536000.0", 31_536_000_000_000_000)]
+        {
+            assert_eq!(run(&["--drain", text, "x"]).drain, Duration::from_nanos(nanos), "{text}");
+        }
+        refused(&["--drain", "31536000.000000001", "x"]);
+        refused(&["--drain", "1.2.3", "x"]);
     }
 
     #[test]

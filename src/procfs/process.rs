@@ -83,9 +83,10 @@ pub fn boot_id() -> String {
 
 /// Seconds that a process has run; `None` if that cannot be told.
 pub fn age(stat: &Stat) -> Option<u64> {
-    let uptime: f64 = fs::read_to_string("/proc/uptime").ok()?.split(' ').next()?.parse().ok()?;
-    let ticks = nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()?? as f64;
-    Some((uptime - stat.start as f64 / ticks).max(0.0) as u64)
+    // In hundredths (proc_uptime(5)).
+    let uptime = fs::read_to_string("/proc/uptime").ok()?.split(' ').next()?.replace('.', "").parse::<u64>().ok()?;
+    let ticks = u64::try_from(nix::unistd::sysconf(nix::unistd::SysconfVar::CLK_TCK).ok()??).ok()?;
+    Some(uptime.saturating_sub(stat.start * 100 / ticks) / 100)
 }
 
 /// The command line of a process for people, its words joined by spaces.
