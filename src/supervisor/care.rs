@@ -3,10 +3,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::live::{Life, Names, Standing};
+use super::live::{Life, Live, Names, Standing};
 use super::sockets::Sockets;
+use super::state::Supervisor;
 use super::threads;
-use super::{Live, Supervisor};
 use crate::address::Address;
 use crate::error::{Error, Result, reason, status};
 use crate::finder::{Beside, Holder, Registration, STARTS_WITHIN};

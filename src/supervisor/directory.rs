@@ -4,16 +4,16 @@
 
 #![forbid(unsafe_code)]
 
-use super::Supervisor;
 use super::care::TAKEN_OVER;
+use super::state::{Job, Supervisor, Unclear, Wait};
 use super::threads;
 use crate::address::Address;
 use crate::finder::{Asker, CARES_WITHIN, Found, May, Mine};
 use crate::place::Place;
-use crate::rundir::{LOCK_PATIENCE, Notes};
+use crate::rundir::LOCK_PATIENCE;
 use crate::swap::{Effect, Event, Level, OldId};
 use crate::sys::net::TcpSocket;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::fs::File;
 use std::io;
 use std::time::{Duration, Instant};
@@ -27,42 +27,6 @@ const CARE_LOOKS: u32 = CARES_WITHIN.as_millis() as u32 / UNCLEAR_LOOKS_EVERY.as
 pub(super) const PARTING: Duration = Duration::from_secs(1);
 /// When the lock is tried again where no thread could wait for it.
 const AGAIN: Duration = Duration::from_millis(20);
-
-/// What waits for the run directory.
-#[derive(Default)]
-pub(super) struct Desk {
-    /// In their order.
-    jobs: VecDeque<Job>,
-    /// Addresses to be looked up again.
-    unclear: BTreeMap<Address, Unclear>,
-    wait: Wait,
-}
-
-struct Job {
-    effect: Effect,
-    since: Instant,
-}
-
-/// An address at which somebody listens whom nobody can see, or not yet.
-#[derive(Default)]
-struct Unclear {
-    looks: u32,
-    /// When it is looked up again; `None`: that is under way.
-    at: Option<Instant>,
-    /// To be said when it is clear.
-    notes: Notes,
-}
-
-/// Who waits for the lock.
-#[derive(Default)]
-enum Wait {
-    #[default]
-    Nobody,
-    /// A thread, which sends an event.
-    Thread,
-    /// Nobody could: it is tried again then.
-    Until(Instant),
-}
 
 /// What an effect has to do with the run directory.
 enum Part {

@@ -2,7 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Leftover, Live, Supervisor};
+use super::live::{Leftover, Live};
+use super::state::Supervisor;
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};

@@ -5,71 +5,20 @@
 
 #![forbid(unsafe_code)]
 
-use super::Supervisor;
-use super::peers::{Conn, Role};
+use super::state::{Child, Conn, Progress, Role, Supervisor, Waiter};
 use super::threads::{self, Id, Link};
 use crate::error::{Error, Result, status};
 use crate::protocol::{CopyWord, FrontWord, HolderWord};
 use crate::swap::{self, Level};
 use crate::sys::process::{self, End, Pid};
 use nix::sys::signal::{Signal, kill};
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::time::{Duration, Instant};
 
 /// How long after its last word a copy that should have ended is looked at.
 const REAP_AFTER: Duration = Duration::from_millis(100);
-
-/// Who hears how a reload went.
-#[derive(Clone, Copy, PartialEq, Eq)]
-pub(super) enum Waiter {
-    /// Another serverswap, on this connection.
-    Peer(Id),
-    /// One that has asked a copy, on its line; the copy knows it by that number.
-    Of(Id, Id),
-}
-
-/// A copy of this process.
-pub(super) struct Child {
-    pid: Pid,
-    waiters: Vec<Waiter>,
-    progress: Progress,
-    /// Its server.
-    server: Option<(Pid, u64)>,
-    /// That is on its way out.
-    leaves: bool,
-    /// The line to it has ended: it says nothing any more.
-    silent: bool,
-    /// It has ended so.
-    end: Option<End>,
-}
-
-/// The reloads of a server.
-#[derive(Default)]
-pub(super) struct Reloads {
-    /// The line to our front, if this process is a copy that was started for a reload.
-    pub(super) front: Option<Id>,
-    /// Copies of ours, by their lines.
-    pub(super) copies: BTreeMap<Id, Child>,
-    /// The copy that has replaced our server; its status is this process's.
-    pub(super) in_charge: Option<Id>,
-    /// One is wanted, and who waits for it.
-    pub(super) wanted: Option<Vec<Waiter>>,
-    /// Who waits for one that our front was asked for.
-    pub(super) asked: BTreeSet<Id>,
-    /// The front knows that our server leaves.
-    pub(super) leave_said: bool,
-}
-
-/// How far the swap of a copy is.
-#[derive(Clone, Copy, PartialEq, Eq)]
-enum Progress {
-    Starting,
-    /// Its server is up, and old ones may still drain.
-    Up,
-    Done,
-}
 
 impl Supervisor {
     /// Starts a copy as soon as nothing else is under way: reloads that were wanted during a swap become one more

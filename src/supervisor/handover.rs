@@ -2,8 +2,9 @@
 
 #![forbid(unsafe_code)]
 
+use super::live::Live;
+use super::state::Supervisor;
 use super::threads::Id;
-use super::{Live, Supervisor};
 use crate::address::Address;
 use crate::finder::Holder;
 use crate::protocol::HolderWord;

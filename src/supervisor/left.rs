@@ -4,9 +4,9 @@
 #![forbid(unsafe_code)]
 
 use super::care::TAKEN_OVER;
-use super::processes::UNCLEAR_FOR;
+use super::live::{Left, Live, UNCLEAR_FOR};
 use super::sharing::listen_alone;
-use super::{Left, Live, Supervisor};
+use super::state::Supervisor;
 use crate::finder::Beside;
 use crate::recovery::{self, Fate};
 use crate::share;

@@ -4,25 +4,15 @@
 #![forbid(unsafe_code)]
 
 use super::held::Waiting;
+use super::live::Live;
 use super::sharing::sockets;
+use super::state::Supervisor;
 use super::threads::Id;
-use super::{Live, Supervisor};
 use crate::protocol::PeerWord;
 use crate::swap::ClaimerId;
 use crate::sys::steer::Socket;
 use nix::errno::Errno;
-use std::time::{Duration, Instant};
-
-/// How long the supervisor of a new server may take to let a listener of the old one join.
-pub(super) const JOINS_WITHIN: Duration = Duration::from_secs(1);
-
-/// A `listen` of a server that is being replaced, which the supervisor of the new one carries out: whoever steers has to
-/// know the order of all members.
-pub(super) struct Lent {
-    /// `None` once it was let listen without waiting any longer: the answer is still to come.
-    pub(super) waiting: Option<Waiting>,
-    pub(super) until: Instant,
-}
+use std::time::Instant;
 
 impl Live {
     /// When a listener that waits for the supervisor of a new server is let listen all the same.

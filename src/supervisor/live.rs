@@ -3,7 +3,6 @@
 #![forbid(unsafe_code)]
 
 use super::held::Waiting;
-use super::lent::Lent;
 use super::sockets::Sockets;
 use super::threads;
 use crate::address::Address;
@@ -18,7 +17,10 @@ use crate::sys::pid::Pid;
 use crate::sys::steer::Socket;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
+
+/// How long a socket that nobody seems to hold may take to close.
+pub(super) const UNCLEAR_FOR: Duration = Duration::from_secs(2);
 
 /// The server of this supervisor.
 pub(super) struct Live {
@@ -166,6 +168,17 @@ pub(super) struct Leftover {
 pub(super) struct Young {
     pub(super) inode: u32,
     pub(super) address: Address,
+    pub(super) until: Instant,
+}
+
+/// How long the supervisor of a new server may take to let a listener of the old one join.
+pub(super) const JOINS_WITHIN: Duration = Duration::from_secs(1);
+
+/// A `listen` of a server that is being replaced, which the supervisor of the new one carries out: whoever steers has to
+/// know the order of all members.
+pub(super) struct Lent {
+    /// `None` once it was let listen without waiting any longer: the answer is still to come.
+    pub(super) waiting: Option<Waiting>,
     pub(super) until: Instant,
 }
 

@@ -4,10 +4,10 @@
 #![forbid(unsafe_code)]
 
 use super::left::left_alone;
-use super::processes::UNCLEAR_FOR;
+use super::live::{Live, UNCLEAR_FOR};
 use super::sharing::{listen_alone, sockets};
+use super::state::Supervisor;
 use super::switching::{LINGERS, start_drain};
-use super::{Live, Supervisor};
 use crate::address::Address;
 use crate::drain::Drained;
 use crate::protocol::ServerWord;
@@ -30,34 +30,6 @@ const POLL_DISCOVER: Duration = Duration::from_millis(500);
 
 /// When the run directory is tidied again after somebody had its lock.
 const TIDY_AGAIN: Duration = Duration::from_millis(200);
-
-/// When to look, and for what besides.
-pub(super) struct Clock {
-    /// Old servers that could not even be spoken to: for want of memory, say. They are looked for again.
-    pub(super) unreached: Vec<swap::OldId>,
-    /// Who has said UP, and could not be looked at since.
-    pub(super) ups: Vec<SpeakerId>,
-    /// When the run directory is tidied.
-    pub(super) tidy_at: Option<Instant>,
-    pub(super) poll_at: Option<Instant>,
-    pub(super) poll_every: Duration,
-    pub(super) poll_took: Duration,
-    pub(super) poll_since: Instant,
-}
-
-impl Clock {
-    pub(super) fn new() -> Clock {
-        Clock {
-            unreached: Vec::new(),
-            ups: Vec::new(),
-            tidy_at: None,
-            poll_at: None,
-            poll_every: Duration::ZERO,
-            poll_took: Duration::ZERO,
-            poll_since: Instant::now(),
-        }
-    }
-}
 
 impl Supervisor {
     /// Asks the kernel soon, and then ever more rarely, until there is nothing to ask for.

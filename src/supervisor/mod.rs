@@ -21,67 +21,38 @@ mod sharing;
 mod signals;
 mod sockets;
 mod start;
+mod state;
 mod switching;
 mod threads;
 mod timers;
 mod watching;
+
+pub use state::Supervisor;
 
 use crate::cli::Run;
 use crate::detach::Launcher;
 use crate::error::{Error, Result, status};
 use crate::family::Household;
 use crate::message::Log;
-use crate::notify::{self, Manager, Notice};
+use crate::notify::{self, Notice};
 use crate::procfs;
 use crate::rundir::RunDir;
 use crate::swap::{self, Level, SpeakerId};
 use crate::sys::process::Pid;
 use crate::sys::{net, process};
-use directory::{Desk, PARTING};
-use front::Reloads;
-use live::{Ended, Left, Leftover, Live};
-use looks::Clock;
+use directory::PARTING;
+use live::Live;
 use nix::sys::signal::Signal;
-use olds::{Linger, Old};
-use peers::Conn;
 
-use std::collections::{BTreeMap, VecDeque};
+use state::{Agenda, Caller, Clock, Kin, Peers, Reloads};
+use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
-use std::sync::Arc;
-use std::sync::mpsc::{Receiver, sync_channel};
-use std::thread::JoinHandle;
+use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
-use threads::{Event, Events, Id};
-use timers::Timers;
+use threads::Event;
 
 /// How long nothing may have happened before the memory that it took is given back.
 const REST_AFTER: Duration = Duration::from_secs(1);
-
-/// A supervisor.
-pub struct Supervisor {
-    run: Run,
-    dir: RunDir,
-    log: Log,
-    /// What the threads that read have to say.
-    events: Events,
-    inbox: Receiver<Event>,
-    /// Its server, until that has ended.
-    live: Option<Live>,
-    kin: Kin,
-    peers: Peers,
-    reloads: Reloads,
-    agenda: Agenda,
-    clock: Clock,
-    caller: Caller,
-}
-
-/// What belongs to its server.
-struct Kin {
-    household: Arc<Household>,
-    leftovers: Vec<Leftover>,
-    /// Servers of which a caretaker was started not long ago.
-    cared_for: BTreeMap<Pid, Instant>,
-}
 
 /// Why a supervisor was started.
 pub enum Origin {
@@ -91,59 +62,6 @@ pub enum Origin {
     Front(UnixStream),
     /// To take care of a server that has lost its supervisor.
     Orphan(Pid),
-}
-
-/// Whom it speaks to.
-#[derive(Default)]
-struct Peers {
-    conns: BTreeMap<Id, Conn>,
-    olds: BTreeMap<Id, Old>,
-}
-
-/// What it has to do.
-#[derive(Default)]
-struct Agenda {
-    timers: Timers,
-    desk: Desk,
-    /// Events of the machine that wait for their turn.
-    pending: VecDeque<swap::Event>,
-    /// Old servers whose locks were ours and that have no supervisor, and since when.
-    orphaned: BTreeMap<Id, Instant>,
-}
-
-/// Who has started it, and what becomes of it.
-struct Caller {
-    on_terminal: bool,
-    hup_ignored: bool,
-    launcher: Option<Launcher>,
-    /// Tells the launcher that the swap is done.
-    telling: Option<JoinHandle<()>>,
-    manager: Manager,
-    /// How many signals have told it to stop, and how often it has been stopped: a front tells a copy too.
-    signals: u32,
-    stops: u32,
-    /// Its exit status so far.
-    status: u8,
-}
-
-impl Caller {
-    fn new(launcher: Option<Launcher>) -> Caller {
-        Caller {
-            on_terminal: launcher.is_none() && std::fs::File::open("/dev/tty").is_ok(),
-            hup_ignored: process::is_ignored(Signal::SIGHUP),
-            launcher,
-            telling: None,
-            manager: Manager::from_environment(),
-            signals: 0,
-            stops: 0,
-            status: status::FAILED,
-        }
-    }
-
-    /// Whether it was told to stop.
-    fn is_stopping(&self) -> bool {
-        self.stops > 0
-    }
 }
 
 impl Supervisor {

@@ -2,46 +2,14 @@
 
 #![forbid(unsafe_code)]
 
-use super::Supervisor;
 use super::care::TAKEN_OVER;
 use super::looks::POLL_SWAP;
+use super::state::{Old, Supervisor};
 use super::threads::{self, Id};
-use crate::address::Address;
 use crate::finder::{CARES_WITHIN, Holder, Missing};
 use crate::protocol::PeerWord;
 use crate::swap::{self, OldId};
-use crate::sys::pid::Pid;
-use std::os::fd::OwnedFd;
 use std::time::{Duration, Instant};
-
-/// An older server that ours wants to replace.
-pub(super) struct Old {
-    pub(super) server: (Pid, u64),
-    pub(super) holder: Holder,
-    pub(super) holds: Vec<Address>,
-    /// Its listeners, as its supervisor handed them over.
-    pub(super) sockets: Vec<OwnedFd>,
-    /// How many they are.
-    pub(super) promised: usize,
-    /// How many of them, the first ones, are of servers that it has replaced itself and that still drain.
-    pub(super) draining: usize,
-    pub(super) locked: bool,
-    /// What it was asked for and has not released: its server does that, whatever becomes of its supervisor.
-    pub(super) asked: Vec<PeerWord>,
-    /// It was asked for something.
-    pub(super) told: bool,
-    /// It has ended, and since then somebody else holds a listener of its.
-    pub(super) lingers: Option<Linger>,
-}
-
-/// What is known of somebody who holds a listener of an old server that has ended.
-#[derive(Clone, Copy)]
-pub(super) enum Linger {
-    /// Seen first then: it may be ending too.
-    Since(Instant),
-    /// And it was named.
-    Named,
-}
 
 impl Supervisor {
     /// The number under which an old server is known: one for all of its addresses.

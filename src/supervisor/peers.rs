@@ -3,59 +3,12 @@
 
 #![forbid(unsafe_code)]
 
-use super::Supervisor;
-use super::front::{Waiter, being_stopped};
-use super::outbox::Outbox;
+use super::front::being_stopped;
+use super::state::{Conn, Role, Supervisor, Waiter};
 use super::threads::{self, Id, Link};
-use crate::address::Address;
 use crate::protocol::{CopyWord, FrontWord, HolderWord, PEER_VERSION, PeerWord, ServerWord, SupervisorWord, Word};
 use crate::swap::{self, ClaimerId, Level, OldId, SpeakerId};
 use std::sync::Arc;
-
-/// A connection.
-pub(super) struct Conn {
-    pub out: Outbox,
-    pub role: Role,
-    /// It said something that counts, and is not sent away to make room for another.
-    pub counts: bool,
-    /// It is one too many, unless it is another serverswap.
-    pub spare: bool,
-}
-
-impl Conn {
-    pub(super) fn new(link: Arc<Link>, role: Role) -> Conn {
-        Conn { out: Outbox::new(link), role, counts: false, spare: false }
-    }
-
-    /// The end of the control fd of a server, or of a connection that we made: not one of those whose number
-    /// is limited.
-    pub(super) fn ours(link: Arc<Link>, role: Role) -> Conn {
-        Conn { counts: true, ..Conn::new(link, role) }
-    }
-}
-
-/// Who is at the other end.
-pub(super) enum Role {
-    /// Somebody on the control socket who has not said anything yet.
-    New,
-    /// Our server.
-    Server,
-    /// Another serverswap that wants something of our server, and the addresses that its COMMIT is for.
-    Peer(Vec<Address>),
-    /// The supervisor of an old server; its number is that of the connection.
-    Holder,
-    /// A copy of this process.
-    Copy,
-    /// The front whose copy this process is.
-    Front,
-}
-
-impl Role {
-    /// Whether its connection is that of the control fd, or came to the control socket.
-    pub(super) fn is_limited(&self) -> bool {
-        matches!(self, Role::New | Role::Server | Role::Peer(_))
-    }
-}
 
 impl Supervisor {
     pub(super) fn opened(&mut self, id: Id, link: Arc<Link>) {

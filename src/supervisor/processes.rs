@@ -2,9 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+use super::live::{Ended, Leftover, Live, UNCLEAR_FOR};
 use super::looks::{POLL_FIRST, ephemeral_ports, is_fixed};
+use super::state::Supervisor;
 use super::threads::{self, Id};
-use super::{Ended, Leftover, Live, Supervisor};
 use crate::error::status;
 use crate::family::Jobs;
 use crate::finder::{Entry, Registration};
@@ -17,8 +18,6 @@ use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// How long a socket that nobody seems to hold may take to close.
-pub(super) const UNCLEAR_FOR: Duration = Duration::from_secs(2);
 /// For how long what is left of a server is killed again and again.
 const KILLED_FOR: Duration = Duration::from_secs(10);
 /// Who forks while it is looked for is not seen every time: so many looks have to see nobody.

@@ -4,9 +4,8 @@
 #![forbid(unsafe_code)]
 
 use super::held::{Steering, Waiting};
-use super::lent::{JOINS_WITHIN, Lent};
-use super::live::Young;
-use super::{Live, Supervisor};
+use super::live::{JOINS_WITHIN, Lent, Live, Young};
+use super::state::Supervisor;
 use crate::address::Address;
 use crate::place::Place;
 use crate::protocol::HolderWord;

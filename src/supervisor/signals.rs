@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::Supervisor;
+use super::state::Supervisor;
 use crate::error::status;
 use crate::swap;
 use nix::sys::signal::Signal;

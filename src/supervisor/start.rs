@@ -2,12 +2,12 @@
 
 #![forbid(unsafe_code)]
 
-use super::live::Names;
+use super::live::{Live, Names};
 use super::looks::POLL_SWAP;
-use super::peers::Role;
 use super::sockets::Sockets;
+use super::state::{Conn, Role, Supervisor};
 use super::threads::{self, Link};
-use super::{Conn, Live, Supervisor, watching};
+use super::watching;
 use crate::error::{Error, Result};
 use crate::family::Jobs;
 use crate::finder::{Entry, Holder, Registration};

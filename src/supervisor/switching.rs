@@ -3,9 +3,10 @@
 
 #![forbid(unsafe_code)]
 
+use super::live::Live;
 use super::sharing::sockets;
+use super::state::{Linger, Supervisor};
 use super::threads::Id;
-use super::{Linger, Live, Supervisor};
 use crate::address::Address;
 use crate::drain::Drain;
 use crate::procfs;

@@ -3,8 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::held::Steering;
-use super::held::Waiting;
+use super::held::{Steering, Waiting};
 use crate::protocol::Splitter;
 use crate::rundir::RunDir;
 use crate::sys::process::{self, Pid, Pidfd};

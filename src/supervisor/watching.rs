@@ -3,9 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::held::Held;
-use super::held::Steering;
-use super::held::Waiting;
+use super::held::{Held, Steering, Waiting};
 use super::threads::{Event, Events, start};
 use crate::address::Address;
 use crate::finder::May;
