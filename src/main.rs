@@ -30,7 +30,7 @@ mod swap;
 mod sys;
 
 use cli::{Cli, Request};
-use error::Result;
+use error::{Error, Result};
 use message::Log;
 use rundir::RunDir;
 use std::path::PathBuf;
@@ -72,6 +72,8 @@ fn run(cli: Cli) -> Result<u8> {
         Request::Run(run) => {
             let front = sys::process::take_line();
             if let (None, Some(server)) = (&front, sys::process::server_to_care_for()) {
+                let failed = |e| Error::unable("be a caretaker", e, "nothing was started");
+                let server = server.map_err(failed)?;
                 let dir = RunDir::open(from_environment().as_deref(), true)?;
                 return Ok(Supervisor::run(run, dir, log, Origin::Orphan(server)));
             }

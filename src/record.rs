@@ -9,6 +9,7 @@ use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
+use std::sync::OnceLock;
 
 /// First line of a record. A later version with another one is left alone: see [`Record::parse`].
 pub const VERSION: &str = "serverswap 1";
@@ -60,9 +61,11 @@ pub struct Call {
 }
 
 impl Call {
-    /// How this process was started.
+    /// How this process was started: its directory may be gone later.
     pub fn own() -> Option<Call> {
-        Some(Call { args: std::env::args_os().skip(1).collect(), dir: std::env::current_dir().ok()? })
+        static OWN: OnceLock<Option<Call>> = OnceLock::new();
+        let own = || Some(Call { args: std::env::args_os().skip(1).collect(), dir: std::env::current_dir().ok()? });
+        OWN.get_or_init(own).clone()
     }
 
     fn parse(args: &str, dir: &str) -> Option<Call> {

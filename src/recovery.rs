@@ -42,11 +42,11 @@ pub struct Recovered {
     /// How far.
     pub orphan: Orphan,
     /// Addresses of its own: their pidfiles name it, or one that it has replaced, or there are none. Of a server that is
-    /// superseded those of the others.
+    /// superseded all of them.
     pub addresses: BTreeSet<Address>,
     /// Those that have pidfiles now.
     pub held: BTreeSet<Address>,
-    /// Addresses that are another server's, which serves there: this one did not get to its switch.
+    /// Addresses that are those of older servers, which serve there: this one did not get to its switch.
     pub unswitched: BTreeSet<Address>,
     /// The supervisor that had its lock, if that lives: its server has joined this one.
     pub heir: Option<Pid>,
@@ -65,7 +65,7 @@ pub enum Fate {
 
 impl Server {
     /// Whether it was started after a server, and has got the connections of that.
-    fn has_replaced(&self, old: &Server) -> bool {
+    pub fn has_replaced(&self, old: &Server) -> bool {
         self.replaced.contains(&old.pid) && self.start >= old.start
     }
 
@@ -112,24 +112,22 @@ impl Scene {
     }
 
     fn decide(&self, own: BTreeSet<Address>, held: BTreeSet<Address>, others: BTreeSet<Address>) -> Recovered {
-        let drains = |old: &Server| self.own.replaced.contains(&old.pid) && !self.has_name(old.pid, &own);
+        let is_superseded = self.beside.iter().any(|other| other.has_replaced(&self.own));
         let orphan = match () {
-            () if own.is_empty() => Orphan::Superseded,
-            () if self.beside.iter().any(drains) => Orphan::Follows,
+            () if self.own.places.is_empty() && held.is_empty() => Orphan::Told,
+            // It drains as a whole, be it that its successor does without some of its addresses.
+            () if is_superseded || own.is_empty() => Orphan::Superseded,
+            () if self.beside.iter().any(|old| self.own.replaced.contains(&old.pid)) => Orphan::Follows,
             () => Orphan::Alone,
         };
         // Only who has the lock lets its server join.
         let is_younger = |new: &Server| new.start >= self.own.start && !self.own.replaced.contains(&new.pid);
         let joins = |new: &&Server| !new.ever_orphaned && is_younger(new) && !self.has_name(new.pid, &BTreeSet::new());
         let heir = self.beside.iter().find(joins).map(|new| new.supervisor);
-        let is_superseded = self.beside.iter().any(|other| other.has_replaced(&self.own));
-        Recovered {
-            orphan,
-            addresses: if orphan == Orphan::Superseded { others.clone() } else { own },
-            held,
-            unswitched: if is_superseded { BTreeSet::new() } else { others },
-            heir: heir.filter(|_| orphan != Orphan::Superseded),
-        }
+        let addresses = if orphan == Orphan::Superseded { own.union(&others).cloned().collect() } else { own };
+        let is_behind = !is_superseded && self.beside.iter().all(|other| other.start <= self.own.start);
+        let unswitched = if is_behind { others } else { BTreeSet::new() };
+        Recovered { orphan, addresses, held, unswitched, heir: heir.filter(|_| orphan != Orphan::Superseded) }
     }
 
     /// What becomes of a server beside ours, whose claimer has died.
@@ -221,6 +219,23 @@ mod tests {
             assert_eq!((found.orphan, found.unswitched), (Orphan::Superseded, BTreeSet::new()), "{names:?}");
             assert_eq!(scene.fate(&new), Fate::Swaps);
         }
+    }
+
+    /// Its successor does without one of its addresses.
+    #[test]
+    fn a_server_that_is_replaced_drains_as_a_whole() {
+        let (both, one) = ([at("127.0.0.1:80", 0), at("127.0.0.1:81", 0)], [at("127.0.0.1:80", 0)]);
+        let (old, new) = (server(1, &[], &both), server(2, &[1], &one));
+        let names = [(2, "127.0.0.1:80"), (1, "127.0.0.1:81")];
+        let found = scene(old.clone(), vec![new.clone()], &names).recover(Some(&[]));
+        assert_eq!(found.orphan, Orphan::Superseded);
+        assert_eq!(found.addresses, addresses(&["127.0.0.1:80", "127.0.0.1:81"]));
+        assert_eq!(scene(new, vec![old], &names).recover(Some(&[])).orphan, Orphan::Follows);
+    }
+
+    #[test]
+    fn a_server_without_listeners_and_names_was_told_to_go() {
+        assert_eq!(scene(server(1, &[], &[]), vec![], &[]).recover(Some(&[])).orphan, Orphan::Told);
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::Holder;
+use super::{Holder, Missing};
 use crate::error::reason;
 use crate::rundir::RunDir;
 use crate::sys::pid::Pid;
@@ -38,7 +38,11 @@ impl RunDir {
         let until = Instant::now() + CARES_WITHIN;
         let mut again = Instant::now();
         loop {
-            let Ok(holder) = self.holder(server) else { return Ok(()) };
+            let holder = match self.holder(server) {
+                Ok(holder) => holder,
+                Err(Missing::Gone) => return Ok(()),
+                Err(_) => return Err(format!("the record of server {server} cannot be read")),
+            };
             match holder.has_lost_its_supervisor() {
                 false => return Ok(()),
                 true if Instant::now() > until => {

@@ -85,7 +85,7 @@ impl RunDir {
     }
 
     /// Whether this process may claim servers that have lost their supervisors: one process at a time may, until it has
-    /// what it wants. Two that claimed the same two of them could each get one, and wait for the other for ever. (An open
+    /// what it wants, or others have waited for long enough. Two that claimed the same two of them could each get one, and wait for the other for ever. (An open
     /// file description lock, fcntl(2): it has nothing to do with the flock(2) on the same file.)
     pub fn may_claim_orphans(&self) -> bool {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,6 +104,11 @@ impl RunDir {
             });
         }
         turn.is_some()
+    }
+
+    /// This process may claim them from here on, whoever else does.
+    pub fn claims_orphans_out_of_turn(&self) {
+        *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = self.open_lock().ok();
     }
 
     /// It has what it wants.

@@ -4,12 +4,13 @@
 #![forbid(unsafe_code)]
 
 use super::live::{Life, Live, Names, Standing};
+
 use super::sockets::Sockets;
 use super::state::Supervisor;
 use super::threads;
 use crate::address::Address;
 use crate::error::{Error, Result, reason, status};
-use crate::finder::{Beside, Holder, Registration, STARTS_WITHIN};
+use crate::finder::{Beside, CARES_WITHIN, Holder, Registration, STARTS_WITHIN};
 use crate::procfs;
 use crate::recovery::{self, Recovered, Scene};
 use crate::server::Server;
@@ -42,19 +43,20 @@ impl Supervisor {
         let listeners = net::listeners().map_err(|e| failed("see where others listen beside server", e))?;
         let its: Vec<TcpSocket> = listeners.all().cloned().collect();
         let its = server.holds_of(&its).map_err(|e| failed("look at server", e))?;
-        let own = holder.party(its.iter().map(TcpSocket::place).collect());
+        let named = self.dir.names().map_err(|e| failed("read the pidfiles of server", e))?;
+        let ephemeral = procfs::ephemeral_ports();
+        let counts = |s: &&TcpSocket| {
+            let is_named = named.iter().any(|(named, at)| *named == pid && at.collides(&s.local));
+            is_named || procfs::is_fixed(&s.local, &ephemeral)
+        };
+        let own = holder.party(its.iter().filter(counts).map(TcpSocket::place).collect());
         let (scene, beside) = self.scene(own, &its).map_err(|e| failed("see who listens beside server", e))?;
         let found = scene.recover(self.shares(&server, &its).as_deref());
         if !found.unswitched.is_empty() {
             let at: Vec<Address> = found.unswitched.iter().cloned().collect();
             let _ = server.listeners(&at).and_then(|sockets| share::steer_away(sockets, &listeners));
         }
-        let has_let_go = its.is_empty() && found.held.is_empty();
         self.adopt(holder, lock, server, found)?;
-        if has_let_go {
-            // It was told, and a signal would cut short what that began.
-            self.feed(Event::Stop { signalled: true });
-        }
         let orphans = beside.iter().filter(|other| other.holder.is_orphan);
         orphans.for_each(|other| self.care(&other.holder, TAKEN_OVER));
         self.poll_soon();
@@ -108,8 +110,8 @@ impl Supervisor {
         let listening: Vec<Address> = addresses.iter().cloned().collect();
         let shares = match server.listeners(&listening) {
             Ok(sockets) => sockets.iter().all(Socket::shares),
-            // Nobody may look at it (Yama, say).
-            Err(e) if e.kind() == io::ErrorKind::PermissionDenied => false,
+            // Nobody may look at it (Yama, say), or can (Linux before 5.6).
+            Err(e) if matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported) => false,
             Err(e) => return Err(failed(e)),
         };
         let unshared = self.run.plain || !shares;
@@ -133,6 +135,7 @@ impl Supervisor {
         let mut live = Live::new(machine, server, names_of, sockets);
         live.joining.unshared = unshared;
         live.life = Life { end: Some(end), was_up: true, ..Life::default() };
+        let heir = heir.map(|heir| (heir, Instant::now() + CARES_WITHIN));
         live.standing = Standing { succeeded: true, heir, ..Standing::default() };
         self.live = Some(live);
         if !self.register_again() {
@@ -152,7 +155,7 @@ impl Supervisor {
     pub(super) fn claims(&mut self, claimer: ClaimerId) {
         let peer = self.peers.conns.get(&claimer.0).and_then(|conn| conn.out.peer());
         let Some(live) = self.live.as_mut() else { return };
-        if live.standing.heir.is_some_and(|heir| Some(heir) != peer) {
+        if live.standing.heir.is_some_and(|(heir, _)| Some(heir) != peer) {
             live.standing.behind.push(claimer);
             return self.poll_soon();
         }
@@ -161,10 +164,10 @@ impl Supervisor {
         self.let_the_others_claim();
     }
 
-    /// Those that wait for an heir claim the server once that has come, or has gone.
+    /// Those that wait for an heir claim the server once that has come, has gone, or does not come.
     pub(super) fn let_the_others_claim(&mut self) {
         let Some(live) = self.live.as_mut() else { return };
-        live.standing.heir.take_if(|heir| procfs::has_ended(*heir));
+        live.standing.heir.take_if(|(heir, until)| procfs::has_ended(*heir) || *until < Instant::now());
         if live.standing.heir.is_none() {
             let behind = std::mem::take(&mut live.standing.behind);
             self.agenda.pending.extend(behind.into_iter().map(Event::Claim));

@@ -21,6 +21,8 @@ use std::time::{Duration, Instant};
 /// How often, and after how long, a socket that nobody seems to hold is looked at again.
 const UNCLEAR_LOOKS: u32 = 50;
 const UNCLEAR_LOOKS_EVERY: Duration = Duration::from_millis(20);
+/// And servers without a supervisor that somebody else has claimed first.
+const TURN_LOOKS: u32 = 1000;
 /// And a server that gets a caretaker.
 const CARE_LOOKS: u32 = CARES_WITHIN.as_millis() as u32 / UNCLEAR_LOOKS_EVERY.as_millis() as u32;
 /// How long what an ending server leaves in the directory waits for the lock: whoever finds it later knows what it is.
@@ -163,7 +165,7 @@ impl Supervisor {
     }
 
     pub(super) fn look_up(&mut self, address: Address) {
-        let Unclear { looks, mut notes, .. } = self.agenda.desk.unclear.remove(&address).unwrap_or_default();
+        let Unclear { mut looks, of, mut notes, .. } = self.agenda.desk.unclear.remove(&address).unwrap_or_default();
         let Some(live) = self.live.as_mut() else { return };
         // It speaks for itself: what it listens on beside its READYs is its own affair.
         live.looks.discover_until = None;
@@ -178,9 +180,20 @@ impl Supervisor {
             self.tidy_later();
         }
         let most = self.looks_for(&found);
+        if most != of {
+            // It is another thing that is waited for.
+            looks = 0;
+        }
         if looks < most {
             let at = Some(Instant::now() + UNCLEAR_LOOKS_EVERY);
-            self.agenda.desk.unclear.insert(address, Unclear { looks: looks.saturating_add(1), at, notes });
+            self.agenda.desk.unclear.insert(address, Unclear { looks: looks + 1, of: most, at, notes });
+            return;
+        }
+        if let Found::Busy = found {
+            // Whoever has its turn is stuck, or slow: this one goes on all the same, with a ready clock of its own.
+            self.dir.claims_orphans_out_of_turn();
+            let at = Some(Instant::now());
+            self.agenda.desk.unclear.insert(address, Unclear { at, notes, ..Unclear::default() });
             return;
         }
         let Some(live) = self.live.as_mut() else { return };
@@ -200,8 +213,7 @@ impl Supervisor {
                 Event::Vacant(address)
             }
             Found::Blocked(why) | Found::Unclear(why) => Event::Blocked(address, why),
-            Found::Busy => Event::Blocked(address, "somebody else replaces servers without supervisors".into()),
-            Found::Orphans(_) => {
+            Found::Orphans(_) | Found::Busy => {
                 Event::Blocked(address, "its server has lost its supervisor, and no caretaker comes up".into())
             }
             Found::Taken(holders) => {
@@ -223,8 +235,8 @@ impl Supervisor {
                 orphans.iter().filter(|orphan| orphan.is_orphan).for_each(|orphan| self.care(orphan, TAKEN_OVER));
                 CARE_LOOKS
             }
-            // How long that takes is for its ready clock, and for ours.
-            Found::Busy => u32::MAX,
+            // How long that takes is for its ready clock.
+            Found::Busy => TURN_LOOKS,
             Found::Vacant(_) | Found::Foreign | Found::Taken(_) | Found::Blocked(_) => 0,
         }
     }

@@ -7,7 +7,7 @@ use super::care::TAKEN_OVER;
 use super::live::{Left, Live, UNCLEAR_FOR};
 use super::sharing::listen_alone;
 use super::state::Supervisor;
-use crate::finder::Beside;
+use crate::finder::{Beside, CARES_WITHIN};
 use crate::recovery::{self, Fate};
 use crate::share;
 use crate::swap::{self, ClaimerId, Level};
@@ -33,7 +33,8 @@ impl Supervisor {
         for lent in std::mem::take(&mut live.opening.lent) {
             lent.waiting.into_iter().for_each(|waiting| _ = listen_alone(waiting, true));
         }
-        live.standing.left_by = Some(Left { claimer, until: Instant::now() + UNCLEAR_FOR });
+        let since = Instant::now();
+        live.standing.left_by = Some(Left { claimer, since, until: since + UNCLEAR_FOR });
         if let Ok(listeners) = net::listeners() {
             left_alone(live, &listeners, &mut self.agenda.pending);
         }
@@ -62,12 +63,12 @@ impl Supervisor {
         let Ok((scene, mut beside)) = self.scene(own, &its) else { return };
         // With the others it has nothing to do.
         beside.retain(|other| other.party.ever_orphaned);
-        let new = beside.iter().find(|new| new.party.replaced.contains(&pid));
+        let new = beside.iter().find(|new| new.party.has_replaced(&scene.own));
         match (claimer, new) {
-            (Some(claimer), Some(Beside { party, .. })) if !live.machine.is_giving_way() => {
+            (_, Some(Beside { party, .. })) if !live.machine.is_giving_way() => {
                 let text = format!("server {} has lost its supervisor in its switch (the swap goes on)", party.pid);
                 self.log.say(Level::Notice, name.as_ref(), &text);
-                self.feed(swap::Event::AskedDrain(claimer));
+                self.feed(swap::Event::Superseded);
             }
             (Some(_), None) => {
                 live.listeners().unwrap_or_default().iter().for_each(|own| drop(own.accept_newcomers()));
@@ -90,16 +91,23 @@ impl Supervisor {
         // Whoever gets the lock next would take what is left of it for a stranger's.
         if let Some(left) = self.live.as_mut().and_then(|live| live.standing.left_by.as_mut())
             && waits
+            && left.since.elapsed() < CARES_WITHIN
         {
             left.until = Instant::now() + UNCLEAR_FOR;
         }
     }
 }
 
-/// Whether nobody else listens at the addresses of a server.
+/// Whether nobody else listens where a server does, or at an address of its where it does not.
 fn is_alone(live: &Live, listeners: &Listeners) -> bool {
     let here = listeners.at_any(&live.machine.addresses());
-    live.server.socket_inodes().is_some_and(|inodes| here.iter().all(|s| inodes.contains(&s.inode)))
+    let Some(inodes) = live.server.socket_inodes() else { return false };
+    let (own, others): (Vec<TcpSocket>, Vec<TcpSocket>) = here.into_iter().partition(|s| inodes.contains(&s.inode));
+    let meets = |other: &TcpSocket| {
+        let mut near = own.iter().filter(|own| own.local.collides(&other.local)).peekable();
+        near.peek().is_none() || near.any(|own| own.place().conflicts(&other.place()))
+    };
+    !others.iter().any(meets)
 }
 
 /// A server whose claimer has gone away serves as if alone when nobody is left beside it; `true` if that

@@ -114,8 +114,8 @@ pub(super) struct Standing {
     pub(super) left_by: Option<Left>,
     /// The server of a claimer that has gone away serves in its place.
     pub(super) succeeded: bool,
-    /// The supervisor that had the lock when a caretaker came: it goes on with it.
-    pub(super) heir: Option<Pid>,
+    /// The supervisor that had the lock when a caretaker came, and until when it is waited for: it goes on with it.
+    pub(super) heir: Option<(Pid, Instant)>,
     /// Those who wait until it has.
     pub(super) behind: Vec<ClaimerId>,
     /// New connections go to a newer server; and its own ones, if they can be watched yet.
@@ -152,6 +152,7 @@ pub(super) struct Ended {
 /// A claimer that has gone away with the lock.
 pub(super) struct Left {
     pub(super) claimer: ClaimerId,
+    pub(super) since: Instant,
     /// Until then it is waited that what the claimer may have left is gone.
     pub(super) until: Instant,
 }

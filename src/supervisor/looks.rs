@@ -10,12 +10,12 @@ use super::state::Supervisor;
 use super::switching::{LINGERS, start_drain};
 use crate::address::Address;
 use crate::drain::Drained;
+use crate::procfs;
 use crate::protocol::ServerWord;
 use crate::rundir::LOCK_PATIENCE;
 use crate::swap::{self, SpeakerId};
 use crate::sys::net::{self, Listeners, TcpSocket};
 use std::collections::{BTreeSet, VecDeque};
-use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 /// How often the kernel is asked at first while something is waited for that it does not tell.
@@ -156,8 +156,8 @@ impl Supervisor {
     /// Finds the listeners of a server that says nothing of them; `false` if they could not be looked at.
     fn discover(&mut self, sockets: &Listeners) -> bool {
         let Some(live) = self.live.as_mut() else { return true };
-        let ephemeral = ephemeral_ports();
-        let fixed: Vec<TcpSocket> = sockets.all().filter(|s| is_fixed(&s.local, &ephemeral)).cloned().collect();
+        let ephemeral = procfs::ephemeral_ports();
+        let fixed: Vec<TcpSocket> = sockets.all().filter(|s| procfs::is_fixed(&s.local, &ephemeral)).cloned().collect();
         let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
         if !inodes.is_subset(&live.looks.seen) {
             // One that cannot be looked at now is looked at again.
@@ -282,22 +282,4 @@ fn look_at_drain(live: &mut Live, pending: &mut VecDeque<swap::Event>) {
 fn cpu_time() -> Duration {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
     now.map_or(Duration::ZERO, Duration::from)
-}
-
-/// Ports that the kernel gives to who asks for any (ip(7)): listeners there do not count unless the
-/// server said READY for them.
-pub(super) fn ephemeral_ports() -> std::ops::RangeInclusive<u16> {
-    // Where it cannot be read at the moment: as it was.
-    static LAST: Mutex<(u16, u16)> = Mutex::new((32768, 60999));
-    let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
-    let mut bounds = text.split_whitespace().filter_map(|n| n.parse().ok());
-    let mut last = LAST.lock().unwrap_or_else(PoisonError::into_inner);
-    if let (Some(first), Some(end)) = (bounds.next(), bounds.next()) {
-        *last = (first, end);
-    }
-    last.0..=last.1
-}
-
-pub(super) fn is_fixed(address: &Address, ephemeral: &std::ops::RangeInclusive<u16>) -> bool {
-    matches!(address, Address::Tcp(_, port) if !ephemeral.contains(port))
 }

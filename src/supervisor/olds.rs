@@ -53,6 +53,13 @@ impl Supervisor {
         }
     }
 
+    /// Lets others claim servers that were orphans, unless ours has one of them.
+    pub(super) fn claims_no_orphans(&self) {
+        if !self.peers.olds.values().any(|old| old.holder.ever_lost_its_supervisor()) {
+            self.dir.claims_no_orphans();
+        }
+    }
+
     /// Goes to the supervisor of an old server; `false` if no thread could.
     fn connect(&self, id: Id) -> bool {
         let Some(Old { holder, .. }) = self.peers.olds.get(&id) else { return false };
@@ -68,6 +75,7 @@ impl Supervisor {
         if let Some(conn) = self.peers.conns.remove(&id.0) {
             conn.out.close();
         }
+        self.claims_no_orphans();
     }
 
     pub(super) fn ask(&mut self, id: OldId, word: PeerWord) {
@@ -90,6 +98,10 @@ impl Supervisor {
     /// again; the other does what it was asked for, and is waited for. Whoever took an orphan over is not.
     pub(super) fn hung_up(&mut self, id: Id) {
         let Some(old) = self.peers.olds.get(&id) else { return };
+        if self.dir.holder(old.server.0).is_ok_and(|now| now.supervisor != old.holder.supervisor) {
+            // It is a caretaker, and was told nothing.
+            return self.orphaned(id);
+        }
         let waited_for = old.told;
         if !(waited_for && self.follow_orphan(id, None)) {
             self.peers.olds.remove(&id);

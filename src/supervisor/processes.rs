@@ -3,12 +3,13 @@
 #![forbid(unsafe_code)]
 
 use super::live::{Ended, Leftover, Live, UNCLEAR_FOR};
-use super::looks::{POLL_FIRST, ephemeral_ports, is_fixed};
+use super::looks::POLL_FIRST;
 use super::state::Supervisor;
 use super::threads::{self, Id};
 use crate::error::status;
 use crate::family::Jobs;
 use crate::finder::{Entry, Registration};
+use crate::procfs;
 use crate::rundir::LOCK_PATIENCE;
 use crate::server::{Rest, Server};
 use crate::swap::{self, Level};
@@ -67,9 +68,9 @@ impl Supervisor {
         let kept: BTreeSet<u32> = self.live.iter().flat_map(|live| live.joining.sharing.kept()).collect();
         let Some(live) = self.live.as_mut() else { return };
         let Some(ended) = live.life.ended else { return };
-        let ephemeral = ephemeral_ports();
+        let ephemeral = procfs::ephemeral_ports();
         let mut at_own = sockets.at_any(&live.machine.claims());
-        let fixed = sockets.all().filter(|s| is_fixed(&s.local, &ephemeral));
+        let fixed = sockets.all().filter(|s| procfs::is_fixed(&s.local, &ephemeral));
         let candidates: Vec<TcpSocket> = fixed.chain(&at_own).cloned().collect();
         let mut wait = true;
         at_own.retain(|s| !kept.contains(&s.inode));

@@ -11,6 +11,7 @@ use std::time::Instant;
 impl Supervisor {
     pub(super) fn signalled(&mut self, signal: Signal, from_terminal: bool) {
         match signal {
+            Signal::SIGHUP if self.is_caretaker() => {}
             Signal::SIGHUP if !self.caller.on_terminal => self.want_reload(None),
             Signal::SIGUSR1 | Signal::SIGUSR2 => self.pass_on(signal),
             // The terminal went away. That it told the server so too does not stop every server.
@@ -19,10 +20,13 @@ impl Supervisor {
         }
     }
 
+    fn is_caretaker(&self) -> bool {
+        self.live.as_ref().is_some_and(|live| live.server.is_adopted())
+    }
+
     /// By a signal. Where the front has had it too, and has told us already, it is the same one.
     pub(super) fn told_to_stop(&mut self, from_terminal: bool) {
-        let is_caretaker = self.live.as_ref().is_some_and(|live| live.server.is_adopted() && live.machine.is_up());
-        if is_caretaker && self.reloads.copies.is_empty() {
+        if self.is_caretaker() && self.reloads.copies.is_empty() {
             // It is meant for whoever has started it: a session, or a control group. The server has nothing to do with it.
             self.caller.status = status::DONE;
             return self.live = None;

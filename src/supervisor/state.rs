@@ -197,6 +197,8 @@ pub(super) struct Job {
 #[derive(Default)]
 pub(super) struct Unclear {
     pub(super) looks: u32,
+    /// Of how many.
+    pub(super) of: u32,
     /// When it is looked up again; `None`: that is under way.
     pub(super) at: Option<Instant>,
     /// To be said when it is clear.

@@ -3,6 +3,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::care::TAKEN_OVER;
 use super::live::Live;
 use super::sharing::sockets;
 use super::state::{Linger, Supervisor};
@@ -96,6 +97,10 @@ impl Supervisor {
                 let name = self.live.as_ref().and_then(|live| live.names.name.clone());
                 self.log.say(Level::Warning, name.as_ref(), &text);
             }
+            // One that still drains, say, without a supervisor: it is to have an end.
+            if let Some(orphan) = self.dir.holder(holder.pid).ok().filter(|holder| holder.is_orphan) {
+                self.care(&orphan, TAKEN_OVER);
+            }
             return self.poll_by(Instant::now() + LINGERS);
         }
         if let Some(live) = self.live.as_mut() {
@@ -107,6 +112,7 @@ impl Supervisor {
             }
         }
         self.peers.olds.remove(&id);
+        self.claims_no_orphans();
         self.feed(swap::Event::OldGone(OldId(id)));
     }
 

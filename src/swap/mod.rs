@@ -71,6 +71,11 @@ impl Generation {
             Generation::with(settings, Stage::Up, addresses.into_iter().map(|own| (own, Slot::Held)).collect());
         let Generation { ours, tenure, .. } = &mut adopted;
         tenure.begin_as(ours, found);
+        if found == Orphan::Told {
+            let (why, given) = (Why::Requested, Vec::new());
+            ours.stage = Stage::Leaving(Leaving { why, stop_said: false, signal_due: false, gave_back: false, given });
+            ours.arm(Timer::Kill, ours.settings.drain + ours.settings.kill_after);
+        }
         let effects = std::mem::take(&mut ours.effects);
         (adopted, effects)
     }
@@ -205,6 +210,7 @@ impl Generation {
             Event::Succeeded(claimer) => tenure.succeeded(ours, claimer),
             Event::Alone => tenure.is_alone(ours),
             Event::AskedDrain(claimer) => tenure.asked_drain(ours, claimer),
+            Event::Superseded => tenure.superseded(ours),
             Event::AskedStay(by) if up && tenure.is_drained_for(by) => tenure.drain_no_more(ours),
             Event::AskedTakedown(claimer, address) => tenure.asked_takedown(ours, claimer, address),
             Event::Free(own) => tenure.release(ours, &own),

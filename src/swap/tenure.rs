@@ -61,7 +61,7 @@ impl Tenure {
     /// Its first supervisor has died.
     pub fn begin_as(&mut self, ours: &mut Ours, found: Orphan) {
         match found {
-            Orphan::Alone => {}
+            Orphan::Alone | Orphan::Told => {}
             Orphan::Follows => self.older = Older::Drain,
             Orphan::Superseded => self.drain(ours, None),
         }
@@ -223,6 +223,12 @@ impl Tenure {
     pub fn asked_drain(&mut self, ours: &mut Ours, claimer: ClaimerId) {
         if self.lease == Lease::Lent(claimer) && ours.is_up() {
             self.drain(ours, Some(claimer));
+        }
+    }
+
+    pub fn superseded(&mut self, ours: &mut Ours) {
+        if !self.lease.is_draining() && ours.is_up() {
+            self.drain(ours, self.lease.claimer());
         }
     }
 

@@ -61,6 +61,8 @@ pub enum Event {
     Unshared(OldId, String),
     /// The holder of the lock has switched a shared port: finish what you have, then go.
     AskedDrain(ClaimerId),
+    /// The record of another server, whose supervisor has died, says that it serves in our place.
+    Superseded,
     /// The holder of the lock has turned its switch back.
     AskedStay(ClaimerId),
     /// The holder of the lock has gone away, but its server serves in our place.
@@ -124,6 +126,8 @@ pub enum Orphan {
     Follows,
     /// Another server has them, or goes on having them: this one drains, and goes.
     Superseded,
+    /// It was told to let go of them, and has: it finishes what it has.
+    Told,
 }
 
 /// How much a report matters.

@@ -14,8 +14,12 @@ use std::process::{Command, Stdio};
 /// The environment variable by which a copy finds its end of the line to its front: the number of the fd and its inode.
 pub const LINE: &str = "SERVERSWAP_FRONT";
 
-/// The environment variable that names the server of a caretaker: the pid of its main process.
+/// The environment variable that names the server of a caretaker: the pid of its main process, and that of whoever has
+/// started the caretaker.
 pub const CARE: &str = "SERVERSWAP_CARETAKER";
+
+/// Where Linux cannot mark all files at once: up to which fd.
+const FILES_BEFORE_5_11: i32 = 65_536;
 
 /// What the surroundings of a caller hold for that one alone.
 const CALLERS: [&str; 6] =
@@ -47,14 +51,20 @@ pub fn spawn_caretaker(server: Pid, args: &[OsString], dir: &Path, run_dir: &Pat
     for name in CALLERS {
         command.env_remove(name);
     }
-    command.env_remove(LINE).env(CARE, server.to_string()).env("SERVERSWAP_RUN_DIR", run_dir);
+    command.env_remove(LINE).env(CARE, format!("{server}:{}", Pid::own())).env("SERVERSWAP_RUN_DIR", run_dir);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     command.current_dir(if dir.is_dir() { dir } else { Path::new("/") });
     let setup = || {
         lower_files();
-        // What its caller has open is none of its business. Before Linux 5.11 that stays.
-        // SAFETY: three integers.
-        unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) };
+        // What its caller has open is none of its business.
+        // SAFETY: integers only.
+        if unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) } != 0 {
+            // Before Linux 5.11.
+            for fd in 3..FILES_BEFORE_5_11 {
+                // SAFETY: integers only; an fd that is not open is an error of no account.
+                unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
+            }
+        }
         nix::unistd::setsid().map(drop).map_err(io::Error::from)
     };
     // SAFETY: the closure only makes async-signal-safe calls and allocates nothing.
@@ -77,9 +87,15 @@ fn pid_of(mut command: Command) -> io::Result<Pid> {
     Pid::new(child.id().into()).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
 }
 
-/// The server that this process is to take care of, if it is a caretaker.
-pub fn server_to_care_for() -> Option<Pid> {
-    Pid::new(std::env::var(CARE).ok()?.parse().ok()?)
+/// The server that this process is to take care of, if it is a caretaker; an error if that is not clear: the variable was
+/// handed down, or whoever has started the caretaker is gone.
+pub fn server_to_care_for() -> Option<io::Result<Pid>> {
+    let value = std::env::var(CARE).ok()?;
+    let server = value.split_once(':').and_then(|(server, starter)| {
+        let is_ours = starter.parse() == Ok(nix::unistd::getppid().as_raw());
+        Pid::new(server.parse().ok()?).filter(|_| is_ours)
+    });
+    Some(server.ok_or_else(|| io::Error::other(format!("{CARE} is not meant for it"))))
 }
 
 /// The line that a front has left for this copy, if it is one.

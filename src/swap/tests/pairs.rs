@@ -198,9 +198,12 @@ impl Watcher {
         taken.flat_map(|(_, olds)| olds.iter().copied()).filter(|old| self.holds.contains_key(old))
     }
 
-    /// Whether what is known of `own` counts for the address: nothing is known of it by itself.
+    /// Whether what is known of `own` counts for the address: nothing is known of it by itself. Where nobody had the one,
+    /// nobody has the other.
     fn is_part_of(&self, address: &Address, own: &Address) -> bool {
-        let known = self.looking.contains(address) || self.taken.contains_key(address) || self.free.contains(address);
+        let asks = self.looking.contains(address) && !self.free.contains(own);
+        let is_taken = self.taken.get(address).is_some_and(|olds| !olds.is_empty());
+        let known = asks || is_taken || self.free.contains(address);
         own == address || own.collides(address) && !known
     }
 
@@ -269,7 +272,8 @@ impl Watcher {
                 assert!(self.switching, "{old:?} drains before the switch");
             }
             Effect::Drain => {
-                let asked = matches!(event, Event::AskedDrain(c) if self.claimers.contains(c));
+                let asked =
+                    matches!(event, Event::AskedDrain(c) if self.claimers.contains(c)) || *event == Event::Superseded;
                 assert!(asked, "it drains for nobody");
                 assert!(!std::mem::replace(&mut self.draining, true), "it drains twice");
             }
@@ -532,6 +536,7 @@ fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
         events.push(Event::AskedStay(ClaimerId(*id)));
         events.push(Event::Succeeded(ClaimerId(*id)));
         events.push(Event::Alone);
+        events.push(Event::Superseded);
         events.push(Event::Shares(OldId(*id)));
         events.push(Event::Unshared(OldId(*id), "a stranger listens on the same port".into()));
         events.push(Event::Down(ClaimerId(*id), vec![all[0].clone()]));

@@ -1102,3 +1102,21 @@ fn an_orphan_behind_which_older_ones_drain_is_replaced_at_once_and_taken_down_af
     assert!(!effects.contains(&Effect::TellReleased(claimer, a(":1"))));
     assert!(effects.contains(&Effect::TellGone(claimer)));
 }
+
+#[test]
+fn an_orphan_that_was_told_to_go_has_the_time_for_its_drain() {
+    let (machine, effects) = Generation::adopted(settings(true), [], Orphan::Told);
+    let Settings { drain, kill_after, .. } = settings(true);
+    assert_eq!((machine.state(), &effects[..]), ("draining", &[Effect::Arm(Timer::Kill, drain + kill_after)][..]));
+}
+
+/// Whoever has its lock by then.
+#[test]
+fn a_server_in_whose_place_an_orphan_serves_drains() {
+    let free = Generation::adopted(settings(true), [a(":1")], Orphan::Alone).0;
+    for mut machine in [free.clone(), claimed(free)] {
+        assert!(machine.step(Event::Superseded).contains(&Effect::Drain) && machine.state() == "draining");
+        assert_eq!(machine.step(Event::Superseded), []);
+        assert!(machine.step(Event::Drained).contains(&Effect::Signal));
+    }
+}
