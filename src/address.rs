@@ -57,8 +57,8 @@ impl Address {
         }
     }
 
-    /// Bounds of those addresses, in their order, among which are all that collide with this one: a server may
-    /// have a thousand, and nobody looks at each of them for each of them.
+    /// The ranges, in the order of addresses, that hold every address which collides with this one. A server may have a
+    /// thousand addresses: to compare each with each would take too long.
     pub fn neighbours(&self) -> impl Iterator<Item = (Address, Address)> {
         let more = match self {
             Address::Tcp(Some(_), port) => Some((Address::Tcp(None, *port), Address::Tcp(None, *port))),

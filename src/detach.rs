@@ -84,8 +84,8 @@ impl Launcher {
         Ok(())
     }
 
-    /// Tells the caller its exit status, once the messages so far are written, and lets go of it. Where nobody reads
-    /// them that takes a moment, for which there is a thread then.
+    /// Tells the caller its exit status, once the messages so far are written, and lets go of it. If they cannot be
+    /// written at once, a thread does that, which is returned.
     pub fn dismiss(self, status: u8) -> Option<JoinHandle<()>> {
         let launcher = Arc::new(self);
         let now = launcher.clone();
@@ -108,7 +108,7 @@ impl Launcher {
         let _ = (&self.0).write_all(&[status]);
     }
 
-    /// A terminal becomes `/dev/null`, everything else stays.
+    /// Tells the caller its exit status and closes the line. Standard fds that are terminals become `/dev/null`.
     fn let_go(&self, status: u8) {
         let _ = (&self.0).write_all(&[status]);
         let _ = self.0.shutdown(std::net::Shutdown::Both);

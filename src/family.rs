@@ -54,7 +54,7 @@ pub enum Jobs {
 pub struct Household {
     /// Those that it had before it started a server: of the shell that executed it, say.
     strangers: Vec<Stat>,
-    /// Servers of the copies that it has started for a reload, by pid and start: they come to it when a copy is killed.
+    /// Servers of copies that were started for a reload, by pid and start: our children if their copies are killed.
     of_copies: Mutex<BTreeSet<(Pid, u64)>>,
 }
 
@@ -136,7 +136,7 @@ impl Family {
             Descent::From(supervisor) => Some(supervisor),
             Descent::Lost(_) => None,
         };
-        // Once nobody is left in a group or session its number, that of its first leader, is free for anybody.
+        // The number of a group or session is its first leader's pid. If another process has that pid, all have left.
         let is_gone = |number: i32| snapshot.get(number).is_none_or(is_main);
         let group = self.group.filter(|group| is_gone(group.raw()));
         let session = match self.descent {
@@ -159,10 +159,10 @@ impl Family {
                     Descent::Ours(member) => member.is_heir(highest, mark().as_deref(), &self.mark),
                     Descent::From(_) | Descent::Lost(_) => mark().is_none_or(|mark| mark == self.mark),
                 },
-                // An orphan, and we reap what it left behind: it was started below another server.
+                // Its parent is this process, but another one supervises the server, or none: only the mark tells.
                 Some(_) => mark().is_some_and(|mark| mark == self.mark),
-                // Its parent ended while we looked, and it has another one by now. Anybody can write a mark: that of
-                // a process of another user counts only below us.
+                // Its parent ended during the scan, and it has another one by now. Anybody can write a mark, so it
+                // counts only in a process of this user.
                 None if highest.parent != 0 => {
                     mark().is_some_and(|mark| mark == self.mark) && procfs::is_of_this_user(stat.pid)
                 }

@@ -1,7 +1,7 @@
 //! serverswap: restart a server on a Unix machine so that nobody notices.
 //!
-//! `main` to `cli` and `supervisor`, those to `swap` (the pure machine), `server`, `finder` and
-//! `protocol`, all of them to `sys`: who may know whom runs one way.
+//! Dependencies run one way: `main` uses `cli` and `supervisor`, those use `swap` (the pure machine), `server`,
+//! `finder` and `protocol`, and all of them use `sys`.
 
 mod address;
 mod cli;
@@ -40,7 +40,7 @@ use supervisor::{Origin, Supervisor};
 const NODE_CLIENT: &str = include_str!("client/node/index.js");
 
 fn main() -> ExitCode {
-    // By this name other serverswaps know that we are no part of a server, whichever file we are of.
+    // By this name other serverswaps recognise us, whichever file we run: a serverswap never belongs to a server.
     let _ = nix::sys::prctl::set_name(procfs::OWN_NAME);
     let result = cli::parse(std::env::args_os().skip(1)).and_then(run);
     let status = result.unwrap_or_else(|error| {

@@ -44,7 +44,7 @@ impl<M> Members<M> {
         self.order.swap_remove(index)
     }
 
-    /// Those members leave that are closed: `is_left` tells which are there. How many did.
+    /// Removes the members that are closed, for which `is_left` is false. Returns how many.
     pub fn leave_all(&mut self, is_left: impl Fn(&M) -> bool) -> usize {
         let closed: Vec<usize> = (0..self.order.len()).filter(|at| !is_left(&self.order[*at])).collect();
         let left = self.order.len() - closed.len();
@@ -62,7 +62,7 @@ impl<M> Members<M> {
         closed.len()
     }
 
-    /// Whether an index may stand for one of these members as well as for another one.
+    /// Whether at some index it is not known if the member there is one that `of` picks.
     pub fn mixes(&self, of: impl Fn(&M) -> bool) -> bool {
         let mut unsure = self.unsure.iter().map(|index| of(&self.order[*index]));
         unsure.next().is_some_and(|first| unsure.any(|other| other != first))
@@ -73,9 +73,9 @@ impl<M> Members<M> {
         self.order.iter_mut()
     }
 
-    /// What is to be named when the member at `index`, which is in none of these ranges, is about to leave: `None` if they
-    /// go on naming the same members; else those of them that are named rightly both before and after, or, where there
-    /// are none, what is right after. An index past the end stands for all members.
+    /// The member at `index`, which is in none of these ranges, is about to leave, and the last one takes its index.
+    /// `None` if the ranges stay right. Else the ranges to use: the indexes that are right before and after, or if
+    /// there are none, those that are right after. For an index past the end the kernel chooses among all members.
     pub fn ranges_after(&self, index: usize, ranges: &[Range]) -> Option<Vec<Range>> {
         let is_meant = |member: usize| ranges.iter().any(|r| (r.first..r.first + r.count).contains(&(member as u32)));
         let last = self.order.len() - 1;

@@ -17,7 +17,7 @@ use std::time::Duration;
 
 /// Most that waits to be written.
 const WAITING_MAX: usize = 64 * 1024;
-/// So much is written at a time: what a pipe that has room at all takes without a wait (PIPE_BUF).
+/// How many bytes are written at a time: a pipe that poll(2) reports as writable takes so many at once (PIPE_BUF).
 const PART: usize = 4096;
 /// How long somebody who reads nothing is waited for at the end.
 pub const PATIENCE: Duration = Duration::from_millis(250);
@@ -57,7 +57,7 @@ impl Log {
     }
 }
 
-/// Waits until all messages are written, or until nobody has read any of them for so long; whether they are.
+/// Waits until all messages are written, or none could be for as long as `patience`. `true` if all are written.
 pub fn flush(patience: Duration) -> bool {
     OUT.flush(patience)
 }
@@ -159,7 +159,7 @@ impl Out {
                 match io::stderr().write(rest) {
                     Ok(len) => rest = &rest[len..],
                     Err(e) if e.kind() == io::ErrorKind::Interrupted => {}
-                    // Somebody, a server say, has made it so for all who have it.
+                    // Somebody, such as a server, has set O_NONBLOCK, which holds for all who share the file.
                     Err(e) if e.kind() == io::ErrorKind::WouldBlock => drop(has_room(PollTimeout::NONE)),
                     // It is closed, or nobody will ever read it.
                     Err(_) => break,

@@ -81,7 +81,7 @@ pub enum HolderWord {
     /// In the first such line, the number of listeners that the server has. In each later line, the number of listeners that
     /// come with it as files. All of them come before `Locked`.
     Sockets(usize),
-    /// So many of them, the first ones, are of older servers that it has replaced itself and that still drain.
+    /// How many of the listeners, from the first one on, are of servers that it replaced itself and that still drain.
     Draining(usize),
     /// The server is yours to replace, and nobody else's until you are done.
     Locked,
@@ -124,13 +124,13 @@ pub enum CopyWord {
 /// What a front says to a copy.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum FrontWord {
-    /// The reload is done that this one has asked for.
+    /// The reload is done: the number that the copy gave in RELOAD.
     Reloaded(u64),
-    /// It failed: who asked for it, exit status of the new server, reason.
+    /// The reload failed: that number, exit status of the new server, reason.
     Failed(u64, u8, String),
     /// Another copy serves in its place.
     Superseded,
-    /// The front was told to stop so often, the last time by the terminal: that tells the server too.
+    /// How often the front was told to stop; `true`: the last time by the terminal, which signals the server too.
     Stop(u32, bool),
 }
 

@@ -1,4 +1,4 @@
-//! How far a swap was whose supervisor has died: decided from what is left of it, records, pidfiles and listeners. Pure.
+//! Decides how far the swap of a dead supervisor was, from what is left: records, pidfiles and listeners. Pure.
 
 #![forbid(unsafe_code)]
 
@@ -8,7 +8,7 @@ use crate::swap::Orphan;
 use crate::sys::pid::Pid;
 use std::collections::BTreeSet;
 
-/// A server, as those see it who have not started it.
+/// A server as seen by processes that did not start it.
 #[derive(Debug, Clone)]
 pub struct Server {
     /// Its main process.
@@ -30,7 +30,7 @@ pub struct Server {
 pub struct Scene {
     /// The server.
     pub own: Server,
-    /// Those that listen at places of its, or so that one can have what comes to the other.
+    /// The servers that listen where one could get the other's connections: at places that conflict with its own.
     pub beside: Vec<Server>,
     /// Whom the pidfiles name, and where.
     pub names: Vec<(Pid, Address)>,
@@ -41,14 +41,14 @@ pub struct Scene {
 pub struct Recovered {
     /// How far.
     pub orphan: Orphan,
-    /// Addresses of its own: their pidfiles name it, or one that it has replaced, or there are none. Of a server that is
-    /// superseded all of them.
+    /// Its addresses: those whose pidfile names it, or a server that it has replaced, or that have no pidfile. If it is
+    /// superseded, also those that other servers have by now.
     pub addresses: BTreeSet<Address>,
     /// Those that have pidfiles now.
     pub held: BTreeSet<Address>,
     /// Addresses that are those of older servers, which serve there: this one did not get to its switch.
     pub unswitched: BTreeSet<Address>,
-    /// The supervisor that had its lock, if that lives: its server has joined this one.
+    /// The supervisor that had its lock, if alive: the new server of that supervisor listens beside this one.
     pub heir: Option<Pid>,
 }
 
@@ -75,7 +75,7 @@ impl Server {
 }
 
 impl Scene {
-    /// Whether a pidfile names a server, but at these addresses.
+    /// Whether a pidfile names a server at an address other than these.
     fn has_name(&self, pid: Pid, but: &BTreeSet<Address>) -> bool {
         self.names.iter().any(|(named, at)| *named == pid && but.iter().all(|but| !but.collides(at)))
     }

@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 /// Most sockets of each kind that are remembered of a server: it may bind as often as it likes, and few of them listen.
 const REMEMBERED_MAX: usize = 16 * 1024;
 
-/// What was seen of a server: it tells whose a process is that has changed its environment, and what is a job.
+/// What was seen of a server. It shows whether a process that changed its environment is the server's, or only a job.
 #[derive(Debug, Clone, Default)]
 pub struct Seen(Arc<Mutex<Facts>>);
 
@@ -16,8 +16,7 @@ pub struct Seen(Arc<Mutex<Facts>>);
 struct Facts {
     /// Sockets that listened.
     listeners: Recent<()>,
-    /// And those that were bound, which may be far more, and listen later, with the port that was asked for. Whether that
-    /// was granted is not known.
+    /// Sockets that were bound, with the port that was asked for: many more than listen. The `bind` may have failed.
     bound: Recent<u16>,
     /// Sessions of its main process and of those that listened.
     sessions: BTreeSet<i32>,

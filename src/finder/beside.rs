@@ -22,7 +22,7 @@ pub struct Beside {
 }
 
 impl RunDir {
-    /// Servers other than `me` that have listeners at the places of these sockets: one can have what comes to the other.
+    /// Servers other than `me` whose listeners conflict with these sockets: one could get the other's connections.
     pub fn beside(&self, own: &BTreeSet<u32>, me: Pid) -> std::io::Result<Vec<Beside>> {
         let listeners = net::listeners()?;
         let places: Vec<Place> = listeners.all().filter(|s| own.contains(&s.inode)).map(TcpSocket::place).collect();

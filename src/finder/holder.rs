@@ -31,7 +31,7 @@ pub struct Holder {
     pub generation: u64,
     /// Its supervisor, alive or not.
     pub supervisor: Pid,
-    /// Its session, if no other process shares it.
+    /// The session of its main process, if its supervisor was not in it.
     pub session: Option<i32>,
     /// Its control socket.
     pub socket: PathBuf,
@@ -221,8 +221,8 @@ impl RunDir {
         }
     }
 
-    /// Waits until the lock of a server's record is free: its supervisor is gone, and so is every later one. For this
-    /// time at most, if there is one. Tells whether it is free.
+    /// Waits until the lock of a server's record is free: its supervisor is gone, and so is every later one. `false` if
+    /// that takes longer than `within`.
     pub fn is_released(&self, pid: Pid, within: Option<Duration>) -> bool {
         let Ok((file, _)) = self.open_ours(&record_name(pid)) else { return true };
         // Two that wait must not take each other for the supervisor.

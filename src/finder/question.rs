@@ -29,9 +29,9 @@ pub struct Mine<'a> {
 /// What the caller of `listen` may do to a server that it meets.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum May {
-    /// The socket is its own.
+    /// Replace it: the caller's user owns the socket.
     Replace,
-    /// It has become another user's since it opened the socket.
+    /// Nothing: the caller has changed its user since it opened the socket.
     Nothing,
 }
 
@@ -47,7 +47,7 @@ pub enum Found {
     Taken(Vec<Holder>),
     /// Servers have it that need a caretaker first.
     Orphans(Vec<Holder>),
-    /// A server has it that has lost its supervisor, and another process claims such servers at the moment.
+    /// The server that has it once lost its supervisor, and another process is claiming such servers at the moment.
     Busy,
     /// It cannot be had, for this reason.
     Blocked(String),

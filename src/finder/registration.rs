@@ -15,7 +15,7 @@ pub struct Entry<'a> {
     pub pid: Pid,
     /// Start time of the main process.
     pub start: u64,
-    /// Its session, if no other process shares it.
+    /// The session of its main process, if its supervisor is not in it.
     pub session: Option<i32>,
     /// Its generation.
     pub generation: u64,

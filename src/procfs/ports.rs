@@ -5,8 +5,8 @@
 use crate::address::Address;
 use std::sync::{Mutex, PoisonError};
 
-/// Ports that the kernel gives to who asks for any (ip(7)): listeners there do not count unless the
-/// server said READY for them.
+/// Ports that the kernel picks for outgoing connections and for a bind of port 0 (ip(7)). A search for the server's
+/// listeners leaves them out.
 pub fn ephemeral_ports() -> std::ops::RangeInclusive<u16> {
     // Where it cannot be read at the moment: as it was.
     static LAST: Mutex<(u16, u16)> = Mutex::new((32768, 60999));

@@ -33,7 +33,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-/// Longest path that a unix socket address holds (unix(7)), with its final NUL.
+/// Longest path in bytes that a unix socket address holds (unix(7)), without its final NUL.
 const SUN_PATH_MAX: usize = 107;
 /// How long the lock is waited for. It is held for microseconds; only a stopped process can hold it longer.
 pub const LOCK_PATIENCE: Duration = Duration::from_secs(5);
@@ -129,7 +129,7 @@ impl RunDir {
         UNIX_EPOCH.checked_add(Duration::new(stat.st_mtime.try_into().ok()?, stat.st_mtime_nsec.try_into().ok()?))
     }
 
-    /// What others who want to use the same directory are to be given as its path.
+    /// The path by which another process opens the same run directory: that of the whole, never of a part.
     pub fn given(&self) -> &Path {
         self.whole.as_ref().map_or(&self.path, |whole| &whole.path)
     }

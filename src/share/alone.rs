@@ -1,4 +1,4 @@
-//! A server that nothing is proven of steers its own ports: to whoever takes over, or to itself again.
+//! Steering for a server that proves nothing: new connections go to whoever listens beside it, or to it alone again.
 
 #![forbid(unsafe_code)]
 
@@ -23,7 +23,7 @@ pub fn steer_away(sockets: Vec<Socket>, listeners: &Listeners) -> io::Result<()>
 }
 
 /// Takes off what steers and filters these sockets, all that a server has at their places. `false`, and all stays
-/// steered, if somebody else listens there too: their claimer has gone away, and its server may come only now.
+/// steered, if somebody else listens there too: the server of a claimer that has gone away may join only now.
 pub fn serve_alone(sockets: Vec<Socket>) -> io::Result<bool> {
     let mut sharing = alone(sockets)?;
     if !sharing.is_known()? {

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 impl Group {
-    /// Goes on with those new sockets that are left: of a worker that died, or that were closed.
+    /// Removes new sockets that are not among `left`: they were closed, perhaps by the death of a worker.
     pub(super) fn follow(&mut self, left: &BTreeSet<u32>, fetch: Fetch<'_>) {
         if self.leave(|member| !member.is_new() || left.contains(&member.inode)) {
             let _ = self.steer(fetch);
@@ -60,15 +60,15 @@ impl Group {
             let side = self.members.iter_mut().nth(index).map(|m| std::mem::replace(&mut m.side, Side::Dropped));
             let Some(Side::Old(handle)) = side else { continue };
             let _ = handle.socket.steer(&self.program());
-            // The last member takes its index. Where that leads elsewhere, what is right then is there a moment before.
+            // The last member takes its index. If our program would then be wrong, one that will be right replaces it.
             if let Some(ranges) = self.members.ranges_after(index, &self.receives()) {
                 let _ = handle.socket.steer(&Program::new(&ranges, &[]));
             }
         }
     }
 
-    /// What the kernel has closed of that which we have let go of is no member any more. It does so a moment after the
-    /// last process has let go, later where that is ending.
+    /// Removes dropped sockets that the kernel has closed by now. It closes a socket a moment after the last process
+    /// has let go of it, or later if that process is ending.
     pub(super) fn reap(&mut self, listeners: &Listeners, fetch: Fetch<'_>) {
         let place = self.place;
         let is_open = |inode: u32| listeners.at_place(&place).any(|s| s.inode == inode);

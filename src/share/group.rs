@@ -37,12 +37,12 @@ pub(super) struct Group {
     pub in_order: bool,
     /// A program of ours is on the group.
     pub steered: bool,
-    /// What the new server steers it by, once it is its own.
+    /// The new server's own program for the place, to be put on when ours is taken off.
     pub own: Option<OwnProgram>,
     /// Why probes do not get to a new server that may well accept: nothing that it has done.
     pub unreachable: Option<String>,
-    /// Clients are kept away from the new sockets until they are proven: an old server has what they would take from
-    /// it at once, at another place of the same port.
+    /// Clients are kept away from the new sockets until the switch: without that, these would at once take connections
+    /// from an old server at another place of the same port.
     pub guarded: bool,
 }
 
@@ -178,9 +178,9 @@ impl Group {
         Ok(())
     }
 
-    /// Lets the old sockets go, and the group be as if there had never been any. When a member leaves, the last one takes
-    /// its index, and an index past the end falls back to the whole group. `own`: the new sockets, as far as they can be
-    /// had. `false` if that cannot be done now, or clients are kept away from the new sockets.
+    /// Leaves the group as if there had never been old sockets: takes our program off, or puts the server's own on, and
+    /// lets clients through to the new sockets. `own`: the new sockets, as far as they can be had. `false` if something
+    /// of that cannot be done now.
     pub(super) fn leave_to_new(&mut self, own: &BTreeMap<u32, Socket>) -> bool {
         let restore = |socket: &Socket| self.own.as_ref().map_or_else(|| socket.release(), |own| socket.steer_by(own));
         let restored = match self.inodes_of_news().iter().find_map(|inode| own.get(inode)) {

@@ -84,7 +84,7 @@ pub(super) enum Proof {
 }
 
 impl Proof {
-    /// It will be due soon, or go on.
+    /// Whether it is neither finished nor due for a look at the server's sockets.
     pub(super) fn is_under_way(&self) -> bool {
         !matches!(self, Proof::None | Proof::Proven) && !self.is_due()
     }

@@ -40,7 +40,7 @@ pub struct Sharing {
     diag: Option<Diag>,
     /// When the oldest of the old servers started (proc_pid_stat(5)).
     since: u64,
-    /// It could not be seen who holds the sockets of old servers: not before then is it tried again.
+    /// When to look again who holds the sockets of old servers, after a look that could not see all processes.
     blind_until: Option<Instant>,
     /// When it was last looked which sockets the new server still has.
     checked: Option<Instant>,
@@ -85,7 +85,7 @@ impl Sharing {
         &mut groups[at]
     }
 
-    /// Of the sockets of one server, or of several in the order in which they have joined, by their places.
+    /// Groups the sockets of one server, or of several in the order in which they joined, by place.
     fn of(old: Option<u64>, blocks: Vec<Block>) -> io::Result<Sharing> {
         let mut sharing = Sharing::default();
         for Block { sockets, serves } in blocks {
@@ -254,11 +254,11 @@ impl Sharing {
         self.keep(|g| g.old.is_some() || g.has_news() || !address.collides(&g.place.address.into()));
     }
 
-    /// From here new connections go to the new server. Returns the places that it does not take over, which
-    /// the old one has to its end, and the first failure: of one group, the others are switched all the same.
+    /// From here new connections go to the new server. Returns the places that it does not take over, which the old one
+    /// keeps to its end, and the first failure: if one group fails, the others are switched all the same.
     pub fn switch(&mut self, fetch: Fetch<'_>) -> (Vec<SocketAddr>, io::Result<()>) {
         let (mut abandoned, mut result) = (Vec::new(), Ok(()));
-        // Of a server that is about to end nothing may be left. Where the kernel cannot be asked all are there that were.
+        // A server that is about to end may have closed some. If the kernel cannot be asked, none counts as closed.
         if let Ok(listeners) = net::listeners() {
             self.follow_news(None, &listeners, fetch);
         }

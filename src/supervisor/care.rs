@@ -71,7 +71,7 @@ impl Supervisor {
         Ok((Scene { own, beside: parties, names: self.dir.names()? }, beside))
     }
 
-    /// Where an orphan lets others share its port; `None` if that does not matter, or cannot be seen.
+    /// The addresses of an orphan's listeners that have SO_REUSEPORT; `None` with `--plain`, or if they cannot be seen.
     fn shares(&self, server: &Server, its: &[TcpSocket]) -> Option<Vec<Address>> {
         if self.run.plain {
             return None;
@@ -150,8 +150,8 @@ impl Supervisor {
         Ok(())
     }
 
-    /// Somebody wants to replace our server. Whoever had its lock before a caretaker came goes first: its server has joined
-    /// ours.
+    /// Somebody wants to replace our server. The heir, a supervisor that had the lock before this caretaker came, goes
+    /// first: its server listens beside ours already.
     pub(super) fn claims(&mut self, claimer: ClaimerId) {
         let peer = self.peers.conns.get(&claimer.0).and_then(|conn| conn.out.peer());
         let Some(live) = self.live.as_mut() else { return };
@@ -164,7 +164,7 @@ impl Supervisor {
         self.let_the_others_claim();
     }
 
-    /// Those that wait for an heir claim the server once that has come, has gone, or does not come.
+    /// Queues the claimers that wait for the heir, once it has claimed the server, has died, or does not come in time.
     pub(super) fn let_the_others_claim(&mut self) {
         let Some(live) = self.live.as_mut() else { return };
         live.standing.heir.take_if(|(heir, until)| procfs::has_ended(*heir) || *until < Instant::now());

@@ -1,6 +1,6 @@
-//! What a supervisor does in the run directory with its lock held. Somebody may hold that lock and not go on, a stopped
-//! process say: nothing else waits for it. An effect that needs the lock while somebody has it waits in a queue, and
-//! behind it those that others must not hear of before; signals, clocks and the steering go on.
+//! What a supervisor does in the run directory with its lock held. A stopped process may hold that lock for long. An
+//! effect that needs the lock meanwhile waits in a queue, and behind it every effect that other processes must not
+//! notice earlier. Nothing else waits: signals, clocks and steering go on.
 
 #![forbid(unsafe_code)]
 
@@ -25,7 +25,7 @@ const UNCLEAR_LOOKS_EVERY: Duration = Duration::from_millis(20);
 const TURN_LOOKS: u32 = 1000;
 /// And a server that gets a caretaker.
 const CARE_LOOKS: u32 = CARES_WITHIN.as_millis() as u32 / UNCLEAR_LOOKS_EVERY.as_millis() as u32;
-/// How long what an ending server leaves in the directory waits for the lock: whoever finds it later knows what it is.
+/// How long the removal of an ending server's files waits for the lock. Files that stay are recognised as stale later.
 pub(super) const PARTING: Duration = Duration::from_secs(1);
 /// When the lock is tried again where no thread could wait for it.
 const AGAIN: Duration = Duration::from_millis(20);
@@ -225,7 +225,7 @@ impl Supervisor {
         self.feed(event);
     }
 
-    /// How often an address is looked up at which this was found. Servers without a supervisor get one.
+    /// How often an address is looked up again after this answer. Starts caretakers for orphans.
     fn looks_for(&mut self, found: &Found) -> u32 {
         match found {
             // Nothing tells when the last thread of a killed process has let go of its sockets,
@@ -235,7 +235,7 @@ impl Supervisor {
                 orphans.iter().filter(|orphan| orphan.is_orphan).for_each(|orphan| self.care(orphan, TAKEN_OVER));
                 CARE_LOOKS
             }
-            // How long that takes is for its ready clock.
+            // The ready clock of the process that has the turn bounds this. If it does not, ours claims out of turn.
             Found::Busy => TURN_LOOKS,
             Found::Vacant(_) | Found::Foreign | Found::Taken(_) | Found::Blocked(_) => 0,
         }

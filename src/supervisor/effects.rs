@@ -195,7 +195,7 @@ impl Supervisor {
     fn up(&mut self) {
         let Some(live) = self.live.as_mut() else { return };
         live.life.was_up = true;
-        // UDP sockets that it has by now are those that a successor may have beside it.
+        // A successor may share the UDP ports that the server has by now, and no later ones.
         if let Some(Ok(datagrams)) = live.watch().map(|watch| watch.facts.datagrams()) {
             live.names.datagrams = datagrams;
         }

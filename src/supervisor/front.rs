@@ -108,7 +108,7 @@ impl Supervisor {
         }
     }
 
-    /// Whether a younger server than that of this line, 0 for our own, is up: what it says of itself concerns nobody.
+    /// Whether a younger server than that of this line (0: our own) is up. Then nobody hears what the older one says.
     pub(super) fn is_replaced(&self, line: Id) -> bool {
         self.reloads.copies.range(line + 1..).any(|(_, copy)| copy.progress != Progress::Starting)
     }
@@ -171,8 +171,8 @@ impl Supervisor {
         }
     }
 
-    /// Whoever was in charge has ended: the youngest of those that came after it is. While all are told to stop, only one
-    /// that has taken its place: it may not have said yet that its swap is done.
+    /// The copy in charge, or our own server, has ended: the youngest copy that came after it is in charge now. While
+    /// all are told to stop, only a copy whose server is up counts, even if it has not said DONE yet.
     pub(super) fn find_heir(&mut self, ended: Id) {
         let inherits = |copy: &Child| !self.caller.is_stopping() || copy.progress != Progress::Starting;
         let mut younger = self.reloads.copies.range(ended..);
@@ -184,8 +184,8 @@ impl Supervisor {
         }
     }
 
-    /// The copies are to stop. A signal to the process group or of the terminal has told them too: they are told how
-    /// often we were, and stop once for each.
+    /// Tells the copies to stop. A signal to the process group or from the terminal may have reached them too, so we
+    /// say how often we were told, and they do not count one signal twice.
     pub(super) fn stop_copies(&self, from_terminal: bool) {
         for line in self.reloads.copies.keys() {
             self.tell(*line, &FrontWord::Stop(self.caller.stops, from_terminal));
@@ -232,7 +232,7 @@ impl Supervisor {
         }
     }
 
-    /// This process is told to stop: there is no reload any more.
+    /// This process, or the server in charge, is being stopped: whoever waits for a reload hears that it has failed.
     pub(super) fn refuse_reload(&mut self) {
         let waiters = self.reloads.wanted.take().unwrap_or_default();
         self.tell_waiters(&waiters, &being_stopped());
@@ -287,7 +287,7 @@ impl Supervisor {
         }
     }
 
-    /// The front is gone: from here on this process is what that was.
+    /// The front is gone: from here on this process carries out its reloads itself.
     pub(super) fn front_is_gone(&mut self) {
         self.reloads.front = None;
         let asked = std::mem::take(&mut self.reloads.asked);

@@ -33,7 +33,7 @@ impl Supervisor {
         let Some(old) = self.peers.olds.get_mut(&id) else { return };
         let sockets = std::mem::take(&mut old.sockets);
         if std::mem::replace(&mut old.locked, true) {
-            // It has lost its supervisor meanwhile, and here is its caretaker.
+            // We had its lock already: the supervisor has died meanwhile, and this is the caretaker.
             let asked = old.asked.clone();
             asked.iter().for_each(|word| self.tell(id, word));
             return self.feed(swap::Event::Locked(OldId(id), holds));
@@ -76,7 +76,7 @@ impl Supervisor {
         let old = self.peers.olds.get(&id).ok_or("it is gone")?;
         let held = Address::all(holds);
         let wanted = |a: &Address| a.among(&held).next().is_some();
-        // What comes with a word of a later version may be one of them once more, which counts once.
+        // A word of a later version may bring a listener a second time: it counts once.
         let mut inodes = BTreeSet::new();
         let mut sockets: Vec<Socket> = sockets.into_iter().map(Socket::new).collect();
         sockets.retain(|socket| socket.inode().is_ok_and(|inode| inodes.insert(inode)));
@@ -96,8 +96,8 @@ impl Supervisor {
     }
 }
 
-/// The listeners at these addresses of servers that were replaced and are still there: only a caretaker has such ones when
-/// somebody else gets its lock.
+/// The listeners that replaced servers which still drain have at these addresses. When a supervisor grants its lock,
+/// it can have such servers only if it is a caretaker.
 fn draining_listeners(dir: &RunDir, replaced: &[Pid], holds: &[Address]) -> Vec<Socket> {
     let mut olds: Vec<Holder> = replaced.iter().filter_map(|pid| dir.holder(*pid).ok()).collect();
     olds.sort_by_key(|old| (old.generation, old.start));

@@ -41,9 +41,9 @@ impl Supervisor {
         self.poll_soon();
     }
 
-    /// The claimer died after it had let its server live without it, and before it asked for the drain. Where the record
-    /// of that server says that it gets our connections the swap is made, and is done to its end here; else it is not.
-    /// What becomes of the new server is for its caretaker.
+    /// A claimer died, perhaps between its commit and DRAIN. If the record of its server says that the switch was made,
+    /// our server drains now; otherwise ours takes new connections as before. The claimer's server gets a caretaker,
+    /// which decides what becomes of it.
     pub(super) fn decide_swap_of_dead(&mut self) {
         let Some(live) = self.live.as_ref() else { return };
         let claimer = live.standing.left_by.as_ref().map(|left| left.claimer);

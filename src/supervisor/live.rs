@@ -49,7 +49,7 @@ pub(super) struct Names {
     pub(super) replaced: Vec<Pid>,
     /// Addresses whose pidfile we wrote.
     pub(super) held: BTreeSet<Address>,
-    /// Addresses that are its own again, until when somebody else who has them is expected to be gone.
+    /// Addresses to register again, each with the time until which that is tried.
     pub(super) regaining: BTreeMap<Address, Instant>,
     /// Inodes of the UDP sockets at fixed ports that it had when it came up.
     pub(super) datagrams: Vec<u32>,
@@ -90,35 +90,35 @@ pub(super) struct Opening {
 /// Its listeners on the way to be proven.
 #[derive(Default)]
 pub(super) struct Joining {
-    /// They, and those of old servers, until these are gone.
+    /// Its listeners, and those of old servers until those servers are gone.
     pub(super) sharing: Sharing,
     /// It turned out that its ports cannot be shared.
     pub(super) unshared: bool,
     /// Shared addresses that it has not proven yet; `settled`: it wants no more sockets.
     pub(super) proving: BTreeSet<Address>,
     pub(super) settled: bool,
-    /// What it was said that keeps it from being proven.
+    /// What keeps it from being proven at an address, as the machine was last told.
     pub(super) hindrances: BTreeMap<Address, String>,
 }
 
 /// How it stands to a newer server.
 #[derive(Default)]
 pub(super) struct Standing {
-    /// The claimer with its lock that is to have its place, or one that it has drained for.
+    /// The claimer that was last granted the lock; `gave_way`: it drains, or was told to stop after its drain.
     pub(super) claimed: Option<ClaimerId>,
     pub(super) gave_way: bool,
     /// Whoever has the lock steers its ports.
     pub(super) handed_over: bool,
-    /// Who had its lock and has gone away: keeps it for a while, or until the server of that one is gone too, and
-    /// what that left on the sockets is taken off.
+    /// The claimer that went away with the lock. The lock stays taken until its server is gone too and what it left on
+    /// the sockets is taken off, but no longer than [`Left::until`].
     pub(super) left_by: Option<Left>,
-    /// The server of a claimer that has gone away serves in its place.
+    /// Another server may listen beside it, since a claimer went away or from before a caretaker came.
     pub(super) succeeded: bool,
-    /// The supervisor that had the lock when a caretaker came, and until when it is waited for: it goes on with it.
+    /// The supervisor that had the lock before this caretaker came, and until when other claims wait for its claim.
     pub(super) heir: Option<(Pid, Instant)>,
-    /// Those who wait until it has.
+    /// Claimers that wait until the heir has claimed the server, has died, or does not come in time.
     pub(super) behind: Vec<ClaimerId>,
-    /// New connections go to a newer server; and its own ones, if they can be watched yet.
+    /// New connections go to a newer server; `drain` watches those that it still has, `None` while that is impossible.
     pub(super) drains: bool,
     pub(super) drain: Option<Drain>,
     pub(super) quiesced: bool,
@@ -153,11 +153,11 @@ pub(super) struct Ended {
 pub(super) struct Left {
     pub(super) claimer: ClaimerId,
     pub(super) since: Instant,
-    /// Until then it is waited that what the claimer may have left is gone.
+    /// Until when we wait for what the claimer left behind, such as its server's listeners, to go away.
     pub(super) until: Instant,
 }
 
-/// Processes of an ended server that were told to stop, and until when they may.
+/// Processes that an ended server left: they were told to stop, and are killed from `until` on.
 pub(super) struct Leftover {
     pub(super) server: Server,
     pub(super) jobs: Jobs,
@@ -199,7 +199,7 @@ impl Live {
         }
     }
 
-    /// Whether it was up, and not as one of which nothing was seen so far.
+    /// Whether it was up, and either has an address or is no longer searched for listeners.
     pub(super) fn has_served(&self) -> bool {
         self.life.was_up && (self.looks.discover_until.is_none() || !self.machine.claims().is_empty())
     }

@@ -18,14 +18,13 @@ use crate::sys::net::{self, Listeners, TcpSocket};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
-/// How often the kernel is asked at first while something is waited for that it does not tell.
+/// The first pause between two looks at what the kernel does not report by itself.
 pub(super) const POLL_FIRST: Duration = Duration::from_millis(1);
-
-/// And at last: in a swap (or one hundredth of how long it has lasted already), and while a first server looks for its port.
+/// The pause grows to this in a swap, or to a hundredth of the time since something last happened if that is longer.
 pub(super) const POLL_SWAP: Duration = Duration::from_millis(20);
-
+/// But to no more than this while listeners of old servers are kept open.
 const POLL_STEERS: Duration = Duration::from_millis(100);
-
+/// And it grows to this if listeners of the server are searched for, and nothing else is waited for.
 const POLL_DISCOVER: Duration = Duration::from_millis(500);
 
 /// When the run directory is tidied again after somebody had its lock.
@@ -105,8 +104,8 @@ impl Supervisor {
         }
     }
 
-    /// The kernel could not be asked. Whoever waits for the end of a server whose main process is gone does not wait
-    /// for that.
+    /// The kernel could not be asked. What waits for its answer is decided without it when its time is up: a claimer
+    /// that has gone away, and a server whose main process has ended.
     fn cannot_look(&mut self, now: Instant) {
         self.clock.poll_at = Some(now + POLL_SWAP);
         let Some(live) = self.live.as_mut() else { return };
@@ -179,8 +178,8 @@ impl Supervisor {
         self.feed(swap::Event::Said(speaker, ServerWord::Up));
     }
 
-    /// The server says that it has let go of an address. Where somebody waits to bind that the kernel has to
-    /// agree, now or at a later look.
+    /// The server says RELEASED. If the holder of the lock waits to bind the address, that counts only once the kernel
+    /// shows no listener there, now or at a later look.
     pub(super) fn said_released(&mut self, speaker: SpeakerId, address: Address) {
         let is_asked_for = self.live.as_ref().is_some_and(|live| live.machine.is_asked_for(&address));
         let listens = |port| !net::listeners_at(port).is_ok_and(|sockets| sockets.at(&address).next().is_none());
@@ -190,7 +189,7 @@ impl Supervisor {
         }
     }
 
-    /// Registers again what a claimer had that is gone; `true` if one of them is still there.
+    /// Registers addresses again that a claimer had and gave up; `true` if some could not be registered yet.
     fn regain(&mut self, now: Instant) -> bool {
         let Some(live) = self.live.as_ref().filter(|live| !live.names.regaining.is_empty()) else { return false };
         let (wanted, replaced) = (live.names.regaining.clone(), live.names.replaced.clone());
@@ -278,7 +277,7 @@ fn look_at_drain(live: &mut Live, pending: &mut VecDeque<swap::Event>) {
     }
 }
 
-/// What the main thread has computed so far: unlike the time that has passed, it does not count how busy the machine is.
+/// The CPU time of the main thread so far: unlike wall-clock time it does not grow while other processes run.
 fn cpu_time() -> Duration {
     let now = nix::time::clock_gettime(nix::time::ClockId::CLOCK_THREAD_CPUTIME_ID);
     now.map_or(Duration::ZERO, Duration::from)

@@ -51,7 +51,7 @@ use std::sync::mpsc::sync_channel;
 use std::time::{Duration, Instant};
 use threads::Event;
 
-/// How long nothing may have happened before the memory that it took is given back.
+/// After this time without an event, memory that is not needed any more is given back.
 const REST_AFTER: Duration = Duration::from_secs(1);
 
 /// Why a supervisor was started.
@@ -285,7 +285,7 @@ impl Supervisor {
                 && self.live.as_ref().is_some_and(|live| live.life.ended.is_some())
                 && let Ok(sockets) = net::listeners()
             {
-                // Nobody is to hear of a server that has ended when another process serves.
+                // The starter of a daemon has ended: messages are to name the process that serves in its place.
                 self.look_for_rest(&sockets);
             }
             let Some(live) = self.live.as_mut() else { continue };

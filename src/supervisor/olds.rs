@@ -94,8 +94,8 @@ impl Supervisor {
         self.dir.try_clone().and_then(waits).is_ok()
     }
 
-    /// An old server has a supervisor that does not speak to us. One of which nothing was asked is looked for
-    /// again; the other does what it was asked for, and is waited for. Whoever took an orphan over is not.
+    /// The supervisor of an old server has closed its connection and lives on. If the server was asked for anything, it
+    /// does that, and we wait until the lock of its record is free. If not, our claim is lost.
     pub(super) fn hung_up(&mut self, id: Id) {
         let Some(old) = self.peers.olds.get(&id) else { return };
         if self.dir.holder(old.server.0).is_ok_and(|now| now.supervisor != old.holder.supervisor) {

@@ -20,7 +20,7 @@ const WAITING_MAX: usize = 256 * 1024;
 /// Most that waits for all of them: many that do not read cost no more than a few.
 const WAITING_MAX_IN_ALL: usize = 4 * 1024 * 1024;
 static WAITING_IN_ALL: AtomicUsize = AtomicUsize::new(0);
-/// Unread bytes beyond which a line that may be lost is.
+/// A line that may be lost is dropped while this many bytes are unread at the other side.
 const UNREAD_MAX: usize = 4096;
 
 #[derive(Default)]
@@ -30,7 +30,7 @@ struct Waiting {
 }
 
 impl Drop for Waiting {
-    /// What is never written waits no more.
+    /// Bytes that will never be written no longer count.
     fn drop(&mut self) {
         WAITING_IN_ALL.fetch_sub(self.bytes.len(), Ordering::Relaxed);
     }
@@ -58,7 +58,7 @@ impl Outbox {
         self.send_bytes(&line_of(word));
     }
 
-    /// Sends one line, or none if the other side has not read far too many before.
+    /// Sends one line, or drops it if too much waits for the other side. A line that is cut off ends the connection.
     pub fn send_or_drop(&self, word: &impl Display) {
         if self.sent_or_kept(&line_of(word)) == Err(Lost::Half) {
             let _ = self.link.stream.shutdown(Shutdown::Both);
@@ -99,7 +99,7 @@ impl Outbox {
 
     fn send_bytes(&self, bytes: &[u8]) {
         if self.sent_or_kept(bytes).is_err() {
-            // A word is lost, and with it all that was to follow: the reader tells that the connection has ended.
+            // A word is lost, so nothing may follow it. The thread that reads now reports the end of the connection.
             let _ = self.link.stream.shutdown(Shutdown::Both);
         }
     }
@@ -133,12 +133,12 @@ impl Outbox {
     }
 }
 
-/// What was not sent.
+/// How much of what was to be sent is lost.
 #[derive(PartialEq)]
 enum Lost {
-    /// Nothing was: the stream is as it was before.
+    /// All of it: the stream is as it was before.
     Whole,
-    /// What comes next would make no sense.
+    /// Part of it, or the connection is broken: what comes next would make no sense.
     Half,
 }
 

@@ -46,8 +46,8 @@ impl Supervisor {
     pub(super) fn closed(&mut self, id: Id) {
         let conn = self.peers.conns.remove(&id);
         if let Some(conn) = &conn {
-            // Who has said its last word reads no more, or has it in the kernel: nobody may wait for it to
-            // read.
+            // The other end is done. It reads no more, or finds the rest in the kernel: no thread of ours may wait for
+            // that.
             conn.out.close();
         }
         self.waits_no_more(id);
@@ -65,7 +65,7 @@ impl Supervisor {
             Some(Conn { role: Role::Front, .. }) => self.front_is_gone(),
             // A connection that never came to be has no entry.
             Some(Conn { role: Role::Holder, .. }) | None => {
-                // One of which somebody else holds a listener has ended.
+                // An old server that lingers has ended: only a listener of it is still open.
                 if self.peers.olds.get(&id).is_none_or(|old| old.lingers.is_some()) {
                     return;
                 }

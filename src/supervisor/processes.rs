@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 
 /// For how long what is left of a server is killed again and again.
 const KILLED_FOR: Duration = Duration::from_secs(10);
-/// Who forks while it is looked for is not seen every time: so many looks have to see nobody.
+/// A process that forks during a scan of /proc can be missed: only so many empty scans in a row count.
 const UNSEEN_LOOKS: u32 = 3;
 
 impl Supervisor {
@@ -43,7 +43,7 @@ impl Supervisor {
         let Some(live) = self.live.as_mut() else { return };
         if live.life.ended.is_none() {
             let name = live.machine.name().or_else(|| live.names.name.clone());
-            // Of one that was never up the machine says why, in one line, unless we were told to stop it.
+            // If it was never up, the machine reports why in one line, unless we were told to stop.
             let failed = !live.life.was_up && !self.caller.is_stopping();
             let unwanted = own != status::DONE && !self.caller.is_stopping() && !live.machine.is_leaving();
             let level = match () {
@@ -64,7 +64,7 @@ impl Supervisor {
     /// A server whose main process has ended is gone when nothing of it listens. What listens in its
     /// place becomes the main process, or is told to stop if the server was.
     pub(super) fn look_for_rest(&mut self, sockets: &Listeners) {
-        // In a reload those of the old server are open as long as we want them to be.
+        // Listeners of old servers that we keep open ourselves say nothing about our server.
         let kept: BTreeSet<u32> = self.live.iter().flat_map(|live| live.joining.sharing.kept()).collect();
         let Some(live) = self.live.as_mut() else { return };
         let Some(ended) = live.life.ended else { return };
@@ -108,7 +108,7 @@ impl Supervisor {
         }
     }
 
-    /// It was `main` before.
+    /// Another process has become the main process; `main` is the one before.
     fn promoted(&mut self, main: Pid) {
         let Some(live) = self.live.as_mut() else { return };
         live.life.ended = None;
@@ -170,7 +170,7 @@ impl Supervisor {
         }
     }
 
-    /// Everything of an ended server in the run directory.
+    /// Removes the files of an ended server from the run directory.
     pub(super) fn retire(&mut self) {
         let Some(live) = self.live.as_mut() else { return };
         for address in std::mem::take(&mut live.names.held) {
@@ -181,7 +181,7 @@ impl Supervisor {
         }
     }
 
-    /// Everything of an ended server in the run directory and among the threads.
+    /// Removes an ended server: its files, clocks, connections and claims. Returns what is left of it.
     pub(super) fn clear_away(&mut self) -> Option<Live> {
         self.retire();
         let live = self.live.take()?;

@@ -18,7 +18,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::os::fd::{AsFd, AsRawFd};
 use std::time::{Duration, Instant};
 
-/// How long a socket has to listen that was not there when its server came up, before it is one of its addresses.
+/// How long a listener that a server opens after it was up has to stay open before it counts as an address.
 const YOUNG_FOR: Duration = Duration::from_secs(30);
 
 impl Live {
@@ -86,8 +86,8 @@ impl Supervisor {
         self.feed(swap::Event::Calls(address, meets));
     }
 
-    /// The server puts a program on a port, or takes it off: what comes of that is known only if we do it. While the port
-    /// is steered by ours, that of the server waits for its turn.
+    /// The server attaches a program of its own to a port, or detaches it. We make the call ourselves, to know whether
+    /// it succeeded. While our program steers the port, the server's is kept for later.
     pub(super) fn steers(&mut self, steering: Steering) {
         let Steering { call, socket, program } = steering;
         let Some(live) = self.live.as_mut() else { return };
@@ -116,8 +116,8 @@ impl Supervisor {
         }
     }
 
-    /// Lets the server listen as if alone. We make the call ourselves, to know when it is done; beside a new server, whose
-    /// supervisor steers, that one does.
+    /// Lets the server listen as if alone. We make the call ourselves, to know when it is done. While the supervisor of
+    /// a newer server steers the port, that supervisor makes it.
     pub(super) fn admit(&mut self, address: &Address) {
         let Some(live) = self.live.as_mut() else { return };
         let mut listens = false;

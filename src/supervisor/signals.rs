@@ -14,7 +14,7 @@ impl Supervisor {
             Signal::SIGHUP if self.is_caretaker() => {}
             Signal::SIGHUP if !self.caller.on_terminal => self.want_reload(None),
             Signal::SIGUSR1 | Signal::SIGUSR2 => self.pass_on(signal),
-            // The terminal went away. That it told the server so too does not stop every server.
+            // The terminal went away. SIGHUP reached the server too, but does not end every server: it is told to stop.
             Signal::SIGHUP => self.told_to_stop(false),
             _ => self.told_to_stop(from_terminal),
         }
@@ -24,10 +24,10 @@ impl Supervisor {
         self.live.as_ref().is_some_and(|live| live.server.is_adopted())
     }
 
-    /// By a signal. Where the front has had it too, and has told us already, it is the same one.
+    /// Stops the server at a signal. If the front got the signal too and has told us already, it counts once.
     pub(super) fn told_to_stop(&mut self, from_terminal: bool) {
         if self.is_caretaker() && self.reloads.copies.is_empty() {
-            // It is meant for whoever has started it: a session, or a control group. The server has nothing to do with it.
+            // The signal is meant for the session or control group that started this caretaker. Its server lives on.
             self.caller.status = status::DONE;
             return self.live = None;
         }

@@ -110,7 +110,7 @@ pub(super) struct Conn {
     pub(super) role: Role,
     /// It said something that counts, and is not sent away to make room for another.
     pub(super) counts: bool,
-    /// It is one too many, unless it is another serverswap.
+    /// It came when all connections were taken, and is kept only if it turns out to be another serverswap.
     pub(super) spare: bool,
 }
 
@@ -119,8 +119,8 @@ impl Conn {
         Conn { out: Outbox::new(link), role, counts: false, spare: false }
     }
 
-    /// The end of the control fd of a server, or of a connection that we made: not one of those whose number
-    /// is limited.
+    /// A connection that does not come from the control socket, such as the control channel: it is never sent away to
+    /// make room.
     pub(super) fn ours(link: Arc<Link>, role: Role) -> Conn {
         Conn { counts: true, ..Conn::new(link, role) }
     }
@@ -156,14 +156,14 @@ pub(super) struct Old {
     pub(super) holds: Vec<Address>,
     /// Its listeners, as its supervisor handed them over.
     pub(super) sockets: Vec<OwnedFd>,
-    /// How many they are.
+    /// How many listeners its supervisor announced.
     pub(super) promised: usize,
     /// How many of them, the first ones, are of servers that it has replaced itself and that still drain.
     pub(super) draining: usize,
     pub(super) locked: bool,
-    /// What it was asked for and has not released: its server does that, whatever becomes of its supervisor.
+    /// What it was asked for, without the takedowns that it has released; asked again when a caretaker takes it over.
     pub(super) asked: Vec<PeerWord>,
-    /// It was asked for something.
+    /// It was asked for something, even if `asked` is empty again.
     pub(super) told: bool,
     /// It has ended, and since then somebody else holds a listener of its.
     pub(super) lingers: Option<Linger>,
@@ -193,7 +193,7 @@ pub(super) struct Job {
     pub(super) since: Instant,
 }
 
-/// An address at which somebody listens whom nobody can see, or not yet.
+/// An address to look up again: its holder cannot be seen yet, gets a caretaker, or others claim orphans right now.
 #[derive(Default)]
 pub(super) struct Unclear {
     pub(super) looks: u32,
@@ -221,7 +221,7 @@ pub(super) enum Wait {
 pub(super) enum Waiter {
     /// Another serverswap, on this connection.
     Peer(Id),
-    /// One that has asked a copy, on its line; the copy knows it by that number.
+    /// A waiter of a copy: the line to the copy, and the number by which the copy knows the waiter.
     Of(Id, Id),
 }
 
@@ -232,11 +232,11 @@ pub(super) struct Child {
     pub(super) progress: Progress,
     /// Its server.
     pub(super) server: Option<(Pid, u64)>,
-    /// That is on its way out.
+    /// Its server is on its way out.
     pub(super) leaves: bool,
     /// The line to it has ended: it says nothing any more.
     pub(super) silent: bool,
-    /// It has ended so.
+    /// How it has ended.
     pub(super) end: Option<End>,
 }
 

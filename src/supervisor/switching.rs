@@ -24,7 +24,7 @@ impl Supervisor {
         let Some(live) = self.live.as_mut() else { return };
         let server = &live.server;
         let (mut abandoned, result) = live.joining.sharing.switch(&|inodes| sockets(server, inodes));
-        // Of an address that it has nothing of the machine says so.
+        // If the new server has nothing at all at an address, the machine reports that.
         let claims = Address::all(&live.machine.claims());
         abandoned.retain(|place| Address::from(*place).among(&claims).next().is_some());
         for place in abandoned {
@@ -47,7 +47,7 @@ impl Supervisor {
         self.write_replaced(Vec::new());
     }
 
-    /// Whoever finds the servers of a dead supervisor reads in the record whether the swap was made.
+    /// Writes into the record which servers ours has replaced. If we die, that tells whether the switch was made.
     pub(super) fn write_replaced(&mut self, replaced: Vec<Pid>) {
         if let Some(live) = self.live.as_mut()
             && live.names.replaced != replaced
@@ -142,7 +142,7 @@ impl Supervisor {
             Some(Ok(0)) => return,
             Some(Ok(busy)) => format!("the time to drain is up with {busy} busy connections (they are cut)"),
             Some(Err(_)) | None => {
-                "the time to drain is up, and its connections could not be watched (any are cut)".into()
+                "the time to drain is up, and its connections could not be watched (busy ones are cut)".into()
             }
         };
         self.log.say(Level::Warning, live.names.name.as_ref(), &text);

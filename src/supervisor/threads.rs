@@ -48,7 +48,7 @@ pub enum Event {
     Opened(Id, Arc<Link>),
     /// The connection to an old server's supervisor stands.
     Connected(Id, Arc<Link>),
-    /// A line came, or what is none and the text that answers it.
+    /// A line came. An `Err` is the text of the ERROR line that answers a malformed one.
     Line(Id, Result<String, &'static str>),
     /// The supervisor of an old server handed over listeners.
     Files(Id, Vec<OwnedFd>),
@@ -56,9 +56,9 @@ pub enum Event {
     Closed(Id),
     /// A datagram came to the notify socket.
     Notified(Vec<u8>),
-    /// The main process of the server, if that is no child of ours has ended.
+    /// The main process of the server has ended. Sent only if it is no child of ours.
     Ended(Pid),
-    /// The server has bound a fixed port.
+    /// The server has bound a port that it shares, or is to share, with another server.
     Bound,
     /// Its ports cannot be shared after all, and why.
     Unshared(String),
@@ -68,9 +68,9 @@ pub enum Event {
     Directory(io::Result<File>),
     /// It puts a program on a port.
     Steers(Steering),
-    /// The supervisor of an old server that does not speak to us any more lives on.
+    /// The supervisor of an old server has closed its connection and lives on.
     HungUp(Id),
-    /// The supervisor of an old server that drains is gone.
+    /// The supervisor of an old server is gone: the lock of the server's record is free.
     Orphaned(Id),
     /// Whoever waits for `--detach` no longer wants the swap.
     Cancelled,
@@ -262,15 +262,15 @@ pub fn connect(events: Events, id: Id, socket: PathBuf, server: Pid, dir: RunDir
 pub struct NotifySocket {
     /// The socket.
     pub socket: UnixDatagram,
-    /// A shut-down socket reads as an empty datagram, and so does an empty datagram.
+    /// Set before the socket is shut down, which then reads as an empty datagram, like one that was sent.
     pub closed: AtomicBool,
 }
 
-/// How long the end of a connection may come before that of the supervisor at its other end.
+/// How long after its connection the lock of a dying supervisor may be released: the connection closes first.
 pub const HANGS_UP: Duration = Duration::from_secs(2);
 
-/// Waits, if need be for this time only, until the supervisor of a server is gone for good: its lock is free. Tells if it
-/// lives on and has only hung up.
+/// Waits, for `within` at most, until the lock of a server's record is free: sends [`Event::Orphaned`] then, and
+/// [`Event::HungUp`] if the supervisor lives on.
 pub fn release(events: Events, id: Id, server: Pid, dir: RunDir, within: Option<Duration>) -> io::Result<()> {
     start("release", move || {
         let released = dir.is_released(server, within);
@@ -304,7 +304,7 @@ pub fn directory(events: Events, dir: RunDir) -> io::Result<()> {
     })
 }
 
-/// A thread that waits for the end of a process. It ends with this value: nobody wants to know any more.
+/// A thread that waits for the end of a process. Dropping this value ends the thread.
 pub struct EndOf(#[expect(dead_code, reason = "its end is what counts")] UnixStream);
 
 /// Waits for the end of a process that is no child of ours.

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 enum Clock {
     Runs(Instant),
     Paused(Duration),
-    /// It rang. Its machine may have it held before it hears that, and then it has to ring again.
+    /// It rang. If the machine pauses it before it hears of that, the clock has to ring again once it runs on.
     Rang,
 }
 

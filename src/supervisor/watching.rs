@@ -56,7 +56,7 @@ pub fn watch(events: Events, watch: Arc<Watch>, mark: String, dir: RunDir) -> io
         let unshared = |why: String| drop(events.send(Event::Unshared(why)));
         while let Some(call) = watch.next(unshared) {
             let held = || Held::new(watch.clone(), call.id);
-            // Another process than the main one may be none that serves: what it opens is found where it listens.
+            // Only the main process is sure to serve: that the sockets of another one cannot be had means nothing yet.
             let is_main = || call.caller().map(|caller| caller.process) == watch.facts.read().0;
             let denied = |e: &io::Error| {
                 if is_denied(e) && (e.raw_os_error() == Some(libc::ENOSYS) || is_main()) {
@@ -217,9 +217,9 @@ impl Watcher {
         Ok(())
     }
 
-    /// Two servers can have one UDP port only if both sockets were made sharable when they were bound: the first one
-    /// where nobody is, and that of a new server where the old one had its own when it came up. A server that tries
-    /// port after port until it finds a free one finds it.
+    /// Two servers can have one UDP port only if both sockets are made sharable before their `bind`. We do that if the
+    /// port is free, and if each socket there belonged to another server when that came up. So a server that tries
+    /// port after port still finds a free one.
     fn bind_datagram(&mut self, call: &Notification, address: SocketAddr, socket: &Socket) -> io::Result<()> {
         if socket.shares() || !self.is_here(call, socket) {
             return Ok(());
@@ -261,7 +261,7 @@ impl Watcher {
         Ok(Some((socket, place, meets, may)))
     }
 
-    /// A program for a port: what there is to be put on it.
+    /// The socket and the program of a call that puts a program on a port; `None` if the call is to run untouched.
     fn steer(&mut self, call: &Notification) -> io::Result<Option<(Socket, OwnProgram)>> {
         let Ok(socket) = call.socket(&mut self.last).map(Socket::new) else { return Ok(None) };
         if !socket.is_tcp() || !self.is_here(call, &socket) || self.is_foreign(call) {
@@ -308,7 +308,7 @@ struct Named {
     at: Option<SystemTime>,
 }
 
-/// The clock of a directory stands still for that long at most: a second change within may leave no trace.
+/// The timestamp of a directory advances at least this often: two changes within one tick may look like one.
 const TICK: Duration = Duration::from_millis(50);
 
 impl Named {

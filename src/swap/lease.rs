@@ -8,8 +8,8 @@ pub(super) enum Lease {
     #[default]
     Free,
     Lent(ClaimerId),
-    /// New connections of its shared port go elsewhere. Nobody has the lock any more where the claimer has gone away
-    /// and its server serves.
+    /// New connections of its shared port go elsewhere. `None`: nobody has the lock, since the claimer has gone away
+    /// and a newer server serves.
     Draining(Option<ClaimerId>, Drainage),
 }
 

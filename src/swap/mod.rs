@@ -91,7 +91,7 @@ impl Generation {
         self.ours.slots.active().cloned().collect()
     }
 
-    /// Where the server listens, or may.
+    /// All addresses of the server: those that it has, and those that it wants.
     pub fn claims(&self) -> Vec<Address> {
         self.ours.slots.keys().cloned().collect()
     }
@@ -115,7 +115,7 @@ impl Generation {
         self.is_up() && self.claim.olds.is_empty() && self.tenure.lease == Lease::Free
     }
 
-    /// Whether the server is on its way out of the service, and can be replaced by a claimer's meanwhile.
+    /// Whether the server drains or was told to stop.
     pub fn is_giving_way(&self) -> bool {
         self.tenure.lease.is_draining() || self.is_leaving()
     }
@@ -125,7 +125,7 @@ impl Generation {
         self.tenure.is_locked_by(claimer)
     }
 
-    /// Whether the server is not up, or was only taken for it.
+    /// Whether the server is not up yet. One that was only presumed up can go back to this.
     pub fn is_starting(&self) -> bool {
         self.ours.is_starting()
     }

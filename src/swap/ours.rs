@@ -65,7 +65,7 @@ pub(super) enum Why {
         /// The server has had the signal too.
         signalled: bool,
     },
-    /// The new server did not make it: it ends with this status.
+    /// The new server failed: the supervisor ends with this status.
     Failed(u8),
 }
 

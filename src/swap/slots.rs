@@ -29,7 +29,7 @@ pub(super) enum Slot {
     Held,
     /// A claimer asked for the address.
     Asked,
-    /// So it did, and the server knows.
+    /// The server was told to take the address down.
     Told,
 }
 
@@ -128,7 +128,7 @@ impl Slots {
         self.slots.keys().next().cloned()
     }
 
-    /// What we call an address that the server names: itself, or what it collides with.
+    /// The address of ours that collides with one that the server names; the first of several.
     pub(super) fn own(&self, address: &Address) -> Option<Address> {
         address.among(self).next().map(|(own, _)| own.clone())
     }

@@ -93,8 +93,8 @@ pub enum Event {
     OldRefused(OldId, String),
     /// The old server is gone.
     OldGone(OldId),
-    /// The old server's supervisor is not heard any more: it is gone, and comes again as `Locked`, or it has hung
-    /// up, and comes as `OldLost`. Until then its lock is not ours.
+    /// The connection to the old server's supervisor has ended. What follows is `Locked`, by a caretaker, or `OldGone`
+    /// or `OldLost`. Until then its lock does not count as ours, unless the server was asked for something already.
     OldSilent(OldId),
     /// The old server's supervisor is gone; the server may live.
     OldLost(OldId),
@@ -117,16 +117,16 @@ pub enum Event {
     Timer(Timer),
 }
 
-/// How far the swap of a server was whose supervisor has died.
+/// How far the swap of a server was when its supervisor died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Orphan {
-    /// There is none, or none that concerns it.
+    /// There was no swap, or none that concerns the server.
     Alone,
-    /// It has the connections, and those that it has replaced still drain.
+    /// The server has the new connections, and servers that it has replaced are still there.
     Follows,
-    /// Another server has them, or goes on having them: this one drains, and goes.
+    /// Another server has the new connections, or keeps them: this one drains and goes.
     Superseded,
-    /// It was told to let go of them, and has: it finishes what it has.
+    /// It was told to let go of its addresses, and has done so: it only finishes what it has.
     Told,
 }
 

@@ -21,7 +21,7 @@ pub const CARE: &str = "SERVERSWAP_CARETAKER";
 /// Where Linux cannot mark all files at once: up to which fd.
 const FILES_BEFORE_5_11: i32 = 65_536;
 
-/// What the surroundings of a caller hold for that one alone.
+/// Environment variables that are meant for our caller alone: a caretaker does not inherit them.
 const CALLERS: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 

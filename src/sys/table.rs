@@ -71,7 +71,7 @@ fn socket_of(line: &str) -> Option<TcpSocket> {
     })
 }
 
-/// The words of the address are in the byte order of this machine, the port is in the order of people.
+/// Reads `ADDRESS:PORT` in hex. The address is 32-bit words in this machine's byte order; the port is a plain number.
 fn end_of(text: &str) -> Option<SocketAddr> {
     let (ip, port) = text.split_once(':')?;
     let word = |at: usize| u32::from_str_radix(ip.get(at * 8..at * 8 + 8)?, 16).ok().map(u32::to_ne_bytes);

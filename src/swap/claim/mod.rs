@@ -26,7 +26,7 @@ pub(super) struct Claim {
     pub(super) is_done: bool,
 }
 
-/// How much of a swap the end of the new server's supervisor does not undo.
+/// How far the new server is on its way to live without its supervisor.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
 pub(super) enum Reach {
     #[default]
@@ -135,7 +135,7 @@ impl Claim {
         self.reach = self.reach.max(reach);
     }
 
-    /// Locked old servers that were not asked for all they have, and are not told to stop.
+    /// Locked old servers that were not told to stop, each with those of its addresses that it was not asked for.
     fn uncovered(&self, slots: &Slots) -> impl Iterator<Item = (OldId, Vec<Address>)> {
         self.olds.iter().filter(|(_, old)| !old.is_stopped()).filter_map(|(id, old)| {
             let active = |held: &Address| held.among(slots).any(|(_, slot)| !slot.is_wish());
@@ -144,7 +144,7 @@ impl Claim {
         })
     }
 
-    /// Whether an old server was told to go: one that shares its port lives on without a name.
+    /// Whether an old server cannot stay any more. One that shares its port can, if it was only asked for names.
     fn is_told_for_good(&self) -> bool {
         let shares = self.olds.values().any(|old| old.shares);
         self.harmed.iter().any(|address| address.is_port() || !shares)

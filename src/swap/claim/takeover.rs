@@ -237,8 +237,8 @@ impl Claim {
             let address = stuck.into_iter().next().or(ours.slots.name());
             return self.fail(ours, status::NOT_UP, address, &format!("the new server was not up in time{why}"));
         }
-        // One that is up waited for another, which perhaps waits for it; or it has the lock of another, and
-        // does not bind what it wanted that for.
+        // A server that is up waited for an old server, which perhaps waits for it; or it has all locks for an address,
+        // and does not listen or accept there.
         let why = |slot: &Slot| match slot {
             Slot::Waiting(..) => Some("it was not free in time"),
             Slot::Invited(..) => Some("the server did not listen on it in time"),

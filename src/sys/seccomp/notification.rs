@@ -43,7 +43,7 @@ pub struct Last(Option<(u32, Pidfd)>);
 pub struct Caller {
     /// The process.
     pub process: Pid,
-    /// Whose files it may open (`fsuid`, credentials(7)).
+    /// The file system user id of the calling thread (`fsuid`, credentials(7)).
     pub uid: u32,
 }
 
