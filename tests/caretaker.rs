@@ -69,8 +69,11 @@ fn a_failed_swap_leaves_a_server_with_its_caretaker_and_that_can_die_too() {
         let caretaker = supervisor(&sandbox);
         assert!(caretaker != killed && alive(caretaker) && get(port).unwrap().pid == server);
         killed = caretaker;
+        // What ends a session says HUP as well.
+        kill(Pid::from_raw(caretaker), Signal::SIGHUP).unwrap();
         kill(Pid::from_raw(caretaker), signal).unwrap();
         until("it is gone", || sandbox.status()[0][3] == "-");
+        assert_eq!(get(port).unwrap().pid, server);
     }
     let (status, log) = sandbox.deploy(&[&address, "takedown"]);
     assert_eq!(status, 0, "{log}");
@@ -115,5 +118,45 @@ fn a_caretaker_has_nothing_of_its_caller() {
     assert!(!environment.contains("NOTIFY_SOCKET") && !environment.contains("LISTEN_"), "{environment}");
     assert_eq!(get(port).unwrap().pid, server);
     sandbox.take_down(&address);
+    sandbox.assert_clean();
+}
+
+/// Before Linux 5.6, and in some containers.
+#[test]
+fn a_server_without_supervisor_whose_listeners_cannot_be_had_is_taken_down() {
+    let sandbox = Sandbox::shared();
+    let address = format!("0.0.0.0:{}", sandbox.port());
+    orphan(&sandbox, &[], &["mute", &address]);
+    let mut command = sandbox.command("strace");
+    command.env_remove("LD_LIBRARY_PATH");
+    command.args(["-f", "-qq", "-e", "trace=pidfd_getfd", "-e", "inject=pidfd_getfd:error=ENOSYS", "-o"]);
+    command.arg(sandbox.path("trace")).args([common::SERVERSWAP, "--takedown", &address]);
+    let mut takedown = sandbox.start(command);
+    assert_eq!(takedown.wait(), 0, "{}", takedown.log());
+    sandbox.assert_clean();
+}
+
+/// Nobody has it in mind who names the other one.
+#[test]
+fn what_the_kernel_numbered_is_no_address_of_a_server_without_supervisor() {
+    let sandbox = Sandbox::new();
+    let any = std::net::TcpListener::bind("0.0.0.0:0").unwrap().local_addr().unwrap().to_string();
+    let address = format!("0.0.0.0:{}", sandbox.port());
+    orphan(&sandbox, &["--plain"], &["mute", &address, &any]);
+    let (status, log) = sandbox.run(["--takedown", &address]);
+    assert_eq!(status, 0, "{log}");
+    sandbox.assert_clean();
+}
+
+#[test]
+fn a_variable_that_was_handed_down_makes_nobody_a_caretaker() {
+    let sandbox = Sandbox::shared();
+    for value in ["1:1", "1", ""] {
+        let mut command = sandbox.command(common::SERVERSWAP);
+        let output = command.env("SERVERSWAP_CARETAKER", value).args(["-d", "sleep", "100"]).output().unwrap();
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(125), "{said}");
+        assert!(said.contains("SERVERSWAP_CARETAKER is not meant for it (nothing was started)"), "{said}");
+    }
     sandbox.assert_clean();
 }
