@@ -42,7 +42,7 @@ pub struct Recovered {
     /// How far.
     pub orphan: Orphan,
     /// Its addresses: those whose pidfile names it, or a server that it has replaced, or that have no pidfile. If it is
-    /// superseded, also those that other servers have by now.
+    /// superseded, those that other servers have by now.
     pub addresses: BTreeSet<Address>,
     /// Those that have pidfiles now.
     pub held: BTreeSet<Address>,
@@ -112,19 +112,20 @@ impl Scene {
     }
 
     fn decide(&self, own: BTreeSet<Address>, held: BTreeSet<Address>, others: BTreeSet<Address>) -> Recovered {
-        let is_superseded = self.beside.iter().any(|other| other.has_replaced(&self.own));
+        // What it has elsewhere is its own: whoever wants that replaces it there.
+        let drains = |old: &Server| self.own.replaced.contains(&old.pid) && !self.has_name(old.pid, &own);
         let orphan = match () {
             () if self.own.places.is_empty() && held.is_empty() => Orphan::Told,
-            // It drains as a whole, be it that its successor does without some of its addresses.
-            () if is_superseded || own.is_empty() => Orphan::Superseded,
-            () if self.beside.iter().any(|old| self.own.replaced.contains(&old.pid)) => Orphan::Follows,
+            () if own.is_empty() => Orphan::Superseded,
+            () if self.beside.iter().any(drains) => Orphan::Follows,
             () => Orphan::Alone,
         };
         // Only who has the lock lets its server join.
         let is_younger = |new: &Server| new.start >= self.own.start && !self.own.replaced.contains(&new.pid);
         let joins = |new: &&Server| !new.ever_orphaned && is_younger(new) && !self.has_name(new.pid, &BTreeSet::new());
         let heir = self.beside.iter().find(joins).map(|new| new.supervisor);
-        let addresses = if orphan == Orphan::Superseded { own.union(&others).cloned().collect() } else { own };
+        let addresses = if orphan == Orphan::Superseded { others.clone() } else { own };
+        let is_superseded = self.beside.iter().any(|other| other.has_replaced(&self.own));
         let is_behind = !is_superseded && self.beside.iter().all(|other| other.start <= self.own.start);
         let unswitched = if is_behind { others } else { BTreeSet::new() };
         Recovered { orphan, addresses, held, unswitched, heir: heir.filter(|_| orphan != Orphan::Superseded) }
@@ -223,14 +224,14 @@ mod tests {
 
     /// Its successor does without one of its addresses.
     #[test]
-    fn a_server_that_is_replaced_drains_as_a_whole() {
+    fn a_server_that_is_replaced_at_one_address_serves_on_at_the_other() {
         let (both, one) = ([at("127.0.0.1:80", 0), at("127.0.0.1:81", 0)], [at("127.0.0.1:80", 0)]);
         let (old, new) = (server(1, &[], &both), server(2, &[1], &one));
         let names = [(2, "127.0.0.1:80"), (1, "127.0.0.1:81")];
         let found = scene(old.clone(), vec![new.clone()], &names).recover(Some(&[]));
-        assert_eq!(found.orphan, Orphan::Superseded);
-        assert_eq!(found.addresses, addresses(&["127.0.0.1:80", "127.0.0.1:81"]));
-        assert_eq!(scene(new, vec![old], &names).recover(Some(&[])).orphan, Orphan::Follows);
+        assert_eq!((found.orphan, found.unswitched), (Orphan::Alone, BTreeSet::new()));
+        assert_eq!(found.addresses, addresses(&["127.0.0.1:81"]));
+        assert_eq!(scene(new, vec![old], &names).recover(Some(&[])).orphan, Orphan::Alone);
     }
 
     #[test]

@@ -64,13 +64,14 @@ impl Supervisor {
         // With the others it has nothing to do.
         beside.retain(|other| other.party.ever_orphaned);
         let new = beside.iter().find(|new| new.party.has_replaced(&scene.own));
-        match (claimer, new) {
-            (_, Some(Beside { party, .. })) if !live.machine.is_giving_way() => {
+        let is_superseded = || claimer.is_some() || scene.recover(None).orphan == swap::Orphan::Superseded;
+        match new {
+            Some(Beside { party, .. }) if !live.machine.is_giving_way() && is_superseded() => {
                 let text = format!("server {} has lost its supervisor in its switch (the swap goes on)", party.pid);
                 self.log.say(Level::Notice, name.as_ref(), &text);
                 self.feed(swap::Event::Superseded);
             }
-            (Some(_), None) => {
+            None if claimer.is_some() => {
                 live.listeners().unwrap_or_default().iter().for_each(|own| drop(own.accept_newcomers()));
             }
             _ => {}

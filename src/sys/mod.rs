@@ -21,3 +21,4 @@ mod status;
 pub mod steer;
 mod table;
 mod tcp;
+mod unwind;
