@@ -6,7 +6,7 @@
 use super::live::{Life, Live, Names, Standing};
 
 use super::sockets::Sockets;
-use super::state::Supervisor;
+use super::state::{Sources, Supervisor};
 use super::threads;
 use crate::address::Address;
 use crate::error::{Error, Result, reason, status};
@@ -32,8 +32,9 @@ pub(super) const TAKEN_OVER: &str = "and is taken over";
 
 impl Supervisor {
     /// Takes charge of a server that has no supervisor any more, unless somebody else does.
-    pub(super) fn take_care(&mut self, pid: Pid) -> Result<()> {
+    pub(super) fn take_care(&mut self, pid: Pid, sources: Sources) -> Result<()> {
         let failed = |what: &str, e: io::Error| Error::unable(format!("{what} {pid}"), e, "it serves on without");
+        self.hear(sources).map_err(|e| failed("start a thread for server", e))?;
         let Some((holder, lock)) = self.lock_orphan(pid) else {
             self.caller.status = status::DONE;
             return Ok(());

@@ -15,6 +15,7 @@ use nix::sys::signal::{Signal, kill};
 use std::collections::BTreeSet;
 use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
+use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 /// How long after its last word a copy that should have ended is looked at.
@@ -253,13 +254,11 @@ impl Supervisor {
     }
 
     /// Takes the line to the front, if this process is a copy.
-    pub(super) fn hear_front(&mut self, line: Option<UnixStream>) -> std::io::Result<()> {
-        let Some(line) = line else { return Ok(()) };
+    pub(super) fn meet_front(&mut self, line: UnixStream) -> (Id, Arc<Link>) {
         let (id, link) = (threads::next_id(), Link::new(line));
-        threads::lines(self.events.clone(), id, link.clone())?;
-        self.peers.conns.insert(id, Conn::ours(link, Role::Front));
+        self.peers.conns.insert(id, Conn::ours(link.clone(), Role::Front));
         self.reloads.front = Some(id);
-        Ok(())
+        (id, link)
     }
 
     pub(super) fn front_said(&mut self, word: FrontWord) {

@@ -44,7 +44,7 @@ use directory::PARTING;
 use live::Live;
 use nix::sys::signal::Signal;
 
-use state::{Agenda, Caller, Clock, Kin, Peers, Reloads};
+use state::{Agenda, Caller, Clock, Kin, Peers, Reloads, Sources};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
 use std::sync::mpsc::sync_channel;
@@ -107,9 +107,9 @@ impl Supervisor {
             caller,
         };
         let awaited = supervisor.caller.launcher.is_some() || front.is_some();
-        let begun = supervisor.hear(front).and_then(|()| match orphan {
-            Some(server) => supervisor.take_care(server),
-            None => supervisor.start_server(awaited),
+        let begun = supervisor.listen(front).and_then(|sources| match orphan {
+            Some(server) => supervisor.take_care(server, sources),
+            None => supervisor.start_server(awaited, sources),
         });
         match begun {
             Ok(()) => supervisor.serve(),
@@ -121,24 +121,28 @@ impl Supervisor {
         supervisor.finish()
     }
 
-    /// Starts the threads that hear of signals and of a caller that calls the swap off, and has all that its server leaves
-    /// behind come to this process.
-    fn hear(&mut self, front: Option<UnixStream>) -> Result<()> {
+    /// Handles signals from here on, and has all that its server leaves behind come to this process.
+    fn listen(&mut self, front: Option<UnixStream>) -> Result<Sources> {
         let failed = |what: &str, e: std::io::Error| Error::unable(what, e, "nothing was started");
         let mut signals =
             vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD];
         if !self.caller.hup_ignored {
             signals.push(Signal::SIGHUP);
         }
-        threads::signals(self.events.clone(), &signals).map_err(|e| failed("handle signals", e))?;
+        let signals = threads::catch(&signals).map_err(|e| failed("handle signals", e))?;
         nix::sys::prctl::set_child_subreaper(true).map_err(|e| failed("reap its descendants", e.into()))?;
-        self.hear_front(front).map_err(|e| failed("hear its front", e))?;
-        match &self.caller.launcher {
-            Some(launcher) => {
-                launcher.watch(self.events.clone(), || Event::Cancelled).map_err(|e| failed("watch its caller", e))
-            }
-            None => Ok(()),
+        Ok(Sources { signals, front: front.map(|line| self.meet_front(line)) })
+    }
+
+    /// Starts the threads that hear of signals, of its front, and of a caller that calls the swap off. Its server runs by
+    /// then: to start a thread takes as long as to start a process.
+    fn hear(&self, sources: Sources) -> std::io::Result<()> {
+        threads::signals(self.events.clone(), sources.signals)?;
+        if let Some((id, link)) = sources.front {
+            threads::lines(self.events.clone(), id, link)?;
         }
+        let mut launcher = self.caller.launcher.iter();
+        launcher.try_for_each(|launcher| launcher.watch(self.events.clone(), || Event::Cancelled))
     }
 
     /// The main loop: one event, and everything that follows from it.

@@ -5,7 +5,7 @@
 use super::live::{Live, Names};
 use super::looks::POLL_SWAP;
 use super::sockets::Sockets;
-use super::state::{Conn, Role, Supervisor};
+use super::state::{Conn, Role, Sources, Supervisor};
 use super::threads::{self, Link};
 use super::watching;
 use crate::error::{Error, Result};
@@ -25,7 +25,7 @@ const DISCOVER_FOR: Duration = Duration::from_secs(60);
 
 impl Supervisor {
     /// Starts the server. `awaited`: somebody waits for the swap.
-    pub(super) fn start_server(&mut self, awaited: bool) -> Result<()> {
+    pub(super) fn start_server(&mut self, awaited: bool, sources: Sources) -> Result<()> {
         let command = self.run.line();
         let number = self.dir.next_generation(&command);
         let failed = |e: io::Error| Error::unable("open the control channel", e, "nothing was started");
@@ -69,12 +69,13 @@ impl Supervisor {
         let ours = Link::new(ours);
         self.peers.conns.insert(sockets.control, Conn::ours(ours.clone(), Role::Server));
         let lines = threads::lines(self.events.clone(), sockets.control, ours);
-        let started = lines.and_then(|()| sockets.hear(&self.events)).and_then(|()| {
-            let Some(watch) = watch else { return Ok(()) };
-            watch.facts.tell(server.pid, false);
-            let mark = socket.to_string_lossy().into_owned();
-            watching::watch(self.events.clone(), watch, mark, self.dir.try_clone()?)
-        });
+        let started =
+            lines.and_then(|()| self.hear(sources)).and_then(|()| sockets.hear(&self.events)).and_then(|()| {
+                let Some(watch) = watch else { return Ok(()) };
+                watch.facts.tell(server.pid, false);
+                let mark = socket.to_string_lossy().into_owned();
+                watching::watch(self.events.clone(), watch, mark, self.dir.try_clone()?)
+            });
         self.log.say(Level::Detail, None, &format!("server {} started (generation {number})", server.pid));
         let names_of = Names { number, number_is_guess: true, registration: Some(registration), ..Names::default() };
         let mut live = Live::new(machine, server, names_of, sockets);

@@ -4,7 +4,7 @@
 
 use super::live::{Leftover, Live};
 use super::outbox::Outbox;
-use super::threads::{Event, Events, Id, Link};
+use super::threads::{Event, Events, Id, Link, Signals};
 use super::timers::Timers;
 use crate::address::Address;
 use crate::cli::Run;
@@ -41,6 +41,13 @@ pub struct Supervisor {
     pub(super) agenda: Agenda,
     pub(super) clock: Clock,
     pub(super) caller: Caller,
+}
+
+/// What its threads are to hear besides its server.
+pub(super) struct Sources {
+    pub(super) signals: Signals,
+    /// The line to its front.
+    pub(super) front: Option<(Id, Arc<Link>)>,
 }
 
 /// What belongs to its server.

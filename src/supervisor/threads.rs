@@ -128,9 +128,16 @@ pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()>
     std::thread::Builder::new().name(name.into()).stack_size(64 * 1024).spawn(body).map(drop)
 }
 
-/// Reads signals. Handlers are in place when this returns.
-pub fn signals(events: Events, signals: &[Signal]) -> io::Result<()> {
-    let mut source = SignalsInfo::<WithRawSiginfo>::new(signals.iter().map(|&s| s as i32))?;
+/// Signals that have come, or will.
+pub type Signals = SignalsInfo<WithRawSiginfo>;
+
+/// Handles signals from here on: they wait until somebody reads them.
+pub fn catch(signals: &[Signal]) -> io::Result<Signals> {
+    Signals::new(signals.iter().map(|&s| s as i32))
+}
+
+/// Reads them.
+pub fn signals(events: Events, mut source: Signals) -> io::Result<()> {
     start("signals", move || {
         for info in source.forever() {
             // si_code SI_KERNEL: the terminal's line discipline sent it, to the whole foreground group.

@@ -11,6 +11,9 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::process::Command;
 
+/// What the child says at the gate; any other number is an errno.
+const AT_GATE: i32 = 0;
+
 /// The lowest fd number from 3 to 9 that a child would not inherit: POSIX shells cannot name more.
 pub fn free_fd_number() -> Option<RawFd> {
     (3..=9).find(|&number| {
@@ -54,26 +57,51 @@ pub fn spawn<T, M>(
     };
     // SAFETY: the closure only makes async-signal-safe calls and allocates nothing.
     unsafe { command.pre_exec(setup) };
-    std::thread::scope(|scope| {
-        // Command::spawn() returns only when the server runs, so another thread has to let it run.
-        let builder = std::thread::Builder::new().name("spawn".into()).stack_size(256 * 1024);
-        let spawner = builder.spawn_scoped(scope, || {
-            let spawned = command.spawn();
-            // If the other thread still waits for a word of the child, the child is dead.
-            let _ = theirs.shutdown(std::net::Shutdown::Both);
-            spawned
-        })?;
-        let made = meanwhile();
-        let mut pid = [0; 4];
-        let pid = (&gate).read_exact(&mut pid).ok().and_then(|()| Pid::new(i32::from_ne_bytes(pid).into()));
-        let prepared = pid.and_then(|pid| prepare(pid, made));
-        // Without the byte the child would wait for ever: it gives up when the gate is shut.
-        if prepared.is_none() || (&gate).write_all(&[1]).is_err() {
-            let _ = gate.shutdown(std::net::Shutdown::Both);
-        }
-        spawner.join().unwrap_or_else(|_| Err(io::ErrorKind::Other.into()))?;
-        prepared.ok_or_else(|| io::ErrorKind::Interrupted.into())
-    })
+    // Command::spawn() returns only when the server runs: another thread would have to let it run.
+    // SAFETY: the child goes on from here and ends in `give_up`, unless it becomes its command. It may allocate: nothing
+    // but a wait for the run directory has a thread by now, and glibc, and musl since 1.2.2, hold their locks in fork(2).
+    let pid = match unsafe { libc::fork() } {
+        0 => give_up(own, &command.exec()),
+        pid => Pid::new(pid.into()).ok_or_else(io::Error::last_os_error)?,
+    };
+    drop(theirs);
+    let made = meanwhile();
+    let started = let_through(&gate, || prepare(pid, made));
+    if started.is_err() {
+        let _ = gate.shutdown(std::net::Shutdown::Both);
+        // SAFETY: the call takes integers; no status is asked for.
+        while unsafe { libc::waitpid(pid.raw(), std::ptr::null_mut(), 0) } < 0
+            && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
+        {}
+    }
+    started
+}
+
+/// The supervisor's side of the gate: the child waits there until `prepare` has made what it is to have.
+fn let_through<T>(mut gate: &UnixStream, prepare: impl FnOnce() -> Option<T>) -> io::Result<T> {
+    let canceled = || io::Error::from_raw_os_error(libc::ECANCELED);
+    let made = hear_child(gate)?.and_then(|()| prepare()).ok_or_else(canceled)?;
+    gate.write_all(&[1])?;
+    // The end of the child at its exec.
+    if hear_child(gate)?.is_some() { Err(canceled()) } else { Ok(made) }
+}
+
+/// What the child says: that it is at the gate, or why it cannot be executed. `None` if it runs its command, or is dead.
+fn hear_child(mut gate: &UnixStream) -> io::Result<Option<()>> {
+    let mut said = [0; 4];
+    match gate.read_exact(&mut said).map(|()| i32::from_ne_bytes(said)) {
+        Ok(AT_GATE) => Ok(Some(())),
+        Ok(errno) => Err(io::Error::from_raw_os_error(errno)),
+        Err(e) if e.kind() == io::ErrorKind::UnexpectedEof => Ok(None),
+        Err(e) => Err(e),
+    }
+}
+
+/// The child cannot become its command.
+fn give_up(gate: RawFd, error: &io::Error) -> ! {
+    say(gate, error.raw_os_error().unwrap_or(libc::EINVAL));
+    // SAFETY: it ends the child, and runs nothing of ours.
+    unsafe { libc::_exit(127) }
 }
 
 /// Moves a stream out of the way of the number that the child gets: any fd that is closed on exec may have it.
@@ -102,15 +130,14 @@ fn hand_down(control: RawFd, number: RawFd) -> io::Result<()> {
     if result < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
 }
 
-/// The child's side of the gate: it says its pid and waits for one byte.
+/// The child's side of the gate: it says that it is there and waits for one byte.
 fn wait_at_gate(supervisors: RawFd, own: RawFd) -> io::Result<()> {
     // SAFETY: async-signal-safe calls on fds that the child inherited and on a local.
     unsafe {
         // Otherwise it would hold its own gate open when the supervisor has died.
         libc::close(supervisors);
-        let pid = libc::getpid().to_ne_bytes();
         let mut byte = 0u8;
-        if libc::write(own, pid.as_ptr().cast(), pid.len()) != 4 {
+        if !say(own, AT_GATE) {
             // What was not said is not answered.
             return Err(io::Error::last_os_error());
         }
@@ -122,4 +149,11 @@ fn wait_at_gate(supervisors: RawFd, own: RawFd) -> io::Result<()> {
         };
         if read == 1 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ECANCELED)) }
     }
+}
+
+/// The child says a number to its supervisor. Async-signal-safe.
+fn say(gate: RawFd, number: i32) -> bool {
+    let bytes = number.to_ne_bytes();
+    // SAFETY: the bytes are valid for their length.
+    unsafe { libc::write(gate, bytes.as_ptr().cast(), bytes.len()) == 4 }
 }
