@@ -78,7 +78,7 @@ impl Address {
         all
     }
 
-    /// Those of some addresses that collide with this one.
+    /// The addresses of `all` that collide with this one.
     pub fn among<'a, V>(&self, all: &'a BTreeMap<Address, V>) -> impl Iterator<Item = (&'a Address, &'a V)> {
         let near = self.neighbours().flat_map(|(first, last)| all.range(first..=last));
         near.filter(|(other, _)| self.collides(other))

@@ -250,7 +250,7 @@ fn signal(text: &str) -> Result<Signal> {
         Err(_) => named(),
     };
     match signal {
-        // A server cannot end by one that only stops or continues it.
+        // By default these suspend or continue a process, or are ignored: none of them ends a server.
         Ok(
             Signal::SIGSTOP | Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT | Signal::SIGCHLD,
         )

@@ -35,9 +35,9 @@ pub fn fork(log: Log) -> Result<Side> {
     let (mut caller, supervisor) = UnixStream::pair().map_err(failed)?;
     let canceller = caller.try_clone().map_err(failed)?;
     let mut cancels = vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGHUP];
-    // nohup(1), and what a shell starts in the background.
+    // Signals that nohup(1), or a shell for a background command, made this process ignore stay ignored.
     cancels.retain(|signal| !process::is_ignored(*signal));
-    // None may end the caller alone: they wait until they are handled.
+    // None of these signals may end the caller alone: they are blocked until handlers are in place.
     let before = SigSet::from_iter(cancels.iter().copied())
         .thread_swap_mask(SigmaskHow::SIG_BLOCK)
         .map_err(|e| failed(e.into()))?;
@@ -49,7 +49,7 @@ pub fn fork(log: Log) -> Result<Side> {
     let _ = before.thread_set_mask();
     let Some(signals) = signals else { return Ok(Side::Supervisor(Launcher(supervisor))) };
     drop(supervisor);
-    // The swap is under way, and goes on without.
+    // The swap is under way. It goes on, although no signal can call it off.
     if let Err(e) = signals.and_then(|signals| cancel_on(signals, canceller)) {
         let text = format!("unable to wait for signals: {} (the swap cannot be called off)", reason(&e));
         log.say(Level::Warning, None, &text);
@@ -74,7 +74,7 @@ fn cancel_on(mut signals: Signals, mut canceller: UnixStream) -> io::Result<()> 
 }
 
 impl Launcher {
-    /// Starts the thread that hears of a cancelled swap. That the caller died says nothing.
+    /// Starts the thread that hears of a cancelled swap. The death of the caller cancels nothing.
     pub fn watch<E: Send + 'static>(&self, events: SyncSender<E>, cancelled: fn() -> E) -> io::Result<()> {
         let mut caller = self.0.try_clone()?;
         std::thread::Builder::new().stack_size(64 * 1024).spawn(move || {

@@ -79,7 +79,7 @@ impl Drain {
         })
     }
 
-    /// Looks again.
+    /// Looks how far the drain is now.
     pub fn look(&mut self, server: &Server) -> Drained {
         let diag = &self.diag;
         if self.connections.is_none() {
@@ -88,7 +88,7 @@ impl Drain {
             if queued || (!self.handshakes.is_empty() && Instant::now() < self.until) {
                 return Drained::Arriving;
             }
-            // One whose listener was chosen before the switch may have come to light after the first list.
+            // A handshake whose listener was chosen before the switch may have become visible after the first list.
             if !self.confirmed {
                 if let Ok(all) = handshakes(&self.ports) {
                     (self.handshakes, self.confirmed) = (all, true);
@@ -96,8 +96,8 @@ impl Drain {
                 return Drained::Arriving;
             }
         }
-        // The list is made anew for the look that confirms: a connection that had left the queue at the
-        // first, but was not yet a file of the server's, is one by now.
+        // The look that confirms lists the connections anew: one that at the first look had left the queue, but
+        // was not yet a file of the server's, is one by now.
         if self.connections.is_none() || self.idle_looks == 1 {
             // What cannot be looked at may be busy.
             let Ok(connections) = self.connections(server) else {
@@ -119,8 +119,8 @@ impl Drain {
         Ok(all.map(|s| Connection { ends: s.ends, inode: s.inode }).collect())
     }
 
-    /// Whether any connection is busy. The one that is comes first the next time: the others need no look before it has
-    /// come to rest, and there may be ten thousand.
+    /// Whether any connection is busy. The first one that is found to be busy is looked at first the next time: as long
+    /// as it is busy the others need no look, and there may be ten thousand.
     fn is_busy(&mut self) -> bool {
         let connections = self.connections.get_or_insert_default();
         let mut at = 0;

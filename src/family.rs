@@ -67,7 +67,7 @@ pub struct Member {
 }
 
 impl Household {
-    /// Call it before the server starts.
+    /// Notes the children that this process has already. Call it before the server starts.
     pub fn found() -> io::Result<Arc<Household>> {
         let strangers = match process::has_children()? {
             false => Vec::new(),
@@ -80,17 +80,17 @@ impl Household {
         Ok(Arc::new(Household { strangers, of_copies: Mutex::default() }))
     }
 
-    /// The server has started then.
+    /// The server as a member of this household. `started`: its start time.
     pub fn enter(self: &Arc<Household>, started: u64, seen: Seen) -> Member {
         Member { household: self.clone(), started, seen }
     }
 
-    /// A copy has started a server.
+    /// A copy has started this server: pid, and start time.
     pub fn has_copy_of(&self, server: (Pid, u64)) {
         seen::lock(&self.of_copies).insert(server);
     }
 
-    /// And that server is gone.
+    /// This server of a copy is gone.
     pub fn forget_copy_of(&self, server: (Pid, u64)) {
         seen::lock(&self.of_copies).remove(&server);
     }
@@ -105,7 +105,7 @@ impl Member {
             _ if strangers.iter().any(|other| (other.pid, other.start) == own) => false,
             _ if seen::lock(&self.household.of_copies).contains(&own) => false,
             Some(mark) => mark == own_mark,
-            // They leave children behind too, in the groups in which they are.
+            // Strangers leave children behind too, in the groups that the strangers are in.
             None if child.group == nix::unistd::getpgrp().as_raw() && !strangers.is_empty() => false,
             None if strangers.iter().any(|other| other.group == child.group) => false,
             None => self.has_claim(child),
@@ -117,7 +117,7 @@ impl Member {
         if Pid::own().raw() != 1 {
             return is_old_enough;
         }
-        // Process 1 gets what others in its container leave behind too. What is below our filter has one more.
+        // Process 1 gets what others in its container leave behind too. What our filter is on has one more than we.
         let held = procfs::sockets(child.pid).unwrap_or_default();
         let foreign = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
         held.iter().any(|inode| self.seen.had(*inode))
@@ -150,7 +150,7 @@ impl Family {
             let top = |a: &&Stat| is_main(a) || Some(a.pid) == supervisor || a.pid == own;
             let below: Vec<&Stat> = snapshot.ancestry(stat.pid.raw()).take_while(|a| !top(a)).collect();
             let Some(highest) = below.last() else { return is_main(stat) };
-            // The nearest that can be read.
+            // The mark of the process itself, or else of its nearest ancestor that can be read.
             let mark = || below.iter().find_map(|a| procfs::environment(a.pid, MARK));
             let belongs = match snapshot.get(highest.parent) {
                 Some(top) if is_main(top) => true,

@@ -48,7 +48,7 @@ impl<M> Members<M> {
     pub fn leave_all(&mut self, is_left: impl Fn(&M) -> bool) -> usize {
         let closed: Vec<usize> = (0..self.order.len()).filter(|at| !is_left(&self.order[*at])).collect();
         let left = self.order.len() - closed.len();
-        // Only the last ones move, into the indexes of those that have left: where there is one such index, into that.
+        // Only members from index `left` on move, to the indexes of closed ones: a single one is known.
         let taken: BTreeSet<usize> = closed.iter().copied().filter(|at| *at < left).collect();
         for index in closed.iter().rev() {
             self.leave(*index);
@@ -68,7 +68,7 @@ impl<M> Members<M> {
         unsure.next().is_some_and(|first| unsure.any(|other| other != first))
     }
 
-    /// What there is to know of each member; the order is the kernel's alone.
+    /// The members, so that what is known of each can be changed; their order is the kernel's and cannot be.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut M> {
         self.order.iter_mut()
     }
@@ -79,7 +79,7 @@ impl<M> Members<M> {
     pub fn ranges_after(&self, index: usize, ranges: &[Range]) -> Option<Vec<Range>> {
         let is_meant = |member: usize| ranges.iter().any(|r| (r.first..r.first + r.count).contains(&(member as u32)));
         let last = self.order.len() - 1;
-        // By their indexes from then on.
+        // Indexed as they are after the member has left.
         let meant: Vec<bool> = (0..last).map(|at| is_meant(if at == index { last } else { at })).collect();
         let is_right = |at: u32| meant.get(at as usize).copied().unwrap_or(meant.iter().all(|meant| *meant));
         if ranges.iter().flat_map(|r| r.first..r.first + r.count).all(is_right) {
@@ -89,8 +89,8 @@ impl<M> Members<M> {
         Some(if steady.is_empty() { ranges_of(meant.into_iter()) } else { steady })
     }
 
-    /// The indexes of some members, as few ranges as there can be. One that may stand for another member is none of
-    /// them, unless there is no other.
+    /// The indexes of the members that `of` picks, in as few ranges as possible. An index that may stand for a member
+    /// that `of` does not pick is left out, unless there is no other.
     pub fn ranges(&self, of: impl Fn(&M) -> bool) -> Vec<Range> {
         let mixes = self.mixes(&of);
         let is_sure = |(at, member): (usize, &M)| of(member) && !(mixes && self.unsure.contains(&at));

@@ -1,9 +1,8 @@
 //! What the user reads: `serverswap: ADDRESS: text`, one line each on standard error, no colour, no
 //! time.
 //!
-//! Nobody waits for whoever reads it: what does not go into a file at once waits in a buffer, for a thread that
-//! writes. Where the buffer is full a message is lost, and the number of those that were is said as soon as there is
-//! room again.
+//! Nobody waits for a reader: unless standard error is a file, a message goes into a buffer, and a thread writes it.
+//! Messages that find the buffer full are lost; how many they were is said as soon as half of the buffer is free.
 
 #![forbid(unsafe_code)]
 
@@ -82,7 +81,7 @@ struct Waiting {
 }
 
 impl Waiting {
-    /// Says how many messages were lost, once there is room for more than that.
+    /// Says how many messages were lost, once half of the buffer is free.
     fn own_up(&mut self) {
         let text = match self.lost {
             0 => return,

@@ -14,8 +14,8 @@ use std::fmt;
 
 /// Version of the peer protocol. A peer of another version is talked to all the same, and the later one
 /// speaks as the earlier one does: words keep their meanings and arguments, what follows the version is
-/// ignored, and unknown words are answered with ERROR by a supervisor, ignored by who asked it, and change
-/// nothing. What every version says is kept in `tests/peers`.
+/// ignored, and unknown words change nothing: a supervisor answers them with ERROR, its peer ignores them.
+/// What every version says is kept in `tests/peers`.
 pub const PEER_VERSION: u32 = 1;
 
 /// What a server says to its supervisor.
@@ -111,7 +111,7 @@ pub enum HolderWord {
 pub enum CopyWord {
     /// Its swap is done.
     Done,
-    /// It is to be reloaded; who asked for that, or 0.
+    /// The copy is asked for a reload; its number for the peer that waits for it, or 0 if none does.
     Reload(u64),
     /// For the service manager (sd_notify(3)).
     Notify(String),

@@ -11,7 +11,7 @@ use std::os::unix::ffi::{OsStrExt, OsStringExt};
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
-/// First line of a record. A later version with another one is left alone: see [`Record::parse`].
+/// First line of a record. A record with another first line, of a later version, is left alone: see [`Record::parse`].
 pub const VERSION: &str = "serverswap 1";
 /// Longest command line for people in a record.
 const COMMAND_MAX: usize = 4096;
@@ -51,7 +51,7 @@ pub struct Record<'a> {
     pub datagrams: Vec<u32>,
 }
 
-/// How a supervisor was started: whoever takes its place is started so.
+/// How a supervisor was started: a caretaker in its place is started in the same way.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Call {
     /// Its arguments, without the name of the program.

@@ -44,15 +44,15 @@ pub struct Recovered {
     /// Its addresses: those whose pidfile names it, or a server that it has replaced, or that have no pidfile. If it is
     /// superseded, those that other servers have by now.
     pub addresses: BTreeSet<Address>,
-    /// Those that have pidfiles now.
+    /// The addresses whose pidfile names it now, without those that other servers have.
     pub held: BTreeSet<Address>,
-    /// Addresses that are those of older servers, which serve there: this one did not get to its switch.
+    /// Addresses at which it listens and older servers serve: it did not get to its switch.
     pub unswitched: BTreeSet<Address>,
     /// The supervisor that had its lock, if alive: the new server of that supervisor listens beside this one.
     pub heir: Option<Pid>,
 }
 
-/// What becomes of a server beside one whose claimer has died.
+/// What becomes of a server that listens beside ours, when the claimer of ours has died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fate {
     /// It did not get to its switch, and has nothing else: it ends.
@@ -64,7 +64,7 @@ pub enum Fate {
 }
 
 impl Server {
-    /// Whether it was started after a server, and has got the connections of that.
+    /// Whether it has got the new connections of `old`, and is not older.
     pub fn has_replaced(&self, old: &Server) -> bool {
         self.replaced.contains(&old.pid) && self.start >= old.start
     }
@@ -112,7 +112,7 @@ impl Scene {
     }
 
     fn decide(&self, own: BTreeSet<Address>, held: BTreeSet<Address>, others: BTreeSet<Address>) -> Recovered {
-        // What it has elsewhere is its own: whoever wants that replaces it there.
+        // An old server with an address elsewhere serves on there, until a server that wants the address replaces it.
         let drains = |old: &Server| self.own.replaced.contains(&old.pid) && !self.has_name(old.pid, &own);
         let orphan = match () {
             () if self.own.places.is_empty() && held.is_empty() => Orphan::Told,
@@ -120,7 +120,7 @@ impl Scene {
             () if self.beside.iter().any(drains) => Orphan::Follows,
             () => Orphan::Alone,
         };
-        // Only who has the lock lets its server join.
+        // A new server joins only while its supervisor has the lock.
         let is_younger = |new: &Server| new.start >= self.own.start && !self.own.replaced.contains(&new.pid);
         let joins = |new: &&Server| !new.ever_orphaned && is_younger(new) && !self.has_name(new.pid, &BTreeSet::new());
         let heir = self.beside.iter().find(joins).map(|new| new.supervisor);
@@ -131,7 +131,7 @@ impl Scene {
         Recovered { orphan, addresses, held, unswitched, heir: heir.filter(|_| orphan != Orphan::Superseded) }
     }
 
-    /// What becomes of a server beside ours, whose claimer has died.
+    /// What becomes of `other`, a server that listens beside ours, when the claimer of ours has died.
     pub fn fate(&self, other: &Server) -> Fate {
         let is_old = self.own.replaced.contains(&other.pid);
         match () {

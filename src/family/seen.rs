@@ -24,49 +24,49 @@ struct Facts {
 }
 
 impl Seen {
-    /// It has a listener.
+    /// The server has this listener.
     pub fn listener(&self, inode: u32) {
         lock(&self.0).listeners.note(inode, ());
     }
 
-    /// It has a socket that may listen later, and has asked for this port.
+    /// The server has asked to bind this socket, which may listen later, to this port.
     pub fn bound(&self, inode: u32, port: u16) {
         lock(&self.0).bound.note(inode, port);
     }
 
-    /// The port it has asked for last for this socket.
+    /// The port that the server last asked for with this socket.
     pub fn asked(&self, inode: u32) -> Option<u16> {
         lock(&self.0).bound.known.get(&inode).copied()
     }
 
-    /// A filter is on it and all that descends from it.
+    /// The server, and all that descends from it, runs under a filter.
     pub fn watched(&self) {
         lock(&self.0).watched = true;
     }
 
-    /// Whether a filter is.
+    /// Whether the server runs under a filter.
     pub fn is_watched(&self) -> bool {
         lock(&self.0).watched
     }
 
-    /// All in the session are part of it.
+    /// All processes in this session are part of the server.
     pub fn session(&self, session: i32) {
         lock(&self.0).sessions.insert(session);
     }
 
-    /// Whether all in the session are part of it.
+    /// Whether all processes in this session are part of the server.
     pub fn has_session(&self, session: i32) -> bool {
         lock(&self.0).sessions.contains(&session)
     }
 
-    /// Whether it had the listener.
+    /// Whether the server had this socket, listening or bound.
     pub fn had(&self, inode: u32) -> bool {
         let facts = lock(&self.0);
         facts.listeners.known.contains_key(&inode) || facts.bound.known.contains_key(&inode)
     }
 }
 
-/// The last so many sockets, by inode. The kernel begins anew with small inodes one day.
+/// The last `REMEMBERED_MAX` sockets, in the order in which they came: inode numbers start over one day.
 #[derive(Debug, Default)]
 struct Recent<T> {
     known: BTreeMap<u32, T>,

@@ -43,7 +43,7 @@ impl RunDir {
         Ok(beside)
     }
 
-    /// Whom the pidfiles name, of the servers that live.
+    /// The living servers that pidfiles name, each with the address of the pidfile.
     pub fn names(&self) -> std::io::Result<Vec<(Pid, Address)>> {
         let name = |address: Address| Some((self.serving(&address, &mut Vec::new())?.pid, address));
         Ok(self.addresses()?.into_iter().filter_map(name).collect())
@@ -68,7 +68,7 @@ impl RunDir {
         Ok(!self.unnamed(me)?.is_empty())
     }
 
-    /// Those records. A server may have a thousand pidfiles, and one is enough.
+    /// The main processes of those records. A server may have a thousand pidfiles: one is enough to name it.
     fn unnamed(&self, me: Option<Pid>) -> std::io::Result<BTreeSet<Pid>> {
         let mut left: BTreeSet<Pid> = self.pids()?.into_iter().filter(|pid| Some(*pid) != me).collect();
         if left.is_empty() {

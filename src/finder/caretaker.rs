@@ -22,7 +22,7 @@ pub const STARTS_WITHIN: Duration = Duration::from_secs(2);
 const LOOKS_EVERY: Duration = Duration::from_millis(5);
 
 impl RunDir {
-    /// Starts a caretaker; of several the first one stays. It is a child of this process.
+    /// Starts a caretaker as a child of this process. Of several caretakers the first to get the lock stays.
     pub fn start_caretaker(&self, orphan: &Holder) -> io::Result<Pid> {
         match &orphan.call {
             Some(call) => process::spawn_caretaker(orphan.pid, &call.args, &call.dir, self.given()),

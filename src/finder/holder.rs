@@ -62,19 +62,19 @@ pub enum Missing {
     Gone,
     /// It lives in another namespace.
     Elsewhere,
-    /// It may live: it was started where other pids are seen, and its supervisor is dead.
+    /// It may live: its supervisor is dead, and its pid belongs to another pid namespace or cannot be looked at.
     Unseen,
     /// It may live: there is no fd or no memory to look, or its record is of another version.
     Unclear,
 }
 
 impl Holder {
-    /// Whether its supervisor is dead. Another supervisor may have taken the server over since, for another address.
+    /// Whether its supervisor is dead. A caretaker may have its lock already, and not have written its record yet.
     pub fn has_lost_its_supervisor(&self) -> bool {
         self.is_orphan || procfs::has_ended(self.supervisor)
     }
 
-    /// Whether its first supervisor is dead, whose pid its sockets bear.
+    /// Whether its first supervisor is dead: the names of its sockets begin with the pid of that one.
     pub fn ever_lost_its_supervisor(&self) -> bool {
         let name = self.socket.file_name().unwrap_or_default().to_string_lossy();
         self.has_lost_its_supervisor() || !name.starts_with(&format!("{}-", self.supervisor))

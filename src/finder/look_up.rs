@@ -81,7 +81,7 @@ impl RunDir {
                 Err(Missing::Unclear) => {
                     return Err(Found::Unclear(format!("unable to read the record of server {pid}")));
                 }
-                // Both came at the same moment.
+                // As a rule it has a part of its own in the run directory: it and we came at the same moment.
                 Err(Missing::Elsewhere) => {
                     return Err(Found::Blocked("a server of another namespace has its pidfile".into()));
                 }

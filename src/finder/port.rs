@@ -54,7 +54,7 @@ impl RunDir {
         Err(if is_clear { Found::Blocked(why) } else { Found::Unclear(why) })
     }
 
-    /// The first holder of one of the sockets that belongs to a server. A stranger counts only if no holder does.
+    /// The first process that holds one of the sockets and belongs to a server; if there is none, the first stranger.
     fn holder_among(
         &self,
         sockets: &[TcpSocket],

@@ -20,9 +20,9 @@ pub struct Asker<'a> {
 
 /// What belongs to the server that asks; errors if that cannot be seen.
 pub struct Mine<'a> {
-    /// Whether a process does.
+    /// Whether this process is part of it.
     pub owns: &'a dyn Fn(Pid) -> std::io::Result<bool>,
-    /// Whether one of these sockets does.
+    /// Whether it holds one of these sockets.
     pub holds: &'a dyn Fn(&[TcpSocket]) -> std::io::Result<bool>,
 }
 

@@ -46,7 +46,7 @@ impl RunDir {
             let Some(pid) = name.strip_suffix(".server").and_then(parse_number) else { continue };
             match self.holder(pid) {
                 Ok(holder) => {
-                    // A caretaker has those of the dead supervisor.
+                    // Its sockets bear the pid of its first supervisor, even if a caretaker has them now.
                     let own = holder.socket.file_stem().map(|stem| stem.to_string_lossy().into_owned());
                     kept.iter_mut().for_each(|all: &mut BTreeSet<String>| all.extend(own.clone()));
                     servers.push(holder);
@@ -65,8 +65,8 @@ impl RunDir {
         servers
     }
 
-    /// Whether this is a socket or an unfinished file of a process that has ended. `kept`: how the names of the sockets
-    /// begin that belong to servers which may live.
+    /// Whether this is a socket or an unfinished file of a process that has ended. `kept`: the names, without suffix,
+    /// of the sockets of servers that may live.
     fn is_left(&self, name: &str, kept: &BTreeSet<String>) -> bool {
         let pid = |stem: &str| stem.split('-').next().and_then(parse_number);
         if let Some(stem) = name.strip_suffix(".sock").or(name.strip_suffix(".notify")) {

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 /// How long a supervisor may take to accept a word, and to say its whole status.
 const STATUS_PATIENCE: Duration = Duration::from_secs(2);
-/// How many fields of a later version there may be.
+/// Most fields of a status that are kept: a later version may send more than this one knows.
 const FIELDS_MAX: usize = 64;
 
 /// A conversation with a supervisor.
@@ -40,7 +40,7 @@ impl Conversation {
         (&self.stream).write_all(&line_of(word))
     }
 
-    /// The next word; `None` when the supervisor is gone.
+    /// The next word; `None` when the supervisor has closed the connection.
     pub fn hear(&mut self) -> io::Result<Option<HolderWord>> {
         let mut buffer = [0; 1024];
         loop {

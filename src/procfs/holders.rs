@@ -22,8 +22,8 @@ pub struct Holders {
     pub may_be_more: bool,
 }
 
-/// Where these sockets are open, except in serverswaps; one place for each is enough. `since`: when the server that opened
-/// them started. An older process is not expected to hold any. An error if not all processes could be listed.
+/// Where these sockets are open, except in serverswaps; one process for each is enough. `since`: when the server of
+/// the sockets started. An older process is not expected to hold any. An error if not all processes could be listed.
 pub fn holders(inodes: &BTreeSet<u32>, since: u64) -> io::Result<Holders> {
     let snapshot = Snapshot::take();
     snapshot.complete()?;

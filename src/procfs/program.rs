@@ -10,7 +10,7 @@ use std::os::unix::fs::MetadataExt;
 /// The name of the main thread of every serverswap (prctl(2), PR_SET_NAME).
 pub const OWN_NAME: &std::ffi::CStr = c"serverswap";
 
-/// The environment variable that differs in every server.
+/// The environment variable by which a process is known as part of a server: it has another value in each server.
 pub const MARK: &str = "SERVERSWAP_SOCKET";
 
 /// Returns a function that tells whether a process runs this program, or another copy of it.

@@ -84,9 +84,9 @@ impl RunDir {
         }
     }
 
-    /// Whether this process may claim servers that have lost their supervisors: one process at a time may, until it has
-    /// what it wants, or others have waited for long enough. Two that claimed the same two of them could each get one, and wait for the other for ever. (An open
-    /// file description lock, fcntl(2): it has nothing to do with the flock(2) on the same file.)
+    /// Whether this process may claim orphans. One process at a time may, until it has what it wants, or others have
+    /// waited long enough: two that claimed the same two orphans could each get one and wait for the other for ever.
+    /// (An open file description lock, fcntl(2): it has nothing to do with the flock(2) on the same file.)
     pub fn may_claim_orphans(&self) -> bool {
         let mut turn = self.turn.lock().unwrap_or_else(PoisonError::into_inner);
         if turn.is_none() {
@@ -106,12 +106,12 @@ impl RunDir {
         turn.is_some()
     }
 
-    /// This process may claim them from here on, whoever else does.
+    /// From here on this process may claim orphans, even if another one does.
     pub fn claims_orphans_out_of_turn(&self) {
         *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = self.open_lock().ok();
     }
 
-    /// It has what it wants.
+    /// From here on this process claims no orphans, and another one may.
     pub fn claims_no_orphans(&self) {
         *self.turn.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }

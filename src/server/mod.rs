@@ -55,7 +55,7 @@ impl Server {
         matches!(self.family.descent, Descent::Lost(_))
     }
 
-    /// Its session, if no other process shares it: not that of its first supervisor.
+    /// The session of its main process, if its first supervisor was not in it.
     pub fn session(&self) -> Option<i32> {
         let ours = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
         match self.family.descent {

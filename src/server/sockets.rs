@@ -23,7 +23,7 @@ pub enum Rest {
 }
 
 impl Server {
-    /// The addresses of the sockets that the server holds, of these sockets; an error if that cannot be seen.
+    /// The addresses of those of these sockets that the server holds; an error if that cannot be seen.
     pub fn holds(&self, sockets: &[TcpSocket]) -> io::Result<BTreeSet<Address>> {
         Ok(self.holds_of(sockets)?.into_iter().map(|socket| socket.local).collect())
     }
@@ -67,7 +67,7 @@ impl Server {
         }
         let family = members.iter().map(|stat| stat.pid).collect();
         let mut hidden = Vec::new();
-        // It has changed its user, and /proc does not show processes of others (proc(5), hidepid).
+        // Stands for a main process that has changed its user, where /proc hides those of others (proc(5), hidepid).
         let unseen = Stat {
             pid: self.pid,
             parent: Pid::own().raw(),
@@ -133,8 +133,8 @@ impl Server {
         Ok((!left.is_empty()).then_some((holder.pid, left)))
     }
 
-    /// The processes of an orphan's user that have listeners which the orphan had. Nobody is known to descend from an
-    /// orphan. An older process does not count: it may be the service manager that gave the orphan its listeners.
+    /// The processes of an orphan's user that have listeners which the orphan had. Descent does not show those
+    /// that lost their parent. An older process does not count: it may be the service manager that gave the listeners.
     pub(super) fn heirs<'a>(
         &self,
         snapshot: &'a Snapshot,

@@ -29,7 +29,7 @@ pub struct Surroundings<'a> {
     pub socket: &'a Path,
     /// Path of the notify socket.
     pub notify: &'a Path,
-    /// The servers of this supervisor.
+    /// The children of this supervisor that do not belong to the server.
     pub household: &'a Arc<Household>,
     /// Its generation.
     pub generation: u64,
@@ -89,7 +89,7 @@ impl Server {
 }
 
 impl Start<'_> {
-    /// The server is a process now, and does not run yet.
+    /// Takes charge of the server, which is a process now and does not run yet.
     fn take_charge(self, pid: Pid, keeper: io::Result<Keeper>) -> Result<Server> {
         let Start { name, around, before, ledger, report, watched } = self;
         // Without its start time another process that gets the pid would be taken for it.
@@ -120,7 +120,7 @@ fn command(run: &Run, around: &Surroundings<'_>, number: Option<RawFd>) -> Resul
     let mut command = Command::new(name);
     command.args(&run.command[1..]);
     let inode = nix::sys::stat::fstat(&around.control).map_err(|e| failed("start", name, e.into()))?.st_ino;
-    // In a server of an outer serverswap they name a fd that is not there.
+    // Inherited from an outer serverswap, these would name an fd that the server does not have.
     command.env_remove("SERVERSWAP_FD").env_remove("SERVERSWAP_INODE");
     command.env_remove(process::LINE).env_remove(process::CARE);
     if let Some(number) = number {

@@ -33,7 +33,7 @@ pub fn serve_alone(sockets: Vec<Socket>) -> io::Result<bool> {
         let _ = socket.accept_newcomers();
         let _ = socket.release();
     }
-    // Who came at this very moment has joined behind them, and not proven itself.
+    // A socket that joined at this very moment comes after them, and is not proven: it gets nothing.
     let alone = sharing.is_known();
     if !matches!(alone, Ok(true)) {
         sharing.groups_mut().for_each(|group| drop(group.steer(&|_| Vec::new())));

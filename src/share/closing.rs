@@ -17,7 +17,7 @@ impl Group {
         }
     }
 
-    /// Before another one joins: what is closed has left.
+    /// Removes the members that are closed, before another one joins.
     pub(super) fn catch_up(&mut self, listeners: &Listeners, fetch: Fetch<'_>) {
         self.reap(listeners, fetch);
         self.follow(&self.listening(listeners), fetch);
@@ -48,7 +48,7 @@ impl Group {
         }
     }
 
-    /// Lets go of these sockets of old servers. Whoever calls looks then if the kernel has closed the last of them.
+    /// Lets go of these sockets of old servers. The caller then looks whether the kernel has closed the last of them.
     pub(super) fn drop_all(&mut self, inodes: Vec<u32>, fetch: Fetch<'_>) {
         for (nth, inode) in inodes.into_iter().enumerate() {
             // Where the next one is depends on whether the one before has left.

@@ -31,7 +31,7 @@ pub(super) struct Group {
     pub place: Place,
     pub members: Members<Member>,
     pub stage: Stage,
-    /// The new server has listened here, be it that it has closed its sockets since.
+    /// The new server has listened here, even if it has closed its sockets since.
     pub joined: bool,
     /// All members have joined by our hand: their order is known.
     pub in_order: bool,
@@ -105,7 +105,7 @@ impl Group {
         self.olds().next().is_some()
     }
 
-    /// Who gets the connections, at every moment of a swap. Where nobody is left to whom they belong, whoever is there.
+    /// Which members get the new connections at this stage of a swap. If none of those is left, whichever there are.
     pub(super) fn receives(&self) -> Vec<Range> {
         let ranges = |of: fn(&Member) -> bool| self.members.ranges(of);
         let (serving, olds, news) = (ranges(Member::serves), ranges(|m| !m.is_new()), ranges(Member::is_new));
@@ -139,7 +139,7 @@ impl Group {
             }
             match fetch(&self.inodes_of_news()).first() {
                 Some(own) => own.steer(&program)?,
-                // It has become a process at which we may not look.
+                // The sockets cannot be had: the server has become a process that we may not look at.
                 None => Socket::visit(&self.place, |visitor| visitor.steer(&program))?,
             }
         }
@@ -152,7 +152,7 @@ impl Group {
         listeners.at_place(&self.place).map(|s| s.inode).collect()
     }
 
-    /// How many members there are that we do not know: as long as there are any, an index may mean another member.
+    /// How many sockets in the group are none of our members: while there are any, an index may mean another one.
     pub(super) fn strangers(&self, listeners: &Listeners) -> usize {
         let is_known = |inode: u32| self.members.iter().any(|member| member.inode == inode);
         listeners.at_place(&self.place).filter(|s| !is_known(s.inode)).count()
@@ -185,7 +185,7 @@ impl Group {
         let restore = |socket: &Socket| self.own.as_ref().map_or_else(|| socket.release(), |own| socket.steer_by(own));
         let restored = match self.inodes_of_news().iter().find_map(|inode| own.get(inode)) {
             Some(socket) => restore(socket),
-            // It has become a process at which we may not look.
+            // The sockets cannot be had: the server has become a process that we may not look at.
             None if self.steered && self.has_news() => Socket::visit(&self.place, restore),
             None => Ok(()),
         };
@@ -197,7 +197,7 @@ impl Group {
     /// The old server serves as it did before.
     pub(super) fn leave_to_old(mut self, listeners: Option<&Listeners>) {
         self.stage = Stage::Before;
-        // Those that are not closed yet get nothing.
+        // New sockets that are not closed yet stay members, and get nothing.
         let listening = listeners.map(|listeners| self.listening(listeners));
         let is_left = |inode: u32| listening.as_ref().is_none_or(|listening| listening.contains(&inode));
         self.members.leave_all(|member| !member.is_new() || is_left(member.inode));

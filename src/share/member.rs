@@ -40,7 +40,7 @@ pub(super) struct Handle {
     pub serves: bool,
     /// Where it was last seen to be open.
     pub seen: Option<Held>,
-    /// Since when nobody but us has it.
+    /// Since when nobody but us seems to have it open; `None` while somebody does.
     pub closed: Option<Instant>,
 }
 
@@ -75,11 +75,11 @@ pub(super) enum Proof {
     Begun(Probe),
     /// A probe is on its way since then.
     Probing(Probe, Instant),
-    /// The probe has connected and was closed: a socket with TCP_DEFER_ACCEPT shows an open one in no queue.
+    /// The probe has connected, and we have closed it: with TCP_DEFER_ACCEPT an open one would show in no queue.
     Queued(Ends, Instant),
-    /// The new server has accepted it, then.
+    /// The new server has accepted the probe; seen then for the first time.
     Accepted(Instant),
-    /// And it has not closed its sockets since: the primary of a cluster accepts for workers that crash.
+    /// The server still had its sockets a moment later (the primary of a cluster accepts for workers that crash).
     Proven,
 }
 

@@ -23,12 +23,12 @@ use std::io;
 use std::net::SocketAddr;
 use std::time::Instant;
 
-/// The sockets of a server, and whether connections that come to a place of theirs are its own.
+/// The sockets of a server, and whether they get connections before a switch.
 #[derive(Debug)]
 pub struct Block {
     /// Its listeners.
     pub sockets: Vec<Socket>,
-    /// Where no block of a place does, all of them do.
+    /// Whether they get connections. If no block does at a place, all of them do there.
     pub serves: bool,
 }
 
@@ -75,7 +75,7 @@ impl Sharing {
         self.groups.entry(port).or_default()
     }
 
-    /// The group of a place; if there is none yet, one with such an old server.
+    /// The group of a place; if there is none yet, a new one with this old server.
     fn at(&mut self, place: Place, old: Option<u64>) -> &mut Group {
         let groups = self.at_port(place.address.port());
         let at = groups.iter().position(|g| g.place == place).unwrap_or_else(|| {
@@ -96,7 +96,7 @@ impl Sharing {
         Ok(sharing)
     }
 
-    /// Whether no socket that we do not know is in any of the groups.
+    /// Whether every socket in the groups is known.
     fn is_known(&self) -> io::Result<bool> {
         let listeners = net::listeners()?;
         Ok(self.groups().all(|group| group.strangers(&listeners) == 0))
@@ -114,7 +114,7 @@ impl Sharing {
         let guarded = self.groups_at(place.address.port()).any(is_beside);
         let group = self.at(place, None);
         group.joined = true;
-        // Who came since the lock took the index that this one would have.
+        // A socket of a stranger that came since we got the lock has the index that this one would have.
         if !group.members.is_empty() || group.old.is_some() {
             let listeners = net::listeners_at(place.address.port())?;
             group.catch_up(&listeners, fetch);
@@ -147,7 +147,7 @@ impl Sharing {
         }
     }
 
-    /// The new server puts a program of its own on a port. Where ours is on it that has to wait.
+    /// The new server attaches a program of its own. While old sockets are there, ours stays and that one is kept.
     pub fn steer_by(&mut self, place: &Place, socket: &Socket, program: OwnProgram) -> io::Result<()> {
         let mut here = self.groups.get_mut(&place.address.port()).into_iter().flatten();
         match here.find(|group| group.place == *place) {

@@ -12,13 +12,13 @@ use std::collections::BTreeSet;
 use std::io;
 use std::time::{Duration, Instant};
 
-/// How long after a look at all processes in vain the next one is taken.
+/// How long to wait, after a look that could not see all processes, before the next look at all of them.
 const BLIND_FOR: Duration = Duration::from_millis(500);
 
 impl Sharing {
-    /// Adds the sockets of an old server, under its number; with those of another, older ones first, where a dead
-    /// supervisor has left two that share their ports. The error says why they cannot be shared; nothing is held then.
-    /// `since`: when the older of them started.
+    /// Adds the listeners of an old server under its number. If a dead supervisor left two servers that share ports,
+    /// `blocks` has those of the older one first. The error says why the ports cannot be shared; no listener is kept
+    /// then. `since`: when the older server started.
     pub fn add_old(&mut self, old: u64, since: u64, blocks: Vec<Block>) -> Result<(), String> {
         let failed = |e: io::Error| crate::error::reason(&e);
         let sockets = || blocks.iter().flat_map(|block| &block.sockets);
@@ -52,7 +52,7 @@ impl Sharing {
         group.add_old(socket, true)?;
         // What cannot be steered now is steered at the next look.
         let _ = group.steer(fetch);
-        // As a rule it is in the place of one that was closed.
+        // As a rule it replaces a listener that was closed.
         self.follow_olds(&listeners, fetch);
         Ok(())
     }
@@ -111,7 +111,7 @@ impl Sharing {
     pub fn holder_of(&self, old: u64) -> Option<Held> {
         let inodes: BTreeSet<u32> = self.groups().filter(|g| g.old == Some(old)).flat_map(Group::kept).collect();
         inodes.first()?;
-        // What cannot be seen is closed with our own handles, as a rule.
+        // Holders that cannot be seen count as none: as a rule the listeners close with our own handles.
         procfs::holders(&inodes, self.since).ok()?.held.into_values().next()
     }
 

@@ -42,7 +42,7 @@ impl Group {
         Ok(())
     }
 
-    /// Begins probes, and looks how far those are that were sent. `true` if the port is steered for one that has ended.
+    /// Begins probes, and looks how far the sent ones are. `true` if one has ended for which the port is still steered.
     fn follow_probes(&mut self, diag: Option<&Diag>, listeners: &Listeners) -> bool {
         let mut has_ended = false;
         let (place, most) = (self.place, self.probed());
@@ -110,12 +110,12 @@ impl Group {
         }
     }
 
-    /// How many of the new sockets are probed. Where nobody knows which of them a probe would go to, one has to do.
+    /// How many of the new sockets are probed. If their order is unknown, no probe can be aimed: one has to do.
     fn probed(&self) -> usize {
         if self.in_order { usize::MAX } else { 1 }
     }
 
-    /// The new sockets are proven, or are to do without.
+    /// Takes the new sockets for proven: they are, or no proof is wanted.
     pub(super) fn trust(&mut self) {
         self.members.iter_mut().filter_map(Member::proof_mut).for_each(|proof| *proof = Proof::Proven);
     }

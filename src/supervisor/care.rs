@@ -1,10 +1,9 @@
-//! A caretaker: it finds out how far the swap of a server was whose supervisor has died, and is that server's supervisor
-//! from then on. And the start of caretakers for the servers that this one meets.
+//! A caretaker finds out how far the swap of a dead supervisor was, and supervises its server from then on. Also here:
+//! starting caretakers for orphans that this supervisor meets.
 
 #![forbid(unsafe_code)]
 
 use super::live::{Life, Live, Names, Standing};
-
 use super::sockets::Sockets;
 use super::state::{Sources, Supervisor};
 use super::threads;
@@ -81,20 +80,20 @@ impl Supervisor {
         Some(handles.iter().filter(|s| s.shares()).flat_map(|s| s.address().map(Into::into)).collect())
     }
 
-    /// `None` if it has a supervisor, or is gone.
+    /// Locks the record of an orphan; `None` if the server has a supervisor, or is gone.
     fn lock_orphan(&self, pid: Pid) -> Option<(Holder, Registration)> {
         let until = Instant::now() + LOCKS_WITHIN;
         loop {
             match self.dir.take_over(pid).ok()? {
                 (holder, Some(lock)) => return Some((holder, lock)),
                 (holder, None) if !holder.has_lost_its_supervisor() || Instant::now() > until => return None,
-                // Somebody looks at its record, or has it and has not written that yet.
+                // Somebody looks at its record, or is its supervisor by now and has not written that yet.
                 (_, None) => std::thread::sleep(LOCKS_EVERY),
             }
         }
     }
 
-    /// Makes the server ours. It keeps the names of its sockets: processes of its know them.
+    /// Makes the server ours. The control and notify socket keep their names, which processes of the server know.
     fn adopt(
         &mut self,
         holder: Holder,
@@ -111,7 +110,7 @@ impl Supervisor {
         let listening: Vec<Address> = addresses.iter().cloned().collect();
         let shares = match server.listeners(&listening) {
             Ok(sockets) => sockets.iter().all(Socket::shares),
-            // Nobody may look at it (Yama, say), or can (Linux before 5.6).
+            // It may not be looked at (because of Yama, say), or cannot be (Linux before 5.6).
             Err(e) if matches!(e.kind(), io::ErrorKind::PermissionDenied | io::ErrorKind::Unsupported) => false,
             Err(e) => return Err(failed(e)),
         };

@@ -21,9 +21,9 @@ use std::time::{Duration, Instant};
 /// How often, and after how long, a socket that nobody seems to hold is looked at again.
 const UNCLEAR_LOOKS: u32 = 50;
 const UNCLEAR_LOOKS_EVERY: Duration = Duration::from_millis(20);
-/// And servers without a supervisor that somebody else has claimed first.
+/// How often an address is looked up again while another process claims orphans.
 const TURN_LOOKS: u32 = 1000;
-/// And a server that gets a caretaker.
+/// How often an address is looked up again while its server gets a caretaker.
 const CARE_LOOKS: u32 = CARES_WITHIN.as_millis() as u32 / UNCLEAR_LOOKS_EVERY.as_millis() as u32;
 /// How long the removal of an ending server's files waits for the lock. Files that stay are recognised as stale later.
 pub(super) const PARTING: Duration = Duration::from_secs(1);
@@ -181,7 +181,7 @@ impl Supervisor {
         }
         let most = self.looks_for(&found);
         if most != of {
-            // It is another thing that is waited for.
+            // Something else is waited for than before: the count starts anew.
             looks = 0;
         }
         if looks < most {
@@ -205,7 +205,7 @@ impl Supervisor {
             Found::Vacant(beside) => {
                 live.names.beside.extend(beside);
                 live.names.held.insert(address.clone());
-                // There was nobody before it.
+                // Nobody had the address: the server is the first one, whatever was guessed.
                 if std::mem::take(&mut live.names.number_is_guess) && live.names.number > 1 {
                     live.names.number = 1;
                     self.register_again();

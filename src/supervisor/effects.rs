@@ -111,7 +111,7 @@ impl Supervisor {
     }
 
     fn hold(&mut self, address: Address) {
-        // Those that it has replaced may have their names still.
+        // The pidfiles may still name the servers that it has replaced.
         let replaced = self.live.as_ref().map_or(Vec::new(), |live| live.names.replaced.clone());
         if !self.register(&address, &replaced)
             && let Some(live) = self.live.as_mut()
@@ -140,7 +140,7 @@ impl Supervisor {
         if let Some(conn) = self.peers.conns.get(&claimer.0) {
             conn.out.send_all(holds.into_iter().map(HolderWord::Holds).chain([HolderWord::Locked]));
         }
-        // While the claimer gets to work.
+        // Done last: meanwhile the claimer gets to work.
         if let Some(live) = self.live.as_ref() {
             live.server.tell_jobs();
         }
@@ -155,7 +155,7 @@ impl Supervisor {
         self.log.say(level, address, &text);
     }
 
-    /// Writes the pidfile; `false` if somebody living has the address who is not one of `olds`.
+    /// Writes the pidfile; `false` if a living server that is not one of `olds` has the address.
     pub(super) fn register(&mut self, address: &Address, olds: &[Pid]) -> bool {
         let Some(live) = self.live.as_mut() else { return true };
         match self.dir.take(address, live.server.pid, olds, &live.names.beside) {

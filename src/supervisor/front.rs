@@ -84,7 +84,7 @@ impl Supervisor {
                     copy.progress = Progress::Up;
                 }
                 let counts = match message.as_str() {
-                    // We have said so ourselves, or the copy was only replaced.
+                    // Not passed on if we have said so ourselves, or the copy was only replaced.
                     "STOPPING=1" => !self.caller.is_stopping() && self.reloads.in_charge == Some(line),
                     _ => copy.progress != Progress::Starting && !is_replaced,
                 };
@@ -114,7 +114,7 @@ impl Supervisor {
         self.reloads.copies.range(line + 1..).any(|(_, copy)| copy.progress != Progress::Starting)
     }
 
-    /// A reload replaces even what has no address in common with the new server.
+    /// The copy `by` has taken over: all other servers stop, even those that have no address in common with its server.
     fn supersede(&mut self, by: Id) {
         self.give_up_service();
         for line in self.reloads.copies.keys().filter(|line| **line != by) {
@@ -145,12 +145,12 @@ impl Supervisor {
         true
     }
 
-    /// What a copy has said before it ended is heard first.
+    /// Settles the copies that have ended, once all that they said was heard.
     fn bury_copies(&mut self) {
         let ended: Vec<(Id, Child)> =
             self.reloads.copies.extract_if(.., |_, copy| copy.silent && copy.end.is_some()).collect();
         for (line, copy) in ended {
-            // It has outlived its server, unless it was killed.
+            // A copy that exited by itself has outlived its server; one that was killed may not have.
             if let (Some(End::Exited(_)), Some(server)) = (copy.end, copy.server) {
                 self.kin.household.forget_copy_of(server);
             }
@@ -311,7 +311,7 @@ impl Supervisor {
         }
     }
 
-    /// The swap of a copy is done.
+    /// Tells the front, if there is one, that our swap is done.
     pub(super) fn tell_front(&self) {
         if let Some(front) = self.reloads.front {
             self.tell(front, &CopyWord::Done);

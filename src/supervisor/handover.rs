@@ -61,7 +61,7 @@ impl Supervisor {
         let mut listeners = draining_listeners(&self.dir, &live.names.replaced, holds);
         let draining = listeners.len();
         listeners.extend(live.server.listeners(holds).unwrap_or_default());
-        // How many they are: some may get lost.
+        // First how many they are: some may get lost.
         conn.out.send(&HolderWord::Sockets(listeners.len()));
         if draining > 0 {
             conn.out.send(&HolderWord::Draining(draining));
@@ -88,7 +88,7 @@ impl Supervisor {
         let fits = |s: &Socket| s.listens() && s.is_tcp() && s.address().is_ok_and(|at| wanted(&at.into()));
         let block =
             |sockets: Vec<Socket>, serves| Block { sockets: sockets.into_iter().filter(fits).collect(), serves };
-        // The others are older.
+        // The servers that still drain are older than `old`, and it is not known how much.
         let since = if sockets.is_empty() { old.server.1 } else { 0 };
         let blocks = vec![block(sockets, false), block(own, true)];
         let live = self.live.as_mut().ok_or("it is gone")?;

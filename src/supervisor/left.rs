@@ -1,5 +1,5 @@
-//! A server whose claimer has gone away: whether the swap of that one is made is decided here, and what it has left on the
-//! sockets is taken off.
+//! The claimer of our server has gone away: here it is decided whether its swap is made, and what it has left on the
+//! sockets of our server is taken off.
 
 #![forbid(unsafe_code)]
 
@@ -27,7 +27,7 @@ impl Supervisor {
         let Some(live) = self.live.as_mut() else { return };
         live.standing.behind.retain(|waiting| *waiting != claimer);
         if !live.machine.is_locked_by(claimer) {
-            // Whoever only looked or waited has left nothing on its sockets.
+            // A claimer that never had the lock has left nothing on our server's sockets.
             return self.feed(swap::Event::ClaimerGone(claimer));
         }
         for lent in std::mem::take(&mut live.opening.lent) {
@@ -61,7 +61,7 @@ impl Supervisor {
             places,
         };
         let Ok((scene, mut beside)) = self.scene(own, &its) else { return };
-        // With the others it has nothing to do.
+        // Servers that never lost a supervisor have no part in this.
         beside.retain(|other| other.party.ever_orphaned);
         let new = beside.iter().find(|new| new.party.has_replaced(&scene.own));
         let is_superseded = || claimer.is_some() || scene.recover(None).orphan == swap::Orphan::Superseded;
@@ -89,7 +89,7 @@ impl Supervisor {
                 self.care(holder, becomes);
             }
         }
-        // Whoever gets the lock next would take what is left of it for a stranger's.
+        // Until that server is gone, the next holder of the lock would take its listeners for a stranger's.
         if let Some(left) = self.live.as_mut().and_then(|live| live.standing.left_by.as_mut())
             && waits
             && left.since.elapsed() < CARES_WITHIN
@@ -136,7 +136,7 @@ pub(super) fn left_alone(live: &mut Live, listeners: &Listeners, pending: &mut V
             pending.push_back(swap::Event::Succeeded(claimer));
         }
     }
-    // Or the server goes.
+    // Once our server goes, it does not matter who listens beside it.
     live.standing.succeeded &= live.machine.is_up();
     // What a new claimer has put on the sockets is not ours to take off.
     let may = live.machine.is_free() || live.machine.is_giving_way();

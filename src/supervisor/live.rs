@@ -42,7 +42,7 @@ pub(super) struct Live {
 pub(super) struct Names {
     /// Which generation it is, counted from the first server of its addresses.
     pub(super) number: u64,
-    /// It has not said yet whom it replaces.
+    /// The number is a guess: it is not known yet which server this one replaces.
     pub(super) number_is_guess: bool,
     pub(super) registration: Option<Registration>,
     /// Main processes of the servers in whose place it gets the connections of a shared port.
@@ -107,7 +107,7 @@ pub(super) struct Standing {
     /// The claimer that was last granted the lock; `gave_way`: it drains, or was told to stop after its drain.
     pub(super) claimed: Option<ClaimerId>,
     pub(super) gave_way: bool,
-    /// Whoever has the lock steers its ports.
+    /// The listeners were handed to the holder of the lock, which steers the ports.
     pub(super) handed_over: bool,
     /// The claimer that went away with the lock. The lock stays taken until its server is gone too and what it left on
     /// the sockets is taken off, but no longer than [`Left::until`].

@@ -42,7 +42,7 @@ impl Supervisor {
         self.clock.poll_at = Some(self.clock.poll_at.map_or(at, |earlier| earlier.min(at)));
     }
 
-    /// What dead servers have left is removed when this one has what it wants.
+    /// Tidies the run directory a while later (`swap::QUIET`): as a rule this server has what it wants by then.
     pub(super) fn tidy_later(&mut self) {
         let at = Instant::now() + swap::QUIET;
         self.clock.tidy_at = Some(at);
@@ -83,7 +83,7 @@ impl Supervisor {
         [young, lingers, lent, self.clock.tidy_at].into_iter().flatten().for_each(|at| self.poll_by(at));
     }
 
-    /// What could not be done before.
+    /// Tries again what could not be done before.
     fn try_again(&mut self, now: Instant) {
         for speaker in std::mem::take(&mut self.clock.ups) {
             self.said_up(speaker);
@@ -261,7 +261,7 @@ pub(super) fn look_at_shared(
 /// Moves the drain of a server on.
 fn look_at_drain(live: &mut Live, pending: &mut VecDeque<swap::Event>) {
     if live.standing.drains && live.standing.drain.is_none() {
-        // Said once. Until it can be watched it may be busy.
+        // The failure was reported at the first attempt. Until the drain can be watched, the server may be busy.
         let _ = start_drain(live);
     }
     if let Some(drain) = &mut live.standing.drain {

@@ -43,7 +43,6 @@ use crate::sys::{net, process};
 use directory::PARTING;
 use live::Live;
 use nix::sys::signal::Signal;
-
 use state::{Agenda, Caller, Clock, Kin, Peers, Reloads, Sources};
 use std::collections::BTreeMap;
 use std::os::unix::net::UnixStream;
@@ -56,7 +55,7 @@ const REST_AFTER: Duration = Duration::from_secs(1);
 
 /// Why a supervisor was started.
 pub enum Origin {
-    /// To run a server; with somebody who waits until that is up, for `-d`.
+    /// To run a server; for `-d` with the line to the caller, which waits until the swap is done.
     Caller(Option<Launcher>),
     /// For a reload: the line to its front.
     Front(UnixStream),
@@ -196,9 +195,9 @@ impl Supervisor {
     }
 
     fn finish(mut self) -> u8 {
-        // The lock of the directory may be among what nobody hears any more.
+        // An event that nobody takes any more may hold the lock of the run directory.
         drop(self.inbox);
-        // Whoever was killed meanwhile could not do it.
+        // Processes that were killed meanwhile could not remove their files.
         let dir = self.dir.with_patience(PARTING);
         dir.tidy();
         if let Some(launcher) = self.caller.launcher.take() {
@@ -242,7 +241,7 @@ impl Supervisor {
             Event::HungUp(id) => self.hung_up(id),
             Event::Orphaned(id) => self.orphaned(id),
             Event::Cancelled => {
-                // Once more: it is told to stop already, and is killed.
+                // A server that is being stopped already is killed, as by a second signal.
                 let may = |live: &Live| live.machine.may_be_cancelled();
                 if self.caller.is_stopping() || self.live.as_ref().is_some_and(may) {
                     self.told_to_stop(false);

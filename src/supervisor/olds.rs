@@ -47,7 +47,7 @@ impl Supervisor {
 
     pub(super) fn lock(&mut self, id: OldId) {
         if !self.connect(id.0) && self.peers.olds.contains_key(&id.0) {
-            // Not at once: it would be looked for again and again, and nothing else done.
+            // It is looked up anew, but a moment later: at once, that could go on for ever and nothing else be done.
             self.clock.unreached.push(id);
             self.poll_by(Instant::now() + POLL_SWAP);
         }
@@ -86,8 +86,8 @@ impl Supervisor {
         }
     }
 
-    /// The supervisor of an old server does not speak to us any more. What counts is when the lock of
-    /// the server's record is free. `false` if there is no such server.
+    /// The supervisor of an old server does not speak to us any more: waits until the lock of the server's record is
+    /// free. `false` if there is no such server, or no thread could wait.
     pub(super) fn follow_orphan(&self, id: Id, within: Option<Duration>) -> bool {
         let Some(old) = self.peers.olds.get(&id) else { return false };
         let waits = |dir| threads::release(self.events.clone(), id, old.server.0, dir, within);
@@ -99,7 +99,7 @@ impl Supervisor {
     pub(super) fn hung_up(&mut self, id: Id) {
         let Some(old) = self.peers.olds.get(&id) else { return };
         if self.dir.holder(old.server.0).is_ok_and(|now| now.supervisor != old.holder.supervisor) {
-            // It is a caretaker, and was told nothing.
+            // The one that lives is a caretaker, which does not know what the server was asked for.
             return self.orphaned(id);
         }
         let waited_for = old.told;
@@ -116,7 +116,7 @@ impl Supervisor {
             self.peers.olds.remove(&id);
             return self.feed(swap::Event::OldLost(OldId(id)));
         }
-        // Its end is known.
+        // The server has ended already; only a holder of its listener is waited for.
         if old.lingers.is_some() {
             return;
         }
@@ -124,7 +124,7 @@ impl Supervisor {
         self.go_on_with_orphans();
     }
 
-    /// The locks of old servers were ours: the swap goes on with their caretakers.
+    /// Goes on with the caretakers of old servers whose locks were ours when their supervisors died.
     pub(super) fn go_on_with_orphans(&mut self) {
         for (id, since) in std::mem::take(&mut self.agenda.orphaned) {
             let Some(old) = self.peers.olds.get_mut(&id) else { continue };

@@ -155,7 +155,7 @@ fn write_out(mut stream: &UnixStream, shared: &Mutex<Waiting>) {
         let written = stream.write_all(&bytes);
         WAITING_IN_ALL.fetch_sub(bytes.len(), Ordering::Relaxed);
         if written.is_err() {
-            // As when it was to be sent at once: whoever reads here must not wait for an answer.
+            // A word is lost, as in `send_bytes`: the thread that reads must not wait for an answer.
             let _ = stream.shutdown(Shutdown::Both);
             return;
         }

@@ -1,4 +1,4 @@
-//! Whoever talks to this supervisor over a socket: its servers, other serverswaps, and the supervisors
+//! Whoever talks to this supervisor over a socket: its server, other serverswaps, and the supervisors
 //! of old servers.
 
 #![forbid(unsafe_code)]
@@ -22,7 +22,7 @@ impl Supervisor {
         let taken = self.peers.conns.values().filter(|conn| is_limited(conn)).count().saturating_sub(controls);
         let most = threads::connections_max();
         if taken >= most {
-            // The oldest of those that have said nothing that counts has had the most time to.
+            // Of the connections without a word that counts, the oldest has had the most time to say one.
             let idle = self.peers.conns.iter().find(|(_, conn)| is_limited(conn) && !conn.counts).map(|(&id, _)| id);
             match idle.and_then(|id| self.peers.conns.remove(&id)) {
                 Some(idle) => one_too_many(&idle),
@@ -95,7 +95,7 @@ impl Supervisor {
             Role::New => {}
             Role::Server => match parse::<ServerWord>(line) {
                 Ok(word) => {
-                    // It is answered, or told later. The others are done when they are said.
+                    // READY is answered here, and TAKEDOWN told later. The other words need the connection no more.
                     conn.counts |= matches!(word, ServerWord::Ready(_) | ServerWord::Takedown(_));
                     match word {
                         ServerWord::Up => self.said_up(SpeakerId(id)),
@@ -152,7 +152,7 @@ impl Supervisor {
                 }
             }
             PeerWord::Commit => {
-                // They count as long as the connection lasts.
+                // The addresses are kept, and count against the limit, as long as the connection lasts.
                 if let Role::Peer(downs) = &conn.role {
                     let downs = downs.clone();
                     self.feed(swap::Event::Down(claimer, downs));

@@ -25,7 +25,7 @@ const KILLED_FOR: Duration = Duration::from_secs(10);
 const UNSEEN_LOOKS: u32 = 3;
 
 impl Supervisor {
-    /// Reaps every child that has ended: the servers', and as a subreaper all that they left behind.
+    /// Reaps every child that has ended: main process and copies, and as a subreaper what servers left behind.
     pub(super) fn reap(&mut self) {
         while let Some((pid, end)) = process::reap() {
             let is_main = self.live.as_ref().is_some_and(|live| live.server.pid == pid);
@@ -188,7 +188,7 @@ impl Supervisor {
         self.agenda.timers.forget();
         self.clear_desk();
         live.sockets.close();
-        // Who asked for a reload asked the old server's supervisor, and hears of it after that server is gone.
+        // A peer that waits for a reload has asked us, and hears of it after our server is gone: it stays connected.
         let stay = self.waiting_peers();
         self.peers.conns.retain(|id, conn| {
             let ends = conn.role.is_limited() && !stay.contains(id);
@@ -197,7 +197,7 @@ impl Supervisor {
             }
             !ends
         });
-        // Found after it had ended: an orphan among them is left as it was found.
+        // Old servers that were found after ours had ended: an orphan among them is left as it was found.
         let olds: Vec<Id> = self.peers.olds.keys().copied().collect();
         olds.into_iter().for_each(|id| self.unlock(swap::OldId(id)));
         Some(live)

@@ -26,11 +26,10 @@ impl Live {
         self.opening.calls.extract_if(.., |call| Address::from(call.place.address) == *address).collect()
     }
 
-    /// What the server has closed before it was up is none of its addresses. `port`: only there, where these are the
-    /// listeners of one port.
+    /// Tells the machine at which addresses the server has closed all that it had. `port`: only at this port, if
+    /// `listeners` are those of one port.
     pub(super) fn follow_closed(
         &mut self,
-
         port: Option<u16>,
         listeners: &Listeners,
         pending: &mut VecDeque<swap::Event>,
@@ -67,9 +66,9 @@ impl Supervisor {
 
     pub(super) fn called(&mut self, waiting: Waiting) {
         let Some(live) = self.live.as_mut() else { return };
-        // It is seen: nobody has to look for its listeners.
+        // Its calls are seen: its listeners need not be searched for.
         live.looks.discover_until = None;
-        // And what it has so far is not all.
+        // It wants one more socket than it has so far.
         live.joining.settled = false;
         let (place, port) = (waiting.place, waiting.place.address.port());
         let is_programmed = waiting.socket.inode().is_ok_and(|inode| live.opening.programmed.remove(&inode));
@@ -95,7 +94,7 @@ impl Supervisor {
         let is_off = matches!(program, OwnProgram::None);
         let result = live.joining.sharing.steer_by(&place, &socket, program);
         if result.is_ok() && place.address.port() == 0 {
-            // The program goes with it wherever it is bound.
+            // The socket is not bound yet: the program will go with it to its place.
             let _ = socket.inode().map(|inode| live.opening.programmed.insert(inode));
         } else if result.is_ok() && is_off {
             live.opening.programs.remove(&place);
@@ -160,14 +159,14 @@ impl Supervisor {
         let (server, may_share) = (&live.server, live.server.watch.as_ref().is_some_and(|watch| watch.is_ok()));
         let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
         if calls.is_empty() && may_share {
-            // Nobody saw it listen, or it has for long: a successor is to find the port sharable.
+            // Its `listen` was not seen, or was long ago: a successor is to find the port sharable.
             for socket in server.listeners(std::slice::from_ref(address)).unwrap_or_default() {
                 let _ = socket.share();
             }
         }
         for Waiting { call, socket, backlog, .. } in calls {
             let result = live.joining.sharing.join(&socket, backlog, &fetch);
-            // What the server closes from here on is closed.
+            // No handle of ours may keep open what the server closes from here on.
             drop(socket);
             call.conclude(result);
         }
@@ -196,7 +195,7 @@ pub(super) fn listen_alone(waiting: Waiting, may_share: bool) -> bool {
     }
     let result = socket.listen(backlog);
     let listens = result.is_ok();
-    // What the server closes from here on is closed.
+    // No handle of ours may keep open what the server closes from here on.
     drop(socket);
     call.conclude(result);
     listens

@@ -60,7 +60,7 @@ impl Sockets {
     }
 }
 
-/// Binds one, in the place of that of a dead supervisor with our pid: process 1 of a container always has it.
+/// Binds a socket. One that a dead supervisor with our pid left is replaced: in a container our pid may always be 1.
 fn bind<'a, S>(path: &'a Path, bind: impl Fn(&'a Path) -> io::Result<S>) -> io::Result<S> {
     match bind(path) {
         Err(e) if e.kind() == io::ErrorKind::AddrInUse && is_left_behind(path) => {

@@ -85,7 +85,7 @@ impl Supervisor {
         Ok(())
     }
 
-    /// What the names of its sockets begin with. Those of a dead supervisor that had our pid may be its caretaker's.
+    /// What the names of its sockets begin with. A caretaker may use the names of a dead supervisor that had our pid.
     fn stem(&self) -> String {
         let is_free = |stem: &String| {
             let is_its = |other: &Holder| other.socket.file_stem().is_some_and(|other| other == stem.as_str());
@@ -102,7 +102,7 @@ impl Supervisor {
         self.dir.register(&entry).map_err(|why| Error::unable("write its record", why, consequence))
     }
 
-    /// Its threads have started, or not.
+    /// Begins with a server whose threads have started, or could not.
     fn begin(&mut self, started: io::Result<()>, effects: Vec<Effect>) {
         if let (Some(front), Some(live)) = (self.reloads.front, self.live.as_ref()) {
             self.tell(front, &CopyWord::Server(live.server.pid.raw().unsigned_abs(), live.server.start));

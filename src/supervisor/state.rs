@@ -84,7 +84,7 @@ pub(super) struct Caller {
     /// Tells the launcher that the swap is done.
     pub(super) telling: Option<JoinHandle<()>>,
     pub(super) manager: Manager,
-    /// How many signals have told it to stop, and how often it has been stopped: a front tells a copy too.
+    /// How many signals told it to stop. `stops`: how often it was told at all, by signals or by its front.
     pub(super) signals: u32,
     pub(super) stops: u32,
     /// Its exit status so far.

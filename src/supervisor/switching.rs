@@ -1,5 +1,5 @@
-//! The switch of a shared port, and what follows from it: the drain of the old server, until nobody holds a listener of
-//! its any more.
+//! The switch of a shared port, and what follows from it: the drain of the old server, until nobody holds any of its
+//! listeners.
 
 #![forbid(unsafe_code)]
 
@@ -16,7 +16,7 @@ use crate::sys::process::Pid;
 use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
-/// How often somebody who holds a listener of an old server that has ended is looked for.
+/// How often to look for a holder of an ended old server's listener. One that stays longer than this is named.
 pub(super) const LINGERS: Duration = Duration::from_millis(200);
 
 impl Supervisor {
@@ -97,7 +97,7 @@ impl Supervisor {
                 let name = self.live.as_ref().and_then(|live| live.names.name.clone());
                 self.log.say(Level::Warning, name.as_ref(), &text);
             }
-            // One that still drains, say, without a supervisor: it is to have an end.
+            // The holder may be an orphan, such as an older server that drains: its caretaker brings it to an end.
             if let Some(orphan) = self.dir.holder(holder.pid).ok().filter(|holder| holder.is_orphan) {
                 self.care(&orphan, TAKEN_OVER);
             }
@@ -106,7 +106,7 @@ impl Supervisor {
         if let Some(live) = self.live.as_mut() {
             let server = &live.server;
             if !live.joining.sharing.drop_olds(id, &|inodes| sockets(server, inodes)) {
-                // It is a stranger to whoever comes next, until the kernel has closed it.
+                // Until the kernel has closed the listener, the next claimer would take it for a stranger's.
                 old.lingers.get_or_insert(Linger::Since(Instant::now()));
                 return self.poll_soon();
             }
@@ -161,7 +161,7 @@ impl Supervisor {
 }
 
 impl Live {
-    /// The server keeps its new connections, or is gone.
+    /// Ends the watch on the drain: the server gets new connections again, was told to stop, or is gone.
     pub(super) fn stop_drain(&mut self) {
         (self.standing.drains, self.standing.drain) = (false, None);
     }

@@ -66,7 +66,7 @@ pub enum Event {
     Called(Waiting),
     /// The lock of the run directory was waited for, and is ours.
     Directory(io::Result<File>),
-    /// It puts a program on a port.
+    /// It attaches a program to a port, or detaches it.
     Steers(Steering),
     /// The supervisor of an old server has closed its connection and lives on.
     HungUp(Id),
@@ -104,7 +104,7 @@ struct Slots {
 }
 
 impl Slots {
-    /// Waits until there is room. The main thread makes some, and who waits to be accepted waits in the kernel.
+    /// Waits until there is room, which the main thread makes. New connections wait in the kernel meanwhile.
     fn take(&self) {
         let most = connections_max() + CONNECTIONS_SPARE;
         let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);

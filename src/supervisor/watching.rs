@@ -25,7 +25,7 @@ use std::time::{Duration, SystemTime};
 
 impl Watch {
     /// The next call of the server, in the ledger already: if we die from here on, the keeper answers. `None` when nobody
-    /// is left. While the kernel gives none although there is one `failed` hears why.
+    /// is left. If a call cannot be taken from the kernel, `failed` hears why, and that is tried again.
     fn next(&self, failed: impl Fn(String)) -> Option<Notification> {
         loop {
             match self.notifier.next(&self.ledger) {
@@ -88,7 +88,7 @@ pub fn watch(events: Events, watch: Arc<Watch>, mark: String, dir: RunDir) -> io
                 },
                 Call::Listen(backlog) => match watcher.listen(&call) {
                     Ok(Some((socket, place, meets, may))) => {
-                        // By it the server is known, whatever it does to its environment.
+                        // By this listener its holders are known as the server's, whatever their environment is.
                         let _ = socket.inode().map(|inode| watch.seen.listener(inode));
                         let waiting = Waiting { call: held(), socket, place, backlog, meets, may };
                         if events.send(Event::Called(waiting)).is_err() {
@@ -154,7 +154,7 @@ impl Watcher {
             libc::IPPROTO_UDP => return self.bind_datagram(call, address, &socket).map(|()| Meets::Nobody),
             _ => return Ok(Meets::Nobody),
         }
-        // It may be out of reach when it listens: its process may have changed its user.
+        // Noted now: when the socket listens, its process may have changed its user and be out of reach.
         self.watch.seen.bound(socket.inode()?, address.port());
         if !self.meets(call, address, &socket)? {
             return Ok(Meets::Nobody);
@@ -177,7 +177,7 @@ impl Watcher {
         if named.is_empty() && net::listens_at(address)? {
             named = self.named.dir.unnamed_at(&address.into())?;
         }
-        // At its own address only while another server listens there too, to replace it or to be replaced.
+        // A bind at an address of this server alone counts only while another server shares its ports in a swap.
         let others = named.iter().any(|pid| Some(*pid) != main);
         if !(others || lent && !named.is_empty()) || others && self.is_foreign(call) {
             return Ok(false);
@@ -247,8 +247,8 @@ impl Watcher {
             return Ok(None);
         }
         let Some(caller) = call.caller() else { return Ok(None) };
-        // A process that has become another user's since it opened the socket claims nothing by it, unless it did
-        // when it bound it.
+        // A process that has changed its user since it opened the socket claims nothing by this `listen`, unless the
+        // `bind` has claimed the address already.
         let (meets, may) = match () {
             () if self.own.iter().any(|own| own.inode == inode && own.met == Meets::Server) => {
                 (Meets::Server, May::Replace)
@@ -302,7 +302,7 @@ impl Watcher {
 struct Named {
     dir: RunDir,
     ports: BTreeSet<u16>,
-    /// There are servers that no pidfile names: somebody has removed it, or they are just starting.
+    /// There are servers that no pidfile names: it was removed, or they have no address, or none yet.
     unnamed: bool,
     /// When the directory was last changed before it was read.
     at: Option<SystemTime>,

@@ -109,7 +109,7 @@ impl Slots {
         self.slots.iter().filter(|(_, slot)| of(slot)).map(|(own, _)| own.clone()).collect()
     }
 
-    /// Those of them that collide with this one.
+    /// The addresses that collide with this one and whose slot is one that `of` picks.
     pub(super) fn near(&self, address: &Address, of: impl Fn(&Slot) -> bool) -> Vec<Address> {
         address.among(self).filter(|(_, slot)| of(slot)).map(|(own, _)| own.clone()).collect()
     }
@@ -133,7 +133,7 @@ impl Slots {
         address.among(self).next().map(|(own, _)| own.clone())
     }
 
-    /// READY was said and not yet followed by what the server itself has to do, or a lookup runs.
+    /// Whether any address is still looked up or waited for, or the server has yet to bind, listen or accept at one.
     pub(super) fn wants_more(&self) -> bool {
         self.any([Kind::Looking, Kind::Waiting, Kind::Invited, Kind::Joined, Kind::Going])
     }
@@ -179,7 +179,7 @@ impl Slots {
         });
     }
 
-    /// Removes those for which `keep` says so; it may change the others.
+    /// Removes the slots for which `keep` is false; it may change the others.
     pub(super) fn retain(&mut self, mut keep: impl FnMut(&Address, &mut Slot) -> bool) {
         let counts = &mut self.counts;
         *counts = [0; Kind::COUNT];

@@ -15,7 +15,7 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub(super) struct Tenure {
     pub(super) lease: Lease,
     pub(super) queue: VecDeque<(ClaimerId, Wish)>,
-    /// What the holder of the lock asked for and does not have yet, in its words.
+    /// The addresses that the holder of the lock asked for and does not have yet, as it wrote them.
     asked: BTreeSet<Address>,
     /// Who took TAKEDOWN for which address.
     takers: BTreeMap<(Address, SpeakerId), Taker>,
@@ -58,7 +58,7 @@ pub(super) enum Next {
 }
 
 impl Tenure {
-    /// Its first supervisor has died.
+    /// Begins for a server that had another supervisor before; `found`: how far its swap was when that one died.
     pub fn begin_as(&mut self, ours: &mut Ours, found: Orphan) {
         match found {
             Orphan::Alone | Orphan::Told => {}
@@ -171,7 +171,7 @@ impl Tenure {
 
     pub fn asked_takedown(&mut self, ours: &mut Ours, claimer: ClaimerId, address: Address) {
         if self.is_locked_by(claimer) {
-            // Told for an earlier claimer: this one does not wait for ever either.
+            // The server was told already, for an earlier claimer: this claimer is not to wait for ever either.
             if ours.is_up() && is_told(ours, &address) {
                 ours.arm(Timer::Partial, ours.settings.kill_after);
             }
@@ -317,7 +317,7 @@ impl Tenure {
         });
     }
 
-    /// The server leaves: its drain is over. What the lock was before.
+    /// The server leaves, so its drain is over. Returns the lease as it was before.
     pub fn end_drain(&mut self, ours: &mut Ours) -> Lease {
         let before = self.lease.stay();
         if before.is_draining() {
@@ -326,7 +326,7 @@ impl Tenure {
         before
     }
 
-    /// Tells the server to take down all that it has; what its claimer has for good from here on.
+    /// Tells the server to take down all that it has. Returns the addresses that its claimer has for good from here on.
     pub fn tell_all(&mut self, ours: &mut Ours, before: Lease) -> Vec<Address> {
         ours.slots.change_all(|own, slot| {
             if matches!(slot, Slot::Proving | Slot::Held | Slot::Asked | Slot::Told) {
@@ -346,7 +346,7 @@ impl Tenure {
 
     /// The server is gone.
     pub fn end(&mut self, ours: &mut Ours) {
-        // Where older ones may still listen, whoever waits looks again.
+        // If older servers may still listen, no address is released: whoever waits looks it up again.
         if let (Some(claimer), Older::Gone) = (self.lease.claimer(), self.older) {
             ours.effects.extend(std::mem::take(&mut self.asked).into_iter().map(|a| Effect::TellReleased(claimer, a)));
         }

@@ -42,7 +42,7 @@ pub enum Event {
     /// The server listens on the address (asked for by [`Effect::Watch`], or found).
     Listens(Address),
     /// The server wants to listen on the address, and waits for [`Effect::Admit`], [`Effect::Join`],
-    /// [`Effect::Pass`] or [`Effect::Deny`]. Whether an older server was there when it was bound.
+    /// [`Effect::Pass`] or [`Effect::Deny`]. Whether an older server was met there.
     Calls(Address, Meets),
     /// The server has closed all that it had at the address.
     Closed(Address),
@@ -87,7 +87,7 @@ pub enum Event {
     Attended(OldId),
     /// The old server is ours to replace; it has these addresses.
     Locked(OldId, Vec<Address>),
-    /// The old server has let go of an address that was asked for, or cannot go on with it.
+    /// The old server has let go of an address that was asked for, or, on a shared port, was told to go for good.
     OldReleased(OldId, Address),
     /// The old server's supervisor refuses, and why.
     OldRefused(OldId, String),
@@ -231,9 +231,9 @@ pub enum Effect {
 /// Whether a `listen` claims an address of an older server.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Meets {
-    /// One was there when the socket was bound.
+    /// An older server was there when the socket was bound, or when it called `listen`.
     Server,
-    /// Nobody was.
+    /// No older server was there.
     Nobody,
 }
 

@@ -18,7 +18,7 @@ pub const LINE: &str = "SERVERSWAP_FRONT";
 /// started the caretaker.
 pub const CARE: &str = "SERVERSWAP_CARETAKER";
 
-/// Where Linux cannot mark all files at once: up to which fd.
+/// Where Linux cannot mark all fds close-on-exec at once, those below this number are marked one by one.
 const FILES_BEFORE_5_11: i32 = 65_536;
 
 /// Environment variables that are meant for our caller alone: a caretaker does not inherit them.
@@ -72,7 +72,7 @@ pub fn spawn_caretaker(server: Pid, args: &[OsString], dir: &Path, run_dir: &Pat
     pid_of(command)
 }
 
-/// This program by its own name.
+/// This program, under the name by which it was started.
 fn program(args: &[OsString]) -> Command {
     let mut command = Command::new("/proc/self/exe");
     if let Some(own) = std::env::args_os().next() {

@@ -53,7 +53,7 @@ impl Keeper {
         Ok(())
     }
 
-    /// Tells it that the switch is done: from here on the server lives on without its supervisor.
+    /// Tells it that from here on the server lives on without its supervisor.
     pub fn server_serves(&self) {
         let _ = (&self.0).write(b"x");
     }
@@ -137,7 +137,7 @@ fn receive() -> Option<Kept> {
 /// Waits until the supervisor dies or nothing is left to do. Async-signal-safe.
 fn wait(notifier: Option<RawFd>, never_written: &[Range<usize>]) -> Outcome {
     let mut serves = false;
-    // What is left to run fits into few pages. They are not dropped while the server starts: that needs the processor.
+    // What is left to run fits into few pages. The others are dropped a second later: a start needs the processor.
     let mut patience = 1000;
     loop {
         let mut polls = [

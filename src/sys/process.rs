@@ -1,5 +1,5 @@
-//! This process and others: what they are, and what of them is inherited. What belongs to a server's start, its end and
-//! its keeper has files of its own, and its names here.
+//! This process and others: what they are, and what is inherited. The start of a server, its end and its keeper have
+//! files of their own, which are re-exported here.
 
 pub use super::child::{End, has_children, reap};
 pub use super::copy::{CARE, LINE, server_to_care_for, spawn_caretaker, spawn_copy, take_line};

@@ -134,11 +134,11 @@ fn hand_down(control: RawFd, number: RawFd) -> io::Result<()> {
 fn wait_at_gate(supervisors: RawFd, own: RawFd) -> io::Result<()> {
     // SAFETY: async-signal-safe calls on fds that the child inherited and on a local.
     unsafe {
-        // Otherwise it would hold its own gate open when the supervisor has died.
+        // Otherwise the child would hold its own gate open, and not notice that the supervisor has died.
         libc::close(supervisors);
         let mut byte = 0u8;
         if !say(own, AT_GATE) {
-            // What was not said is not answered.
+            // The supervisor does not answer before it has heard the pid: there is nothing to wait for.
             return Err(io::Error::last_os_error());
         }
         let read = loop {

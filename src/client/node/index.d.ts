@@ -9,7 +9,7 @@ export type Address = string | number;
  * Resolves when it is time to bind. Rejects with the code `ERR_SERVERSWAP_DIED`
  * if the supervisor dies before that.
  *
- * @throws {TypeError} at once, if the address is none.
+ * @throws {TypeError} at once, if `address` is not an address.
  */
 export function readyFor(address: Address): Promise<void>;
 

@@ -153,7 +153,7 @@ function hear(line) {
 
 function go(address) {
   serving = true;
-  // One that throws must not keep the others from their turn.
+  // A callback that throws must not keep the others from their turn.
   for (const waiter of take(waiting, address)) process.nextTick(waiter.go);
   if (waiting.size === 0) channel.unref();
 }

@@ -183,19 +183,19 @@ impl Claim {
     /// Wants nothing of the old servers any more; tells whether the switch was turned back.
     pub fn give_up(&mut self, ours: &mut Ours) -> bool {
         ours.effects.extend(std::mem::take(&mut self.wants.called).into_iter().map(Effect::Deny));
-        // Until the takedown the switch can be turned back: what comes while this server ends is not its.
+        // Until the takedown the switch can be turned back: what comes while this server ends is for the old ones.
         let drained = self.olds.iter().filter(|(_, old)| old.shares && old.is_stopped());
         let drained: Vec<OldId> = drained.map(|(id, _)| *id).collect();
         let gives_back = self.is_switched() && !self.is_told_for_good() && !drained.is_empty();
         if gives_back {
             ours.effects.push(Effect::SwitchBack);
-            // Before the word: whoever stays registers its addresses again.
+            // Before STAY is said: an old server that stays registers its addresses again.
             ours.effects.extend(ours.slots.keys().cloned().map(Effect::Unhold));
             ours.effects.extend(drained.into_iter().map(Effect::AskStay));
         }
         let listens = ours.slots.any([Kind::Joined, Kind::Proven]);
         ours.withdraw(|_| true);
-        // On a shared port it listens until it is gone, and the locks come back then.
+        // A server that listens beside old ones does so until it is gone: only then are their locks given back.
         if !listens {
             self.unlock_idle(ours);
         }
@@ -216,7 +216,7 @@ impl Claim {
     /// The server is gone: so are the claims on the old ones.
     pub fn end(&mut self, ours: &mut Ours) {
         self.report_harmed(ours);
-        // Before the locks: whoever goes on registers its addresses again.
+        // Before the locks are given back: an old server that goes on registers its addresses again.
         if !self.olds.is_empty() {
             ours.effects.extend(ours.slots.keys().cloned().map(Effect::Unhold));
         }

@@ -189,7 +189,7 @@ impl Claim {
         }
     }
 
-    /// The ready clock stands still while the server waits for an old one and nobody for it.
+    /// The ready clock stands still while the server waits for an old one, unless others wait for this server.
     pub fn set_ready_clock(&self, ours: &mut Ours, claimers: usize) {
         use Kind::*;
         let waits = ours.slots.any([Waiting, Releasing]);
@@ -198,7 +198,7 @@ impl Claim {
         }
         let goes = ours.slots.any([Going, Proving, Looking, Invited, Joined, Proven]);
         let attended = self.olds.values().all(|old| old.contact != Contact::Silent);
-        // Who waits and is waited for lets its clock run: that bounds a deadlock.
+        // A server that waits, and that others may wait for, lets its clock run: that bounds a deadlock.
         let blocks = self.olds.values().any(|old| old.lock().is_none())
             && (self.olds.values().any(|old| old.lock().is_some()) || claimers > 0);
         let gait = if waits && !goes && attended && !blocks { Gait::Stands } else { Gait::Runs };
@@ -214,7 +214,7 @@ impl Claim {
     pub fn set_quiet_clock(&self, ours: &mut Ours) {
         let slots = &ours.slots;
         let worker = ours.is_starting() && slots.is_empty() && !self.wants.has_closed && !ours.settings.awaited;
-        // One that has all locks is held back only until the others are proven.
+        // An address whose locks are all ours is held back only until other addresses are proven.
         let locked = |id: &OldId| self.olds[id].lock().is_some();
         let unlocked = |slot: &Slot| matches!(slot, Slot::Waiting(_, olds) if !olds.iter().all(locked));
         let joined = slots.any([Kind::Joined, Kind::Proven])

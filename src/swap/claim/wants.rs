@@ -50,7 +50,7 @@ impl Claim {
         let wants = &mut self.wants;
         wants.unanswered.retain(|(s, _)| *s != speaker);
         let heard = wants.unanswered.iter().map(|(_, a)| a.clone());
-        // What it does says as much as a word.
+        // A `listen` of the server says as much as a READY.
         let acts = wants.called.iter().chain(&wants.listening).cloned();
         let joined = ours.slots.those(|slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)));
         let kept: BTreeSet<Address> = heard.chain(acts).chain(joined).collect();
@@ -84,7 +84,7 @@ impl Claim {
         if let Stage::Leaving(Leaving { gave_back, .. }) = ours.stage {
             let may = |slot: &Slot| matches!(slot, Slot::Going | Slot::Proving | Slot::Held | Slot::Asked | Slot::Told);
             let has = !gave_back && own.is_some_and(|own| may(&ours.slots[&own]));
-            // Beside an old server, with nobody to steer, it would get connections that end with it.
+            // Beside an old server, with nobody to steer, a listener would get connections that end with this server.
             return ours.effects.push(if has { Effect::Admit(address) } else { Effect::Deny(address) });
         }
         self.wants.is_settled = false;
@@ -132,7 +132,7 @@ impl Claim {
     pub fn closed(&mut self, ours: &mut Ours, own: &Address) {
         self.wants.listening.remove(own);
         let closed = match ours.slots.get(own) {
-            // It has only tried whether it can have it.
+            // The server has only tried whether it can have the address.
             Some(Slot::Joined(..) | Slot::Proven(..)) => true,
             Some(Slot::Proving | Slot::Held) => ours.is_starting(),
             _ => false,

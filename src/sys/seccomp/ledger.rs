@@ -83,7 +83,7 @@ impl Ledger {
     /// The call was answered.
     pub fn clear(&self, id: u64) {
         if self.replace(id, 0) {
-            // With the turn, so that it does not come between the look of a thread that wants room and its wait.
+            // With the turn held: else it could come after a thread has seen that there is no room and before it waits.
             let waits = *self.turn.lock().unwrap_or_else(PoisonError::into_inner);
             if waits {
                 self.freed.notify_all();
