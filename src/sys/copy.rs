@@ -59,7 +59,7 @@ pub fn spawn_caretaker(server: Pid, args: &[OsString], dir: &Path, run_dir: &Pat
         // What its caller has open is none of its business.
         // SAFETY: integers only.
         if unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) } != 0 {
-            // Before Linux 5.11.
+            // Before Linux 5.11, or where a profile refuses the call.
             for fd in 3..FILES_BEFORE_5_11 {
                 // SAFETY: integers only; an fd that is not open is an error of no account.
                 unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
