@@ -3,11 +3,12 @@
 #![forbid(unsafe_code)]
 
 use crate::server::Server;
+use crate::sys::clock::Instant;
 use crate::sys::net::{self, Diag, Ends, TcpSocket};
 use crate::sys::steer::Socket;
 use std::collections::BTreeSet;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How far a drain is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -50,6 +51,7 @@ impl Connection {
 }
 
 /// The drain of a server that gets no new connections any more.
+#[derive(Debug)]
 pub struct Drain {
     diag: Diag,
     listeners: Vec<Socket>,

@@ -12,7 +12,7 @@ use std::ops::Deref;
 pub struct Members<M> {
     order: Vec<M>,
     /// Indexes of members that may have changed places among themselves: several have left, and nobody knows which of
-    /// them first.
+    /// them first, or they were there before anybody saw them join.
     unsure: BTreeSet<usize>,
 }
 
@@ -36,6 +36,18 @@ impl<M> Members<M> {
         self.order.push(member);
     }
 
+    /// Nobody has seen those that are there join: which of them has which index is not known.
+    pub fn doubt_order(&mut self) {
+        if self.order.len() > 1 {
+            self.unsure = (0..self.order.len()).collect();
+        }
+    }
+
+    /// Whether nobody knows which index the last member takes when this one leaves.
+    pub fn is_lost_with(&self, index: usize) -> bool {
+        self.unsure.contains(&index) && !self.unsure.contains(&(self.order.len() - 1))
+    }
+
     /// The member at this index is closed.
     pub fn leave(&mut self, index: usize) -> M {
         if self.unsure.remove(&(self.order.len() - 1)) && index + 1 < self.order.len() {
@@ -53,7 +65,8 @@ impl<M> Members<M> {
         for index in closed.iter().rev() {
             self.leave(*index);
         }
-        if taken.len() > 1 || !self.unsure.is_empty() {
+        // One by itself has left the index that it had, be that known or not.
+        if taken.len() > 1 || closed.len() > 1 && !self.unsure.is_empty() {
             self.unsure.extend(taken);
         }
         if self.unsure.len() < 2 {
@@ -127,6 +140,20 @@ mod tests {
     }
 
     #[test]
+    fn whose_order_is_not_known_may_take_any_of_their_indexes() {
+        let mut members = Members::default();
+        "oo".chars().for_each(|side| members.join(side));
+        members.doubt_order();
+        assert!(!members.is_lost_with(0), "whichever it is, the other one is left");
+        "nn".chars().for_each(|side| members.join(side));
+        assert!(!members.mixes(|side| *side == 'n') && members.is_lost_with(0) && !members.is_lost_with(2));
+        members.leave(0);
+        assert!(members.mixes(|side| *side == 'n'));
+        let sure: Vec<_> = members.ranges(|side| *side == 'n').iter().map(|r| (r.first, r.count)).collect();
+        assert_eq!(sure, [(2, 1)]);
+    }
+
+    #[test]
     fn what_is_right_after_a_member_has_left_is_known_before() {
         let after = |sides: &str, index: usize| {
             let mut members = Members::default();
@@ -179,9 +206,17 @@ mod tests {
         #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
 
         #[test]
-        fn a_member_is_where_we_are_sure_that_it_is(steps in prop::collection::vec(any::<Vec<prop::sample::Index>>(), 1..12)) {
+        fn a_member_is_where_we_are_sure_that_it_is(
+            found in 0usize..4, turned in 0usize..4,
+            steps in prop::collection::vec(any::<Vec<prop::sample::Index>>(), 1..12),
+        ) {
             // What the kernel does: one leaves after the other.
-            let (mut kernel, mut members) = (Vec::new(), Members::default());
+            let (mut kernel, mut members) = ((1000..1000 + found).collect::<Vec<usize>>(), Members::default());
+            kernel.iter().for_each(|member| members.join(*member));
+            members.doubt_order();
+            if found > 0 {
+                kernel.rotate_left(turned % found);
+            }
             for (step, closed) in steps.into_iter().enumerate() {
                 for member in [3 * step, 3 * step + 1, 3 * step + 2] {
                     kernel.push(member);

@@ -63,9 +63,45 @@ pub enum Fate {
     Elsewhere,
 }
 
+/// Who supervises a server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Supervision {
+    /// Whoever has started it.
+    First,
+    /// A caretaker: it was an orphan.
+    Later,
+    /// Nobody.
+    Lost,
+}
+
+/// What a new server does about those that have what it wants.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Way {
+    /// There are none.
+    Free,
+    /// It claims them.
+    Claim,
+    /// They need caretakers first.
+    Care,
+    /// Somebody else claims servers that were orphans.
+    Wait,
+}
+
+/// What a new server does about those that have what it wants. Only one process at a time claims servers that were orphans:
+/// of two, each could get the lock of one and wait for the other one's for ever.
+pub fn way(holders: &[Supervision], may_claim_orphans: impl FnOnce() -> bool) -> Way {
+    let any = |what: fn(&Supervision) -> bool| holders.iter().any(what);
+    match () {
+        () if any(|it| *it != Supervision::First) && !may_claim_orphans() => Way::Wait,
+        () if any(|it| *it == Supervision::Lost) => Way::Care,
+        () if !holders.is_empty() => Way::Claim,
+        () => Way::Free,
+    }
+}
+
 impl Server {
     /// Whether it has got the new connections of `old`, and is not older.
-    pub fn has_replaced(&self, old: &Server) -> bool {
+    fn has_replaced(&self, old: &Server) -> bool {
         self.replaced.contains(&old.pid) && self.start >= old.start
     }
 
@@ -129,6 +165,11 @@ impl Scene {
         let is_behind = !is_superseded && self.beside.iter().all(|other| other.start <= self.own.start);
         let unswitched = if is_behind { others } else { BTreeSet::new() };
         Recovered { orphan, addresses, held, unswitched, heir: heir.filter(|_| orphan != Orphan::Superseded) }
+    }
+
+    /// The server whose record says that it has got the connections of ours, and whose claim has died: the swap goes on.
+    pub fn successor(&self) -> Option<&Server> {
+        self.beside.iter().find(|new| new.ever_orphaned && new.has_replaced(&self.own))
     }
 
     /// What becomes of `other`, a server that listens beside ours, when the claimer of ours has died.
@@ -219,6 +260,7 @@ mod tests {
             let found = scene.recover(Some(&[]));
             assert_eq!((found.orphan, found.unswitched), (Orphan::Superseded, BTreeSet::new()), "{names:?}");
             assert_eq!(scene.fate(&new), Fate::Swaps);
+            assert_eq!(scene.successor().map(|new| new.pid), Some(pid(2)));
         }
     }
 
@@ -243,6 +285,19 @@ mod tests {
     fn servers_at_two_interfaces_have_nothing_to_do_with_each_other() {
         let (one, two) = (server(1, &[], &[at("127.0.0.1:80", 2)]), server(2, &[], &[at("127.0.0.1:80", 3)]));
         assert_eq!(scene(two, vec![one], &[]).recover(Some(&[])).orphan, Orphan::Alone);
+    }
+
+    #[test]
+    fn one_process_at_a_time_claims_servers_that_were_orphans() {
+        use Supervision::*;
+        for (holders, alone, beside) in [
+            (vec![], Way::Free, Way::Free),
+            (vec![First], Way::Claim, Way::Claim),
+            (vec![First, Later], Way::Claim, Way::Wait),
+            (vec![First, Lost], Way::Care, Way::Wait),
+        ] {
+            assert_eq!((way(&holders, || true), way(&holders, || false)), (alone, beside), "{holders:?}");
+        }
     }
 
     #[test]

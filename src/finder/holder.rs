@@ -7,7 +7,7 @@ use crate::family::{Descent, Family};
 use crate::place::Place;
 use crate::procfs::{self, Snapshot};
 use crate::record::{Call, Record};
-use crate::recovery;
+use crate::recovery::{self, Supervision};
 use crate::rundir::{Bad, CANNOT_BE_READ, RunDir, record_name};
 use crate::sys::pid::Pid;
 use nix::sys::stat::fstat;
@@ -78,6 +78,15 @@ impl Holder {
     pub fn ever_lost_its_supervisor(&self) -> bool {
         let name = self.socket.file_name().unwrap_or_default().to_string_lossy();
         self.has_lost_its_supervisor() || !name.starts_with(&format!("{}-", self.supervisor))
+    }
+
+    /// Who supervises it.
+    pub fn supervision(&self) -> Supervision {
+        match () {
+            () if self.has_lost_its_supervisor() => Supervision::Lost,
+            () if self.ever_lost_its_supervisor() => Supervision::Later,
+            () => Supervision::First,
+        }
     }
 
     /// What matters of it for a swap, with the places where it listens.

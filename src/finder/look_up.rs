@@ -7,6 +7,7 @@ use super::{Asker, Found, Holder, May, Missing};
 use crate::address::Address;
 use crate::place::Place;
 use crate::procfs::Snapshot;
+use crate::recovery::{self, Supervision, Way};
 use crate::rundir::{Bad, CANNOT_BE_READ, Notes, RunDir, pidfile};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::pid::Pid;
@@ -53,14 +54,16 @@ impl RunDir {
                 found => holders.extend(found),
             }
         }
-        if holders.iter().any(Holder::ever_lost_its_supervisor) && !self.may_claim_orphans() {
-            return Err(Found::Busy);
-        }
-        let orphans: Vec<Holder> = holders.extract_if(.., |holder| holder.has_lost_its_supervisor()).collect();
-        match () {
-            () if !orphans.is_empty() => return Ok(Found::Orphans(orphans)),
-            () if !holders.is_empty() => return Ok(Found::Taken(holders)),
-            () => {}
+        let supervision: Vec<Supervision> = holders.iter().map(Holder::supervision).collect();
+        match recovery::way(&supervision, || self.may_claim_orphans()) {
+            Way::Wait => return Err(Found::Busy),
+            Way::Care => {
+                let all = holders.into_iter().zip(supervision);
+                let orphans = all.filter(|(_, supervision)| *supervision == Supervision::Lost);
+                return Ok(Found::Orphans(orphans.map(|(holder, _)| holder).collect()));
+            }
+            Way::Claim => return Ok(Found::Taken(holders)),
+            Way::Free => {}
         }
         // A server that goes on beside ours keeps its pidfile.
         let is_named = self.read_pid(&pidfile(address)).is_ok_and(|pid| beside.contains(&pid));

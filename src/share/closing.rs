@@ -41,10 +41,34 @@ impl Group {
             false => REOPENS_WITHIN,
         };
         let is_over = |m: &&Member| m.handle().and_then(|h| h.closed).is_some_and(|since| since.elapsed() >= spared);
-        let closed: Vec<u32> = self.members.iter().filter(is_over).map(|m| m.inode).collect();
+        let mut closed: Vec<u32> = self.members.iter().filter(is_over).map(|m| m.inode).collect();
+        if closed.len() < self.olds().count() && self.is_lost_with_any() {
+            self.shun(&std::mem::take(&mut closed), fetch);
+        }
         if !closed.is_empty() {
             self.drop_all(closed, fetch);
             self.reap_now(fetch);
+        }
+    }
+
+    /// Whether nobody knows which index the last member takes when one of the old server leaves.
+    pub(super) fn is_lost_with_any(&self) -> bool {
+        let mut members = self.members.iter().enumerate();
+        members.any(|(index, member)| member.handle().is_some() && self.members.is_lost_with(index))
+    }
+
+    /// These sockets, which the old server has closed, stay all the same: to let go of them would move another one nobody
+    /// knows where. Whoever gets there tries again, and gets another.
+    fn shun(&mut self, closed: &[u32], fetch: Fetch<'_>) {
+        let mut is_new = false;
+        for Member { side, .. } in self.members.iter_mut().filter(|member| closed.contains(&member.inode)) {
+            if let Side::Old(handle) = side {
+                is_new |= std::mem::replace(&mut handle.serves, false);
+                let _ = handle.socket.refuse_newcomers(None);
+            }
+        }
+        if is_new {
+            let _ = self.steer(fetch);
         }
     }
 
@@ -59,6 +83,9 @@ impl Group {
             let Some(index) = self.members.iter().position(is_it) else { continue };
             let side = self.members.iter_mut().nth(index).map(|m| std::mem::replace(&mut m.side, Side::Dropped));
             let Some(Side::Old(handle)) = side else { continue };
+            // Somebody else may hold it for another moment, where its index means the member that comes there. Nobody
+            // accepts from it: whoever meets it tries again.
+            let _ = handle.socket.refuse_newcomers(None);
             let _ = handle.socket.steer(&self.program());
             // The last member takes its index. If our program would then be wrong, one that will be right replaces it.
             if let Some(ranges) = self.members.ranges_after(index, &self.receives()) {

@@ -201,6 +201,13 @@ impl Group {
         let listening = listeners.map(|listeners| self.listening(listeners));
         let is_left = |inode: u32| listening.as_ref().is_none_or(|listening| listening.contains(&inode));
         self.members.leave_all(|member| !member.is_new() || is_left(member.inode));
+        if !self.has_news() {
+            // What the old server has closed stayed for the sake of their order.
+            let is_closed = |m: &&Member| m.handle().is_some_and(|handle| handle.closed.is_some());
+            let closed = self.members.iter().filter(is_closed).map(|m| m.inode).collect();
+            self.drop_all(closed, &|_| Vec::new());
+            self.members.leave_all(|member| !matches!(member.side, Side::Dropped));
+        }
         let Some(old) = self.olds().next() else { return };
         let _ = old.steer(&self.program());
         self.olds().for_each(|old| drop(old.accept_newcomers()));

@@ -3,9 +3,10 @@
 #![forbid(unsafe_code)]
 
 use crate::procfs::Held;
+use crate::sys::clock::Instant;
 use crate::sys::net::Ends;
 use crate::sys::steer::{Probe, Socket};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long a probe may take before somebody looks whether its socket is still the server's.
 const PROBE_PATIENCE: Duration = Duration::from_millis(250);

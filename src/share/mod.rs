@@ -14,6 +14,7 @@ pub use alone::{serve_alone, steer_away};
 
 use crate::address::Address;
 use crate::place::Place;
+use crate::sys::clock::Instant;
 use crate::sys::net::{self, Diag, Listeners, TcpSocket};
 use crate::sys::steer::{OwnProgram, Socket};
 use group::{Fetch, Group, Stage};
@@ -21,7 +22,6 @@ use member::{Proof, STEADY};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-use std::time::Instant;
 
 /// The sockets of a server, and whether they get connections before a switch.
 #[derive(Debug)]
@@ -77,9 +77,12 @@ impl Sharing {
 
     /// The group of a place; if there is none yet, a new one with this old server.
     fn at(&mut self, place: Place, old: Option<u64>) -> &mut Group {
+        // A place at which a server listens only after the switch.
+        let is_late = self.groups().any(|group| group.stage == Stage::Switched);
         let groups = self.at_port(place.address.port());
         let at = groups.iter().position(|g| g.place == place).unwrap_or_else(|| {
-            groups.push(Group::new(old, place));
+            let stage = if is_late { Stage::Switched } else { Stage::Before };
+            groups.push(Group { stage, ..Group::new(old, place) });
             groups.len() - 1
         });
         &mut groups[at]

@@ -6,11 +6,12 @@ use super::group::{Fetch, Group};
 use super::member::{Member, REOPENS_WITHIN, Side};
 use super::{Block, Sharing};
 use crate::procfs::{self, Held, Holders};
+use crate::sys::clock::Instant;
 use crate::sys::net::{self, Listeners};
 use crate::sys::steer::Socket;
 use std::collections::BTreeSet;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// How long to wait, after a look that could not see all processes, before the next look at all of them.
 const BLIND_FOR: Duration = Duration::from_millis(500);
@@ -30,6 +31,8 @@ impl Sharing {
         if !added.is_known().map_err(failed)? || added.groups().any(is_taken) {
             return Err("a stranger listens on the same port".into());
         }
+        // It may have had several of them for long, and some may have moved since: a server closes its sockets as it likes.
+        added.groups_mut().for_each(|group| group.members.doubt_order());
         added.groups_mut().try_for_each(|group| group.steer(&|_| Vec::new())).map_err(failed)?;
         self.since = if self.has_olds() { self.since.min(since) } else { since };
         added.groups.into_iter().for_each(|(port, groups)| self.at_port(port).extend(groups));
@@ -118,7 +121,7 @@ impl Sharing {
     /// This old server is gone, and nobody holds its listeners: lets go of them. Whether the kernel has closed them.
     pub fn drop_olds(&mut self, old: u64, fetch: Fetch<'_>) -> bool {
         for group in self.groups_mut().filter(|group| group.old == Some(old)) {
-            if group.proofs().count() < group.olds().count() {
+            if group.proofs().count() < group.olds().count() || group.is_lost_with_any() {
                 // For a moment the index may name an old socket: whoever meets it tries again.
                 group.olds().for_each(|old| drop(old.refuse_newcomers(None)));
             }
@@ -139,6 +142,16 @@ impl Sharing {
             group.reap_now(fetch);
             group.old = None;
         }
+    }
+
+    /// The lock of this old server may be somebody else's by now: lets go of its listeners, and of the port as it is
+    /// steered. `false`, and all stays, if the new server listens beside them.
+    pub fn lose(&mut self, old: u64) -> bool {
+        if self.groups().any(|group| group.old == Some(old) && (group.joined || group.has_news())) {
+            return false;
+        }
+        self.keep(|group| group.old != Some(old));
+        true
     }
 
     /// This old server stays: nothing is wanted of it any more.

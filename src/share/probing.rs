@@ -5,11 +5,12 @@
 use super::group::{Fetch, Group};
 use super::member::{Member, Proof};
 use crate::place::{Families, Place};
+use crate::sys::clock::Instant;
 use crate::sys::net::{self, Diag, Ends, Listeners};
 use crate::sys::steer::Probe;
 use std::collections::BTreeSet;
 use std::io;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 /// The number of lo in every network namespace (LOOPBACK_IFINDEX of the kernel).
 const LOOPBACK: u32 = 1;

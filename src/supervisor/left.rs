@@ -63,10 +63,9 @@ impl Supervisor {
         let Ok((scene, mut beside)) = self.scene(own, &its) else { return };
         // Servers that never lost a supervisor have no part in this.
         beside.retain(|other| other.party.ever_orphaned);
-        let new = beside.iter().find(|new| new.party.has_replaced(&scene.own));
         let is_superseded = || claimer.is_some() || scene.recover(None).orphan == swap::Orphan::Superseded;
-        match new {
-            Some(Beside { party, .. }) if !live.machine.is_giving_way() && is_superseded() => {
+        match scene.successor() {
+            Some(party) if !live.machine.is_giving_way() && is_superseded() => {
                 let text = format!("server {} has lost its supervisor in its switch (the swap goes on)", party.pid);
                 self.log.say(Level::Notice, name.as_ref(), &text);
                 self.feed(swap::Event::Superseded);

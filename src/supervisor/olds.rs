@@ -94,6 +94,19 @@ impl Supervisor {
         self.dir.try_clone().and_then(waits).is_ok()
     }
 
+    /// The supervisor of an old server is gone, and its caretaker may give the lock to somebody else first, unless our
+    /// server listens beside that one: it is claimed anew, and nobody may wait for handles of ours.
+    pub(super) fn lose_lock(&mut self, id: Id) {
+        let Some(live) = self.live.as_mut() else { return };
+        if let Some(old) = self.peers.olds.get_mut(&id).filter(|old| !old.told)
+            && live.joining.sharing.lose(id)
+        {
+            (old.locked, old.promised, old.draining) = (false, 0, 0);
+            old.sockets.clear();
+            old.holds.clear();
+        }
+    }
+
     /// The supervisor of an old server has closed its connection and lives on. If the server was asked for anything, it
     /// does that, and we wait until the lock of its record is free. If not, our claim is lost.
     pub(super) fn hung_up(&mut self, id: Id) {

@@ -69,6 +69,7 @@ impl Supervisor {
                 if self.peers.olds.get(&id).is_none_or(|old| old.lingers.is_some()) {
                     return;
                 }
+                self.lose_lock(id);
                 if self.follow_orphan(id, Some(threads::HANGS_UP)) {
                     self.feed(swap::Event::OldSilent(OldId(id)));
                 } else {

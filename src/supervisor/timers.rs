@@ -3,8 +3,9 @@
 #![forbid(unsafe_code)]
 
 use crate::swap::Timer;
+use crate::sys::clock::Instant;
 use std::collections::BTreeMap;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 enum Clock {
     Runs(Instant),

@@ -202,7 +202,7 @@ impl Generation {
             Event::Locked(id, holds) => claim.locked(ours, id, holds),
             Event::OldReleased(id, address) => claim.old_released(ours, id, address),
             Event::OldRefused(id, why) => claim.old_refused(ours, id, why),
-            Event::OldSilent(id) => claim.note(id, Old::silent),
+            Event::OldSilent(id) => claim.old_silent(ours, id),
             Event::OldGone(id) => claim.old_gone(ours, id),
             Event::OldLost(id) => claim.old_lost(ours, id),
             Event::Claim(claimer) => tenure.enqueue(claimer, Wish::Replace),

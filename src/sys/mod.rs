@@ -4,6 +4,7 @@
 mod below;
 mod bpf;
 mod child;
+pub mod clock;
 mod copy;
 mod diag;
 mod keeper;

@@ -68,6 +68,22 @@ impl Claim {
         }
     }
 
+    /// The supervisor of an old server is not heard any more, and its lock may be another's before it is ours again: what
+    /// does not listen beside that server yet waits for the lock anew.
+    pub fn old_silent(&mut self, ours: &mut Ours, id: OldId) {
+        self.note(id, Old::silent);
+        if self.olds.get(&id).is_none_or(|old| old.lock().is_some()) {
+            return;
+        }
+        ours.slots.change_all(|_, slot| {
+            if let Slot::Invited(wanted, olds) = slot
+                && olds.contains(&id)
+            {
+                *slot = Slot::Waiting(wanted.clone(), std::mem::take(olds));
+            }
+        });
+    }
+
     pub fn old_gone(&mut self, ours: &mut Ours, id: OldId) {
         if self.olds.remove(&id).is_some() && !ours.is_leaving() {
             succeed(ours, id);

@@ -815,6 +815,19 @@ fn joining(address: &str) -> Generation {
     machine
 }
 
+/// Another claimer may have the lock from the caretaker before it is ours again.
+#[test]
+fn who_does_not_listen_yet_when_the_old_supervisor_dies_waits_for_the_lock_anew() {
+    let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
+    says(&mut machine, "READY :1");
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    machine.step(Event::Shares(OLD));
+    assert_has(&locked(&mut machine, &[":1"]), &[go_to(0, ":1")]);
+    machine.step(Event::OldSilent(OLD));
+    assert_eq!(machine.step(Event::Calls(a(":1"), Meets::Server)), []);
+    assert_has(&locked(&mut machine, &[":1"]), &[Effect::Join(a(":1"))]);
+}
+
 #[test]
 fn a_swap_on_a_shared_port() {
     let mut machine = joining(":1");
