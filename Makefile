@@ -9,6 +9,9 @@
 #   make faults      breaks everything at every step of a swap, and prints a table:
 #                    more than "make test" does
 #   make fuzz        FUZZ_SECONDS of fuzzing (120), with cargo-fuzz
+#   make simulate    the pure core, several supervisors of it, against a simulated kernel
+#                    for SIMULATE seconds (25), and four faults put back: each has to be
+#                    found. SEED=7 RUNS=1 repeats a run
 #   make bench       figures; those with wrk and start_server (Debian: wrk,
 #                    libserver-starter-perl) only where these are installed
 #   make soak        random servers, random faults, constant load, for SOAK
@@ -32,6 +35,7 @@ TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
 
 FUZZ_SECONDS = 120
 SOAK    = 600
+SIMULATE = 25
 
 CARGO   = cargo
 NODE    = node
@@ -118,6 +122,12 @@ fuzz-build:
 	@$(need_cargo)
 	tests/fuzz/run.sh build '$(TARGET)/fuzz'
 
+# A bounded part of it is in "make test".
+simulate:
+	@$(need_cargo)
+	SIMULATE='$(SIMULATE)' $(CARGO) test --locked --profile simulate --test simulate
+	tests/simulate/faults.sh '$(TARGET)/simulate-faults'
+
 bench:
 	@$(need_cargo)
 	$(CARGO) bench --locked --bench figures
@@ -172,4 +182,4 @@ clean:
 	@$(need_cargo)
 	$(CARGO) clean
 
-.PHONY: all test check house faults test-servers fuzz fuzz-build bench soak scale demo install uninstall clean
+.PHONY: all test check house faults test-servers fuzz fuzz-build simulate bench soak scale demo install uninstall clean

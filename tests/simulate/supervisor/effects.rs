@@ -1,0 +1,204 @@
+//! `src/supervisor/effects.rs`: what the machine says is done.
+
+use super::{Supervisor, switching};
+use crate::address::Address;
+use crate::protocol::{HolderWord, PeerWord};
+use crate::swap::{ClaimerId, Effect, Event, OldId};
+use crate::sys::clock::Instant;
+use crate::sys::pid::Pid;
+use crate::world::land::Land;
+use std::time::Duration;
+
+/// The product's `REGAIN_FOR`.
+const REGAIN_FOR: Duration = Duration::from_secs(2);
+
+impl Supervisor {
+    pub(super) fn carry_out(&mut self, land: &mut Land, effect: Effect) {
+        if land.watch.is_verbose && !matches!(effect, Effect::Report(..)) {
+            land.watch.said.push(format!("{}: {effect:?}", self.pid));
+        }
+        match effect {
+            Effect::Say(_, word) => land.say(self.server.0, word),
+            Effect::LookUp(address) => self.look_up(land, address),
+            Effect::Lock(old) => self.lock(old),
+            Effect::Unlock(old) => self.unlock(land, old),
+            Effect::Take(_, address) => self.take(land, address),
+            Effect::Hold(address) => self.hold(land, address),
+            Effect::AskTakedown(_, old, address) => self.ask(land, old, PeerWord::Takedown(address)),
+            Effect::AskStop(_, old) => self.ask(land, old, PeerWord::Stop),
+            Effect::AskDrain(_, old) => self.ask(land, old, PeerWord::Drain),
+            Effect::AskStay(old) => self.ask(land, old, PeerWord::Stay),
+            Effect::Admit(address) => self.admit(land, &address),
+            Effect::Pass(address) => self.pass(land, &address),
+            Effect::Deny(address) => self.deny(land, &address),
+            Effect::Join(address) => self.join(land, &address),
+            Effect::Switch(_) => self.switch(land),
+            Effect::SwitchBack => self.switch_back(land),
+            Effect::Drain => self.drain(),
+            Effect::CutOff => land.watch.cut_off(self.server.0),
+            Effect::Kill => land.kill(self.server.0),
+            Effect::Grant(claimer, holds) => self.grant(land, claimer, holds),
+            Effect::TellReleased(claimer, address) => self.tell(land, claimer, &HolderWord::Released(address)),
+            Effect::Refuse(claimer, why) => self.tell(land, claimer, &HolderWord::Refused(why)),
+            Effect::TellGone(claimer) => {
+                self.retire(land);
+                self.tell(land, claimer, &HolderWord::Gone);
+            }
+            Effect::Arm(timer, time) => self.agenda.timers.arm(timer, time),
+            Effect::Disarm(timer) => self.agenda.timers.disarm(timer),
+            Effect::Pause(timer) => self.agenda.timers.pause(timer),
+            Effect::Resume(timer) => self.agenda.timers.resume(timer),
+            Effect::Report(level, address, text) => land.watch.hear(self.pid, level, address, text),
+            Effect::Up => self.up(land),
+            Effect::Done => {
+                self.is_done = true;
+                land.watch.done(self.server.0);
+            }
+            Effect::End(status) => self.end(land, status),
+            Effect::Unhold(_)
+            | Effect::Settle
+            | Effect::StopDrain
+            | Effect::Commit
+            | Effect::Watch(_)
+            | Effect::WatchRelease(_)
+            | Effect::Signal => self.note_on_server(land, effect),
+        }
+    }
+
+    fn note_on_server(&mut self, land: &mut Land, effect: Effect) {
+        let Some(live) = self.live.as_mut() else { return };
+        match effect {
+            Effect::Unhold(address) => {
+                live.names.held.remove(&address);
+                live.names.regaining.remove(&address);
+                return land.dir.unhold(&address, self.server.0);
+            }
+            Effect::StopDrain => {
+                live.stop_drain();
+                if !live.machine.is_leaving() {
+                    land.watch.is_widowed(self.server.0, false);
+                }
+                return;
+            }
+            Effect::Commit => return land.outlives(self.server.0),
+            Effect::Signal => return land.signal(self.server.0),
+            Effect::Settle => live.joining.settled = true,
+            Effect::Watch(address) => _ = live.looks.watching.insert(address),
+            Effect::WatchRelease(address) => _ = live.looks.releasing.insert(address),
+            _ => return,
+        }
+        self.poll_soon();
+    }
+
+    fn take(&mut self, land: &mut Land, address: Address) {
+        let locked = self.peers.olds.values().filter(|old| old.locked);
+        let locked: Vec<Pid> = locked.map(|old| old.holder.pid).collect();
+        if !self.register(land, &address, &locked) {
+            self.look_up(land, address);
+        }
+    }
+
+    pub(super) fn hold(&mut self, land: &mut Land, address: Address) {
+        let replaced = self.live.as_ref().map_or(Vec::new(), |live| live.names.replaced.clone());
+        if !self.register(land, &address, &replaced)
+            && let Some(live) = self.live.as_mut()
+        {
+            live.names.regaining.insert(address, Instant::now() + REGAIN_FOR);
+            self.poll_soon();
+        }
+    }
+
+    pub(super) fn register(&mut self, land: &mut Land, address: &Address, olds: &[Pid]) -> bool {
+        let Some(live) = self.live.as_mut() else { return true };
+        let taken = land.dir.take(address, self.server.0, olds);
+        if taken {
+            live.names.held.insert(address.clone());
+        }
+        taken
+    }
+
+    fn grant(&mut self, land: &mut Land, claimer: ClaimerId, holds: Vec<Address>) {
+        self.hand_over(land, claimer, &holds);
+        for address in holds {
+            self.tell(land, claimer, &HolderWord::Holds(address));
+        }
+        self.tell(land, claimer, &HolderWord::Locked);
+    }
+
+    fn up(&mut self, land: &mut Land) {
+        let Some(live) = self.live.as_mut() else { return };
+        live.life.was_up = true;
+        land.watch.entitle(self.server.0);
+        land.dir.claims_no_orphans(self.pid);
+        self.tidy_later();
+    }
+
+    fn end(&mut self, land: &mut Land, status: u8) {
+        self.retire(land);
+        if self.live.take().is_none() {
+            return;
+        }
+        self.agenda.timers.forget();
+        self.agenda.unclear.clear();
+        land.doors.remove(&self.server.0);
+        for stream in std::mem::take(&mut self.peers.claimers).into_keys() {
+            land.close(stream, self.pid);
+        }
+        let olds: Vec<u64> = self.peers.olds.keys().copied().collect();
+        olds.into_iter().for_each(|id| self.unlock(land, OldId(id)));
+        land.dir.claims_no_orphans(self.pid);
+        self.status = Some(status);
+    }
+
+    /// What its server has in the run directory is removed, with its record.
+    pub(super) fn retire(&mut self, land: &mut Land) {
+        let Some(live) = self.live.as_mut() else { return };
+        for address in std::mem::take(&mut live.names.held) {
+            land.dir.unhold(&address, self.server.0);
+        }
+        live.names.regaining.clear();
+        land.dir.records.remove(&self.server.0);
+    }
+
+    pub(super) fn switch(&mut self, land: &mut Land) {
+        let Some(live) = self.live.as_mut() else { return };
+        let server = self.server;
+        let (_, result) = live.joining.sharing.switch(&|inodes| server.sockets(inodes));
+        land.watch.switched(self.server.0, &result);
+        let replaced = self.peers.olds.values().filter(|old| old.locked);
+        self.write_replaced(land, replaced.map(|old| old.holder.pid).collect());
+    }
+
+    pub(super) fn switch_back(&mut self, land: &mut Land) {
+        if let Some(live) = self.live.as_mut() {
+            let server = self.server;
+            live.joining.sharing.switch_back(&|inodes| server.sockets(inodes));
+        }
+        land.watch.unswitched(self.server.0);
+        self.write_replaced(land, Vec::new());
+    }
+
+    pub(super) fn write_replaced(&mut self, land: &mut Land, replaced: Vec<Pid>) {
+        if let Some(live) = self.live.as_mut()
+            && live.names.replaced != replaced
+            && let Some(record) = land.dir.records.get_mut(&self.server.0)
+        {
+            record.replaced.clone_from(&replaced);
+            live.names.replaced = replaced;
+        }
+    }
+
+    pub(super) fn drain(&mut self) {
+        let Some(live) = self.live.as_mut() else { return };
+        (live.standing.drains, live.standing.quiesced) = (true, false);
+        switching::start_drain(live, self.server);
+        self.poll_soon();
+    }
+
+    pub fn told_to_stop(&mut self, land: &mut Land) {
+        if let Some(live) = self.live.as_mut() {
+            live.life.is_stopping = true;
+            self.handle(land, Event::Stop { signalled: false });
+        }
+    }
+}

@@ -1,0 +1,108 @@
+//! `src/supervisor/{handover,lent}.rs`: the listeners of an old server come to the supervisor of the new one.
+
+use super::switching::listen_alone;
+use super::{Supervisor, Waiting};
+use crate::address::Address;
+use crate::protocol::{HolderWord, PeerWord};
+use crate::server::Server;
+use crate::share::Block;
+use crate::swap::{ClaimerId, Event, OldId};
+use crate::sys::steer::Socket;
+use crate::world::land::Land;
+use std::collections::BTreeSet;
+
+impl Supervisor {
+    pub(super) fn locked(&mut self, land: &mut Land, id: u64, holds: Vec<Address>) {
+        let Some(old) = self.peers.olds.get_mut(&id) else { return };
+        let sockets = std::mem::take(&mut old.sockets);
+        if std::mem::replace(&mut old.locked, true) {
+            for word in old.asked.clone() {
+                self.tell_old(land, id, &word);
+            }
+            return self.feed(Event::Locked(OldId(id), holds));
+        }
+        if holds.iter().any(Address::is_port) && self.live.as_ref().is_some_and(|live| live.is_shared()) {
+            match self.share(id, &holds, sockets) {
+                Ok(()) => self.feed(Event::Shares(OldId(id))),
+                Err(why) => {
+                    let old = self.peers.olds.get(&id).map_or(0, |old| old.holder.pid.raw());
+                    land.watch.unshared(self.server.0, old, &why);
+                    self.feed(Event::Unshared(OldId(id), why));
+                }
+            }
+        }
+        self.feed(Event::Locked(OldId(id), holds));
+    }
+
+    pub(super) fn hand_over(&mut self, land: &mut Land, claimer: ClaimerId, holds: &[Address]) {
+        let Some(live) = self.live.as_mut() else { return };
+        live.standing.handed_over = live.is_shared();
+        if !live.standing.handed_over {
+            return;
+        }
+        let mut olds: Vec<_> = live.names.replaced.iter().filter_map(|pid| land.dir.holder(pid.raw())).collect();
+        olds.sort_by_key(|old| (old.generation, old.pid));
+        let mut listeners: Vec<Socket> = olds.iter().flat_map(|old| Server(old.pid.raw()).listeners(holds)).collect();
+        let draining = listeners.len();
+        listeners.extend(self.server.listeners(holds));
+        self.tell(land, claimer, &HolderWord::Sockets(listeners.len()));
+        if draining > 0 {
+            self.tell(land, claimer, &HolderWord::Draining(draining));
+        }
+        let files: Vec<Socket> = listeners.iter().map(Socket::send).collect();
+        land.write(claimer.0, self.pid, &HolderWord::Sockets(files.len()), files);
+    }
+
+    fn share(&mut self, id: u64, holds: &[Address], mut sockets: Vec<Socket>) -> Result<(), String> {
+        let old = self.peers.olds.get(&id).ok_or("it is gone")?;
+        let held = Address::all(holds);
+        let wanted = |a: &Address| a.among(&held).next().is_some();
+        let mut inodes = BTreeSet::new();
+        sockets.retain(|socket| socket.inode().is_ok_and(|inode| inodes.insert(inode)));
+        if sockets.len() < old.promised {
+            return Err(format!("only {} of its {} listeners can be had", sockets.len(), old.promised));
+        }
+        let own = sockets.split_off(old.draining.min(sockets.len()));
+        let fits = |s: &Socket| s.listens() && s.is_tcp() && s.address().is_ok_and(|at| wanted(&at.into()));
+        let block =
+            |sockets: Vec<Socket>, serves| Block { sockets: sockets.into_iter().filter(fits).collect(), serves };
+        let blocks = vec![block(sockets, false), block(own, true)];
+        let live = self.live.as_mut().ok_or("it is gone")?;
+        live.joining.sharing.add_old(id, 0, blocks)
+    }
+
+    /// The supervisor of an old server asks us to let a listener of that join.
+    pub(super) fn joins(&mut self, land: &mut Land, id: u64, backlog: i32) {
+        let server = self.server;
+        let Some(old) = self.peers.olds.get_mut(&id) else { return };
+        let socket = old.sockets.pop();
+        let result = match (socket, self.live.as_mut()) {
+            (Some(socket), Some(live)) => {
+                live.joining.sharing.join_old(id, socket, backlog, &|inodes| server.sockets(inodes))
+            }
+            _ => Err(nix::errno::Errno::EBADF.into()),
+        };
+        let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(98));
+        self.tell_old(land, id, &PeerWord::Joined(errno));
+    }
+
+    pub(super) fn joined(&mut self, land: &mut Land, claimer: ClaimerId, errno: i32) {
+        let Some(live) = self.live.as_mut() else { return };
+        if live.machine.is_locked_by(claimer)
+            && let Some(lent) = live.opening.lent.pop_front()
+        {
+            let Some(Waiting { socket, .. }) = lent.waiting else { return };
+            drop(socket);
+            land.conclude(self.server.0, errno == 0);
+        }
+    }
+
+    /// Whoever steers does not answer, or is gone: our server must not wait for that.
+    pub(super) fn lend_no_more(&mut self, land: &mut Land, is_late: impl Fn(&super::Lent) -> bool) {
+        let server = self.server;
+        let Some(live) = self.live.as_mut() else { return };
+        for lent in live.opening.lent.iter_mut().filter(|lent| is_late(lent)) {
+            lent.waiting.take().into_iter().for_each(|waiting| _ = listen_alone(land, server, waiting));
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! `src/supervisor/left.rs`: a server whose claimer has gone away.
+
+use super::care::{CARES_WITHIN, scene};
+use super::{Left, Live, Supervisor, UNCLEAR_FOR};
+use crate::recovery::Fate;
+use crate::server::Server;
+use crate::share;
+use crate::swap::{ClaimerId, Event, Orphan};
+use crate::sys::clock::Instant;
+use crate::sys::net::{self, Listeners, TcpSocket};
+use crate::world::land::Land;
+use std::collections::VecDeque;
+
+impl Supervisor {
+    pub(super) fn claimer_closed(&mut self, land: &mut Land, claimer: ClaimerId) {
+        let server = self.server;
+        let Some(live) = self.live.as_mut() else { return };
+        live.standing.behind.retain(|waiting| *waiting != claimer);
+        if !live.machine.is_locked_by(claimer) {
+            return self.feed(Event::ClaimerGone(claimer));
+        }
+        self.lend_no_more(land, |_| true);
+        let Some(live) = self.live.as_mut() else { return };
+        live.opening.lent.clear();
+        let since = Instant::now();
+        live.standing.left_by = Some(Left { claimer, since, until: since + UNCLEAR_FOR });
+        if let Ok(listeners) = net::listeners() {
+            left_alone(live, server, &listeners, &mut self.agenda.pending);
+        }
+        self.poll_soon();
+    }
+
+    pub(super) fn decide_swap_of_dead(&mut self, land: &mut Land) {
+        let Some(live) = self.live.as_ref() else { return };
+        let claimer = live.standing.left_by.as_ref().map(|left| left.claimer);
+        let Ok(listeners) = net::listeners() else { return };
+        let its = self.server.holds_of(&listeners.all().cloned().collect::<Vec<TcpSocket>>());
+        let Some(holder) = land.dir.holder(self.server.0) else { return };
+        let mut own = holder.party();
+        (own.ever_orphaned, own.replaced) = (false, live.names.replaced.clone());
+        let (scene, beside) = scene(land, own, &its);
+        let is_superseded = || claimer.is_some() || scene.recover(None).orphan == Orphan::Superseded;
+        match scene.successor() {
+            Some(_) if !live.machine.is_giving_way() && is_superseded() => self.feed(Event::Superseded),
+            None if claimer.is_some() => {
+                live.listeners(self.server).iter().for_each(|own| drop(own.accept_newcomers()));
+            }
+            _ => {}
+        }
+        let mut waits = false;
+        for (holder, party) in beside.iter().zip(&scene.beside).filter(|(_, party)| party.ever_orphaned) {
+            waits |= scene.fate(party) == Fate::Unswitched;
+            if holder.is_orphan {
+                self.care(land, holder);
+            }
+        }
+        if let Some(left) = self.live.as_mut().and_then(|live| live.standing.left_by.as_mut())
+            && waits
+            && left.since.elapsed() < CARES_WITHIN
+        {
+            left.until = Instant::now() + UNCLEAR_FOR;
+        }
+    }
+}
+
+fn is_alone(live: &Live, server: Server, listeners: &Listeners) -> bool {
+    let here = listeners.at_any(&live.machine.addresses());
+    let (own, others): (Vec<TcpSocket>, Vec<TcpSocket>) = here.into_iter().partition(|s| server.has(s.inode));
+    let meets = |other: &TcpSocket| {
+        let mut near = own.iter().filter(|own| own.local.collides(&other.local)).peekable();
+        near.peek().is_none() || near.any(|own| own.place().conflicts(&other.place()))
+    };
+    !others.iter().any(meets)
+}
+
+pub fn left_alone(live: &mut Live, server: Server, listeners: &Listeners, pending: &mut VecDeque<Event>) -> bool {
+    if live.standing.left_by.is_none() && !live.standing.succeeded {
+        return false;
+    }
+    let alone = is_alone(live, server, listeners);
+    if let Some(left) = &live.standing.left_by {
+        let claimer = left.claimer;
+        let served = alone && serve_alone(live, server);
+        let waits = alone || !live.machine.is_giving_way() && live.is_shared();
+        if !served && waits && left.until > Instant::now() {
+            return true;
+        }
+        live.standing.left_by = None;
+        live.standing.succeeded = !served && live.is_shared();
+        pending.push_back(if served { Event::ClaimerGone(claimer) } else { Event::Succeeded(claimer) });
+    }
+    live.standing.succeeded &= live.machine.is_up();
+    let may = live.machine.is_free() || live.machine.is_giving_way();
+    if alone && may && live.standing.succeeded && serve_alone(live, server) {
+        live.standing.succeeded = false;
+        pending.push_back(Event::Alone);
+    }
+    live.standing.succeeded
+}
+
+fn serve_alone(live: &Live, server: Server) -> bool {
+    !live.is_shared() || share::serve_alone(live.listeners(server)).unwrap_or(false)
+}
