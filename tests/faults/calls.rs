@@ -246,18 +246,15 @@ fn inject(shared: bool, who: Who, call: &str, error: Option<&str>, when: &str) -
     Ok(verdict)
 }
 
-/// Whether there is no copy of a supervisor, or it has the only server.
+/// Whether there is no copy of a supervisor, or it has the only server. The front may be a caretaker: where the supervisor
+/// was killed before it heard of the reload.
 fn copy_is_done(sandbox: &Sandbox, front: i32) -> bool {
-    let supervisors: Vec<i32> = sandbox
-        .processes()
-        .into_iter()
-        .filter(|(_, command)| command.starts_with(SERVERSWAP))
-        .map(|(pid, _)| pid)
-        .filter(|pid| *pid != front && !children(*pid).is_empty())
-        .collect();
+    let all = sandbox.processes().into_iter().filter(|(_, command)| command.starts_with(SERVERSWAP));
+    let supervisors: Vec<i32> = all.map(|(pid, _)| pid).filter(|pid| !children(*pid).is_empty()).collect();
+    let is_front = |pid: i32| pid == front || children(pid).iter().any(|child| supervisors.contains(child));
     let status = sandbox.status();
     let serves = |pid: i32| status.len() == 1 && status[0][3] == pid.to_string() && status[0][5] == "serving";
-    supervisors.into_iter().all(serves)
+    supervisors.iter().all(|pid| is_front(*pid) || serves(*pid))
 }
 
 /// Whether a tracer has all threads of a process.
