@@ -87,19 +87,23 @@ impl<M> Members<M> {
     }
 
     /// The member at `index`, which is in none of these ranges, is about to leave, and the last one takes its index.
-    /// `None` if the ranges stay right. Else the ranges to use: the indexes that are right before and after, or if
+    /// `None` if the ranges of those that `of` picks stay right. Else the ranges to use: the indexes that are right before and after, or if
     /// there are none, those that are right after. For an index past the end the kernel chooses among all members.
-    pub fn ranges_after(&self, index: usize, ranges: &[Range]) -> Option<Vec<Range>> {
-        let is_meant = |member: usize| ranges.iter().any(|r| (r.first..r.first + r.count).contains(&(member as u32)));
+    pub fn ranges_after(&self, index: usize, ranges: &[Range], of: impl Fn(&M) -> bool) -> Option<Vec<Range>> {
+        let is_named = |member: usize| ranges.iter().any(|r| (r.first..r.first + r.count).contains(&(member as u32)));
         let last = self.order.len() - 1;
         // Indexed as they are after the member has left.
-        let meant: Vec<bool> = (0..last).map(|at| is_meant(if at == index { last } else { at })).collect();
-        let is_right = |at: u32| meant.get(at as usize).copied().unwrap_or(meant.iter().all(|meant| *meant));
+        let picked = |at: usize| of(&self.order[if at == index { last } else { at }]);
+        let mut unsure = self.unsure.iter().filter(|at| **at < last).map(|at| picked(*at));
+        let mixes = unsure.next().is_some_and(|first| unsure.any(|other| other != first));
+        let meant: Vec<bool> = (0..last).map(|at| picked(at) && !(mixes && self.unsure.contains(&at))).collect();
+        let is_right = |at: u32| meant.get(at as usize).copied().unwrap_or_else(|| (0..last).all(picked));
         if ranges.iter().flat_map(|r| r.first..r.first + r.count).all(is_right) {
             return None;
         }
-        let steady = ranges_of((0..last).map(|at| is_meant(at) && meant[at]));
-        Some(if steady.is_empty() { ranges_of(meant.into_iter()) } else { steady })
+        let steady = ranges_of((0..last).map(|at| is_named(at) && meant[at]));
+        let [steady, meant, picked] = [steady, ranges_of(meant.into_iter()), ranges_of((0..last).map(picked))];
+        [steady, meant].into_iter().find(|ranges| !ranges.is_empty()).or(Some(picked))
     }
 
     /// The indexes of the members that `of` picks, in as few ranges as possible. An index that may stand for a member
@@ -151,6 +155,9 @@ mod tests {
         assert!(members.mixes(|side| *side == 'n'));
         let sure: Vec<_> = members.ranges(|side| *side == 'n').iter().map(|r| (r.first, r.count)).collect();
         assert_eq!(sure, [(2, 1)]);
+        // When the last old one leaves, all are right: what is past the end stands for any of them.
+        let is_new = |side: &char| *side == 'n';
+        assert!(members.ranges_after(1, &members.ranges(is_new), is_new).is_none());
     }
 
     #[test]
@@ -159,7 +166,7 @@ mod tests {
             let mut members = Members::default();
             sides.chars().for_each(|side| members.join(side));
             let ranges = members.ranges(|side| *side == 'x');
-            let after = members.ranges_after(index, &ranges);
+            let after = members.ranges_after(index, &ranges, |side| *side == 'x');
             after.map(|ranges| ranges.iter().map(|r| (r.first, r.count)).collect::<Vec<_>>())
         };
         // An index past the end stands for the only one that is left.

@@ -84,7 +84,8 @@ impl Scene {
         let connections = self.most + CONNECTIONS_SPARE;
         let (threads, files, memory) = (self.threads(), self.files(), self.resident());
         let seen = format!("{threads} threads, {files} files, {memory} KiB");
-        assert!(threads <= connections + writers + THREADS, "{seen}");
+        // A thread that has given its place back may not have ended yet.
+        assert!(threads <= connections + writers + 2 * THREADS, "{seen}");
         assert!(files <= connections + 2 * THREADS, "{seen}");
         assert!(memory <= MEMORY_MAX, "{seen}");
     }

@@ -51,14 +51,15 @@ impl Group {
         }
     }
 
-    /// Whether nobody knows which index the last member takes when one of the old server leaves.
-    pub(super) fn is_lost_with_any(&self) -> bool {
+    /// Whether nobody knows which index a new socket takes, as the last member, when one of the old server leaves.
+    fn is_lost_with_any(&self) -> bool {
         let mut members = self.members.iter().enumerate();
-        members.any(|(index, member)| member.handle().is_some() && self.members.is_lost_with(index))
+        self.members.last().is_some_and(Member::is_new)
+            && members.any(|(index, member)| member.handle().is_some() && self.members.is_lost_with(index))
     }
 
-    /// These sockets, which the old server has closed, stay all the same: to let go of them would move another one nobody
-    /// knows where. Whoever gets there tries again, and gets another.
+    /// These sockets, which the old server has closed, stay all the same: to let go of them would move a new one nobody
+    /// knows where. Whoever gets there tries again a second later, and gets another.
     fn shun(&mut self, closed: &[u32], fetch: Fetch<'_>) {
         let mut is_new = false;
         for Member { side, .. } in self.members.iter_mut().filter(|member| closed.contains(&member.inode)) {
@@ -74,6 +75,10 @@ impl Group {
 
     /// Lets go of these sockets of old servers. The caller then looks whether the kernel has closed the last of them.
     pub(super) fn drop_all(&mut self, inodes: Vec<u32>, fetch: Fetch<'_>) {
+        if self.is_lost_with_any() {
+            // For a moment our program may name any of them.
+            self.olds().for_each(|old| drop(old.refuse_newcomers(None)));
+        }
         for (nth, inode) in inodes.into_iter().enumerate() {
             // Where the next one is depends on whether the one before has left.
             if nth > 0 {
@@ -88,7 +93,7 @@ impl Group {
             let _ = handle.socket.refuse_newcomers(None);
             let _ = handle.socket.steer(&self.program());
             // The last member takes its index. If our program would then be wrong, one that will be right replaces it.
-            if let Some(ranges) = self.members.ranges_after(index, &self.receives()) {
+            if let Some(ranges) = self.members.ranges_after(index, &self.receives(), self.receivers()) {
                 let _ = handle.socket.steer(&Program::new(&ranges, &[]));
             }
         }

@@ -107,13 +107,23 @@ impl Group {
 
     /// Which members get the new connections at this stage of a swap. If none of those is left, whichever there are.
     pub(super) fn receives(&self) -> Vec<Range> {
-        let ranges = |of: fn(&Member) -> bool| self.members.ranges(of);
-        let (serving, olds, news) = (ranges(Member::serves), ranges(|m| !m.is_new()), ranges(Member::is_new));
-        let order = match self.stage {
-            Stage::Before => [serving, olds, news],
-            Stage::Switched => [news, serving, olds],
+        self.members.ranges(self.receivers())
+    }
+
+    /// What tells these members from the others.
+    pub(super) fn receivers(&self) -> fn(&Member) -> bool {
+        let order: [fn(&Member) -> bool; 3] = match self.stage {
+            Stage::Before => [Member::serves, |member| !member.is_new(), Member::is_new],
+            Stage::Switched => [Member::is_new, Member::serves, |member| !member.is_new()],
         };
-        order.into_iter().find(|ranges| !ranges.is_empty()).unwrap_or_default()
+        let is_there = |of: &fn(&Member) -> bool| self.members.iter().any(of);
+        order.into_iter().find(is_there).unwrap_or(Member::is_new)
+    }
+
+    /// Lets clients through to the sockets that the old server still has.
+    pub(super) fn accept_at_olds(&self) {
+        let open = self.members.iter().filter_map(Member::handle).filter(|handle| handle.closed.is_none());
+        open.for_each(|handle| drop(handle.socket.accept_newcomers()));
     }
 
     /// The program that the group needs now.
@@ -210,7 +220,7 @@ impl Group {
         }
         let Some(old) = self.olds().next() else { return };
         let _ = old.steer(&self.program());
-        self.olds().for_each(|old| drop(old.accept_newcomers()));
+        self.accept_at_olds();
         if self.members.iter().all(Member::serves) && listeners.is_some_and(|all| self.strangers(all) == 0) {
             let _ = old.release();
         }

@@ -285,7 +285,7 @@ impl Sharing {
         for group in self.groups_mut() {
             group.stage = Stage::Before;
             let _ = group.steer(fetch);
-            group.olds().for_each(|old| drop(old.accept_newcomers()));
+            group.accept_at_olds();
         }
     }
 

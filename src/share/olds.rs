@@ -5,6 +5,7 @@
 use super::group::{Fetch, Group};
 use super::member::{Member, REOPENS_WITHIN, Side};
 use super::{Block, Sharing};
+use crate::place::Place;
 use crate::procfs::{self, Held, Holders};
 use crate::sys::clock::Instant;
 use crate::sys::net::{self, Listeners};
@@ -121,7 +122,7 @@ impl Sharing {
     /// This old server is gone, and nobody holds its listeners: lets go of them. Whether the kernel has closed them.
     pub fn drop_olds(&mut self, old: u64, fetch: Fetch<'_>) -> bool {
         for group in self.groups_mut().filter(|group| group.old == Some(old)) {
-            if group.proofs().count() < group.olds().count() || group.is_lost_with_any() {
+            if group.proofs().count() < group.olds().count() {
                 // For a moment the index may name an old socket: whoever meets it tries again.
                 group.olds().for_each(|old| drop(old.refuse_newcomers(None)));
             }
@@ -147,7 +148,9 @@ impl Sharing {
     /// The lock of this old server may be somebody else's by now: lets go of its listeners, and of the port as it is
     /// steered. `false`, and all stays, if the new server listens beside them.
     pub fn lose(&mut self, old: u64) -> bool {
-        if self.groups().any(|group| group.old == Some(old) && (group.joined || group.has_news())) {
+        let its: Vec<Place> = self.groups().filter(|group| group.old == Some(old)).map(|group| group.place).collect();
+        let is_beside = |group: &Group| its.iter().any(|place| group.place.conflicts(place));
+        if self.groups().any(|group| (group.joined || group.has_news()) && is_beside(group)) {
             return false;
         }
         self.keep(|group| group.old != Some(old));

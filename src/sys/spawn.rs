@@ -58,8 +58,8 @@ pub fn spawn<T, M>(
     // SAFETY: the closure only makes async-signal-safe calls and allocates nothing.
     unsafe { command.pre_exec(setup) };
     // Command::spawn() returns only when the server runs: another thread would have to let it run.
-    // SAFETY: the child goes on from here and ends in `give_up`, unless it becomes its command. It may allocate: nothing
-    // but a wait for the run directory has a thread by now, and glibc, and musl since 1.2.2, hold their locks in fork(2).
+    // SAFETY: the child goes on from here and ends in `give_up`, unless it becomes its command. It may allocate: glibc,
+    // and musl since 1.2.2, hold the locks of their allocators in fork(2), and no other thread holds what exec needs.
     let pid = match unsafe { libc::fork() } {
         0 => give_up(own, &command.exec()),
         pid => Pid::new(pid.into()).ok_or_else(io::Error::last_os_error)?,
@@ -69,6 +69,9 @@ pub fn spawn<T, M>(
     let started = let_through(&gate, || prepare(pid, made));
     if started.is_err() {
         let _ = gate.shutdown(std::net::Shutdown::Both);
+        // It may be stopped.
+        // SAFETY: the call takes integers, and the child is ours alone.
+        unsafe { libc::kill(pid.raw(), libc::SIGKILL) };
         // SAFETY: the call takes integers; no status is asked for.
         while unsafe { libc::waitpid(pid.raw(), std::ptr::null_mut(), 0) } < 0
             && io::Error::last_os_error().kind() == io::ErrorKind::Interrupted
