@@ -125,6 +125,7 @@ fuzz-build:
 # A bounded part of it is in "make test".
 simulate:
 	@$(need_cargo)
+	@$(call need,patch,patch to put faults back (Debian: patch))
 	SIMULATE='$(SIMULATE)' $(CARGO) test --locked --profile simulate --test simulate
 	tests/simulate/faults.sh '$(TARGET)/simulate-faults'
 
