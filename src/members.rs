@@ -77,8 +77,7 @@ impl<M> Members<M> {
 
     /// Whether at some index it is not known if the member there is one that `of` picks.
     pub fn mixes(&self, of: impl Fn(&M) -> bool) -> bool {
-        let mut unsure = self.unsure.iter().map(|index| of(&self.order[*index]));
-        unsure.next().is_some_and(|first| unsure.any(|other| other != first))
+        differ(self.unsure.iter().map(|index| of(&self.order[*index])))
     }
 
     /// The members, so that what is known of each can be changed; their order is the kernel's and cannot be.
@@ -94,8 +93,7 @@ impl<M> Members<M> {
         let last = self.order.len() - 1;
         // Indexed as they are after the member has left.
         let picked = |at: usize| of(&self.order[if at == index { last } else { at }]);
-        let mut unsure = self.unsure.iter().filter(|at| **at < last).map(|at| picked(*at));
-        let mixes = unsure.next().is_some_and(|first| unsure.any(|other| other != first));
+        let mixes = differ(self.unsure.iter().filter(|at| **at < last).map(|at| picked(*at)));
         let meant: Vec<bool> = (0..last).map(|at| picked(at) && !(mixes && self.unsure.contains(&at))).collect();
         let is_right = |at: u32| meant.get(at as usize).copied().unwrap_or_else(|| (0..last).all(picked));
         if ranges.iter().flat_map(|r| r.first..r.first + r.count).all(is_right) {
@@ -114,6 +112,10 @@ impl<M> Members<M> {
         let sure = ranges_of(self.order.iter().enumerate().map(is_sure));
         if sure.is_empty() { ranges_of(self.order.iter().map(of)) } else { sure }
     }
+}
+
+fn differ(mut all: impl Iterator<Item = bool>) -> bool {
+    all.next().is_some_and(|first| all.any(|other| other != first))
 }
 
 fn ranges_of(meant: impl Iterator<Item = bool>) -> Vec<Range> {

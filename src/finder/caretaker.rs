@@ -43,12 +43,11 @@ impl RunDir {
                 Err(Missing::Gone) => return Ok(()),
                 Err(_) => return Err(format!("the record of server {server} cannot be read")),
             };
-            match holder.has_lost_its_supervisor() {
-                false => return Ok(()),
-                true if Instant::now() > until => {
-                    return Err(format!("server {server} has lost its supervisor, and no caretaker comes up"));
-                }
-                true => {}
+            if !holder.has_lost_its_supervisor() {
+                return Ok(());
+            }
+            if Instant::now() > until {
+                return Err(format!("server {server} has lost its supervisor, and no caretaker comes up"));
             }
             if holder.is_orphan && again <= Instant::now() {
                 again = Instant::now() + STARTS_WITHIN;

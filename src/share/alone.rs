@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::{Block, Sharing, group::Group};
-use crate::sys::net::Listeners;
+use crate::sys::net::{Listeners, TcpSocket};
 use crate::sys::steer::{Program, Range, Socket};
 use std::io;
 
@@ -39,4 +39,14 @@ pub fn serve_alone(sockets: Vec<Socket>) -> io::Result<bool> {
         sharing.groups_mut().for_each(|group| drop(group.steer(&|_| Vec::new())));
     }
     alone
+}
+
+/// Whether no other listener of these, at a server's addresses, conflicts with one of its own, or is where it has none.
+pub fn is_alone(here: Vec<TcpSocket>, is_own: impl Fn(u32) -> bool) -> bool {
+    let (own, others): (Vec<TcpSocket>, Vec<TcpSocket>) = here.into_iter().partition(|s| is_own(s.inode));
+    let meets = |other: &TcpSocket| {
+        let mut near = own.iter().filter(|own| own.local.collides(&other.local)).peekable();
+        near.peek().is_none() || near.any(|own| own.place().conflicts(&other.place()))
+    };
+    !others.iter().any(meets)
 }

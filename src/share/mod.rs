@@ -10,7 +10,7 @@ mod member;
 mod olds;
 mod probing;
 
-pub use alone::{serve_alone, steer_away};
+pub use alone::{is_alone, serve_alone, steer_away};
 
 use crate::address::Address;
 use crate::place::Place;

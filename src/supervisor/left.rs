@@ -98,25 +98,14 @@ impl Supervisor {
     }
 }
 
-/// Whether nobody else listens where a server does, or at an address of its where it does not.
-fn is_alone(live: &Live, listeners: &Listeners) -> bool {
-    let here = listeners.at_any(&live.machine.addresses());
-    let Some(inodes) = live.server.socket_inodes() else { return false };
-    let (own, others): (Vec<TcpSocket>, Vec<TcpSocket>) = here.into_iter().partition(|s| inodes.contains(&s.inode));
-    let meets = |other: &TcpSocket| {
-        let mut near = own.iter().filter(|own| own.local.collides(&other.local)).peekable();
-        near.peek().is_none() || near.any(|own| own.place().conflicts(&other.place()))
-    };
-    !others.iter().any(meets)
-}
-
 /// A server whose claimer has gone away serves as if alone when nobody is left beside it; `true` if that
 /// is still to come.
 pub(super) fn left_alone(live: &mut Live, listeners: &Listeners, pending: &mut VecDeque<swap::Event>) -> bool {
     if live.standing.left_by.is_none() && !live.standing.succeeded {
         return false;
     }
-    let alone = is_alone(live, listeners);
+    let (here, own) = (listeners.at_any(&live.machine.addresses()), live.server.socket_inodes());
+    let alone = own.is_some_and(|own| share::is_alone(here, |inode| own.contains(&inode)));
     if let Some(left) = &live.standing.left_by {
         let claimer = left.claimer;
         // What cannot be taken off now is taken off at a later look.

@@ -65,12 +65,7 @@ impl Supervisor {
 
 fn is_alone(live: &Live, server: Server, listeners: &Listeners) -> bool {
     let here = listeners.at_any(&live.machine.addresses());
-    let (own, others): (Vec<TcpSocket>, Vec<TcpSocket>) = here.into_iter().partition(|s| server.has(s.inode));
-    let meets = |other: &TcpSocket| {
-        let mut near = own.iter().filter(|own| own.local.collides(&other.local)).peekable();
-        near.peek().is_none() || near.any(|own| own.place().conflicts(&other.place()))
-    };
-    !others.iter().any(meets)
+    share::is_alone(here, |inode| server.has(inode))
 }
 
 pub fn left_alone(live: &mut Live, server: Server, listeners: &Listeners, pending: &mut VecDeque<Event>) -> bool {
