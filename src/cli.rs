@@ -4,6 +4,7 @@
 
 use crate::address::Address;
 use crate::error::{Error, Result};
+use crate::output::Destination;
 use lexopt::prelude::*;
 use nix::sys::signal::Signal;
 use std::ffi::OsString;
@@ -36,6 +37,8 @@ pub struct Run {
     pub command: Vec<OsString>,
     /// Stay in the background once the swap is done.
     pub detach: bool,
+    /// Where its output goes; `None`: the default of its situation.
+    pub log: Option<Destination>,
     /// Do not watch or share the port.
     pub plain: bool,
     /// Open the probe connection on a shared port.
@@ -82,6 +85,10 @@ same port, gives it the new connections once it accepts them, and takes the old
 one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
 
   -d, --detach             stay in the background once the swap is done
+      --log FILE           append the server's output to FILE; -: where the
+                           caller's goes [with -d, unless that is a file:
+                           NAME.log below /var/log/serverswap (root) or
+                           ~/.local/state/serverswap]
       --plain              do not watch or share the port: only a server that
                            says READY swaps
       --no-probe           do not prove by a connection that the new server accepts
@@ -140,6 +147,11 @@ where
                 client = text(&mut parser, "--client")?;
             }
             Short('d') | Long("detach") => (run.detach, run_option) = (true, Some("--detach")),
+            Long("log") => {
+                let file = value(&mut parser)?;
+                run.log = Some(if file == "-" { Destination::Caller } else { Destination::File(file.into()) });
+                run_option = Some("--log");
+            }
             Long("plain") => (run.plain, run_option) = (true, Some("--plain")),
             Long("no-probe") => (run.probe, run_option) = (false, Some("--no-probe")),
             Long("ready-timeout") => {
@@ -175,6 +187,7 @@ fn defaults() -> Run {
     Run {
         command: Vec::new(),
         detach: false,
+        log: None,
         plain: false,
         probe: true,
         ready_timeout: None,
@@ -322,8 +335,11 @@ mod tests {
             "--no-probe",
             "--plain",
             "--detach",
+            "--log=a/b",
             "x",
         ]);
+        assert_eq!(r.log, Some(Destination::File("a/b".into())));
+        assert_eq!(run(&["--log", "-", "x"]).log, Some(Destination::Caller));
         assert_eq!(r.ready_timeout, Some(Duration::ZERO));
         assert_eq!((r.drain, r.kill_after), (Duration::from_millis(500), Duration::from_secs(3)));
         assert_eq!(r.stop_signal, Signal::SIGQUIT);

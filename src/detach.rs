@@ -5,13 +5,12 @@
 
 use crate::error::{Error, Result, reason};
 use crate::message::{self, Log};
+use crate::output::Output;
 use crate::swap::Level;
 use crate::sys::process::{self, Forked};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal};
 use signal_hook::iterator::Signals;
-use std::fs::File;
 use std::io::{self, Read, Write};
-use std::os::fd::AsFd;
 use std::os::unix::net::UnixStream;
 use std::sync::Arc;
 use std::sync::mpsc::SyncSender;
@@ -86,19 +85,20 @@ impl Launcher {
 
     /// Tells the caller its exit status, once the messages so far are written, and lets go of it. If they cannot be
     /// written at once, a thread does that, which is returned.
-    pub fn dismiss(self, status: u8) -> Option<JoinHandle<()>> {
+    pub fn dismiss(self, status: u8, output: &Arc<Output>) -> Option<JoinHandle<()>> {
         let launcher = Arc::new(self);
         let now = launcher.clone();
         if !message::flush(Duration::ZERO) {
+            let output = output.clone();
             let later = move || {
                 message::flush(message::PATIENCE);
-                launcher.let_go(status);
+                launcher.let_go(status, &output);
             };
             if let Ok(thread) = std::thread::Builder::new().stack_size(64 * 1024).spawn(later) {
                 return Some(thread);
             }
         }
-        now.let_go(status);
+        now.let_go(status, output);
         None
     }
 
@@ -108,17 +108,10 @@ impl Launcher {
         let _ = (&self.0).write_all(&[status]);
     }
 
-    /// Tells the caller its exit status and closes the line. Standard fds that are terminals become `/dev/null`.
-    fn let_go(&self, status: u8) {
+    /// Lets go of the caller's files, tells the caller its exit status and closes the line.
+    fn let_go(&self, status: u8, output: &Output) {
+        output.leave_caller();
         let _ = (&self.0).write_all(&[status]);
         let _ = self.0.shutdown(std::net::Shutdown::Both);
-        let Ok(null) = File::options().read(true).write(true).open("/dev/null") else { return };
-        let is_terminal =
-            [nix::unistd::isatty(io::stdin()), nix::unistd::isatty(io::stdout()), nix::unistd::isatty(io::stderr())];
-        for (number, is_terminal) in (0..).zip(is_terminal) {
-            if is_terminal == Ok(true) {
-                let _ = process::redirect(null.as_fd(), number);
-            }
-        }
     }
 }

@@ -17,6 +17,7 @@ mod members;
 mod message;
 mod notify;
 mod operator;
+mod output;
 mod place;
 mod procfs;
 mod protocol;
@@ -32,6 +33,7 @@ mod sys;
 use cli::{Cli, Request};
 use error::{Error, Result};
 use message::Log;
+use output::Output;
 use rundir::RunDir;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -75,9 +77,15 @@ fn run(cli: Cli) -> Result<u8> {
                 let failed = |e| Error::unable("be a caretaker", e, "nothing was started");
                 let server = server.map_err(failed)?;
                 let dir = RunDir::open(from_environment().as_deref(), true)?;
-                return Ok(Supervisor::run(run, dir, log, Origin::Orphan(server)));
+                let output = Output::open(&run)?;
+                output.leave_caller();
+                return Ok(Supervisor::run(run, output, dir, log, Origin::Orphan(server)));
+            }
+            if run.detach && front.is_none() {
+                sys::process::close_inherited();
             }
             let dir = dir(true)?;
+            let output = Output::open(&run)?;
             let origin = match (front, run.detach) {
                 (Some(front), _) => Origin::Front(front),
                 (None, false) => Origin::Caller(None),
@@ -86,7 +94,7 @@ fn run(cli: Cli) -> Result<u8> {
                     detach::Side::Supervisor(launcher) => Origin::Caller(Some(launcher)),
                 },
             };
-            Ok(Supervisor::run(run, dir, log, origin))
+            Ok(Supervisor::run(run, output, dir, log, origin))
         }
     }
 }

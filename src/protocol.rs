@@ -96,6 +96,8 @@ pub enum HolderWord {
     Gone,
     /// The reload is done.
     Reloaded,
+    /// What was said of the new server of a reload, which failed.
+    Said(String),
     /// The reload failed: exit status of the new server, reason.
     Failed(u8, String),
     /// A field of the status: key, value.
@@ -119,6 +121,8 @@ pub enum CopyWord {
     Server(u32, u64),
     /// Its server is on its way out, and is reloaded no more.
     Leaves,
+    /// What is said of its server, which failed.
+    Said(String),
 }
 
 /// What a front says to a copy.
@@ -126,6 +130,8 @@ pub enum CopyWord {
 pub enum FrontWord {
     /// The reload is done: the number that the copy gave in RELOAD.
     Reloaded(u64),
+    /// What was said of the new server, which failed: that number, the text.
+    Said(u64, String),
     /// The reload failed: that number, exit status of the new server, reason.
     Failed(u64, u8, String),
     /// Another copy serves in its place.
@@ -229,6 +235,7 @@ impl Word for HolderWord {
             "REFUSED" => Ok(HolderWord::Refused(text())),
             "GONE" => nothing(argument, HolderWord::Gone),
             "RELOADED" => nothing(argument, HolderWord::Reloaded),
+            "SAID" => Ok(HolderWord::Said(text())),
             "FAILED" => failed(argument).map(|(status, why)| HolderWord::Failed(status, why)),
             "FIELD" => {
                 let (key, value) = split(argument.unwrap_or(""));
@@ -253,6 +260,7 @@ impl Word for CopyWord {
                 Ok(CopyWord::Server(number(Some(pid))?, number(start)?))
             }
             "LEAVES" => nothing(argument, CopyWord::Leaves),
+            "SAID" => Ok(CopyWord::Said(argument.unwrap_or("").to_owned())),
             _ => unknown(),
         }
     }
@@ -267,6 +275,10 @@ impl Word for FrontWord {
                 let (peer, rest) = split(argument.unwrap_or(""));
                 let (status, why) = failed(rest)?;
                 Ok(FrontWord::Failed(number(Some(peer))?, status, why))
+            }
+            "SAID" => {
+                let (peer, text) = split(argument.unwrap_or(""));
+                Ok(FrontWord::Said(number(Some(peer))?, text.unwrap_or("").to_owned()))
             }
             "SUPERSEDED" => nothing(argument, FrontWord::Superseded),
             "STOP" => {
@@ -331,6 +343,7 @@ impl fmt::Display for HolderWord {
             HolderWord::Refused(text) => write!(f, "REFUSED {text}"),
             HolderWord::Gone => f.write_str("GONE"),
             HolderWord::Reloaded => f.write_str("RELOADED"),
+            HolderWord::Said(text) => write!(f, "SAID {text}"),
             HolderWord::Failed(status, text) => write!(f, "FAILED {status} {text}"),
             HolderWord::Field(key, value) => write!(f, "FIELD {key} {value}"),
             HolderWord::End => f.write_str("END"),
@@ -347,6 +360,7 @@ impl fmt::Display for CopyWord {
             CopyWord::Notify(text) => write!(f, "NOTIFY {text}"),
             CopyWord::Server(pid, start) => write!(f, "SERVER {pid} {start}"),
             CopyWord::Leaves => f.write_str("LEAVES"),
+            CopyWord::Said(text) => write!(f, "SAID {text}"),
         }
     }
 }
@@ -355,6 +369,7 @@ impl fmt::Display for FrontWord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             FrontWord::Reloaded(peer) => write!(f, "RELOADED {peer}"),
+            FrontWord::Said(peer, text) => write!(f, "SAID {peer} {text}"),
             FrontWord::Failed(peer, status, text) => write!(f, "FAILED {peer} {status} {text}"),
             FrontWord::Superseded => f.write_str("SUPERSEDED"),
             FrontWord::Stop(times, from_terminal) => write!(f, "STOP {times} {}", u8::from(*from_terminal)),

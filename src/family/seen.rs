@@ -3,6 +3,7 @@
 #![forbid(unsafe_code)]
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Most sockets of each kind that are remembered of a server: it may bind as often as it likes, and few of them listen.
@@ -16,8 +17,8 @@ pub struct Seen(Arc<Mutex<Facts>>);
 struct Facts {
     /// Sockets that listened.
     listeners: Recent<()>,
-    /// Sockets that were bound, with the port that was asked for: many more than listen. The `bind` may have failed.
-    bound: Recent<u16>,
+    /// Sockets that were bound, with the address that was asked for: many more than listen. The `bind` may have failed.
+    bound: Recent<SocketAddr>,
     /// Sessions of its main process and of those that listened.
     sessions: BTreeSet<i32>,
     watched: bool,
@@ -29,14 +30,19 @@ impl Seen {
         lock(&self.0).listeners.note(inode, ());
     }
 
-    /// The server has asked to bind this socket, which may listen later, to this port.
-    pub fn bound(&self, inode: u32, port: u16) {
-        lock(&self.0).bound.note(inode, port);
+    /// The server has asked to bind this socket, which may listen later, to this address.
+    pub fn bound(&self, inode: u32, address: SocketAddr) {
+        lock(&self.0).bound.note(inode, address);
     }
 
-    /// The port that the server last asked for with this socket.
-    pub fn asked(&self, inode: u32) -> Option<u16> {
+    /// The address that the server last asked for with this socket.
+    pub fn asked(&self, inode: u32) -> Option<SocketAddr> {
         lock(&self.0).bound.known.get(&inode).copied()
+    }
+
+    /// All addresses that the server has asked for, as far as they are remembered.
+    pub fn all_asked(&self) -> BTreeSet<SocketAddr> {
+        lock(&self.0).bound.known.values().copied().collect()
     }
 
     /// The server, and all that descends from it, runs under a filter.
@@ -67,10 +73,16 @@ impl Seen {
 }
 
 /// The last `REMEMBERED_MAX` sockets, in the order in which they came: inode numbers start over one day.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Recent<T> {
     known: BTreeMap<u32, T>,
     order: VecDeque<u32>,
+}
+
+impl<T> Default for Recent<T> {
+    fn default() -> Recent<T> {
+        Recent { known: BTreeMap::new(), order: VecDeque::new() }
+    }
 }
 
 impl<T> Recent<T> {
@@ -100,8 +112,9 @@ mod tests {
         let seen = Seen::default();
         let first = u32::MAX - REMEMBERED_MAX as u32 / 2;
         let inodes: Vec<u32> = (0..=REMEMBERED_MAX as u32).map(|nth| first.wrapping_add(nth)).collect();
-        inodes.iter().for_each(|inode| seen.bound(*inode, 80));
+        let address = "127.0.0.1:80".parse().unwrap();
+        inodes.iter().for_each(|inode| seen.bound(*inode, address));
         assert!(!seen.had(first));
-        assert!(inodes[1..].iter().all(|inode| seen.asked(*inode) == Some(80)));
+        assert!(inodes[1..].iter().all(|inode| seen.asked(*inode) == Some(address)));
     }
 }

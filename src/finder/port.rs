@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Asker, Found, Holder};
+use super::{Asker, Found, Holder, Mine};
 use crate::address::Address;
 use crate::error::reason;
 use crate::procfs::{self, MARK, Snapshot, Stat};
@@ -86,14 +86,27 @@ impl RunDir {
         Ok(stranger.map_or(PortHolder::Unseen, PortHolder::Stranger))
     }
 
-    /// A sentence about a process that holds the port and belongs to no server here.
+    /// A sentence about the process that listens at an address without being a server of this run directory, if there is
+    /// one.
+    pub fn stranger_at(&self, address: &Address) -> Option<String> {
+        let Address::Tcp(_, port) = *address else { return None };
+        let sockets: Vec<TcpSocket> = net::listeners_at(port).ok()?.at_any([address]);
+        let mine = Mine { owns: &|_| Ok(false), holds: &|_| Ok(false) };
+        let nobody = Asker { me: Pid::own(), mine, places: &[] };
+        match self.holder_among(&sockets, &Snapshot::take(), &nobody).ok()? {
+            PortHolder::Stranger(pid) => Some(self.stranger(pid)),
+            PortHolder::Asker | PortHolder::Server(_) | PortHolder::Unseen => None,
+        }
+    }
+
+    /// A sentence about a process that holds the port and belongs to no server here, and how to go on.
     fn stranger(&self, pid: Pid) -> String {
         let mark = procfs::environment(pid, MARK);
         let dir = mark.as_ref().and_then(|socket| Path::new(socket).parent());
         let what = match dir {
-            Some(dir) if dir == self.path() => "what is left of a server that was killed".to_owned(),
-            Some(dir) => format!("a server of the run directory {}", dir.display()),
-            None => "which serverswap did not start".to_owned(),
+            Some(dir) if dir == self.path() => "what is left of a server that was killed; stop it".to_owned(),
+            Some(dir) => format!("a server of the run directory {dir}; use --run-dir {dir}", dir = dir.display()),
+            None => "which serverswap did not start; stop it once, and start the server again".to_owned(),
         };
         format!("the port is held by pid {pid} ({}), {what}", procfs::command_line(pid))
     }

@@ -89,6 +89,7 @@ pub fn ask_status(holder: &Holder) -> (BTreeMap<String, String>, Vec<Address>) {
                 | HolderWord::Refused(_)
                 | HolderWord::Gone
                 | HolderWord::Reloaded
+                | HolderWord::Said(_)
                 | HolderWord::Failed(..)
                 | HolderWord::Error(_) => {}
             }

@@ -25,6 +25,9 @@ pub fn reload(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
             let mut supervisor = Conversation::with(&holder)?;
             supervisor.say(&PeerWord::Reload)?;
             while let Some(word) = supervisor.hear()? {
+                if let HolderWord::Said(text) = &word {
+                    log.say(Level::Error, None, text);
+                }
                 if matches!(word, HolderWord::Reloaded | HolderWord::Failed(..)) {
                     return Ok(Some(word));
                 }

@@ -98,6 +98,7 @@ fn ask(holder: &Holder, addresses: &[Address]) -> io::Result<Answer> {
             | HolderWord::Locked
             | HolderWord::Joins(_)
             | HolderWord::Reloaded
+            | HolderWord::Said(_)
             | HolderWord::Failed(..)
             | HolderWord::Field(..)
             | HolderWord::End

@@ -19,6 +19,7 @@ use crate::sys::process::{Keeper, Pid, Pidfd};
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::io;
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 /// One running server.
@@ -53,6 +54,11 @@ impl Server {
     /// Whether it had another supervisor before.
     pub fn is_adopted(&self) -> bool {
         matches!(self.family.descent, Descent::Lost(_))
+    }
+
+    /// The addresses that it has asked to bind, if it is watched.
+    pub fn asked(&self) -> BTreeSet<SocketAddr> {
+        self.seen.all_asked()
     }
 
     /// The session of its main process, if its first supervisor was not in it.

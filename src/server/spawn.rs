@@ -6,6 +6,7 @@ use super::{Server, Watch};
 use crate::cli::Run;
 use crate::error::{Error, Result, reason, status};
 use crate::family::{Descent, Family, Household, Seen};
+use crate::output::Output;
 use crate::procfs::{self, MARK};
 use crate::sys::net;
 use crate::sys::process::{self, Keeper, Pid, Pidfd};
@@ -37,7 +38,9 @@ pub struct Surroundings<'a> {
     pub on_terminal: bool,
     /// Whether SIGHUP stays ignored (nohup).
     pub hup_ignored: bool,
-    /// Whether standard fds that are terminals become `/dev/null`.
+    /// Where its output goes.
+    pub output: &'a Output,
+    /// Whether it has no standard input.
     pub detached: bool,
     /// Whether its `bind` and `listen` are to be seen.
     pub watched: bool,
@@ -136,12 +139,13 @@ fn command(run: &Run, around: &Surroundings<'_>, number: Option<RawFd>) -> Resul
     }
     if around.detached {
         command.stdin(Stdio::null());
-        if nix::unistd::isatty(io::stdout()).unwrap_or(false) {
-            command.stdout(Stdio::null());
-        }
-        if nix::unistd::isatty(io::stderr()).unwrap_or(false) {
-            command.stderr(Stdio::null());
-        }
+    }
+    let file = |stream| around.output.file(stream).transpose().map_err(|e| failed("start", name, e));
+    if let Some(file) = file(0)? {
+        command.stdout(file);
+    }
+    if let Some(file) = file(1)? {
+        command.stderr(file);
     }
     Ok(command)
 }
@@ -168,7 +172,7 @@ fn path_of(name: &OsStr) -> Option<PathBuf> {
 }
 
 fn failed(what: &str, name: &OsStr, e: io::Error) -> Error {
-    Error::unable(format!("{what} {}", name.to_string_lossy()), e, "the old server, if any, still serves")
+    Error::unable(format!("{what} {}", name.to_string_lossy()), e, "nothing was started")
 }
 
 fn not_executed(name: &OsStr, e: io::Error) -> Error {

@@ -234,7 +234,7 @@ impl Sharing {
         unproven.peek()?;
         Some(match unproven.find_map(|group| group.unreachable.as_ref()) {
             Some(why) => format!("it listens, but {why}; --no-probe does without"),
-            None => "it listens but accepts nothing".into(),
+            None => format!("it listens on {address} but accepts nothing"),
         })
     }
 

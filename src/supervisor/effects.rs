@@ -16,7 +16,7 @@ use std::time::{Duration, Instant};
 const REGAIN_FOR: Duration = Duration::from_secs(2);
 
 /// What the machine says of a server that it has killed.
-const KILLED: &str = "it is killed";
+const KILLED: &str = "the new server is killed";
 
 impl Supervisor {
     pub(super) fn carry_out_now(&mut self, effect: Effect) {
@@ -149,10 +149,13 @@ impl Supervisor {
     fn report(&mut self, level: Level, address: Option<&Address>, text: String) {
         let is_out_of_reach = |live: &Live| live.server.is_out_of_reach();
         let text = match text.contains(KILLED) && self.live.as_ref().is_some_and(is_out_of_reach) {
-            true => text.replace(KILLED, "it runs as another user and cannot be killed: it lives on"),
+            true => text.replace(KILLED, "the new server runs as another user and cannot be killed: it lives on"),
             false => text,
         };
-        self.log.say(level, address, &text);
+        match level {
+            Level::Error => self.say_failure(address, &text),
+            Level::Warning | Level::Notice | Level::Detail => self.log.say(level, address, &text),
+        }
     }
 
     /// Writes the pidfile; `false` if a living server that is not one of `olds` has the address.
@@ -218,12 +221,16 @@ impl Supervisor {
 
     fn done(&mut self) {
         if let Some(launcher) = self.caller.launcher.take() {
-            self.caller.telling = launcher.dismiss(status::DONE);
+            self.caller.telling = launcher.dismiss(status::DONE, &self.caller.output);
         }
         self.tell_front();
     }
 
     fn end(&mut self, status: u8) {
+        if self.live.as_ref().is_some_and(|live| !live.life.was_up) && !self.caller.is_stopping() {
+            self.show_strangers();
+            self.show_last_lines();
+        }
         let Some(live) = self.clear_away() else { return };
         self.dir.claims_no_orphans();
         if self.reloads.in_charge.is_none() {

@@ -9,7 +9,7 @@ use super::state::{Child, Conn, Progress, Role, Supervisor, Waiter};
 use super::threads::{self, Id, Link};
 use crate::error::{Error, Result, status};
 use crate::protocol::{CopyWord, FrontWord, HolderWord};
-use crate::swap::{self, Level};
+use crate::swap;
 use crate::sys::process::{self, End, Pid};
 use nix::sys::signal::{Signal, kill};
 use std::collections::BTreeSet;
@@ -37,7 +37,7 @@ impl Supervisor {
         if let Some(waiters) = self.reloads.wanted.take() {
             self.caller.manager.reloading();
             if let Err(error) = self.start_copy(&waiters) {
-                self.log.say(Level::Error, None, &error.text);
+                self.say_failure(None, &error.text);
                 self.reload_failed(&waiters, error.status, &error.text);
             }
         }
@@ -79,6 +79,10 @@ impl Supervisor {
                 copy.server.into_iter().for_each(|server| self.kin.household.has_copy_of(server));
             }
             CopyWord::Leaves => copy.leaves = true,
+            CopyWord::Said(text) => {
+                let waiters = copy.waiters.clone();
+                self.tell_waiters(&waiters, &HolderWord::Said(text));
+            }
             CopyWord::Notify(message) => {
                 if message == "READY=1" && copy.progress == Progress::Starting {
                     copy.progress = Progress::Up;
@@ -155,12 +159,12 @@ impl Supervisor {
                 self.kin.household.forget_copy_of(server);
             }
             let end = copy.end.map_or(status::FAILED, |end| end.status());
-            if copy.progress != Progress::Done {
-                let why = match copy.progress {
-                    Progress::Starting => "the new server did not come up",
-                    Progress::Up | Progress::Done => "the new server died while the old one drained",
-                };
-                self.reload_failed(&copy.waiters, end, why);
+            match copy.progress {
+                Progress::Starting => self.reload_failed(&copy.waiters, end, "the new server did not come up"),
+                Progress::Up => {
+                    self.reload_failed(&copy.waiters, end, "the new server ended before the old one was gone");
+                }
+                Progress::Done => {}
             }
             let own_leaves = self.live.as_ref().is_some_and(|live| live.machine.is_leaving());
             let may = own_leaves || self.caller.is_stopping() && copy.progress != Progress::Starting;
@@ -211,8 +215,10 @@ impl Supervisor {
         if serves && !self.caller.is_stopping() {
             self.tell_manager("READY=1");
         }
+        let own = self.live.as_ref().filter(|live| live.machine.is_free());
+        let why = own.map_or(why.to_owned(), |own| format!("{why} (server {} serves on)", own.server.pid));
         let status = if status == status::DONE { status::NOT_UP } else { status };
-        self.tell_waiters(waiters, &HolderWord::Failed(status, why.to_owned()));
+        self.tell_waiters(waiters, &HolderWord::Failed(status, why));
     }
 
     fn tell_waiters(&self, waiters: &[Waiter], word: &HolderWord) {
@@ -221,6 +227,7 @@ impl Supervisor {
                 Waiter::Peer(id) => self.tell(id, word),
                 Waiter::Of(line, peer) => match word {
                     HolderWord::Failed(status, why) => self.tell(line, &FrontWord::Failed(peer, *status, why.clone())),
+                    HolderWord::Said(text) => self.tell(line, &FrontWord::Said(peer, text.clone())),
                     _ => self.tell(line, &FrontWord::Reloaded(peer)),
                 },
             }
@@ -263,6 +270,10 @@ impl Supervisor {
 
     pub(super) fn front_said(&mut self, word: FrontWord) {
         match word {
+            FrontWord::Said(peer, text) if self.reloads.asked.contains(&peer) => {
+                self.tell(peer, &HolderWord::Said(text))
+            }
+            FrontWord::Said(..) => {}
             FrontWord::Reloaded(peer) => self.front_answers(peer, &HolderWord::Reloaded),
             FrontWord::Failed(peer, status, why) => self.front_answers(peer, &HolderWord::Failed(status, why)),
             FrontWord::Superseded => self.give_up_service(),

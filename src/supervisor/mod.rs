@@ -6,6 +6,7 @@
 mod care;
 mod directory;
 mod effects;
+mod failure;
 mod front;
 mod handover;
 mod held;
@@ -35,6 +36,7 @@ use crate::error::{Error, Result, status};
 use crate::family::Household;
 use crate::message::Log;
 use crate::notify::{self, Notice};
+use crate::output::Output;
 use crate::procfs;
 use crate::rundir::RunDir;
 use crate::swap::{self, Level, SpeakerId};
@@ -65,13 +67,13 @@ pub enum Origin {
 
 impl Supervisor {
     /// Runs a server to its end and gives the exit status.
-    pub fn run(run: Run, dir: RunDir, log: Log, origin: Origin) -> u8 {
+    pub fn run(run: Run, output: Output, dir: RunDir, log: Log, origin: Origin) -> u8 {
         let (launcher, front, orphan) = match origin {
             Origin::Caller(launcher) => (launcher, None, None),
             Origin::Front(line) => (None, Some(line), None),
             Origin::Orphan(server) => (None, None, Some(server)),
         };
-        let caller = Caller::new(launcher);
+        let caller = Caller::new(launcher, output);
         process::clean_signals();
         process::save_memory();
         process::raise_files();
@@ -113,7 +115,7 @@ impl Supervisor {
         match begun {
             Ok(()) => supervisor.serve(),
             Err(error) => {
-                log.say(Level::Error, None, &error.text);
+                supervisor.say_failure(None, &error.text);
                 supervisor.caller.status = error.status;
             }
         }

@@ -175,6 +175,7 @@ impl Supervisor {
             field("state", live.machine.state().into()),
             field("mode", if live.is_shared() { "shared" } else { "plain" }.into()),
             field("text", live.status_text.clone()),
+            field("log", self.caller.output.shown().map_or("-".into(), |path| path.to_string_lossy().into_owned())),
             field("command", command),
         ];
         let holds = live.machine.addresses().into_iter().map(HolderWord::Holds);
@@ -218,7 +219,11 @@ impl Supervisor {
                 self.log.say(Level::Detail, None, &text);
                 return;
             }
-            HolderWord::Reloaded | HolderWord::Failed(..) | HolderWord::Field(..) | HolderWord::End => return,
+            HolderWord::Reloaded
+            | HolderWord::Said(_)
+            | HolderWord::Failed(..)
+            | HolderWord::Field(..)
+            | HolderWord::End => return,
         };
         self.feed(event);
     }

@@ -10,7 +10,7 @@ use crate::error::status;
 use crate::family::Jobs;
 use crate::finder::{Entry, Registration};
 use crate::procfs;
-use crate::rundir::LOCK_PATIENCE;
+use crate::rundir::{LOCK_PATIENCE, RunDir, pidfile};
 use crate::server::{Rest, Server};
 use crate::swap::{self, Level};
 use crate::sys::net::{self, Listeners, TcpSocket};
@@ -51,7 +51,14 @@ impl Supervisor {
                 () if unwanted => Level::Error,
                 () => Level::Notice,
             };
-            self.log.say(level, name.as_ref(), &format!("server {} {how}", live.server.pid));
+            let (pid, leaves) = (live.server.pid, live.life.was_up && live.machine.is_leaving());
+            let successor = Some(&*live).filter(|_| leaves).and_then(|live| successor(&self.dir, live));
+            let text = match successor {
+                Some(successor) => format!("server {pid} was replaced by {successor}"),
+                None if leaves && !self.caller.is_stopping() => format!("server {pid} was taken down"),
+                None => format!("server {pid} {how}"),
+            };
+            self.log.say(level, name.as_ref(), &text);
             live.life.ended = Some(Ended { status: own, seen: Instant::now(), rest_told: false, unseen: 0 });
             self.settle();
             match net::listeners() {
@@ -219,4 +226,10 @@ impl Leftover {
         self.unseen = if seen { 0 } else { self.unseen + 1 };
         self.unseen < UNSEEN_LOOKS && self.until + KILLED_FOR > now
     }
+}
+
+/// The server that has an address of ours now, as its pidfile tells.
+fn successor(dir: &RunDir, live: &Live) -> Option<Pid> {
+    let named = live.machine.claims().into_iter().chain(live.names.name.clone());
+    named.filter_map(|own| dir.read_pid(&pidfile(&own)).ok()).find(|other| *other != live.server.pid)
 }

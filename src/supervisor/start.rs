@@ -26,6 +26,9 @@ const DISCOVER_FOR: Duration = Duration::from_secs(60);
 impl Supervisor {
     /// Starts the server. `awaited`: somebody waits for the swap.
     pub(super) fn start_server(&mut self, awaited: bool, sources: Sources) -> Result<()> {
+        if let (Some(_), Some(path)) = (&self.caller.launcher, self.caller.output.log()) {
+            self.log.say(Level::Notice, None, &format!("the output goes to {}", path.display()));
+        }
         let command = self.run.line();
         let number = self.dir.next_generation(&command);
         let failed = |e: io::Error| Error::unable("open the control channel", e, "nothing was started");
@@ -41,6 +44,7 @@ impl Supervisor {
             generation: number,
             on_terminal: self.caller.on_terminal,
             hup_ignored: self.caller.hup_ignored,
+            output: &self.caller.output,
             detached: self.run.detach,
             watched: !self.run.plain,
         };
@@ -98,7 +102,7 @@ impl Supervisor {
     fn register_new(&self, server: &Server, generation: u64, socket: &str, command: &str) -> Result<Registration> {
         let (pid, start, session) = (server.pid, server.start, server.session());
         let entry = Entry { pid, start, session, generation, socket, command, replaced: &[], datagrams: &[] };
-        let consequence = "the new server is killed; the old one, if any, still serves";
+        let consequence = "the new server is killed before it ran";
         self.dir.register(&entry).map_err(|why| Error::unable("write its record", why, consequence))
     }
 

@@ -14,6 +14,7 @@ use crate::family::Household;
 use crate::finder::Holder;
 use crate::message::Log;
 use crate::notify::Manager;
+use crate::output::Output;
 use crate::protocol::PeerWord;
 use crate::rundir::{Notes, RunDir};
 use crate::swap::{self, Effect, SpeakerId};
@@ -81,6 +82,8 @@ pub(super) struct Caller {
     pub(super) on_terminal: bool,
     pub(super) hup_ignored: bool,
     pub(super) launcher: Option<Launcher>,
+    /// Where the output of its servers goes.
+    pub(super) output: Arc<Output>,
     /// Tells the launcher that the swap is done.
     pub(super) telling: Option<JoinHandle<()>>,
     pub(super) manager: Manager,
@@ -92,11 +95,12 @@ pub(super) struct Caller {
 }
 
 impl Caller {
-    pub(super) fn new(launcher: Option<Launcher>) -> Caller {
+    pub(super) fn new(launcher: Option<Launcher>, output: Output) -> Caller {
         Caller {
             on_terminal: launcher.is_none() && std::fs::File::open("/dev/tty").is_ok(),
             hup_ignored: process::is_ignored(Signal::SIGHUP),
             launcher,
+            output: Arc::new(output),
             telling: None,
             manager: Manager::from_environment(),
             signals: 0,

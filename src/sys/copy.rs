@@ -5,6 +5,7 @@ use super::pid::Pid;
 use nix::libc;
 use std::ffi::OsString;
 use std::io;
+use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
@@ -19,7 +20,7 @@ pub const LINE: &str = "SERVERSWAP_FRONT";
 pub const CARE: &str = "SERVERSWAP_CARETAKER";
 
 /// Where Linux cannot mark all fds close-on-exec at once, those below this number are marked one by one.
-const FILES_BEFORE_5_11: i32 = 65_536;
+const FILES_BEFORE_5_11: u32 = 65_536;
 
 /// Environment variables that are meant for our caller alone: a caretaker does not inherit them.
 const CALLERS: [&str; 6] =
@@ -57,19 +58,44 @@ pub fn spawn_caretaker(server: Pid, args: &[OsString], dir: &Path, run_dir: &Pat
     let setup = || {
         lower_files();
         // What its caller has open is none of its business.
-        // SAFETY: integers only.
-        if unsafe { libc::syscall(libc::SYS_close_range, 3, u32::MAX, libc::CLOSE_RANGE_CLOEXEC) } != 0 {
-            // Before Linux 5.11, or where a profile refuses the call.
-            for fd in 3..FILES_BEFORE_5_11 {
-                // SAFETY: integers only; an fd that is not open is an error of no account.
-                unsafe { libc::fcntl(fd, libc::F_SETFD, libc::FD_CLOEXEC) };
-            }
-        }
+        close_on_exec(3..=u32::MAX);
         nix::unistd::setsid().map(drop).map_err(io::Error::from)
     };
     // SAFETY: the closure only makes async-signal-safe calls and allocates nothing.
     unsafe { command.pre_exec(setup) };
     pid_of(command)
+}
+
+/// Marks all fds of a range close-on-exec. Async-signal-safe.
+fn close_on_exec(range: RangeInclusive<u32>) {
+    // SAFETY: integers only.
+    if unsafe { libc::syscall(libc::SYS_close_range, *range.start(), *range.end(), libc::CLOSE_RANGE_CLOEXEC) } != 0 {
+        // Before Linux 5.11, or where a profile refuses the call.
+        for fd in *range.start()..(*range.end()).min(FILES_BEFORE_5_11) {
+            // SAFETY: integers only; an fd that is not open is an error of no account.
+            unsafe { libc::fcntl(fd.cast_signed(), libc::F_SETFD, libc::FD_CLOEXEC) };
+        }
+    }
+}
+
+/// Closes what this process inherited besides its standard files and the sockets of a service manager. A lock, or the
+/// other end of a pipe, must not be held by a server in the background. To be called before anything else is open.
+pub fn close_inherited() {
+    let first = 3 + passed_sockets();
+    // SAFETY: integers only; nothing of ours is open yet, so that no owner of one of these fds exists.
+    if unsafe { libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) } != 0 {
+        for fd in first..FILES_BEFORE_5_11 {
+            // SAFETY: as above.
+            unsafe { libc::close(fd.cast_signed()) };
+        }
+    }
+}
+
+/// How many sockets a service manager has passed to this process (sd_listen_fds(3)).
+fn passed_sockets() -> u32 {
+    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+    let is_ours = number("LISTEN_PID") == Some(std::process::id());
+    number("LISTEN_FDS").filter(|count| is_ours && *count < FILES_BEFORE_5_11).unwrap_or(0)
 }
 
 /// This program, under the name by which it was started.

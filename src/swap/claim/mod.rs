@@ -153,11 +153,11 @@ impl Claim {
     /// The new server does not make it: it is killed, and whoever was not asked to go stays.
     pub fn fail(&mut self, ours: &mut Ours, status: u8, address: Option<Address>, why: &str) {
         let consequence = if self.is_told_for_good() {
-            "it is killed; the old one was already told to go"
+            "the new server is killed; the old one was already told to go"
         } else if self.olds.is_empty() {
-            "it is killed"
+            "the new server is killed"
         } else {
-            "it is killed; the old one still serves"
+            "the new server is killed; the old one still serves"
         };
         ours.report(Level::Error, address, format!("{why} ({consequence})"));
         let gave_back = self.give_up(ours);

@@ -4,7 +4,7 @@ use super::{Claim, Contact, Demand, Reach};
 use crate::address::Address;
 use crate::error::status;
 use crate::swap::ours::{Gait, Ours, Stage};
-use crate::swap::slots::{Kind, Slot};
+use crate::swap::slots::{Kind, Slot, list};
 use crate::swap::warrant::{Lock, Wanted, Warrant};
 use crate::swap::words::{Effect, Level, OldId, Order, QUIET, READY_TIMEOUT, Timer};
 use std::collections::{BTreeMap, BTreeSet};
@@ -228,14 +228,35 @@ impl Claim {
         }
     }
 
+    /// What a server that is not up has not done, and at which address.
+    fn missing(&self, ours: &Ours) -> (Option<Address>, String) {
+        let hindrance = |own: &Address| self.wants.hindrances.get(own).cloned();
+        let missing = |(own, slot): (&Address, &Slot)| {
+            let why = match slot {
+                Slot::Joined(..) | Slot::Proving => {
+                    hindrance(own).unwrap_or_else(|| format!("it listens on {own} and was not proven to accept yet"))
+                }
+                Slot::Invited(..) | Slot::Going => format!("it does not listen on {own} yet"),
+                Slot::Looking(_) => format!("it could not be found out who has {own}"),
+                Slot::Waiting(..) => format!("the server that has {own} is not free"),
+                Slot::Releasing(..) => format!("the old server has not let go of {own}"),
+                Slot::Proven(..) | Slot::Held | Slot::Asked | Slot::Told => return None,
+            };
+            Some((Some(own.clone()), why))
+        };
+        let hindered = ours.slots.iter().filter(|(own, _)| self.wants.hindrances.contains_key(own)).find_map(missing);
+        let other = || match self.uncovered(&ours.slots).next() {
+            Some((_, left)) => format!("it does not listen on {}, which the old server has", list(&left)),
+            None => "it listens on nothing yet".to_owned(),
+        };
+        hindered.or_else(|| ours.slots.iter().find_map(missing)).unwrap_or_else(|| (ours.slots.name(), other()))
+    }
+
     /// The time for the server to be up is over.
     pub fn ready_time_is_up(&mut self, ours: &mut Ours) {
         if ours.is_starting() {
-            let mut stuck = ours.slots.those(|slot| matches!(slot, Slot::Joined(..) | Slot::Proving));
-            stuck.retain(|own| self.wants.hindrances.contains_key(own));
-            let why = stuck.first().map_or(String::new(), |own| format!(": {}", self.wants.hindrances[own]));
-            let address = stuck.into_iter().next().or(ours.slots.name());
-            return self.fail(ours, status::NOT_UP, address, &format!("the new server was not up in time{why}"));
+            let (address, why) = self.missing(ours);
+            return self.fail(ours, status::NOT_UP, address, &format!("the new server was not up in time: {why}"));
         }
         // A server that is up waited for an old server, which perhaps waits for it; or it has all locks for an address,
         // and does not listen or accept there.

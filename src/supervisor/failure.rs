@@ -1,0 +1,60 @@
+//! What is said of a server that failed: why, and the last lines that it wrote. Whoever waits for a reload hears it too.
+
+#![forbid(unsafe_code)]
+
+use super::state::Supervisor;
+use crate::address::Address;
+use crate::protocol::CopyWord;
+use crate::swap::Level;
+use std::collections::BTreeSet;
+
+/// At how many addresses a stranger is looked for: each look goes through all processes.
+const LOOKS_MAX: usize = 16;
+
+impl Supervisor {
+    /// One line of a failure.
+    pub(super) fn say_failure(&self, address: Option<&Address>, text: &str) {
+        self.log.say(Level::Error, address, text);
+        self.tell_front_of_failure(address, text);
+    }
+
+    /// A copy tells its front, which tells those that wait for the reload.
+    fn tell_front_of_failure(&self, address: Option<&Address>, text: &str) {
+        if let Some(front) = self.reloads.front {
+            let address = address.map_or(String::new(), |address| format!("{address}: "));
+            self.tell(front, &CopyWord::Said(format!("{address}{text}")));
+        }
+    }
+
+    /// Names the strangers that listen where our server wanted to, which was not up before it ended.
+    pub(super) fn show_strangers(&self) {
+        let Some(live) = self.live.as_ref() else { return };
+        let mut wanted: BTreeSet<Address> = live.server.asked().into_iter().map(Address::from).collect();
+        wanted.extend(live.machine.claims());
+        for address in wanted.iter().take(LOOKS_MAX) {
+            if let Some(stranger) = self.dir.stranger_at(address) {
+                self.say_failure(Some(address), &stranger);
+            }
+        }
+    }
+
+    /// Shows the last lines of our server, which was not up before it ended. They are not shown again where it wrote them.
+    pub(super) fn show_last_lines(&self) {
+        let Some(live) = self.live.as_ref() else { return };
+        let (output, name) = (&self.caller.output, live.machine.name().or_else(|| live.names.name.clone()));
+        let Some(lines) = output.last_lines() else { return };
+        let place = output.shown().map_or(String::new(), |path| format!(" in {}", path.display()));
+        let what = match lines.len() {
+            0 => format!("server {} wrote nothing{place}", live.server.pid),
+            1 => format!("the last line of server {}{place}:", live.server.pid),
+            _ => format!("the last lines of server {}{place}:", live.server.pid),
+        };
+        let lines: Vec<String> = [what].into_iter().chain(lines.iter().map(|line| format!("| {line}"))).collect();
+        for line in lines {
+            if !output.is_ours() {
+                self.log.say(Level::Error, name.as_ref(), &line);
+            }
+            self.tell_front_of_failure(name.as_ref(), &line);
+        }
+    }
+}
