@@ -5,9 +5,12 @@
 use crate::address::Address;
 use crate::error::{Error, Result};
 use crate::output::Destination;
+use crate::record::parse_number;
+use crate::sys::pid::Pid;
 use lexopt::prelude::*;
 use nix::sys::signal::Signal;
 use std::ffi::OsString;
+use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -16,18 +19,63 @@ use std::time::Duration;
 pub enum Request {
     /// Start COMMAND and swap it in.
     Run(Run),
-    /// `--status`, of all addresses if none is named.
-    Status(Vec<Address>),
+    /// `--status`, of all servers if none is named.
+    Status(Vec<Target>, Form),
     /// `--reload`.
-    Reload(Vec<Address>),
+    Reload(Vec<Target>, Surroundings),
     /// `--takedown`.
-    Takedown(Vec<Address>),
+    Takedown(Vec<Target>),
     /// `--client NAME`: print a client library.
     Client(String),
     /// `--help`.
     Help,
     /// `--version`.
     Version,
+}
+
+/// A server that a person names.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Target {
+    /// The one that has this address.
+    At(Address),
+    /// `@PID`: the one with this supervisor or main process.
+    Of(Pid),
+}
+
+impl fmt::Display for Target {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Target::At(address) => address.fmt(f),
+            Target::Of(pid) => write!(f, "@{pid}"),
+        }
+    }
+}
+
+/// How the status is printed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Form {
+    /// A table.
+    Table,
+    /// `--json`.
+    Json,
+}
+
+/// With which environment, and in which working directory, a reload starts the new server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Surroundings {
+    /// With those of its supervisor.
+    Own,
+    /// `--fresh`: with those of the caller of `--reload`.
+    Callers,
+}
+
+/// When `-d` returns.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Wait {
+    /// When the old server is gone.
+    Gone,
+    /// `--wait up`: when the new server has all new connections, and cannot be turned back any more.
+    Up,
 }
 
 /// A server to run, and how.
@@ -37,6 +85,8 @@ pub struct Run {
     pub command: Vec<OsString>,
     /// Stay in the background once the swap is done.
     pub detach: bool,
+    /// When that returns.
+    pub wait: Wait,
     /// Where its output goes; `None`: the default of its situation.
     pub log: Option<Destination>,
     /// Do not watch or share the port.
@@ -74,8 +124,8 @@ pub struct Cli {
 /// `--help`.
 pub const HELP: &str = "\
 Usage: serverswap [OPTION]... [--] COMMAND [ARG]...
-       serverswap --status [ADDRESS]...
-       serverswap --reload ADDRESS...
+       serverswap --status [--json] [ADDRESS]...
+       serverswap --reload [--fresh] ADDRESS...
        serverswap --takedown ADDRESS...
        serverswap --client node
        serverswap --help | --version
@@ -85,6 +135,7 @@ same port, gives it the new connections once it accepts them, and takes the old
 one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
 
   -d, --detach             stay in the background once the swap is done
+      --wait up            with -d: do not wait until the old server is gone
       --log FILE           append the server's output to FILE; -: where the
                            caller's goes [with -d, unless that is a file:
                            NAME.log below /var/log/serverswap (root) or
@@ -103,12 +154,15 @@ one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
                            $SERVERSWAP_RUN_DIR [/run/serverswap for root]
   -q, --quiet              say less (twice: only errors)
   -v, --verbose            say more
-      --status             show the servers
-      --reload             start a fresh copy of the same command and swap it in
+      --status             show the servers; --json: as JSON
+      --reload             start a fresh copy of the same command and swap it in;
+                           --fresh: with the caller's environment and directory
       --takedown           take the addresses down
       --client NAME        print the client library (NAME: node)
   -h, --help               show this help
   -V, --version            show the version
+
+ADDRESS: 8080, :8080, 127.0.0.1:8080, [::1]:8080, a name, or @PID.
 
 Exit status: the server's own; 0 when it was replaced or taken down on request;
 124 it was not up in time; 125 serverswap failed; 126 COMMAND cannot be executed;
@@ -132,6 +186,7 @@ where
     let mut run_option = None;
     let mut verb: Option<&'static str> = None;
     let mut client = String::new();
+    let (mut form, mut surroundings) = (Form::Table, Surroundings::Own);
     while let Some(argument) = parser.next().map_err(|e| usage(e.to_string()))? {
         match argument {
             Short('h') | Long("help") => return Ok(Cli { request: Request::Help, ..cli }),
@@ -146,26 +201,9 @@ where
                 one_verb(&mut verb, "client")?;
                 client = text(&mut parser, "--client")?;
             }
-            Short('d') | Long("detach") => (run.detach, run_option) = (true, Some("--detach")),
-            Long("log") => {
-                let file = value(&mut parser)?;
-                run.log = Some(if file == "-" { Destination::Caller } else { Destination::File(file.into()) });
-                run_option = Some("--log");
-            }
-            Long("plain") => (run.plain, run_option) = (true, Some("--plain")),
-            Long("no-probe") => (run.probe, run_option) = (false, Some("--no-probe")),
-            Long("ready-timeout") => {
-                run.ready_timeout = Some(seconds(&mut parser, "--ready-timeout")?);
-                run_option = Some("--ready-timeout");
-            }
-            Long("drain") => (run.drain, run_option) = (seconds(&mut parser, "--drain")?, Some("--drain")),
-            Long("kill-after") => {
-                (run.kill_after, run_option) = (seconds(&mut parser, "--kill-after")?, Some("--kill-after"));
-            }
-            Long("stop-signal") => {
-                run.stop_signal = signal(&text(&mut parser, "--stop-signal")?)?;
-                run_option = Some("--stop-signal");
-            }
+            Long("json") => form = Form::Json,
+            Long("fresh") => surroundings = Surroundings::Callers,
+            Short('d') => (run.detach, run_option) = (true, Some("--detach")),
             Value(word) => {
                 run.command.push(word);
                 // With a verb, the operands are addresses and options may still follow.
@@ -173,20 +211,68 @@ where
                     run.command.extend(parser.raw_args().map_err(|e| usage(e.to_string()))?);
                 }
             }
-            other => return Err(usage(other.unexpected().to_string())),
+            Long(name) => {
+                let name = name.to_owned();
+                run_option = Some(set(&mut run, &name, &mut parser)?);
+            }
+            Short(_) => return Err(usage(argument.unexpected().to_string())),
         }
+    }
+    let is_misplaced = [
+        (form == Form::Json && verb != Some("status"), "--json", "--status"),
+        (surroundings == Surroundings::Callers && verb != Some("reload"), "--fresh", "--reload"),
+        (run.wait == Wait::Up && !run.detach, "--wait", "--detach"),
+    ];
+    if let Some((_, option, with)) = is_misplaced.into_iter().find(|(is_misplaced, ..)| *is_misplaced) {
+        return Err(usage(format!("{option} has a meaning with {with} only")));
     }
     if let (Some(verb), Some(option)) = (verb, run_option) {
         return Err(usage(format!("{option} has no meaning with --{verb}")));
     }
-    cli.request = request(verb, run, client)?;
+    cli.request = request(verb, run, client, (form, surroundings))?;
     Ok(cli)
+}
+
+/// Takes a long option of a server that is to be run, and gives its name.
+fn set(run: &mut Run, name: &str, parser: &mut lexopt::Parser) -> Result<&'static str> {
+    match name {
+        "detach" => {
+            run.detach = true;
+            return Ok("--detach");
+        }
+        "plain" => {
+            run.plain = true;
+            return Ok("--plain");
+        }
+        "no-probe" => {
+            run.probe = false;
+            return Ok("--no-probe");
+        }
+        _ => {}
+    }
+    let option = ["--wait", "--log", "--ready-timeout", "--drain", "--kill-after", "--stop-signal"]
+        .into_iter()
+        .find(|option| &option[2..] == name)
+        .ok_or_else(|| usage(Long(name).unexpected().to_string()))?;
+    match option {
+        "--wait" => run.wait = wait(&text(parser, option)?)?,
+        "--log" => {
+            let file = value(parser)?;
+            run.log = Some(if file == "-" { Destination::Caller } else { Destination::File(file.into()) });
+        }
+        "--ready-timeout" => run.ready_timeout = Some(seconds(parser, option)?),
+        "--drain" => run.drain = seconds(parser, option)?,
+        "--kill-after" => run.kill_after = seconds(parser, option)?,
+        _ => run.stop_signal = signal(&text(parser, option)?)?,
+    }
+    Ok(option)
 }
 
 fn defaults() -> Run {
     Run {
         command: Vec::new(),
         detach: false,
+        wait: Wait::Gone,
         log: None,
         plain: false,
         probe: true,
@@ -198,7 +284,12 @@ fn defaults() -> Run {
 }
 
 /// What is wanted, once all words are known.
-fn request(verb: Option<&str>, mut run: Run, client: String) -> Result<Request> {
+fn request(
+    verb: Option<&str>,
+    mut run: Run,
+    client: String,
+    (form, surroundings): (Form, Surroundings),
+) -> Result<Request> {
     Ok(match verb {
         None if run.command.is_empty() => return Err(usage("a COMMAND is missing")),
         None if run.command[0].is_empty() => return Err(usage("the COMMAND is empty")),
@@ -213,10 +304,10 @@ fn request(verb: Option<&str>, mut run: Run, client: String) -> Result<Request> 
             return Err(usage(format!("no client {client:?}, there is: node")));
         }
         Some("client") => Request::Client(client),
-        Some("status") => Request::Status(addresses(&run.command)?),
+        Some("status") => Request::Status(targets(&run.command)?, form),
         Some(_) if run.command.is_empty() => return Err(usage("an ADDRESS is missing")),
-        Some("reload") => Request::Reload(addresses(&run.command)?),
-        Some(_) => Request::Takedown(addresses(&run.command)?),
+        Some("reload") => Request::Reload(targets(&run.command)?, surroundings),
+        Some(_) => Request::Takedown(targets(&run.command)?),
     })
 }
 
@@ -272,14 +363,23 @@ fn signal(text: &str) -> Result<Signal> {
     }
 }
 
-fn addresses(words: &[OsString]) -> Result<Vec<Address>> {
-    words
-        .iter()
-        .map(|word| {
-            let text = word.to_string_lossy();
-            Address::parse(&text).map_err(|why| usage(format!("bad address {text:?}: {why}")))
-        })
-        .collect()
+fn targets(words: &[OsString]) -> Result<Vec<Target>> {
+    let target = |word: &OsString| {
+        let text = word.to_string_lossy();
+        match text.strip_prefix('@') {
+            Some(pid) => parse_number(pid).map(Target::Of).ok_or_else(|| usage(format!("{text:?} names no process"))),
+            None => Address::parse(&text).map(Target::At).map_err(|why| usage(format!("bad address {text:?}: {why}"))),
+        }
+    };
+    words.iter().map(target).collect()
+}
+
+fn wait(text: &str) -> Result<Wait> {
+    match text {
+        "up" => Ok(Wait::Up),
+        "gone" => Ok(Wait::Gone),
+        _ => Err(usage(format!("--wait: {text:?} is neither up nor gone"))),
+    }
 }
 
 fn extension(command: &OsString) -> Option<&str> {
@@ -363,10 +463,14 @@ mod tests {
     #[test]
     fn verbs_take_addresses_and_common_options() {
         let cli = parse(["--status", "8080", "-v", "127.0.0.1:1", "--run-dir", "/x"]).unwrap();
-        let addresses = ["8080", "127.0.0.1:1"].map(|a| Address::parse(a).unwrap());
-        assert_eq!(cli.request, Request::Status(addresses.to_vec()));
+        let at = |text| Target::At(Address::parse(text).unwrap());
+        assert_eq!(cli.request, Request::Status(vec![at("8080"), at("127.0.0.1:1")], Form::Table));
+        let of = |pid| Target::Of(Pid::new(pid).unwrap());
+        let cli = parse(["--reload", "--fresh", "@17", ":1"]).unwrap();
+        assert_eq!(cli.request, Request::Reload(vec![of(17), at(":1")], Surroundings::Callers));
+        assert_eq!(parse(["--status", "--json"]).unwrap().request, Request::Status(vec![], Form::Json));
         assert_eq!((cli.run_dir, cli.verbosity), (Some("/x".into()), 1));
-        assert_eq!(parse(["--status"]).unwrap().request, Request::Status(vec![]));
+        assert_eq!(parse(["--status"]).unwrap().request, Request::Status(vec![], Form::Table));
         assert_eq!(parse(["--client", "node"]).unwrap().request, Request::Client("node".into()));
         assert_eq!(parse(["-qq", "x"]).unwrap().verbosity, -2);
     }
@@ -391,6 +495,15 @@ mod tests {
         refused(&["--takedown"]);
         refused(&["--takedown", "--reload", "80"]);
         refused(&["--plain", "--status"]);
+        for pid in ["@", "@0", "@-1", "@x", "@99999999999"] {
+            refused(&["--reload", pid]);
+        }
+        for misplaced in ["--json", "--fresh"] {
+            refused(&[misplaced, "x"]);
+            refused(&["--takedown", misplaced, "80"]);
+        }
+        refused(&["--wait", "up", "x"]);
+        refused(&["-d", "--wait", "down", "x"]);
         refused(&["--client", "perl"]);
         refused(&["--client", "node", "x"]);
         refused(&["--detach=yes", "x"]);

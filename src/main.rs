@@ -62,15 +62,17 @@ fn run(cli: Cli) -> Result<u8> {
         Request::Help => print(cli::HELP),
         Request::Version => print(concat!("serverswap ", env!("CARGO_PKG_VERSION"), "\n")),
         Request::Client(_) => print(NODE_CLIENT),
-        Request::Status(addresses) if !RunDir::exists(given.as_deref()) => operator::show_status(None, &addresses, log),
-        Request::Status(addresses) => operator::show_status(Some(&dir(false)?), &addresses, log),
-        Request::Takedown(addresses) => {
+        Request::Status(targets, form) => {
+            let dir = if RunDir::exists(given.as_deref()) { Some(dir(false)?) } else { None };
+            operator::show_status(dir.as_ref(), &targets, form, log)
+        }
+        Request::Takedown(targets) => {
             let dir = dir(false)?;
-            let result = operator::takedown(&dir, &addresses, log);
+            let result = operator::takedown(&dir, &targets, log);
             dir.leave();
             result
         }
-        Request::Reload(addresses) => operator::reload(&dir(false)?, &addresses, log),
+        Request::Reload(targets, surroundings) => operator::reload(&dir(false)?, &targets, surroundings, log),
         Request::Run(run) => {
             let front = sys::process::take_line();
             if let (None, Some(server)) = (&front, sys::process::server_to_care_for()) {
@@ -84,10 +86,13 @@ fn run(cli: Cli) -> Result<u8> {
             if run.detach && front.is_none() {
                 sys::process::close_inherited();
             }
-            let dir = dir(true)?;
+            let dir = match &front {
+                Some((_, run_dir)) => RunDir::open(Some(run_dir), true)?,
+                None => dir(true)?,
+            };
             let output = Output::open(&run)?;
             let origin = match (front, run.detach) {
-                (Some(front), _) => Origin::Front(front),
+                (Some((line, _)), _) => Origin::Front(line),
                 (None, false) => Origin::Caller(None),
                 (None, true) => match detach::fork(log)? {
                     detach::Side::Caller(status) => return Ok(status),

@@ -10,6 +10,7 @@ pub use lines::LINE_MAX;
 pub use lines::{Splitter, line_of};
 
 use crate::address::Address;
+use crate::cli::Surroundings;
 use std::fmt;
 
 /// Version of the peer protocol. A peer of another version is talked to all the same, and the later one
@@ -66,7 +67,7 @@ pub enum PeerWord {
     /// `--takedown`: that was all of them, do it.
     Commit,
     /// `--reload`.
-    Reload,
+    Reload(Surroundings),
     /// `--status`.
     Status,
 }
@@ -113,8 +114,9 @@ pub enum HolderWord {
 pub enum CopyWord {
     /// Its swap is done.
     Done,
-    /// The copy is asked for a reload; its number for the peer that waits for it, or 0 if none does.
-    Reload(u64),
+    /// The copy is asked for a reload: its number for the peer that waits for it, or 0 if none does; and the pid of the
+    /// process whose environment the new server is to have, or 0 if it is that of the front.
+    Reload(u64, u32),
     /// For the service manager (sd_notify(3)).
     Notify(String),
     /// Its server: pid, and when that started (proc_pid_stat(5)).
@@ -213,7 +215,8 @@ impl Word for PeerWord {
             "JOINED" => number(argument).map(PeerWord::Joined),
             "DOWN" => address(argument).map(PeerWord::Down),
             "COMMIT" => nothing(argument, PeerWord::Commit),
-            "RELOAD" => nothing(argument, PeerWord::Reload),
+            "RELOAD" if argument == Some("FRESH") => Ok(PeerWord::Reload(Surroundings::Callers)),
+            "RELOAD" => nothing(argument, PeerWord::Reload(Surroundings::Own)),
             "STATUS" => nothing(argument, PeerWord::Status),
             _ => unknown(),
         }
@@ -253,7 +256,10 @@ impl Word for CopyWord {
         let (word, argument) = split(line);
         match word {
             "DONE" => nothing(argument, CopyWord::Done),
-            "RELOAD" => number(argument).map(CopyWord::Reload),
+            "RELOAD" => {
+                let (peer, caller) = split(argument.unwrap_or(""));
+                Ok(CopyWord::Reload(number(Some(peer))?, number(caller)?))
+            }
             "NOTIFY" => Ok(CopyWord::Notify(argument.unwrap_or("").to_owned())),
             "SERVER" => {
                 let (pid, start) = split(argument.unwrap_or(""));
@@ -324,7 +330,8 @@ impl fmt::Display for PeerWord {
             PeerWord::Joined(errno) => write!(f, "JOINED {errno}"),
             PeerWord::Down(a) => write!(f, "DOWN {a}"),
             PeerWord::Commit => f.write_str("COMMIT"),
-            PeerWord::Reload => f.write_str("RELOAD"),
+            PeerWord::Reload(Surroundings::Own) => f.write_str("RELOAD"),
+            PeerWord::Reload(Surroundings::Callers) => f.write_str("RELOAD FRESH"),
             PeerWord::Status => f.write_str("STATUS"),
         }
     }
@@ -356,7 +363,7 @@ impl fmt::Display for CopyWord {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             CopyWord::Done => f.write_str("DONE"),
-            CopyWord::Reload(peer) => write!(f, "RELOAD {peer}"),
+            CopyWord::Reload(peer, caller) => write!(f, "RELOAD {peer} {caller}"),
             CopyWord::Notify(text) => write!(f, "NOTIFY {text}"),
             CopyWord::Server(pid, start) => write!(f, "SERVER {pid} {start}"),
             CopyWord::Leaves => f.write_str("LEAVES"),

@@ -8,6 +8,7 @@ use crate::sys::pid::Pid;
 use std::ffi::{OsStr, OsString};
 use std::fmt;
 use std::os::unix::ffi::{OsStrExt, OsStringExt};
+use std::os::unix::fs::MetadataExt;
 use std::path::PathBuf;
 use std::sync::OnceLock;
 
@@ -56,7 +57,7 @@ pub struct Record<'a> {
 pub struct Call {
     /// Its arguments, without the name of the program.
     pub args: Vec<OsString>,
-    /// Its working directory.
+    /// Its working directory: by its logical path, so that a link that points elsewhere by then is followed again.
     pub dir: PathBuf,
 }
 
@@ -64,7 +65,11 @@ impl Call {
     /// How this process was started: its directory may be gone later.
     pub fn own() -> Option<Call> {
         static OWN: OnceLock<Option<Call>> = OnceLock::new();
-        let own = || Some(Call { args: std::env::args_os().skip(1).collect(), dir: std::env::current_dir().ok()? });
+        let own = || {
+            let dir = std::env::current_dir().ok()?;
+            let dir = logical(dir, std::env::var_os("PWD"));
+            Some(Call { args: std::env::args_os().skip(1).collect(), dir })
+        };
         OWN.get_or_init(own).clone()
     }
 
@@ -72,6 +77,13 @@ impl Call {
         let args = args.split(' ').filter(|word| !word.is_empty()).map(unescape).collect::<Option<_>>()?;
         Some(Call { args, dir: unescape(dir)?.into() })
     }
+}
+
+/// The logical path of a directory, if `$PWD` holds it, as a shell sets it (pwd(1)).
+pub fn logical(dir: PathBuf, pwd: Option<OsString>) -> PathBuf {
+    let id = |path: &PathBuf| std::fs::metadata(path).map(|meta| (meta.dev(), meta.ino())).ok();
+    let is_it = |pwd: &PathBuf| pwd.is_absolute() && id(pwd).is_some_and(|it| Some(it) == id(&dir));
+    pwd.map(PathBuf::from).filter(is_it).unwrap_or(dir)
 }
 
 /// A word without a space or a control character: other bytes stand as `%` and two digits, and nothing at all as `%00`.

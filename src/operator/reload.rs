@@ -4,7 +4,7 @@
 
 use super::conversation::Conversation;
 use super::servers::by_server;
-use crate::address::Address;
+use crate::cli::{Surroundings, Target};
 use crate::error::{Error, Result, status};
 use crate::message::Log;
 use crate::protocol::{HolderWord, PeerWord};
@@ -14,16 +14,17 @@ use std::io;
 
 /// Reloads the servers at these addresses. Returns when each new server is up and each old one is gone. If a new server
 /// fails, the error has its status.
-pub fn reload(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
-    for (holder, list) in by_server(dir, addresses, log)? {
-        let address = &list[0];
+pub fn reload(dir: &RunDir, targets: &[Target], surroundings: Surroundings, log: Log) -> Result<u8> {
+    for (holder, list) in by_server(dir, targets, log)? {
+        let target = list.into_iter().next().map_or(Target::Of(holder.pid), Target::At);
+        let address = &target;
         if holder.has_lost_its_supervisor() {
             let refused = |why| Error::failed(format!("{address}: unable to reload: {why} (nothing was done)"));
             dir.with_caretaker(holder.pid).map_err(refused)?;
         }
         let answer = || -> io::Result<Option<HolderWord>> {
             let mut supervisor = Conversation::with(&holder)?;
-            supervisor.say(&PeerWord::Reload)?;
+            supervisor.say(&PeerWord::Reload(surroundings))?;
             while let Some(word) = supervisor.hear()? {
                 if let HolderWord::Said(text) = &word {
                     log.say(Level::Error, None, text);
@@ -38,7 +39,7 @@ pub fn reload(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
             Ok(Some(HolderWord::Failed(status, why))) => {
                 return Err(Error { text: format!("{address}: reload failed: {why}"), status });
             }
-            Ok(Some(_)) => log.say(Level::Notice, Some(address), "reloaded"),
+            Ok(Some(_)) => log.say(Level::Notice, None, &format!("{address}: reloaded")),
             Ok(None) => {
                 return Err(Error::failed(format!("{address}: reload failed: the supervisor is gone")));
             }

@@ -4,11 +4,14 @@
 
 use super::conversation::ask_status;
 use crate::address::Address;
+use crate::cli::Target;
 use crate::error::{Error, Result};
 use crate::finder::Holder;
 use crate::message::Log;
+use crate::procfs;
 use crate::rundir::RunDir;
 use crate::swap::Level;
+use crate::sys::pid::Pid;
 
 /// The consequence of most failures.
 pub const NOTHING: &str = "nothing was done";
@@ -42,15 +45,40 @@ fn without_pidfile(dir: &RunDir, address: &Address) -> Option<Holder> {
     servers.next().filter(|_| servers.next().is_none())
 }
 
-/// The addresses by the server that has them, in the order in which they were named.
-pub fn by_server(dir: &RunDir, addresses: &[Address], log: Log) -> Result<Vec<(Holder, Vec<Address>)>> {
+/// The servers that are named, each with its addresses among these, in the order in which they were named. `@PID` names all
+/// addresses of its server.
+pub fn by_server(dir: &RunDir, targets: &[Target], log: Log) -> Result<Vec<(Holder, Vec<Address>)>> {
     let mut servers: Vec<(Holder, Vec<Address>)> = Vec::new();
-    for address in addresses {
-        let holder = find(dir, address, log).or_else(|e| without_pidfile(dir, address).ok_or(e))?;
+    for target in targets {
+        let (holder, addresses) = match target {
+            Target::At(address) => {
+                let holder = find(dir, address, log).or_else(|e| without_pidfile(dir, address).ok_or(e))?;
+                (holder, vec![address.clone()])
+            }
+            Target::Of(pid) => {
+                let holder = with_process(dir, *pid)?;
+                let addresses = ask_status(&holder).1;
+                (holder, addresses)
+            }
+        };
         match servers.iter_mut().find(|(known, _)| known.pid == holder.pid) {
-            Some((_, list)) => list.push(address.clone()),
-            None => servers.push((holder, vec![address.clone()])),
+            Some((_, list)) => list.extend(addresses),
+            None => servers.push((holder, addresses)),
         }
     }
     Ok(servers)
+}
+
+/// The server with this main process or supervisor. The front of a reloaded server counts as its supervisor; of two that
+/// have one, the younger server is meant.
+pub fn with_process(dir: &RunDir, pid: Pid) -> Result<Holder> {
+    let is_front = |of: Pid| procfs::stat(of).is_some_and(|stat| stat.parent == pid.raw());
+    let is_its = |holder: &Holder| {
+        holder.pid == pid
+            || !holder.is_orphan
+                && (holder.supervisor == pid || is_front(holder.supervisor) && procfs::serverswaps()(pid))
+    };
+    let servers = dir.servers().map_err(|e| Error::unable("list the run directory", e, NOTHING))?;
+    let its = servers.into_iter().filter(is_its).max_by_key(|holder| holder.generation);
+    its.ok_or_else(|| Error::failed(format!("@{pid}: no server of this run directory has this process ({NOTHING})")))
 }

@@ -3,9 +3,10 @@
 #![forbid(unsafe_code)]
 
 use super::conversation::ask_status;
-use super::servers::NOTHING;
-use super::table::{Row, for_people, print};
+use super::servers::{NOTHING, with_process};
+use super::table::{Layout, Row, for_people, print};
 use crate::address::Address;
+use crate::cli::{Form, Target};
 use crate::error::{Error, Result, status};
 use crate::finder::{Holder, user_name};
 use crate::message::Log;
@@ -18,34 +19,75 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-/// Shows every server, or the servers at these addresses.
-pub fn show_status(dir: Option<&RunDir>, addresses: &[Address], log: Log) -> Result<u8> {
-    let people = nix::unistd::isatty(io::stdout()).unwrap_or(false);
-    let rows = dir.map_or_else(|| Ok(Vec::new()), |dir| rows(dir, addresses, people, log))?;
-    let missing =
-        addresses.iter().find(|wanted| !rows.iter().any(|(a, _)| a.as_ref().is_some_and(|a| a.collides(wanted))));
-    let rows: Vec<Row> = rows.into_iter().map(|(_, row)| row).collect();
-    print(&rows, people).map_err(|e| Error::unable("write the status", e, "nothing was changed"))?;
+/// Shows every server, or the servers that are named.
+pub fn show_status(dir: Option<&RunDir>, targets: &[Target], form: Form, log: Log) -> Result<u8> {
+    let layout = match form {
+        Form::Json => Layout::Json,
+        Form::Table if nix::unistd::isatty(io::stdout()).unwrap_or(false) => Layout::People,
+        Form::Table => Layout::Tabs,
+    };
+    let wanted = match dir {
+        Some(dir) => targets.iter().map(|target| resolved(dir, target)).collect::<Result<Vec<Wanted>>>()?,
+        None => targets.iter().map(|target| Wanted(target.clone(), None)).collect(),
+    };
+    let rows = dir.map_or_else(|| Ok(Vec::new()), |dir| rows(dir, &wanted, layout, log))?;
+    let missing = wanted.iter().find(|wanted| !rows.iter().any(|row| wanted.is(row.pid, row.address.as_ref())));
+    let rows: Vec<Row> = rows.into_iter().map(|row| row.cells).collect();
+    print(&rows, layout).map_err(|e| Error::unable("write the status", e, "nothing was changed"))?;
     match missing {
-        Some(address) => Err(Error::failed(format!("{address}: no server ({NOTHING})"))),
+        Some(Wanted(target, _)) => Err(Error::failed(format!("{target}: no server ({NOTHING})"))),
         None => Ok(status::DONE),
     }
 }
 
-/// The rows of the table, with the address of each.
-fn rows(dir: &RunDir, addresses: &[Address], people: bool, log: Log) -> Result<Vec<(Option<Address>, Row)>> {
+/// What was asked for, and which server that is if it was named by a process.
+struct Wanted(Target, Option<Pid>);
+
+fn resolved(dir: &RunDir, target: &Target) -> Result<Wanted> {
+    let pid = match target {
+        Target::At(_) => None,
+        Target::Of(pid) => Some(with_process(dir, *pid)?.pid),
+    };
+    Ok(Wanted(target.clone(), pid))
+}
+
+impl Wanted {
+    fn may_be_at(&self, address: &Address) -> bool {
+        matches!(self.0, Target::Of(_)) || matches!(&self.0, Target::At(wanted) if wanted.collides(address))
+    }
+
+    fn is(&self, pid: Pid, address: Option<&Address>) -> bool {
+        match &self.0 {
+            Target::At(wanted) => address.is_some_and(|address| address.collides(wanted)),
+            Target::Of(_) => self.1 == Some(pid),
+        }
+    }
+}
+
+/// A row of the table, and which address of which server it is about.
+struct About {
+    pid: Pid,
+    address: Option<Address>,
+    cells: Row,
+}
+
+/// The rows of the table.
+fn rows(dir: &RunDir, wanted: &[Wanted], layout: Layout, log: Log) -> Result<Vec<About>> {
     let unlisted = |e| Error::unable("list the run directory", e, NOTHING);
     let all = dir.addresses().map_err(unlisted)?;
-    let is_wanted = |a: &Address| addresses.is_empty() || addresses.iter().any(|wanted| wanted.collides(a));
-    let mut look = Look::new(people);
+    let is_wanted =
+        |pid: Pid, address: Option<&Address>| wanted.is_empty() || wanted.iter().any(|wanted| wanted.is(pid, address));
+    let mut look = Look::new(layout);
     let mut rows = Vec::new();
     let mut shown = BTreeSet::new();
-    for address in all.into_iter().filter(is_wanted) {
+    let may_be = |address: &Address| wanted.is_empty() || wanted.iter().any(|wanted| wanted.may_be_at(address));
+    for address in all.into_iter().filter(may_be) {
         let mut notes = Vec::new();
-        if let Some(holder) = dir.serving(&address, &mut notes) {
+        let holder = dir.serving(&address, &mut notes);
+        if let Some(holder) = holder.filter(|holder| is_wanted(holder.pid, Some(&address))) {
             shown.insert(holder.pid);
-            let row = look.row(Some(&address), &holder);
-            rows.push((Some(address.clone()), row));
+            let cells = look.row(Some(&address), &holder);
+            rows.push(About { pid: holder.pid, address: Some(address.clone()), cells });
         }
         for note in notes {
             log.say(Level::Warning, Some(&address), &note);
@@ -54,12 +96,12 @@ fn rows(dir: &RunDir, addresses: &[Address], people: bool, log: Log) -> Result<V
     // Servers whose successor has their pidfiles by now, workers, and servers that have not said yet what they want.
     for holder in dir.servers().map_err(unlisted)?.into_iter().filter(|h| !shown.contains(&h.pid)) {
         let holds = look.at(&holder).holds.clone();
-        if holds.is_empty() && addresses.is_empty() {
-            rows.push((None, look.row(None, &holder)));
+        if holds.is_empty() && is_wanted(holder.pid, None) {
+            rows.push(About { pid: holder.pid, address: None, cells: look.row(None, &holder) });
         }
-        for address in holds.into_iter().filter(is_wanted) {
-            let row = look.row(Some(&address), &holder);
-            rows.push((Some(address), row));
+        for address in holds.into_iter().filter(|address| is_wanted(holder.pid, Some(address))) {
+            let cells = look.row(Some(&address), &holder);
+            rows.push(About { pid: holder.pid, address: Some(address), cells });
         }
     }
     Ok(rows)
@@ -71,8 +113,7 @@ struct Look {
     connections: Option<Vec<TcpSocket>>,
     snapshot: Snapshot,
     seen: BTreeMap<Pid, Seen>,
-    /// Whether the table is for people.
-    people: bool,
+    layout: Layout,
 }
 
 /// What is asked once of a server, however many addresses it has.
@@ -86,8 +127,8 @@ struct Seen {
 }
 
 impl Look {
-    fn new(people: bool) -> Look {
-        Look { connections: net::connections().ok(), snapshot: Snapshot::take(), seen: BTreeMap::new(), people }
+    fn new(layout: Layout) -> Look {
+        Look { connections: net::connections().ok(), snapshot: Snapshot::take(), seen: BTreeMap::new(), layout }
     }
 
     fn at(&mut self, holder: &Holder) -> &Seen {
@@ -123,9 +164,15 @@ impl Look {
             uid.map_or_else(|_| "-".into(), user_name),
             field("state", state),
             field("mode", "-"),
-            if self.people { for_people(uptime) } else { uptime.to_string() },
+            if self.layout == Layout::People { for_people(uptime) } else { uptime.to_string() },
             count.unwrap_or_else(|| "-".into()),
-            command.chars().map(|c| if c.is_control() { '?' } else { c }).collect(),
+            visible(&field("log", "-")),
+            visible(&command),
         ])
     }
+}
+
+/// A text that comes from a server or a record: nothing in it may drive a terminal, or end a field.
+fn visible(text: &str) -> String {
+    text.chars().map(|c| if c.is_control() { '?' } else { c }).collect()
 }

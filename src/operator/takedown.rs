@@ -5,6 +5,7 @@
 use super::conversation::Conversation;
 use super::servers::{NOTHING, by_server, find};
 use crate::address::Address;
+use crate::cli::Target;
 use crate::error::{Error, Result, reason, status};
 use crate::finder::Holder;
 use crate::message::Log;
@@ -30,10 +31,13 @@ enum Answer {
 }
 
 /// Takes addresses down, and returns when they are down.
-pub fn takedown(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
-    let mut servers: VecDeque<(Holder, Vec<Address>)> = by_server(dir, addresses, log)?.into();
+pub fn takedown(dir: &RunDir, targets: &[Target], log: Log) -> Result<u8> {
+    let mut servers: VecDeque<(Holder, Vec<Address>)> = by_server(dir, targets, log)?.into();
     let mut looks = LOOKS;
     while let Some((holder, list)) = servers.pop_front() {
+        if list.is_empty() {
+            return Err(Error::failed(format!("@{}: the server has no address ({NOTHING})", holder.pid)));
+        }
         let failed = |why: &str| Err(Error::failed(format!("{}: unable to take down: {why}", list[0])));
         let released = match ask_down(dir, &holder, &list) {
             Ok(released) => released,
@@ -45,7 +49,7 @@ pub fn takedown(dir: &RunDir, addresses: &[Address], log: Log) -> Result<u8> {
         for address in down {
             log.say(Level::Notice, Some(address), "taken down");
         }
-        let left: Vec<Address> = left.into_iter().cloned().collect();
+        let left: Vec<Target> = left.into_iter().cloned().map(Target::At).collect();
         for next in by_server(dir, &left, log)? {
             if next.0.pid == holder.pid && !holder.has_lost_its_supervisor() && !next.0.has_lost_its_supervisor() {
                 // The lock of a supervisor that is ending goes a moment after its sockets.

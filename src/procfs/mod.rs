@@ -16,8 +16,8 @@ pub use fds::{Held, find_held, find_inodes, find_sockets, sockets};
 pub use holders::{Holders, holders};
 pub use ports::{ephemeral_ports, is_fixed};
 pub use process::{
-    Stat, age, boot_id, command_line, environment, filters, find, has_ended, is_ending, is_hidden, is_of_this_user,
-    is_ours, shares_network, stat, user,
+    Start, Stat, age, boot_id, command_line, environment, filters, find, has_ended, is_ending, is_hidden,
+    is_of_this_user, is_ours, shares_network, start_of, stat, user,
 };
 pub use program::{MARK, OWN_NAME, serverswaps};
 pub use snapshot::Snapshot;

@@ -3,10 +3,14 @@
 #![forbid(unsafe_code)]
 
 use super::program::file_id;
+use crate::record::logical;
 use crate::sys::process::{self, Pid, Status};
 use nix::libc;
+use std::ffi::OsString;
 use std::fs;
 use std::io::{self, Read};
+use std::os::unix::ffi::OsStringExt;
+use std::path::PathBuf;
 
 /// One line of `/proc/PID/stat`.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -107,6 +111,28 @@ pub fn environment(pid: Pid, name: &str) -> Option<String> {
         let value = entry.strip_prefix(name.as_bytes())?.strip_prefix(b"=")?;
         String::from_utf8(value.to_vec()).ok()
     })
+}
+
+/// With what a process was started.
+#[derive(Debug, Clone)]
+pub struct Start {
+    /// Its environment.
+    pub env: Vec<(OsString, OsString)>,
+    /// Its working directory now, by its logical path.
+    pub dir: PathBuf,
+}
+
+/// With what a process was started, if we may look.
+pub fn start_of(pid: Pid) -> io::Result<Start> {
+    let dir = std::fs::read_link(format!("/proc/{pid}/cwd"))?;
+    let bytes = process::read(format!("/proc/{pid}/environ"))?;
+    let variable = |entry: &[u8]| {
+        let at = entry.iter().position(|&b| b == b'=').filter(|at| *at > 0)?;
+        Some((OsString::from_vec(entry[..at].to_vec()), OsString::from_vec(entry[at + 1..].to_vec())))
+    };
+    let env: Vec<(OsString, OsString)> = bytes.split(|&b| b == 0).filter_map(variable).collect();
+    let pwd = env.iter().find(|(name, _)| name == "PWD").map(|(_, value)| value.clone());
+    Ok(Start { dir: logical(dir, pwd), env })
 }
 
 /// Whether this user runs a process. The real uid counts, since the environment of a set-user-ID program comes from the

@@ -5,10 +5,12 @@
 
 #![forbid(unsafe_code)]
 
-use super::state::{Child, Conn, Progress, Role, Supervisor, Waiter};
+use super::state::{Child, Conn, Progress, Role, Supervisor, Waiter, Wanted};
 use super::threads::{self, Id, Link};
-use crate::error::{Error, Result, status};
+use crate::error::{Error, Result, reason, status};
+use crate::procfs::{self, Start};
 use crate::protocol::{CopyWord, FrontWord, HolderWord};
+use crate::record::Call;
 use crate::swap;
 use crate::sys::process::{self, End, Pid};
 use nix::sys::signal::{Signal, kill};
@@ -34,38 +36,63 @@ impl Supervisor {
         if self.reloads.in_charge.and_then(|line| self.reloads.copies.get(&line)).is_some_and(|copy| copy.leaves) {
             return self.refuse_reload();
         }
-        if let Some(waiters) = self.reloads.wanted.take() {
+        if let Some(wanted) = self.reloads.wanted.take() {
             self.caller.manager.reloading();
-            if let Err(error) = self.start_copy(&waiters) {
+            let Wanted { waiters, start } = wanted;
+            if let Err(error) = self.start_copy(&waiters, start.or_else(|| self.reloads.start.clone())) {
                 self.say_failure(None, &error.text);
                 self.reload_failed(&waiters, error.status, &error.text);
             }
         }
     }
 
-    /// Somebody wants a reload. A copy asks its front for it.
-    pub(super) fn want_reload(&mut self, waiter: Option<Waiter>) {
+    /// Somebody wants a reload; with the environment of `caller`, if there is one. A copy asks its front for it.
+    pub(super) fn want_reload(&mut self, waiter: Option<Waiter>, caller: Option<Pid>) {
         if let Some(front) = self.reloads.front.and_then(|front| self.peers.conns.get(&front)) {
             let peer = if let Some(Waiter::Peer(id)) = waiter { id } else { 0 };
             self.reloads.asked.extend(waiter.map(|_| peer));
-            return front.out.send(&CopyWord::Reload(peer));
+            return front.out.send(&CopyWord::Reload(peer, caller.map_or(0, |caller| caller.raw().unsigned_abs())));
         }
-        let waiters = self.reloads.wanted.get_or_insert_default();
-        let is_new = |waiter: &Waiter| !waiters.contains(waiter);
-        waiters.extend(waiter.filter(is_new));
+        let start = match caller.map(procfs::start_of).transpose() {
+            Ok(start) => start,
+            Err(e) => {
+                let why = format!("unable to read the environment of its caller: {}", reason(&e));
+                return self.tell_waiters(waiter.as_slice(), &HolderWord::Failed(status::FAILED, why));
+            }
+        };
+        let wanted = self.reloads.wanted.get_or_insert_default();
+        wanted.start = start.or(wanted.start.take());
+        let is_new = |waiter: &Waiter| !wanted.waiters.contains(waiter);
+        wanted.waiters.extend(waiter.filter(is_new));
     }
 
-    fn start_copy(&mut self, waiters: &[Waiter]) -> Result<()> {
+    fn start_copy(&mut self, waiters: &[Waiter], start: Option<Start>) -> Result<()> {
         let failed = |e: std::io::Error| Error::unable("start a copy of serverswap", e, "the server serves on");
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let (line, ours) = (threads::next_id(), Link::new(ours));
         threads::lines(self.events.clone(), line, ours.clone()).map_err(failed)?;
-        let pid = process::spawn_copy(theirs.as_fd()).map_err(failed)?;
+        let dir = start.as_ref().map(|start| start.dir.clone()).or_else(|| Call::own().map(|own| own.dir));
+        let pid = process::spawn_copy(
+            theirs.as_fd(),
+            start.as_ref().map(|start| &start.env[..]),
+            dir.as_deref(),
+            self.dir.given(),
+        )
+        .map_err(failed)?;
         self.peers.conns.insert(line, Conn::ours(ours, Role::Copy));
         let waiters = waiters.to_vec();
         self.reloads.copies.insert(
             line,
-            Child { pid, waiters, progress: Progress::Starting, server: None, leaves: false, silent: false, end: None },
+            Child {
+                pid,
+                waiters,
+                start,
+                progress: Progress::Starting,
+                server: None,
+                leaves: false,
+                silent: false,
+                end: None,
+            },
         );
         Ok(())
     }
@@ -99,15 +126,16 @@ impl Supervisor {
             CopyWord::Done => {
                 copy.progress = Progress::Done;
                 let waiters = std::mem::take(&mut copy.waiters);
+                self.reloads.start = copy.start.take();
                 self.reloads.in_charge = Some(line);
                 self.tell_waiters(&waiters, &HolderWord::Reloaded);
                 self.supersede(line);
             }
-            CopyWord::Reload(peer) => {
+            CopyWord::Reload(peer, caller) => {
                 let waiter = Some(Waiter::Of(line, peer)).filter(|_| peer > 0);
                 match self.caller.is_stopping() {
                     true => self.tell_waiters(waiter.as_slice(), &being_stopped()),
-                    false => self.want_reload(waiter),
+                    false => self.want_reload(waiter, Pid::new(caller.into())),
                 }
             }
         }
@@ -184,7 +212,7 @@ impl Supervisor {
         let heir = younger.rfind(|(_, copy)| inherits(copy)).map(|(line, _)| *line);
         self.reloads.in_charge = heir.or(self.reloads.in_charge);
         if self.reloads.copies.is_empty() && self.live.is_none() {
-            let waiters = self.reloads.wanted.take().unwrap_or_default();
+            let waiters = self.reloads.wanted.take().unwrap_or_default().waiters;
             self.tell_waiters(&waiters, &HolderWord::Failed(status::FAILED, "the server is gone".into()));
         }
     }
@@ -215,8 +243,7 @@ impl Supervisor {
         if serves && !self.caller.is_stopping() {
             self.tell_manager("READY=1");
         }
-        let own = self.live.as_ref().filter(|live| live.machine.is_free());
-        let why = own.map_or(why.to_owned(), |own| format!("{why} (server {} serves on)", own.server.pid));
+        let why = if serves { format!("{why} (the old one still serves)") } else { why.to_owned() };
         let status = if status == status::DONE { status::NOT_UP } else { status };
         self.tell_waiters(waiters, &HolderWord::Failed(status, why));
     }
@@ -242,20 +269,21 @@ impl Supervisor {
 
     /// This process, or the server in charge, is being stopped: whoever waits for a reload hears that it has failed.
     pub(super) fn refuse_reload(&mut self) {
-        let waiters = self.reloads.wanted.take().unwrap_or_default();
+        let waiters = self.reloads.wanted.take().unwrap_or_default().waiters;
         self.tell_waiters(&waiters, &being_stopped());
     }
 
     /// Whoever has asked for a reload on this connection is gone.
     pub(super) fn waits_no_more(&mut self, id: Id) {
         self.reloads.asked.remove(&id);
-        self.reloads.wanted.iter_mut().for_each(|waiters| waiters.retain(|waiter| *waiter != Waiter::Peer(id)));
+        let wanted = self.reloads.wanted.iter_mut();
+        wanted.for_each(|wanted| wanted.waiters.retain(|waiter| *waiter != Waiter::Peer(id)));
     }
 
     /// Connections on which somebody waits for a reload.
     pub(super) fn waiting_peers(&self) -> BTreeSet<Id> {
         let of_copies = self.reloads.copies.values().flat_map(|copy| &copy.waiters);
-        let waiters = self.reloads.wanted.iter().flatten().chain(of_copies);
+        let waiters = self.reloads.wanted.iter().flat_map(|wanted| &wanted.waiters).chain(of_copies);
         let peers = waiters.filter_map(|waiter| if let Waiter::Peer(id) = waiter { Some(*id) } else { None });
         peers.chain(self.reloads.asked.iter().copied()).collect()
     }
@@ -302,7 +330,8 @@ impl Supervisor {
         self.reloads.front = None;
         let asked = std::mem::take(&mut self.reloads.asked);
         if !asked.is_empty() {
-            self.reloads.wanted = Some(asked.into_iter().map(Waiter::Peer).collect());
+            let waiters = asked.into_iter().map(Waiter::Peer).collect();
+            self.reloads.wanted = Some(Wanted { waiters, start: None });
         }
     }
 

@@ -6,6 +6,7 @@
 use super::front::being_stopped;
 use super::state::{Conn, Role, Supervisor, Waiter};
 use super::threads::{self, Id, Link};
+use crate::cli::Surroundings;
 use crate::protocol::{CopyWord, FrontWord, HolderWord, PEER_VERSION, PeerWord, ServerWord, SupervisorWord, Word};
 use crate::swap::{self, ClaimerId, Level, OldId, SpeakerId};
 use std::sync::Arc;
@@ -137,7 +138,7 @@ impl Supervisor {
             && self.peers.conns.values().map(named).sum::<usize>() >= swap::ADDRESSES_MAX;
         let Some(conn) = self.peers.conns.get_mut(&id) else { return };
         let claimer = ClaimerId(id);
-        conn.counts |= matches!(word, PeerWord::Claim | PeerWord::Commit | PeerWord::Reload);
+        conn.counts |= matches!(word, PeerWord::Claim | PeerWord::Commit | PeerWord::Reload(_));
         match word {
             PeerWord::Peer(_) => conn.out.send(&HolderWord::Peer(PEER_VERSION)),
             PeerWord::Claim => self.claims(claimer),
@@ -159,8 +160,13 @@ impl Supervisor {
                     self.feed(swap::Event::Down(claimer, downs));
                 }
             }
-            PeerWord::Reload if self.caller.is_stopping() || self.reloads.leave_said => conn.out.send(&being_stopped()),
-            PeerWord::Reload => self.want_reload(Some(Waiter::Peer(id))),
+            PeerWord::Reload(_) if self.caller.is_stopping() || self.reloads.leave_said => {
+                conn.out.send(&being_stopped())
+            }
+            PeerWord::Reload(surroundings) => {
+                let caller = conn.out.peer().filter(|_| surroundings == Surroundings::Callers);
+                self.want_reload(Some(Waiter::Peer(id)), caller);
+            }
             PeerWord::Status => self.tell_status(id),
         }
     }

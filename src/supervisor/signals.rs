@@ -12,7 +12,7 @@ impl Supervisor {
     pub(super) fn signalled(&mut self, signal: Signal, from_terminal: bool) {
         match signal {
             Signal::SIGHUP if self.is_caretaker() => {}
-            Signal::SIGHUP if !self.caller.on_terminal => self.want_reload(None),
+            Signal::SIGHUP if !self.caller.on_terminal => self.want_reload(None, None),
             Signal::SIGUSR1 | Signal::SIGUSR2 => self.pass_on(signal),
             // The terminal went away. SIGHUP reached the server too, but does not end every server: it is told to stop.
             Signal::SIGHUP => self.told_to_stop(false),

@@ -15,6 +15,7 @@ use crate::finder::Holder;
 use crate::message::Log;
 use crate::notify::Manager;
 use crate::output::Output;
+use crate::procfs::Start;
 use crate::protocol::PeerWord;
 use crate::rundir::{Notes, RunDir};
 use crate::swap::{self, Effect, SpeakerId};
@@ -236,10 +237,19 @@ pub(super) enum Waiter {
     Of(Id, Id),
 }
 
+/// A reload that has not begun.
+#[derive(Default)]
+pub(super) struct Wanted {
+    pub(super) waiters: Vec<Waiter>,
+    /// What the new server is to be started with; `None`: with what the old one was.
+    pub(super) start: Option<Start>,
+}
+
 /// A copy of this process.
 pub(super) struct Child {
     pub(super) pid: Pid,
     pub(super) waiters: Vec<Waiter>,
+    pub(super) start: Option<Start>,
     pub(super) progress: Progress,
     /// Its server.
     pub(super) server: Option<(Pid, u64)>,
@@ -260,8 +270,10 @@ pub(super) struct Reloads {
     pub(super) copies: BTreeMap<Id, Child>,
     /// The copy that has replaced our server; its status is this process's.
     pub(super) in_charge: Option<Id>,
-    /// One is wanted, and who waits for it.
-    pub(super) wanted: Option<Vec<Waiter>>,
+    /// The one that is wanted.
+    pub(super) wanted: Option<Wanted>,
+    /// What the server in charge was started with, if it is not what this process has.
+    pub(super) start: Option<Start>,
     /// Who waits for one that our front was asked for.
     pub(super) asked: BTreeSet<Id>,
     /// The front knows that our server leaves.

@@ -3,16 +3,18 @@
 use super::limits::lower_files;
 use super::pid::Pid;
 use nix::libc;
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, RawFd};
+use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
-/// The environment variable by which a copy finds its end of the line to its front: the number of the fd and its inode.
+/// The environment variable by which a copy finds its end of the line to its front (the number of the fd and its inode), and
+/// the run directory.
 pub const LINE: &str = "SERVERSWAP_FRONT";
 
 /// The environment variable that names the server of a caretaker: the pid of its main process, and that of whoever has
@@ -26,12 +28,29 @@ const FILES_BEFORE_5_11: u32 = 65_536;
 const CALLERS: [&str; 6] =
     ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
 
-/// Starts this program once more, as a child, with the same arguments, and leaves it its end of the line to us.
-pub fn spawn_copy(line: BorrowedFd<'_>) -> io::Result<Pid> {
+/// Starts this program once more, as a child, with the same arguments, and leaves it its end of the line to us. It is
+/// started in `dir`, and with the variables of `env` if that is given, but for those that concern this process alone.
+pub fn spawn_copy(
+    line: BorrowedFd<'_>,
+    env: Option<&[(OsString, OsString)]>,
+    dir: Option<&Path>,
+    run_dir: &Path,
+) -> io::Result<Pid> {
     let number = line.as_raw_fd();
     let inode = nix::sys::stat::fstat(line)?.st_ino;
     let mut command = program(&std::env::args_os().skip(1).collect::<Vec<_>>());
-    command.env_remove(CARE).env(LINE, format!("{number}:{inode}"));
+    if let Some(env) = env {
+        let kept = CALLERS.into_iter().filter_map(|name| Some((name, std::env::var_os(name)?)));
+        let foreign = |(name, _): &&(OsString, OsString)| !CALLERS.iter().any(|own| name == own);
+        command.env_clear().envs(env.iter().filter(foreign).cloned()).envs(kept);
+    }
+    command.env_remove(CARE);
+    let mut value = OsString::from(format!("{number}:{inode}:"));
+    value.push(run_dir);
+    command.env(LINE, value);
+    if let Some(dir) = dir {
+        command.current_dir(dir).env("PWD", dir);
+    }
     let setup = move || {
         lower_files();
         // SAFETY: fcntl is async-signal-safe and takes integers.
@@ -91,10 +110,11 @@ pub fn close_inherited() {
     }
 }
 
-/// How many sockets a service manager has passed to this process (sd_listen_fds(3)).
-fn passed_sockets() -> u32 {
+/// How many sockets a service manager has passed to this process, or to its front (sd_listen_fds(3)).
+pub fn passed_sockets() -> u32 {
     let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
-    let is_ours = number("LISTEN_PID") == Some(std::process::id());
+    let front = std::env::var_os(LINE).map(|_| nix::unistd::getppid().as_raw().unsigned_abs());
+    let is_ours = number("LISTEN_PID").is_some_and(|pid| pid == std::process::id() || Some(pid) == front);
     number("LISTEN_FDS").filter(|count| is_ours && *count < FILES_BEFORE_5_11).unwrap_or(0)
 }
 
@@ -124,11 +144,13 @@ pub fn server_to_care_for() -> Option<io::Result<Pid>> {
     Some(server.ok_or_else(|| io::Error::other(format!("{CARE} is not meant for it"))))
 }
 
-/// The line that a front has left for this copy, if it is one.
-pub fn take_line() -> Option<UnixStream> {
-    let value = std::env::var(LINE).ok()?;
-    let (number, inode) = value.split_once(':')?;
-    let (number, inode): (RawFd, u64) = (number.parse().ok()?, inode.parse().ok()?);
+/// The line that a front has left for this copy, if it is one, and the run directory of the front.
+pub fn take_line() -> Option<(UnixStream, PathBuf)> {
+    let value = std::env::var_os(LINE)?;
+    let mut parts = value.as_bytes().splitn(3, |byte| *byte == b':');
+    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse::<u64>().ok();
+    let (number, inode) = (RawFd::try_from(number()?).ok()?, number()?);
+    let run_dir = PathBuf::from(OsStr::from_bytes(parts.next()?));
     // SAFETY: both calls take a number, or write to a struct of ours. The fd was left open for us alone, as its inode
     // tells, and is taken once, at the start.
     unsafe {
@@ -138,6 +160,6 @@ pub fn take_line() -> Option<UnixStream> {
         if !is_it || !is_socket || libc::fcntl(number, libc::F_SETFD, libc::FD_CLOEXEC) != 0 {
             return None;
         }
-        Some(UnixStream::from_raw_fd(number))
+        Some((UnixStream::from_raw_fd(number), run_dir))
     }
 }

@@ -22,4 +22,5 @@ mod status;
 pub mod steer;
 mod table;
 mod tcp;
+pub mod terminal;
 mod unwind;

@@ -1,5 +1,6 @@
 //! Spawning a server that does not run before its supervisor is ready for it.
 
+use super::copy::passed_sockets;
 use super::limits::lower_files;
 use super::pid::Pid;
 use super::seccomp::Filter;
@@ -44,6 +45,8 @@ pub fn spawn<T, M>(
     let (supervisors, own) = (gate.as_raw_fd(), theirs.as_raw_fd());
     let watch = watch.map(|(filter, report)| (filter, report.as_raw_fd()));
     let control = control.as_raw_fd();
+    // The sockets of a service manager are the server's: it takes them only if it is named (sd_listen_fds(3)).
+    let passes_sockets = passed_sockets() > 0;
     let setup = move || {
         restore_signals(keep_hup_ignored);
         lower_files();
@@ -61,7 +64,12 @@ pub fn spawn<T, M>(
     // SAFETY: the child goes on from here and ends in `give_up`, unless it becomes its command. It may allocate: glibc,
     // and musl since 1.2.2, hold the locks of their allocators in fork(2), and no other thread holds what exec needs.
     let pid = match unsafe { libc::fork() } {
-        0 => give_up(own, &command.exec()),
+        0 => {
+            if passes_sockets {
+                command.env("LISTEN_PID", std::process::id().to_string());
+            }
+            give_up(own, &command.exec())
+        }
         pid => Pid::new(pid.into()).ok_or_else(io::Error::last_os_error)?,
     };
     drop(theirs);

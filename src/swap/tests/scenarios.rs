@@ -294,7 +294,10 @@ fn a_new_server_that_is_not_up_in_time_is_killed() {
     assert_eq!(effects, [Effect::Arm(Timer::Ready, READY_TIMEOUT)]);
     let effects = machine.step(Event::Timer(Timer::Ready));
     assert_has(&effects, &[Effect::Kill]);
-    assert_eq!(reports(&effects), ["the new server was not up in time: it listens on nothing yet (the new server is killed)"]);
+    assert_eq!(
+        reports(&effects),
+        ["the new server was not up in time: it listens on nothing yet (the new server is killed)"]
+    );
     assert_eq!(machine.step(Event::Exited(137)), [Effect::End(124)]);
 }
 
@@ -349,7 +352,10 @@ fn fail_before_up_kills_and_after_up_is_an_error() {
     machine.step(Event::Taken(a(":1"), vec![OLD]));
     let effects = says(&mut machine, "FAIL no database");
     assert_has(&effects, &[Effect::Kill, Effect::Unlock(OLD)]);
-    assert_eq!(reports(&effects), ["the new server gave up: \"no database\" (the new server is killed; the old one still serves)"]);
+    assert_eq!(
+        reports(&effects),
+        ["the new server gave up: \"no database\" (the new server is killed; the old one still serves)"]
+    );
     assert_has(&machine.step(Event::Exited(137)), &[Effect::End(124)]);
 
     let mut machine = serving(&[":1"], &[]);
@@ -581,7 +587,10 @@ fn what_keeps_a_server_from_being_proven_is_said_when_its_time_is_up() {
     machine.step(Event::Vacant(a(":1")));
     machine.step(Event::Hindered(a(":1"), "it listens on :1 but accepts nothing".into()));
     let effects = machine.step(Event::Timer(Timer::Ready));
-    assert_eq!(reports(&effects), ["the new server was not up in time: it listens on :1 but accepts nothing (the new server is killed)"]);
+    assert_eq!(
+        reports(&effects),
+        ["the new server was not up in time: it listens on :1 but accepts nothing (the new server is killed)"]
+    );
 }
 
 #[test]
