@@ -63,16 +63,26 @@ fn run(cli: Cli) -> Result<u8> {
         Request::Version => print(concat!("serverswap ", env!("CARGO_PKG_VERSION"), "\n")),
         Request::Client(_) => print(NODE_CLIENT),
         Request::Status(targets, form) => {
+            let path = RunDir::path_of(given.as_deref())?;
+            finder::have_written_again(&path);
             let dir = if RunDir::exists(given.as_deref()) { Some(dir(false)?) } else { None };
+            if dir.is_none() {
+                let text = format!("the run directory {} does not exist: no server has it", path.display());
+                log.say(swap::Level::Notice, None, &text);
+            }
             operator::show_status(dir.as_ref(), &targets, form, log)
         }
         Request::Takedown(targets) => {
+            finder::have_written_again(&RunDir::path_of(given.as_deref())?);
             let dir = dir(false)?;
             let result = operator::takedown(&dir, &targets, log);
             dir.leave();
             result
         }
-        Request::Reload(targets, surroundings) => operator::reload(&dir(false)?, &targets, surroundings, log),
+        Request::Reload(targets, surroundings) => {
+            finder::have_written_again(&RunDir::path_of(given.as_deref())?);
+            operator::reload(&dir(false)?, &targets, surroundings, log)
+        }
         Request::Run(run) => {
             let front = sys::process::take_line();
             if let (None, Some(server)) = (&front, sys::process::server_to_care_for()) {
@@ -88,7 +98,14 @@ fn run(cli: Cli) -> Result<u8> {
             }
             let dir = match &front {
                 Some((_, run_dir)) => RunDir::open(Some(run_dir), true)?,
-                None => dir(true)?,
+                None => {
+                    let path = RunDir::path_of(given.as_deref())?;
+                    // The lock stays where servers come and go: without it, nobody was here, or somebody has cleared up.
+                    if !path.join(rundir::LOCK).exists() {
+                        finder::have_written_again(&path);
+                    }
+                    dir(true)?
+                }
             };
             let output = Output::open(&run)?;
             let origin = match (front, run.detach) {

@@ -35,6 +35,9 @@ impl RunDir {
 
     /// Waits until a server has a supervisor: a caretaker, which is started if need be. The error tells why it has none.
     pub fn with_caretaker(&self, server: Pid) -> Result<(), String> {
+        if self.owner() != nix::unistd::geteuid().as_raw() {
+            return Err(format!("server {server} has lost its supervisor, and only its user can give it another one"));
+        }
         let until = Instant::now() + CARES_WITHIN;
         let mut again = Instant::now();
         loop {

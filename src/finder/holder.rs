@@ -43,6 +43,8 @@ pub struct Holder {
     pub datagrams: Vec<u32>,
     /// How its supervisor was started, as far as that is known.
     pub call: Option<Call>,
+    /// Who owns the run directory, and so is to be at the other end of its control socket.
+    pub owner: u32,
     /// Nobody has the lock of its record: it is an orphan.
     pub is_orphan: bool,
 }
@@ -53,6 +55,13 @@ pub struct Registration {
     /// The lock ends with this handle.
     pub(super) lock: File,
     pub(super) pid: Pid,
+}
+
+impl Registration {
+    /// The record.
+    pub fn file(&self) -> &File {
+        &self.lock
+    }
 }
 
 /// Why there is no holder.
@@ -183,6 +192,7 @@ impl RunDir {
             call: record.call,
             replaced: record.replaced,
             datagrams: record.datagrams,
+            owner: self.owner(),
             is_orphan,
         };
         Ok((holder, is_orphan.then_some(Registration { lock: file, pid })))

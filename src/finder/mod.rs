@@ -9,6 +9,7 @@ mod look_up;
 mod port;
 mod question;
 mod registration;
+mod revive;
 #[cfg(test)]
 mod tests;
 mod tidy;
@@ -19,3 +20,4 @@ pub use holder::{Holder, Missing, Registration};
 pub use port::user_name;
 pub use question::{Asker, Found, May, Mine};
 pub use registration::Entry;
+pub use revive::have_written_again;

@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::revive::ask_to_write_again;
 use super::{Asker, Found, Holder, Mine};
 use crate::address::Address;
 use crate::error::reason;
@@ -49,8 +50,9 @@ impl RunDir {
             Some(pid) => self.stranger(pid),
             None => format!("the port is held by a program of the user {}", user_name(sockets[0].uid)),
         };
-        let is_clear =
-            snapshot.complete().is_ok() && (stranger.is_some() || !snapshot.misses_holder_of(&sockets, None));
+        let is_clear = !ask_to_write_again(self.path())
+            && snapshot.complete().is_ok()
+            && (stranger.is_some() || !snapshot.misses_holder_of(&sockets, None));
         Err(if is_clear { Found::Blocked(why) } else { Found::Unclear(why) })
     }
 

@@ -29,7 +29,7 @@ pub struct Conversation {
 impl Conversation {
     /// Begins a conversation with the supervisor of a server.
     pub fn with(holder: &Holder) -> io::Result<Conversation> {
-        let stream = socket::connect_to_own(&holder.socket, Some(STATUS_PATIENCE))?;
+        let stream = socket::connect_to(&holder.socket, holder.owner, Some(STATUS_PATIENCE))?;
         let supervisor = Conversation { stream, splitter: Splitter::default(), words: VecDeque::new(), until: None };
         supervisor.say(&PeerWord::Peer(PEER_VERSION))?;
         Ok(supervisor)

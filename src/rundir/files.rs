@@ -9,7 +9,7 @@ use crate::sys::pid::Pid;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
 use nix::sys::stat::{FileStat, Mode, fstat, fstatat};
-use nix::unistd::{UnlinkatFlags, geteuid, unlinkat};
+use nix::unistd::{UnlinkatFlags, unlinkat};
 use std::fs::File;
 use std::io::Write;
 
@@ -51,7 +51,7 @@ impl RunDir {
         let stat = fstat(&fd).map_err(|_| Bad::Unreadable)?;
         match () {
             () if stat.st_mode & nix::libc::S_IFMT != nix::libc::S_IFREG => Err(Bad::Because("is no regular file")),
-            () if stat.st_uid != geteuid().as_raw() => Err(Bad::Because("belongs to another user")),
+            () if stat.st_uid != self.owner => Err(Bad::Because("belongs to another user")),
             () => Ok((File::from(fd), stat)),
         }
     }
@@ -90,11 +90,15 @@ impl RunDir {
 
     /// Removes a name if it still is the name of this file.
     pub fn unlink_name_of(&self, file: &File, name: &str) {
-        let named = fstatat(&self.dir, name, AtFlags::AT_SYMLINK_NOFOLLOW);
-        if let (Ok(named), Ok(ours)) = (named, fstat(file))
-            && (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)
-        {
+        if self.is_name_of(name, file) {
             self.unlink(name);
         }
+    }
+
+    /// Whether this is the name of a file.
+    pub fn is_name_of(&self, name: &str, file: &File) -> bool {
+        let named = fstatat(&self.dir, name, AtFlags::AT_SYMLINK_NOFOLLOW);
+        let (Ok(named), Ok(ours)) = (named, fstat(file)) else { return false };
+        (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)
     }
 }

@@ -10,6 +10,9 @@ use nix::sys::stat::Mode;
 use std::fs::{File, TryLockError};
 use std::sync::{Arc, MutexGuard, PoisonError, mpsc};
 
+/// The name of the lock.
+pub const LOCK: &str = "lock";
+
 /// Why the lock could not be taken.
 pub enum Denied {
     /// Somebody else holds it.
@@ -122,6 +125,6 @@ impl RunDir {
 
     fn open_lock(&self) -> nix::Result<File> {
         let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
-        openat(&self.dir, "lock", flags, Mode::from_bits_truncate(0o600)).map(File::from)
+        openat(&self.dir, LOCK, flags, Mode::from_bits_truncate(0o600)).map(File::from)
     }
 }

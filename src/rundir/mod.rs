@@ -18,17 +18,20 @@ mod pidfiles;
 mod tests;
 
 pub use files::{Bad, CANNOT_BE_READ};
-pub use lock::Denied;
+pub use lock::{Denied, LOCK};
 pub use names::{pidfile, record_name};
 
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reason};
 use crate::sys::namespace::Namespaces;
+use crate::sys::process;
 use nix::errno::Errno;
 use nix::fcntl::{Flock, OFlag, open};
 use nix::sys::stat::{Mode, fstat};
 use nix::unistd::geteuid;
-use std::fs::File;
-use std::os::fd::OwnedFd;
+use std::fs::{DirBuilder, File};
+use std::io::ErrorKind;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::fs::DirBuilderExt;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -41,7 +44,9 @@ pub const LOCK_PATIENCE: Duration = Duration::from_secs(5);
 /// The run directory of this user.
 pub struct RunDir {
     path: PathBuf,
-    dir: OwnedFd,
+    /// Shared by all handles, so that all of them see a directory that was opened again.
+    dir: Arc<OwnedFd>,
+    owner: u32,
     namespaces: Namespaces,
     /// The directory that this one is a part of. The part is for servers of other namespaces.
     whole: Option<Box<RunDir>>,
@@ -61,50 +66,49 @@ pub type Notes = Vec<String>;
 impl RunDir {
     /// Opens a directory and checks that it is ours alone.
     fn open_whole(given: Option<&Path>, create: bool) -> Result<RunDir> {
-        let path = match given {
-            Some(path) => path.to_owned(),
-            None => default_path(),
-        };
-        let path = std::path::absolute(&path).map_err(|e| unusable(&path, e))?;
+        let path = path_of(given)?;
         if create {
             let mode = if geteuid().is_root() { 0o755 } else { 0o700 };
-            match nix::unistd::mkdir(&path, Mode::from_bits_truncate(mode)) {
-                Ok(()) | Err(Errno::EEXIST) => {}
-                Err(errno) => return Err(unusable(&path, errno.desc())),
+            // Only our own directories are made together with those above them.
+            let mut builder = DirBuilder::new();
+            match builder.recursive(given.is_none()).mode(mode).create(&path) {
+                Err(e) if e.kind() != ErrorKind::AlreadyExists => return Err(unusable(&path, reason(&e))),
+                Ok(()) | Err(_) => {}
             }
         }
-        let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-        let dir = match open(&path, flags, Mode::empty()) {
-            Ok(dir) => dir,
-            Err(Errno::ENOTDIR | Errno::ELOOP) => return Err(unusable(&path, "it is no directory")),
-            Err(errno) => return Err(unusable(&path, errno.desc())),
-        };
-        let stat = fstat(&dir).map_err(|e| unusable(&path, e.desc()))?;
-        if stat.st_uid != geteuid().as_raw() {
-            return Err(unusable(&path, format!("it belongs to another user (uid {})", stat.st_uid)));
-        }
-        if stat.st_mode & 0o022 != 0 {
-            return Err(unusable(&path, "others can write to it"));
-        }
-        if path.as_os_str().len() + "/2147483647-4294967295.notify".len() > SUN_PATH_MAX {
-            return Err(unusable(&path, "the path is too long for a socket in it"));
-        }
-        Ok(RunDir::at(path, dir, Namespaces::own(), LOCK_PATIENCE))
+        let (dir, owner) = open_checked(&path, create)?;
+        Ok(RunDir::at(path, Arc::new(dir), owner, Namespaces::own(), LOCK_PATIENCE))
     }
 
     /// Whether the directory that would be used exists. Commands that only read do not create it.
     pub fn exists(given: Option<&Path>) -> bool {
-        given.map_or_else(default_path, Path::to_owned).symlink_metadata().is_ok()
+        path_of(given).is_ok_and(|path| path.symlink_metadata().is_ok())
     }
 
-    fn at(path: PathBuf, dir: OwnedFd, namespaces: Namespaces, patience: Duration) -> RunDir {
+    /// The directory that would be used, whether it exists or not.
+    pub fn path_of(given: Option<&Path>) -> Result<PathBuf> {
+        path_of(given)
+    }
+
+    /// Opens the directory by its path again, for all handles on it; it was removed, and may have to be made.
+    pub fn open_again(&self) -> Result<()> {
+        let new = RunDir::open_whole(Some(&self.path), true)?;
+        process::replace(new.dir.as_fd(), self.dir.as_fd()).map_err(|e| unusable(&self.path, e))
+    }
+
+    fn at(path: PathBuf, dir: Arc<OwnedFd>, owner: u32, namespaces: Namespaces, patience: Duration) -> RunDir {
         let (held, turn) = Default::default();
-        RunDir { path, dir, namespaces, whole: None, kept: None, patience, held, turn }
+        RunDir { path, dir, owner, namespaces, whole: None, kept: None, patience, held, turn }
     }
 
     /// A second handle on the same directory.
     pub fn try_clone(&self) -> std::io::Result<RunDir> {
-        Ok(RunDir::at(self.path.clone(), self.dir.try_clone()?, self.namespaces, self.patience))
+        Ok(RunDir::at(self.path.clone(), self.dir.clone(), self.owner, self.namespaces, self.patience))
+    }
+
+    /// Whose directory it is: that of this user or, if root looks, any user's.
+    pub fn owner(&self) -> u32 {
+        self.owner
     }
 
     /// The same directory with another patience for its lock.
@@ -135,19 +139,43 @@ impl RunDir {
     }
 }
 
+fn path_of(given: Option<&Path>) -> Result<PathBuf> {
+    let path = match given {
+        Some(path) => path.to_owned(),
+        None => crate::output::state_dir("/run").map(|dir| default_path(&dir)).ok_or_else(|| {
+            Error::failed("unable to choose a run directory: $HOME is not known (nothing was done; see --run-dir)")
+        })?,
+    };
+    std::path::absolute(&path).map_err(|e| unusable(&path, e))
+}
+
+/// Opens a directory and checks that it is ours alone, or that of one other user if root only looks. Gives its owner too.
+fn open_checked(path: &Path, create: bool) -> Result<(OwnedFd, u32)> {
+    let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
+    let dir = match open(path, flags, Mode::empty()) {
+        Ok(dir) => dir,
+        Err(Errno::ENOTDIR | Errno::ELOOP) => return Err(unusable(path, "it is no directory")),
+        Err(errno) => return Err(unusable(path, errno.desc())),
+    };
+    let stat = fstat(&dir).map_err(|e| unusable(path, e.desc()))?;
+    let root_looks = geteuid().is_root() && !create;
+    if stat.st_uid != geteuid().as_raw() && !root_looks {
+        return Err(unusable(path, format!("it belongs to another user (uid {})", stat.st_uid)));
+    }
+    if stat.st_mode & 0o022 != 0 {
+        return Err(unusable(path, "others can write to it"));
+    }
+    if path.as_os_str().len() + "/2147483647-4294967295.notify".len() > SUN_PATH_MAX {
+        return Err(unusable(path, "the path is too long for a socket in it"));
+    }
+    Ok((dir, stat.st_uid))
+}
+
 fn unusable(path: &Path, why: impl std::fmt::Display) -> Error {
     Error::unable(format!("use the run directory {}", path.display()), why, "nothing was done")
 }
 
-fn default_path() -> PathBuf {
-    let uid = geteuid();
-    if uid.is_root() {
-        return "/run/serverswap".into();
-    }
-    let user = PathBuf::from(format!("/run/user/{uid}"));
-    match std::env::var_os("XDG_RUNTIME_DIR").map(PathBuf::from) {
-        Some(dir) if dir.is_absolute() => dir.join("serverswap"),
-        _ if user.is_dir() => user.join("serverswap"),
-        _ => format!("/tmp/serverswap-{uid}").into(),
-    }
+/// For users other than root it is where it outlives a logout, and where cron and ssh find it too.
+fn default_path(state: &Path) -> PathBuf {
+    if geteuid().is_root() { state.join("serverswap") } else { state.join("run") }
 }

@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::{RunDir, unusable};
+use super::{LOCK, RunDir, unusable};
 use crate::error::{Result, reason};
 use crate::finder::Missing;
 use crate::sys::namespace::Namespaces;
@@ -45,12 +45,12 @@ impl RunDir {
         let (Some(whole), Some(kept)) = (self.whole, self.kept) else { return };
         let Ok(_guard) = whole.lock() else { return };
         let is_empty =
-            || std::fs::read_dir(&self.path).is_ok_and(|names| names.flatten().all(|e| e.file_name() == "lock"));
+            || std::fs::read_dir(&self.path).is_ok_and(|names| names.flatten().all(|e| e.file_name() == LOCK));
         if kept.relock(FlockArg::LockExclusiveNonblock).is_ok()
             && is_empty()
             && let Some(name) = self.path.file_name()
         {
-            let _ = unlinkat(&self.dir, "lock", UnlinkatFlags::NoRemoveDir);
+            let _ = unlinkat(&self.dir, LOCK, UnlinkatFlags::NoRemoveDir);
             let _ = unlinkat(&whole.dir, name, UnlinkatFlags::RemoveDir);
         }
     }

@@ -18,6 +18,7 @@ mod olds;
 mod outbox;
 mod peers;
 mod processes;
+mod restore;
 mod sharing;
 mod signals;
 mod sockets;
@@ -216,7 +217,10 @@ impl Supervisor {
 
     fn handle(&mut self, event: Event) {
         match event {
-            Event::Signal(Signal::SIGCHLD, _) => self.reap(),
+            Event::Signal(Signal::SIGCHLD, _) => {
+                self.reap();
+                self.restore_files();
+            }
             Event::Signal(signal, from_terminal) => self.signalled(signal, from_terminal),
             Event::Opened(id, link) => self.opened(id, link),
             Event::Connected(id, link) => self.connected(id, link),

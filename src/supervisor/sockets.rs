@@ -26,17 +26,25 @@ pub(super) struct Sockets {
 impl Sockets {
     /// Opens them by names that begin so. Only this user can connect to them, from the moment they are there.
     pub(super) fn open(dir: &Path, stem: &str) -> io::Result<Sockets> {
-        let names = ["sock", "notify"].map(|kind| format!("{stem}.{kind}"));
-        let [control, notify] = names.each_ref().map(|name| dir.join(name));
+        Sockets::bind(dir, ["sock", "notify"].map(|kind| format!("{stem}.{kind}")), threads::next_id())
+    }
+
+    /// Opens them by the same names again, which somebody has removed. The server keeps its connection.
+    pub(super) fn open_again(&self, dir: &Path) -> io::Result<Sockets> {
+        Sockets::bind(dir, self.names.clone(), self.control)
+    }
+
+    fn bind(dir: &Path, names: [String; 2], control: Id) -> io::Result<Sockets> {
+        let [socket, notify] = names.each_ref().map(|name| dir.join(name));
         let before = umask(Mode::from_bits_truncate(0o177));
-        let opened = bind(&control, UnixListener::bind).and_then(|listener| {
-            let datagrams = bind(&notify, UnixDatagram::bind).inspect_err(|_| drop(std::fs::remove_file(&control)))?;
+        let opened = bind(&socket, UnixListener::bind).and_then(|listener| {
+            let datagrams = bind(&notify, UnixDatagram::bind).inspect_err(|_| drop(std::fs::remove_file(&socket)))?;
             Ok((listener, datagrams))
         });
         umask(before);
         let (listener, socket) = opened?;
         let notify = Arc::new(NotifySocket { socket, closed: AtomicBool::new(false) });
-        Ok(Sockets { control: threads::next_id(), listener: Arc::new(listener), notify, names })
+        Ok(Sockets { control, listener: Arc::new(listener), notify, names })
     }
 
     /// Starts the threads that read them.

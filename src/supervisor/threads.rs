@@ -251,7 +251,7 @@ fn serve(events: &Events, link: Arc<Link>) {
 /// until the lock of the server's record is free: its supervisor is about to end, or somebody else
 /// takes the orphan over.
 pub fn connect(events: Events, id: Id, socket: PathBuf, server: Pid, dir: RunDir) -> io::Result<()> {
-    start("connect", move || match socket::connect_to_own(&socket, None) {
+    start("connect", move || match socket::connect_to(&socket, dir.owner(), None) {
         Ok(stream) => {
             let link = Link::new(stream);
             if events.send(Event::Connected(id, link.clone())).is_ok() {

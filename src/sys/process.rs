@@ -2,9 +2,7 @@
 //! files of their own, which are re-exported here.
 
 pub use super::child::{End, has_children, reap};
-pub use super::copy::{
-    CARE, LINE, close_inherited, passed_sockets, server_to_care_for, spawn_caretaker, spawn_copy, take_line,
-};
+pub use super::copy::{CARE, LINE, close_inherited, server_to_care_for, spawn_caretaker, spawn_copy, take_line};
 pub use super::keeper::Keeper;
 pub use super::limits::{open_files_max, raise_files, save_memory, shed_memory};
 pub use super::pid::Pid;
@@ -70,4 +68,13 @@ pub fn fork_session() -> io::Result<Forked> {
 pub fn redirect(to: BorrowedFd<'_>, standard: RawFd) -> io::Result<()> {
     // SAFETY: dup2 takes two integers; 0, 1 and 2 are owned by nobody.
     if unsafe { libc::dup2(to.as_raw_fd(), standard) } < 0 { Err(io::Error::last_os_error()) } else { Ok(()) }
+}
+
+/// Has an fd mean another file from here on, for all who use it (dup3(2)).
+pub fn replace(with: BorrowedFd<'_>, fd: BorrowedFd<'_>) -> io::Result<()> {
+    // SAFETY: integers only; the fd stays open throughout, and its owner the same.
+    match unsafe { libc::dup3(with.as_raw_fd(), fd.as_raw_fd(), libc::O_CLOEXEC) } {
+        ..0 => Err(io::Error::last_os_error()),
+        _ => Ok(()),
+    }
 }

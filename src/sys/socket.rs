@@ -17,9 +17,9 @@ pub fn peer(stream: &UnixStream) -> io::Result<UnixCredentials> {
     Ok(getsockopt(stream, sockopt::PeerCredentials)?)
 }
 
-/// Connects to a socket of this user, wherever a link at this path leads. `patience`: how long that may take, and later a
+/// Connects to a socket of a user, wherever a link at this path leads. `patience`: how long that may take, and later a
 /// write (SO_SNDTIMEO, socket(7)), since the process at the other end may be stopped.
-pub fn connect_to_own(path: &Path, patience: Option<Duration>) -> io::Result<UnixStream> {
+pub fn connect_to(path: &Path, user: u32, patience: Option<Duration>) -> io::Result<UnixStream> {
     let socket = socket(AddressFamily::Unix, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     let stream = UnixStream::from(socket);
     stream.set_write_timeout(patience)?;
@@ -32,7 +32,7 @@ pub fn connect_to_own(path: &Path, patience: Option<Duration>) -> io::Result<Uni
             Err(errno) => return Err(errno.into()),
         }
     }
-    match peer(&stream)?.uid() == nix::unistd::geteuid().as_raw() {
+    match peer(&stream)?.uid() == user {
         true => Ok(stream),
         false => Err(io::Error::new(io::ErrorKind::PermissionDenied, "it belongs to another user")),
     }
