@@ -5,6 +5,7 @@
 use crate::address::Address;
 use crate::error::{Error, Result};
 use crate::output::Destination;
+use crate::protocol::Surroundings;
 use crate::record::parse_number;
 use crate::sys::pid::Pid;
 use lexopt::prelude::*;
@@ -58,15 +59,6 @@ pub enum Form {
     Table,
     /// `--json`.
     Json,
-}
-
-/// With which environment, and in which working directory, a reload starts the new server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Surroundings {
-    /// With those of its supervisor.
-    Own,
-    /// `--fresh`: with those of the caller of `--reload`.
-    Callers,
 }
 
 /// When `-d` returns.
@@ -466,8 +458,8 @@ mod tests {
         let at = |text| Target::At(Address::parse(text).unwrap());
         assert_eq!(cli.request, Request::Status(vec![at("8080"), at("127.0.0.1:1")], Form::Table));
         let of = |pid| Target::Of(Pid::new(pid).unwrap());
-        let cli = parse(["--reload", "--fresh", "@17", ":1"]).unwrap();
-        assert_eq!(cli.request, Request::Reload(vec![of(17), at(":1")], Surroundings::Callers));
+        let reload = parse(["--reload", "--fresh", "@17", ":1"]).unwrap();
+        assert_eq!(reload.request, Request::Reload(vec![of(17), at(":1")], Surroundings::Callers));
         assert_eq!(parse(["--status", "--json"]).unwrap().request, Request::Status(vec![], Form::Json));
         assert_eq!((cli.run_dir, cli.verbosity), (Some("/x".into()), 1));
         assert_eq!(parse(["--status"]).unwrap().request, Request::Status(vec![], Form::Table));

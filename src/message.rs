@@ -8,10 +8,12 @@
 
 use crate::address::Address;
 use crate::swap::Level;
+use crate::sys::terminal;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
-use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::time::Duration;
 
 /// Most that waits to be written.
@@ -39,9 +41,21 @@ impl Log {
         Log { loudest }
     }
 
+    /// Whether messages of this level are written.
+    pub fn says(self, level: Level) -> bool {
+        level <= self.loudest
+    }
+
+    /// A line of progress, for somebody who waits at a terminal.
+    pub fn say_progress(self, text: &str) {
+        if self.says(Level::Notice) && nix::unistd::isatty(io::stderr()).is_ok_and(|it| it) {
+            progress(text);
+        }
+    }
+
     /// One line. That nobody reads it is no reason to fail, nor to wait.
     pub fn say(self, level: Level, address: Option<&Address>, text: &str) {
-        if level > self.loudest {
+        if !self.says(level) {
             return;
         }
         let warning = if level == Level::Warning { "warning: " } else { "" };
@@ -52,7 +66,57 @@ impl Log {
         // Addresses and reasons may come from a server: nothing in them may drive a terminal.
         let mut line: String = line.chars().map(|c| if c.is_control() { '?' } else { c }).collect();
         line.push('\n');
+        if PROGRESS.swap(false, Ordering::Relaxed) {
+            line.insert_str(0, CLEAR);
+        }
+        if let Some(priority) = journal().then_some(level) {
+            line.insert_str(0, priority_of(priority));
+        }
         OUT.say(line.as_bytes());
+    }
+}
+
+/// Goes back to the begin of the line and clears it (console_codes(4)).
+const CLEAR: &str = "\r\x1b[K";
+
+/// A line of progress stands on the terminal.
+static PROGRESS: AtomicBool = AtomicBool::new(false);
+
+/// Writes a line to the terminal that the next one, or the next message, takes the place of.
+fn progress(text: &str) {
+    PROGRESS.store(true, Ordering::Relaxed);
+    let text: String = text.chars().filter(|c| !c.is_control()).collect();
+    let room = terminal::width(&io::stderr()).map_or(79, |width| width - 1);
+    let line: String = format!("serverswap: {text}").chars().take(room).collect();
+    OUT.say(format!("{CLEAR}{line}").as_bytes());
+}
+
+/// Removes the line of progress, if there is one.
+pub fn end_progress() {
+    if PROGRESS.swap(false, Ordering::Relaxed) {
+        OUT.say(CLEAR.as_bytes());
+    }
+}
+
+/// Whether standard error goes to the journal, which then says so in $JOURNAL_STREAM (systemd.exec(5)).
+fn journal() -> bool {
+    static STREAM: OnceLock<Option<(u64, u64)>> = OnceLock::new();
+    let named = || {
+        let value = std::env::var("JOURNAL_STREAM").ok()?;
+        let (device, inode) = value.split_once(':')?;
+        Some((device.parse().ok()?, inode.parse().ok()?))
+    };
+    let stream = *STREAM.get_or_init(named);
+    stream.is_some() && nix::sys::stat::fstat(io::stderr()).ok().map(|stat| (stat.st_dev, stat.st_ino)) == stream
+}
+
+/// The priority of a message, as the journal reads it from the begin of a line (sd-daemon(3)).
+fn priority_of(level: Level) -> &'static str {
+    match level {
+        Level::Error => "<3>",
+        Level::Warning => "<4>",
+        Level::Notice => "<6>",
+        Level::Detail => "<7>",
     }
 }
 

@@ -10,7 +10,6 @@ pub use lines::LINE_MAX;
 pub use lines::{Splitter, line_of};
 
 use crate::address::Address;
-use crate::cli::Surroundings;
 use std::fmt;
 
 /// Version of the peer protocol. A peer of another version is talked to all the same, and the later one
@@ -43,6 +42,15 @@ pub enum SupervisorWord {
     Takedown(Address),
     /// A line was not understood; it changed nothing.
     Error(String),
+}
+
+/// With which environment, and in which working directory, a reload starts the new server.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Surroundings {
+    /// With those of its supervisor.
+    Own,
+    /// `--fresh`: with those of the caller of `--reload`.
+    Callers,
 }
 
 /// What another serverswap (a new supervisor, or the command line) says to a supervisor.
@@ -84,6 +92,8 @@ pub enum HolderWord {
     Sockets(usize),
     /// How many of the listeners, from the first one on, are of servers that it replaced itself and that still drain.
     Draining(usize),
+    /// The claim waits, and for what.
+    Waits(String),
     /// The server is yours to replace, and nobody else's until you are done.
     Locked,
     /// The server opens a listener, which comes as a file: call listen(2) on it with this backlog, and say
@@ -232,6 +242,7 @@ impl Word for HolderWord {
             "HOLDS" => address(argument).map(HolderWord::Holds),
             "SOCKETS" => number(argument).map(HolderWord::Sockets),
             "DRAINING" => number(argument).map(HolderWord::Draining),
+            "WAITS" => Ok(HolderWord::Waits(text())),
             "LOCKED" => nothing(argument, HolderWord::Locked),
             "JOINS" => number(argument).map(HolderWord::Joins),
             "RELEASED" => address(argument).map(HolderWord::Released),
@@ -344,6 +355,7 @@ impl fmt::Display for HolderWord {
             HolderWord::Holds(a) => write!(f, "HOLDS {a}"),
             HolderWord::Sockets(count) => write!(f, "SOCKETS {count}"),
             HolderWord::Draining(count) => write!(f, "DRAINING {count}"),
+            HolderWord::Waits(text) => write!(f, "WAITS {text}"),
             HolderWord::Locked => f.write_str("LOCKED"),
             HolderWord::Joins(backlog) => write!(f, "JOINS {backlog}"),
             HolderWord::Released(a) => write!(f, "RELEASED {a}"),

@@ -40,6 +40,17 @@ impl Conversation {
         (&self.stream).write_all(&line_of(word))
     }
 
+    /// The next word, as [`Conversation::hear`] gives it; `meanwhile` is called every second.
+    pub fn hear_while(&mut self, meanwhile: impl Fn()) -> io::Result<Option<HolderWord>> {
+        loop {
+            self.until = Some(Instant::now() + Duration::from_secs(1));
+            match self.hear() {
+                Err(e) if matches!(e.kind(), io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock) => meanwhile(),
+                heard => return heard,
+            }
+        }
+    }
+
     /// The next word; `None` when the supervisor has closed the connection.
     pub fn hear(&mut self) -> io::Result<Option<HolderWord>> {
         let mut buffer = [0; 1024];
@@ -90,6 +101,7 @@ pub fn ask_status(holder: &Holder) -> (BTreeMap<String, String>, Vec<Address>) {
                 | HolderWord::Gone
                 | HolderWord::Reloaded
                 | HolderWord::Said(_)
+                | HolderWord::Waits(_)
                 | HolderWord::Failed(..)
                 | HolderWord::Error(_) => {}
             }

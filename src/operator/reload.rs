@@ -4,13 +4,14 @@
 
 use super::conversation::Conversation;
 use super::servers::by_server;
-use crate::cli::{Surroundings, Target};
+use crate::cli::Target;
 use crate::error::{Error, Result, status};
 use crate::message::Log;
-use crate::protocol::{HolderWord, PeerWord};
+use crate::protocol::{HolderWord, PeerWord, Surroundings};
 use crate::rundir::RunDir;
 use crate::swap::Level;
 use std::io;
+use std::time::Instant;
 
 /// Reloads the servers at these addresses. Returns when each new server is up and each old one is gone. If a new server
 /// fails, the error has its status.
@@ -23,9 +24,14 @@ pub fn reload(dir: &RunDir, targets: &[Target], surroundings: Surroundings, log:
             dir.with_caretaker(holder.pid).map_err(refused)?;
         }
         let answer = || -> io::Result<Option<HolderWord>> {
+            let since = Instant::now();
             let mut supervisor = Conversation::with(&holder)?;
             supervisor.say(&PeerWord::Reload(surroundings))?;
-            while let Some(word) = supervisor.hear()? {
+            let progress = || {
+                let text = format!("{address}: waits for the new server ({} s)", since.elapsed().as_secs());
+                log.say_progress(&text);
+            };
+            while let Some(word) = supervisor.hear_while(progress)? {
                 if let HolderWord::Said(text) = &word {
                     log.say(Level::Error, None, text);
                 }

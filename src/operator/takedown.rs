@@ -103,6 +103,7 @@ fn ask(holder: &Holder, addresses: &[Address]) -> io::Result<Answer> {
             | HolderWord::Joins(_)
             | HolderWord::Reloaded
             | HolderWord::Said(_)
+            | HolderWord::Waits(_)
             | HolderWord::Failed(..)
             | HolderWord::Field(..)
             | HolderWord::End

@@ -27,7 +27,8 @@ fn every_word_is_accepted_and_read_back() {
         PeerWord::Stop,
         PeerWord::Down(a()),
         PeerWord::Commit,
-        PeerWord::Reload,
+        PeerWord::Reload(Surroundings::Own),
+        PeerWord::Reload(Surroundings::Callers),
         PeerWord::Status,
     ] {
         assert_eq!(PeerWord::parse(&word.to_string()), Ok(word));
@@ -36,11 +37,13 @@ fn every_word_is_accepted_and_read_back() {
         HolderWord::Peer(1),
         HolderWord::Holds(a()),
         HolderWord::Sockets(2),
+        HolderWord::Waits("it is not up yet".into()),
         HolderWord::Locked,
         HolderWord::Released(a()),
         HolderWord::Refused("no".into()),
         HolderWord::Gone,
         HolderWord::Reloaded,
+        HolderWord::Said("| boom".into()),
         HolderWord::Failed(124, "late".into()),
         HolderWord::Field("state".into(), "serving".into()),
         HolderWord::End,
@@ -50,7 +53,8 @@ fn every_word_is_accepted_and_read_back() {
     }
     for word in [
         CopyWord::Done,
-        CopyWord::Reload(7),
+        CopyWord::Reload(7, 9),
+        CopyWord::Said("| boom".into()),
         CopyWord::Notify("READY=1".into()),
         CopyWord::Server(7, 8),
         CopyWord::Leaves,
@@ -59,6 +63,7 @@ fn every_word_is_accepted_and_read_back() {
     }
     for word in [
         FrontWord::Reloaded(7),
+        FrontWord::Said(7, "| boom".into()),
         FrontWord::Failed(7, 124, "late".into()),
         FrontWord::Superseded,
         FrontWord::Stop(2, true),

@@ -74,6 +74,8 @@ impl Supervisor {
             | Effect::TellReleased(..)
             | Effect::Refuse(..)
             | Effect::Up
+            | Effect::TellWaits(..)
+            | Effect::Sure
             | Effect::Done => Part::After,
             Effect::Say(..)
             | Effect::Admit(_)

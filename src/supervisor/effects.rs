@@ -5,7 +5,9 @@
 use super::live::{Leftover, Live};
 use super::state::Supervisor;
 use crate::address::Address;
+use crate::cli::Wait;
 use crate::error::status;
+use crate::message;
 use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
 use crate::swap::{ClaimerId, Effect, Event, Level, SpeakerId};
 use crate::sys::process::Pid;
@@ -44,6 +46,7 @@ impl Supervisor {
             Effect::Grant(claimer, holds) => self.grant(claimer, holds),
             Effect::TellReleased(claimer, address) => self.tell(claimer.0, &HolderWord::Released(address)),
             Effect::Refuse(claimer, why) => self.tell(claimer.0, &HolderWord::Refused(why)),
+            Effect::TellWaits(claimer, why) => self.tell(claimer.0, &HolderWord::Waits(why)),
             Effect::TellGone(claimer) => {
                 // Whoever hears of it may look at the run directory at once.
                 self.retire();
@@ -55,6 +58,8 @@ impl Supervisor {
             Effect::Resume(timer) => self.agenda.timers.resume(timer),
             Effect::Report(level, address, text) => self.report(level, address.as_ref(), text),
             Effect::Up => self.up(),
+            Effect::Sure if self.run.wait == Wait::Up => self.dismiss(),
+            Effect::Sure => {}
             Effect::Done => self.done(),
             Effect::End(status) => self.end(status),
             Effect::Unhold(_)
@@ -214,16 +219,23 @@ impl Supervisor {
         if !live.names.datagrams.is_empty() {
             self.register_again();
         }
+        self.name_left_behind();
         self.dir.claims_no_orphans();
         self.tidy_later();
         self.tell_manager("READY=1");
     }
 
     fn done(&mut self) {
+        self.dismiss();
+        self.tell_front();
+    }
+
+    /// Whoever waits for the swap waits no longer.
+    fn dismiss(&mut self) {
         if let Some(launcher) = self.caller.launcher.take() {
+            message::end_progress();
             self.caller.telling = launcher.dismiss(status::DONE, &self.caller.output);
         }
-        self.tell_front();
     }
 
     fn end(&mut self, status: u8) {

@@ -6,7 +6,9 @@
 mod care;
 mod directory;
 mod effects;
+mod elsewhere;
 mod failure;
+mod first;
 mod front;
 mod handover;
 mod held;
@@ -18,6 +20,7 @@ mod olds;
 mod outbox;
 mod peers;
 mod processes;
+mod progress;
 mod restore;
 mod sharing;
 mod signals;
@@ -35,7 +38,7 @@ use crate::cli::Run;
 use crate::detach::Launcher;
 use crate::error::{Error, Result, status};
 use crate::family::Household;
-use crate::message::Log;
+use crate::message::{self, Log};
 use crate::notify::{self, Notice};
 use crate::output::Output;
 use crate::procfs;
@@ -101,7 +104,7 @@ impl Supervisor {
             events,
             inbox,
             live: None,
-            kin: Kin { household, leftovers: Vec::new(), cared_for: BTreeMap::new() },
+            kin: Kin { household, leftovers: Vec::new(), cared_for: BTreeMap::new(), successor: None },
             peers: Peers::default(),
             reloads: Reloads::default(),
             agenda: Agenda::default(),
@@ -149,11 +152,17 @@ impl Supervisor {
 
     /// The main loop: one event, and everything that follows from it.
     fn serve(&mut self) {
-        while !self.is_over() {
-            let wake_at = [self.agenda.timers.next(), self.clock.poll_at, self.directory_at(), self.copies_at()]
-                .into_iter()
-                .flatten()
-                .min();
+        while !self.is_over() || self.stays() {
+            let wake_at = [
+                self.agenda.timers.next(),
+                self.clock.poll_at,
+                self.directory_at(),
+                self.copies_at(),
+                self.progress_at(),
+            ]
+            .into_iter()
+            .flatten()
+            .min();
             let event = match wake_at {
                 None => self.inbox.recv_timeout(REST_AFTER).ok().or_else(|| {
                     // Nothing to do and nothing to wait for, and what others did for us is over: this may last for
@@ -186,7 +195,9 @@ impl Supervisor {
                 self.settle();
             }
             self.reload_if_possible();
+            self.show_progress();
         }
+        message::end_progress();
     }
 
     /// Our server is gone, and so is every copy.
@@ -232,6 +243,7 @@ impl Supervisor {
             Event::Ended(pid) => {
                 // A daemon has become our child, and then its status is known.
                 self.reap();
+                self.successor_ended(pid, None);
                 if self.live.as_ref().is_some_and(|live| live.server.pid == pid) {
                     self.main_ended(status::DONE, "ended");
                 }

@@ -6,8 +6,9 @@
 use super::front::being_stopped;
 use super::state::{Conn, Role, Supervisor, Waiter};
 use super::threads::{self, Id, Link};
-use crate::cli::Surroundings;
-use crate::protocol::{CopyWord, FrontWord, HolderWord, PEER_VERSION, PeerWord, ServerWord, SupervisorWord, Word};
+use crate::protocol::{
+    CopyWord, FrontWord, HolderWord, PEER_VERSION, PeerWord, ServerWord, SupervisorWord, Surroundings, Word,
+};
 use crate::swap::{self, ClaimerId, Level, OldId, SpeakerId};
 use std::sync::Arc;
 
@@ -220,6 +221,11 @@ impl Supervisor {
             }
             HolderWord::Refused(why) => swap::Event::OldRefused(old_id, why),
             HolderWord::Gone => return self.old_gone(id),
+            HolderWord::Waits(why) => {
+                let text = format!("waits for server {}: {why}", old.server.0);
+                self.log.say(Level::Notice, None, &text);
+                return;
+            }
             HolderWord::Error(why) => {
                 let text = format!("supervisor {} says: {why}", old.holder.supervisor);
                 self.log.say(Level::Detail, None, &text);

@@ -28,6 +28,7 @@ impl Supervisor {
     /// Reaps every child that has ended: main process and copies, and as a subreaper what servers left behind.
     pub(super) fn reap(&mut self) {
         while let Some((pid, end)) = process::reap() {
+            self.successor_ended(pid, Some(end));
             let is_main = self.live.as_ref().is_some_and(|live| live.server.pid == pid);
             if !self.copy_ended(pid, end) && is_main {
                 self.main_ended(end.status(), &end.to_string());

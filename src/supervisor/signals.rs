@@ -10,6 +10,9 @@ use std::time::Instant;
 
 impl Supervisor {
     pub(super) fn signalled(&mut self, signal: Signal, from_terminal: bool) {
+        if self.live.is_none() && self.passed_to_successor(signal) {
+            return;
+        }
         match signal {
             Signal::SIGHUP if self.is_caretaker() => {}
             Signal::SIGHUP if !self.caller.on_terminal => self.want_reload(None, None),

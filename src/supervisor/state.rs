@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+use super::first::Successor;
 use super::live::{Leftover, Live};
 use super::outbox::Outbox;
+use super::progress::Watcher;
 use super::threads::{Event, Events, Id, Link, Signals};
 use super::timers::Timers;
 use crate::address::Address;
@@ -58,6 +60,8 @@ pub(super) struct Kin {
     pub(super) leftovers: Vec<Leftover>,
     /// Servers of which a caretaker was started not long ago.
     pub(super) cared_for: BTreeMap<Pid, Instant>,
+    /// Whoever has the server in place of this process, if that is the first of a container.
+    pub(super) successor: Option<Successor>,
 }
 
 /// Whom it speaks to.
@@ -83,6 +87,8 @@ pub(super) struct Caller {
     pub(super) on_terminal: bool,
     pub(super) hup_ignored: bool,
     pub(super) launcher: Option<Launcher>,
+    /// Who sees meanwhile what it waits for.
+    pub(super) watcher: Option<Watcher>,
     /// Where the output of its servers goes.
     pub(super) output: Arc<Output>,
     /// Tells the launcher that the swap is done.
@@ -100,6 +106,7 @@ impl Caller {
         Caller {
             on_terminal: launcher.is_none() && std::fs::File::open("/dev/tty").is_ok(),
             hup_ignored: process::is_ignored(Signal::SIGHUP),
+            watcher: launcher.as_ref().and_then(|_| Watcher::at_terminal()),
             launcher,
             output: Arc::new(output),
             telling: None,

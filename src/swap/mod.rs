@@ -29,7 +29,7 @@ pub use words::{
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::ServerWord;
-use claim::{Claim, Old, Reach};
+use claim::{Claim, Old, Reach, Reported};
 use lease::Lease;
 use ours::{Leaving, Ours, Stage, Why};
 use slots::{Kind, Slot, Slots};
@@ -160,15 +160,38 @@ impl Generation {
         self.ours.slots.name()
     }
 
+    /// What a server that is not up has not done so far.
+    pub fn missing(&self) -> Option<String> {
+        self.is_starting().then(|| self.claim.missing(&self.ours).1)
+    }
+
     /// What follows from an event.
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
+        let claimer = if let Event::Claim(claimer) = event { Some(claimer) } else { None };
         if self.ours.stage != Stage::Ended {
             self.take_in(event);
         }
         if self.ours.stage != Stage::Ended {
             self.settle();
         }
+        if let Some(claimer) = claimer.filter(|claimer| self.ours.stage != Stage::Ended && self.tenure.waits(*claimer))
+        {
+            let why = self.waits_for().to_owned();
+            self.ours.effects.push(Effect::TellWaits(claimer, why));
+        }
         std::mem::take(&mut self.ours.effects)
+    }
+
+    /// What a claim has to wait for.
+    fn waits_for(&self) -> &'static str {
+        match () {
+            () if self.is_starting() => "it is not up yet",
+            () if self.is_giving_way() => "it is on its way out",
+            () if self.claimer().is_some() => "another server is about to replace it",
+            () if self.claim.olds.values().any(|old| !old.is_stopped()) => "it is about to take over another address",
+            () if !self.claim.olds.is_empty() => "the server that it has replaced is not gone yet",
+            () => "it is about to let go of an address",
+        }
     }
 
     /// Notes what happened. What follows from the whole of it is for [`Generation::settle`].
@@ -265,7 +288,7 @@ impl Generation {
         if self.ours.stage == Stage::Presumed {
             self.ours.stage = Stage::Up;
             if self.claimer().is_none() {
-                (self.ours.stage, self.claim.is_done) = (Stage::Starting, false);
+                (self.ours.stage, self.claim.reported) = (Stage::Starting, Reported::Nothing);
             }
         }
     }
@@ -326,7 +349,7 @@ impl Generation {
             | Stage::Ended => own,
         };
         // Whoever waits for the swap must not take this for a success.
-        let undone = status == status::DONE && ours.settings.awaited && !claim.is_done;
+        let undone = status == status::DONE && ours.settings.awaited && claim.reported != Reported::Done;
         let status = if undone { status::NOT_UP } else { status };
         if stage == Stage::Starting {
             let untouched = claim.harmed.is_empty() && !claim.olds.is_empty();

@@ -67,14 +67,18 @@ impl Tenure {
         }
     }
 
+    /// Whether this claimer waits for the lock.
+    pub fn waits(&self, claimer: ClaimerId) -> bool {
+        self.queue.iter().any(|(waiting, _)| *waiting == claimer)
+    }
+
     pub fn is_locked_by(&self, claimer: ClaimerId) -> bool {
         self.lease.claimer() == Some(claimer)
     }
 
     /// Whether the server drains for this one: it has the lock, or waits for it since the supervisor has changed.
     pub fn is_drained_for(&self, claimer: ClaimerId) -> bool {
-        let waits = self.queue.iter().any(|(waiting, _)| *waiting == claimer);
-        self.is_locked_by(claimer) || waits && self.lease.is_draining() && self.lease.claimer().is_none()
+        self.is_locked_by(claimer) || self.waits(claimer) && self.lease.is_draining() && self.lease.claimer().is_none()
     }
 
     pub fn is_asked_for(&self, address: &Address) -> bool {

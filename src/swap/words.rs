@@ -205,6 +205,8 @@ pub enum Effect {
     /// The address is free for the claimer; on a shared port: the server is told to go, and nobody can go
     /// back to it.
     TellReleased(ClaimerId, Address),
+    /// The claimer has to wait, and for what.
+    TellWaits(ClaimerId, String),
     /// The claimer does not get what it asked for.
     Refuse(ClaimerId, String),
     /// The server is gone.
@@ -221,6 +223,8 @@ pub enum Effect {
     Report(Level, Option<Address>, String),
     /// The server is up.
     Up,
+    /// The server has all new connections, and nobody can turn that back any more.
+    Sure,
     /// The swap is done: the server is up and whom it replaced is gone.
     Done,
     /// The generation has ended, and what is still registered as its is to be removed; the status for

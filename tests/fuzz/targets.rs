@@ -105,10 +105,12 @@ pub fn arguments(data: &[u8]) {
                     assert!(time.as_secs() <= 31_536_000);
                 }
             }
-            Request::Reload(addresses) | Request::Takedown(addresses) => assert!(!addresses.is_empty()),
-            Request::Status(addresses) => {
-                for address in addresses {
-                    assert_eq!(Address::parse(&address.to_string()), Ok(address));
+            Request::Reload(targets, _) | Request::Takedown(targets) => assert!(!targets.is_empty()),
+            Request::Status(targets, _) => {
+                for target in targets {
+                    if let cli::Target::At(address) = target {
+                        assert_eq!(Address::parse(&address.to_string()), Ok(address));
+                    }
                 }
             }
             Request::Client(name) => assert_eq!(name, "node"),

@@ -22,8 +22,19 @@ pub(super) struct Claim {
     /// What old servers were asked to let go of, as long as the swap is not done.
     pub(super) harmed: BTreeSet<Address>,
     pub(super) wants: Wants,
-    /// Whether the end of the swap was reported.
-    pub(super) is_done: bool,
+    /// How much of the end of the swap was reported.
+    pub(super) reported: Reported,
+}
+
+/// How much of the end of a swap was reported.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub(super) enum Reported {
+    #[default]
+    Nothing,
+    /// [`Effect::Sure`]
+    Sure,
+    /// [`Effect::Done`]
+    Done,
 }
 
 /// How far the new server is on its way to live without its supervisor.
@@ -100,7 +111,7 @@ impl Old {
         if let Contact::Locked(lock) = &self.contact { Some(lock) } else { None }
     }
 
-    fn is_stopped(&self) -> bool {
+    pub fn is_stopped(&self) -> bool {
         self.demand == Demand::Everything
     }
 
@@ -121,7 +132,8 @@ impl Old {
 
 impl Claim {
     pub fn new(reach: Reach) -> Claim {
-        Claim { reach, is_done: reach != Reach::Prepared, ..Claim::default() }
+        let reported = if reach == Reach::Prepared { Reported::Nothing } else { Reported::Done };
+        Claim { reach, reported, ..Claim::default() }
     }
 
     pub fn is_switched(&self) -> bool {

@@ -1,6 +1,6 @@
 //! The steps of the new side: it acquires addresses, switches, stops the old servers, and is up.
 
-use super::{Claim, Contact, Demand, Reach};
+use super::{Claim, Contact, Demand, Old, Reach, Reported};
 use crate::address::Address;
 use crate::error::status;
 use crate::swap::ours::{Gait, Ours, Stage};
@@ -179,14 +179,26 @@ impl Claim {
             self.commit(ours, Reach::Committed);
             ours.effects.push(Effect::Up);
         }
-        if ours.is_up() && self.olds.is_empty() {
-            if !acquiring {
-                self.harmed.clear();
-            }
-            if !std::mem::replace(&mut self.is_done, true) {
-                ours.effects.push(Effect::Done);
-            }
+        if ours.is_up() && self.olds.is_empty() && !acquiring {
+            self.harmed.clear();
         }
+        let end = match () {
+            () if ours.is_up() && self.olds.is_empty() => Reported::Done,
+            () if ours.is_up() && !acquiring && self.olds.values().all(|old| self.cannot_return(old)) => Reported::Sure,
+            () => Reported::Nothing,
+        };
+        if end > self.reported {
+            self.reported = end;
+            ours.effects.push(if end == Reported::Done { Effect::Done } else { Effect::Sure });
+        }
+    }
+
+    /// Whether an old server was told to go for good, whatever becomes of the new one.
+    fn cannot_return(&self, old: &Old) -> bool {
+        // One that shares its port can return if it was only asked for names.
+        let counts = |held: &&Address| held.is_port() || !old.shares;
+        let is_harmed = |held: &Address| self.harmed.iter().any(|harmed| harmed.collides(held));
+        old.is_stopped() && old.lock().is_some_and(|lock| lock.holds().iter().filter(counts).any(is_harmed))
     }
 
     /// The ready clock stands still while the server waits for an old one, unless others wait for this server.
@@ -229,7 +241,7 @@ impl Claim {
     }
 
     /// What a server that is not up has not done, and at which address.
-    fn missing(&self, ours: &Ours) -> (Option<Address>, String) {
+    pub fn missing(&self, ours: &Ours) -> (Option<Address>, String) {
         let hindrance = |own: &Address| self.wants.hindrances.get(own).cloned();
         let missing = |(own, slot): (&Address, &Slot)| {
             let why = match slot {

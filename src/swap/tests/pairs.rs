@@ -55,6 +55,7 @@ struct Watcher {
     requested: bool,
     up: bool,
     presumed: bool,
+    sure: bool,
     done: bool,
     ended: bool,
     committed: bool,
@@ -277,7 +278,10 @@ impl Watcher {
                 assert!(asked, "it drains for nobody");
                 assert!(!std::mem::replace(&mut self.draining, true), "it drains twice");
             }
-            Effect::SwitchBack => assert!(!self.drained.is_empty(), "no switch to turn back"),
+            Effect::SwitchBack => {
+                assert!(!self.sure, "turned back, although that was sure");
+                assert!(!self.drained.is_empty(), "no switch to turn back");
+            }
             Effect::AskStay(old) => assert!(self.drained.contains(old), "{old:?} does not drain"),
             Effect::StopDrain => assert!(std::mem::take(&mut self.draining), "it does not drain"),
             Effect::CutOff => assert!(self.draining && matches!(event, Event::Timer(Timer::Drain) | Event::Quiesced)),
@@ -350,8 +354,13 @@ impl Watcher {
                 // Up because it was quiet is taken back by a first word.
                 let again = std::mem::replace(&mut self.presumed, *event == Event::Timer(Timer::Quiet));
                 self.done &= !again;
+                self.sure &= !again;
                 assert!(!std::mem::replace(&mut self.up, true) || again, "up twice");
                 assert!(!self.ended);
+            }
+            Effect::TellWaits(claimer, _) => assert!(self.claimers.contains(claimer)),
+            Effect::Sure => {
+                assert!(self.up && !std::mem::replace(&mut self.sure, true), "sure twice, or too early");
             }
             Effect::Done => {
                 assert!(!std::mem::replace(&mut self.done, true), "done twice");

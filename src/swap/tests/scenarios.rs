@@ -129,7 +129,7 @@ fn a_swap_by_signal() {
         machine.step(Event::OldReleased(OLD, a(":1"))),
         [Effect::Commit, go_to(0, ":1"), Effect::Watch(a(":1")), Effect::Resume(Timer::Ready)]
     );
-    assert_eq!(listens(&mut machine, ":1"), [Effect::Up, Effect::Disarm(Timer::Ready)]);
+    assert_eq!(listens(&mut machine, ":1"), [Effect::Up, Effect::Sure, Effect::Disarm(Timer::Ready)]);
     assert!(!machine.is_free(), "the old one lives");
     assert_eq!(machine.step(Event::OldGone(OLD)), [Effect::Done]);
     assert!(machine.is_free());
@@ -327,7 +327,7 @@ fn the_ready_clock_stands_still_while_one_waits() {
     // A clock that was stopped while it rang.
     assert_eq!(machine.step(Event::Timer(Timer::Ready)), []);
     // Somebody waits for us meanwhile, perhaps the one that we wait for.
-    assert_eq!(machine.step(Event::Claim(CLAIMER)), [Effect::Resume(Timer::Ready)]);
+    assert_eq!(machine.step(Event::Claim(CLAIMER)), [Effect::Resume(Timer::Ready), waits("it is not up yet")]);
     assert_eq!(machine.step(Event::ClaimerGone(CLAIMER)), [Effect::Pause(Timer::Ready)]);
     locked(&mut machine, &[":1"]);
     assert!(machine.ours.clocks.get(&Timer::Ready).is_some_and(|gait| *gait == Gait::Stands));
@@ -493,11 +493,15 @@ fn a_claimer_that_vanishes_after_it_asked() {
     assert_has(&machine.step(Event::Exited(143)), &[Effect::End(0)]);
 }
 
+fn waits(why: &str) -> Effect {
+    Effect::TellWaits(CLAIMER, why.into())
+}
+
 #[test]
 fn a_claim_that_comes_while_the_server_leaves_is_told_of_its_end() {
     let mut machine = serving(&[":1"], &[]);
     stop(&mut machine);
-    assert_eq!(machine.step(Event::Claim(CLAIMER)), []);
+    assert_eq!(machine.step(Event::Claim(CLAIMER)), [waits("it is on its way out")]);
     assert_has(&machine.step(Event::Exited(0)), &[Effect::TellGone(CLAIMER)]);
 }
 
@@ -746,7 +750,7 @@ fn a_server_that_is_up_wants_one_more() {
     let effects = machine.step(Event::Taken(a(":2"), vec![OLD]));
     assert_has(&effects, &[Effect::Lock(OLD), Effect::Arm(Timer::Ready, READY_TIMEOUT)]);
     assert!(!machine.is_free(), "it waits");
-    assert_eq!(machine.step(Event::Claim(CLAIMER)), []);
+    assert_eq!(machine.step(Event::Claim(CLAIMER)), [waits("it is about to take over another address")]);
     // Perhaps they wait for each other: this bounds it, and the server goes on.
     let effects = machine.step(Event::Timer(Timer::Ready));
     assert_eq!(reports(&effects), ["it was not free in time (the server goes on without it)"]);
@@ -1101,7 +1105,8 @@ fn a_listener_that_was_closed_before_its_turn_is_not_proven() {
 fn an_orphan_in_whose_place_another_serves_drains_and_goes_unless_it_is_alone() {
     let (mut machine, effects) = Generation::adopted(settings(true), [a(":1")], Orphan::Superseded);
     assert!(effects.contains(&Effect::Drain) && machine.state() == "draining");
-    assert_eq!(machine.step(Event::Claim(ClaimerId(1))), []);
+    let waits = Effect::TellWaits(ClaimerId(1), "it is on its way out".into());
+    assert_eq!(machine.step(Event::Claim(ClaimerId(1))), [waits]);
     let mut alone = machine.clone();
     assert!(machine.step(Event::Drained).contains(&Effect::Signal));
     assert!(machine.step(Event::Exited(0)).contains(&Effect::TellGone(ClaimerId(1))));

@@ -74,6 +74,7 @@ struct Server {
     watched: BTreeSet<Address>,
     watched_release: BTreeSet<Address>,
     up: bool,
+    sure: bool,
     done: bool,
     status: Option<u8>,
     /// By a person, or by an accident.
@@ -190,6 +191,7 @@ impl World {
             watched: BTreeSet::new(),
             watched_release: BTreeSet::new(),
             up: false,
+            sure: false,
             done: false,
             status: None,
             ended_from_outside: false,
@@ -669,6 +671,7 @@ impl World {
                     self.ask(k, Event::AskedDrain(ClaimerId(k)));
                 }
                 Effect::SwitchBack => {
+                    assert!(!self.servers[i].sure, "server {i} turns back what was sure");
                     for (address, (_, to, _)) in self.steered.iter_mut().filter(|(_, (by, ..))| *by == i) {
                         let mut olds = self.peers.iter().filter(|p| p.new == i && p.locked).map(|p| p.old);
                         let had = |j: &usize| self.servers[*j].process.listens.contains(address);
@@ -762,6 +765,8 @@ impl World {
                     }
                 }
                 Effect::Up => self.servers[i].up = true,
+                Effect::TellWaits(..) => {}
+                Effect::Sure => self.servers[i].sure = true,
                 Effect::Done => {
                     self.servers[i].done = true;
                     self.check_done(i);

@@ -50,6 +50,8 @@ impl Supervisor {
             Effect::Resume(timer) => self.agenda.timers.resume(timer),
             Effect::Report(level, address, text) => land.watch.hear(self.pid, level, address, text),
             Effect::Up => self.up(land),
+            // Only people hear of these.
+            Effect::TellWaits(..) | Effect::Sure => {}
             Effect::Done => {
                 self.is_done = true;
                 land.watch.done(self.server.0);

@@ -59,7 +59,7 @@ impl Supervisor {
                 let downs = named.clone();
                 self.feed(Event::Down(claimer, downs));
             }
-            PeerWord::Reload | PeerWord::Status => {}
+            PeerWord::Reload(_) | PeerWord::Status => {}
         }
     }
 
@@ -83,7 +83,9 @@ impl Supervisor {
             }
             HolderWord::Refused(why) => Event::OldRefused(old_id, why),
             HolderWord::Gone => return self.old_gone(land, id),
-            HolderWord::Error(_)
+            HolderWord::Waits(_)
+            | HolderWord::Said(_)
+            | HolderWord::Error(_)
             | HolderWord::Reloaded
             | HolderWord::Failed(..)
             | HolderWord::Field(..)

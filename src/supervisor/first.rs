@@ -1,0 +1,55 @@
+//! The first process of a container. If it ended, the kernel would end the container with all processes in it
+//! (pid_namespaces(7)): so it stays while another supervisor in the container has a server, for which it stands then.
+
+#![forbid(unsafe_code)]
+
+use super::state::Supervisor;
+use super::threads::{self, EndOf};
+use crate::swap::Level;
+use crate::sys::process::{End, Pid, Pidfd};
+use nix::sys::signal::{Signal, kill};
+
+/// The supervisor of the server for which this process stands.
+pub(super) struct Successor {
+    pub(super) pid: Pid,
+    _end: EndOf,
+}
+
+impl Supervisor {
+    /// Whether this process has to stay although its own server is gone.
+    pub(super) fn stays(&mut self) -> bool {
+        if Pid::own().raw() != 1 {
+            return false;
+        }
+        if self.kin.successor.is_none() {
+            self.kin.successor = self.find_successor();
+        }
+        self.kin.successor.is_some()
+    }
+
+    fn find_successor(&self) -> Option<Successor> {
+        let others = self.dir.servers().ok()?.into_iter().filter(|server| server.supervisor != Pid::own());
+        let youngest =
+            others.filter(|server| !server.has_lost_its_supervisor()).max_by_key(|server| server.generation)?;
+        let pid = youngest.supervisor;
+        let end = threads::end_of(self.events.clone(), pid, Pidfd::open(pid).ok()?).ok()?;
+        let text = format!("process 1 stays for server {}, which supervisor {pid} has", youngest.pid);
+        self.log.say(Level::Notice, None, &text);
+        Some(Successor { pid, _end: end })
+    }
+
+    /// A process has ended, as its parent learns or, if `how` is `None`, from its pidfd.
+    pub(super) fn successor_ended(&mut self, pid: Pid, how: Option<End>) {
+        if self.kin.successor.as_ref().is_some_and(|successor| successor.pid == pid) {
+            self.caller.status = how.map_or(self.caller.status, End::status);
+            self.kin.successor = None;
+        }
+    }
+
+    /// Passes a signal on to whoever has the server by now; `false` if nobody has.
+    pub(super) fn passed_to_successor(&self, signal: Signal) -> bool {
+        let Some(successor) = &self.kin.successor else { return false };
+        let _ = kill(nix::unistd::Pid::from_raw(successor.pid.raw()), signal);
+        true
+    }
+}
