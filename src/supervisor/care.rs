@@ -126,10 +126,10 @@ impl Supervisor {
         let names_of = Names {
             number: holder.generation,
             registration: Some(lock),
-            replaced: holder.replaced,
+            replaced: holder.replaced.clone(),
             name: machine.name(),
             held: held.clone(),
-            datagrams: holder.datagrams,
+            datagrams: holder.datagrams.clone(),
             ..Names::default()
         };
         let mut live = Live::new(machine, server, names_of, sockets);

@@ -8,8 +8,9 @@ use super::state::Supervisor;
 use super::threads::{self, Id};
 use crate::error::status;
 use crate::family::Jobs;
-use crate::finder::{Entry, Registration};
+use crate::finder::Registration;
 use crate::procfs;
+use crate::record::Record;
 use crate::rundir::LOCK_PATIENCE;
 use crate::server::{Rest, Server};
 use crate::swap::{self, Level};
@@ -150,18 +151,16 @@ impl Supervisor {
     /// Writes the record, and gives what was there before.
     fn write_record(&mut self) -> Option<Registration> {
         let live = self.live.as_mut()?;
-        let command = self.run.line();
-        let entry = Entry {
-            pid: live.server.pid,
-            start: live.server.start,
+        let record = Record {
             session: live.server.session(),
             generation: live.names.number,
-            socket: &live.sockets.names[0],
-            command: &command,
-            replaced: &live.names.replaced,
-            datagrams: &live.names.datagrams,
+            socket_name: live.sockets.names[0].clone(),
+            command: self.run.line(),
+            replaced: live.names.replaced.clone(),
+            datagrams: live.names.datagrams.clone(),
+            ..Record::of(live.server.pid, live.server.start)
         };
-        match self.dir.register(&entry) {
+        match self.dir.register(record) {
             Ok(new) => live.names.registration.replace(new),
             Err(why) => {
                 self.log.say(Level::Warning, None, &format!("unable to write its record: {why}"));
