@@ -105,7 +105,7 @@ impl Holder {
         let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark, descent };
         let mut all = BTreeSet::new();
         for stat in family.members(snapshot) {
-            all.extend(procfs::find_inodes(stat.pid)?);
+            all.extend(procfs::find_held(stat.pid)?.unwrap_or_default());
         }
         Ok(all)
     }

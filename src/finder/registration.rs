@@ -32,18 +32,7 @@ impl RunDir {
         for socket in sockets {
             self.unlink(socket);
         }
-        self.unlink_record(&registration);
-    }
-
-    /// Drops a record because the same server, whose main process is now `pid`, has a newer one.
-    pub fn forget(&self, registration: Registration, pid: Pid) {
-        if registration.pid != pid {
-            self.unlink_record(&registration);
-        }
-    }
-
-    /// Removes the file, unless another server has got the pid and with it the name.
-    fn unlink_record(&self, registration: &Registration) {
+        // Unless another server has got the pid and with it the name.
         self.unlink_name_of(&registration.lock, &record_name(registration.pid));
     }
 }

@@ -139,7 +139,7 @@ impl Supervisor {
         let heir = heir.map(|heir| (heir, Instant::now() + CARES_WITHIN));
         live.standing = Standing { succeeded: true, heir, ..Standing::default() };
         self.live = Some(live);
-        if !self.register_again() {
+        if self.register_again().is_none() {
             self.live = None;
             return Err(failed(io::Error::other("its record cannot be written")));
         }
