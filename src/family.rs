@@ -118,7 +118,7 @@ impl Member {
             return is_old_enough;
         }
         // Process 1 gets what others in its container leave behind too. What our filter is on has one more than we.
-        let held = procfs::sockets(child.pid).unwrap_or_default();
+        let held = procfs::find_held(child.pid).ok().flatten().unwrap_or_default();
         let foreign = nix::unistd::getsid(None).map_or(0, nix::unistd::Pid::as_raw);
         held.iter().any(|inode| self.seen.had(*inode))
             || child.session != foreign && self.seen.has_session(child.session)
@@ -181,7 +181,7 @@ impl Family {
         snapshot.complete().ok()?;
         let mut all = BTreeSet::new();
         for stat in self.members(snapshot) {
-            match procfs::sockets(stat.pid) {
+            match procfs::find_held(stat.pid).ok()? {
                 Some(held) => all.extend(held),
                 None if procfs::has_ended(stat.pid) => {}
                 None => return None,

@@ -11,41 +11,26 @@ pub use lines::{Splitter, line_of};
 
 use crate::address::Address;
 use std::fmt;
+use std::str::FromStr;
 
 /// Version of the peer protocol. A peer of another version is talked to all the same, and the later one
 /// speaks as the earlier one does: words keep their meanings and arguments, what follows the version is
 /// ignored, and unknown words change nothing: a supervisor answers them with ERROR, its peer ignores them.
 /// What every version says is kept in `tests/peers`.
-pub const PEER_VERSION: u32 = 1;
+pub const PEER_VERSION: Version = Version(1);
 
-/// What a server says to its supervisor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum ServerWord {
-    /// Everything is initialised; all that is left is to bind the address.
-    Ready(Address),
-    /// I take the address down myself: tell me instead of signalling me.
-    Takedown(Address),
-    /// I no longer listen on the address.
-    Released(Address),
-    /// I serve: do not wait for quiet.
-    Up,
-    /// I will not make it; the reason may be empty.
-    Fail(String),
-}
+/// A version of the peer protocol.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Version(pub u32);
 
-/// What a supervisor says to its server.
-#[derive(Debug, Clone, PartialEq, Eq, Hash)]
-pub enum SupervisorWord {
-    /// Bind the address now.
-    Go(Address),
-    /// Stop listening on the address, finish what you have, exit when done.
-    Takedown(Address),
-    /// A line was not understood; it changed nothing.
-    Error(String),
+impl fmt::Display for Version {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
 }
 
 /// With which environment, and in which working directory, a reload starts the new server.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Surroundings {
     /// With those of its supervisor.
     Own,
@@ -53,103 +38,10 @@ pub enum Surroundings {
     Callers,
 }
 
-/// What another serverswap (a new supervisor, or the command line) says to a supervisor.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum PeerWord {
-    /// First line of every peer: the version it speaks.
-    Peer(u32),
-    /// A new server wants what yours serves: queue me for its lock.
-    Claim,
-    /// With the lock: take this address down.
-    Takedown(Address),
-    /// With the lock, after the switch of a shared port: let the server finish what it has, then stop it.
-    Drain,
-    /// The switch is turned back: drain no more.
-    Stay,
-    /// With the lock: stop the server, even if it still has addresses.
-    Stop,
-    /// The result of the oldest unanswered `Joins`: 0, or an errno.
-    Joined(i32),
-    /// `--takedown`: one of the addresses to take down.
-    Down(Address),
-    /// `--takedown`: that was all of them, do it.
-    Commit,
-    /// `--reload`.
-    Reload(Surroundings),
-    /// `--status`.
-    Status,
-}
-
-/// What a supervisor says to another serverswap.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum HolderWord {
-    /// First line of the answer: the version it speaks.
-    Peer(u32),
-    /// An address that the server has; all of them come before `Locked`.
-    Holds(Address),
-    /// In the first such line, the number of listeners that the server has. In each later line, the number of listeners that
-    /// come with it as files. All of them come before `Locked`.
-    Sockets(usize),
-    /// How many of the listeners, from the first one on, are of servers that it replaced itself and that still drain.
-    Draining(usize),
-    /// The claim waits, and for what.
-    Waits(String),
-    /// The server is yours to replace, and nobody else's until you are done.
-    Locked,
-    /// The server opens a listener, which comes as a file: call listen(2) on it with this backlog, and say
-    /// `Joined`. The side that steers the port has to know the order in which its sockets have joined.
-    Joins(i32),
-    /// The server has let go of the address.
-    Released(Address),
-    /// What was asked for is not done, for this reason. Nothing has changed.
-    Refused(String),
-    /// The server is gone.
-    Gone,
-    /// The reload is done.
-    Reloaded,
-    /// What was said of the new server of a reload, which failed.
-    Said(String),
-    /// The reload failed: exit status of the new server, reason.
-    Failed(u8, String),
-    /// A field of the status: key, value.
-    Field(String, String),
-    /// End of the status.
-    End,
-    /// A line was not understood.
-    Error(String),
-}
-
-/// What a copy that was started for a reload says to its front.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum CopyWord {
-    /// Its swap is done.
-    Done,
-    /// The copy is asked for a reload: its number for the peer that waits for it, or 0 if none does; and the pid of the
-    /// process whose environment the new server is to have, or 0 if it is that of the front.
-    Reload(u64, u32),
-    /// For the service manager (sd_notify(3)).
-    Notify(String),
-    /// Its server: pid, and when that started (proc_pid_stat(5)).
-    Server(u32, u64),
-    /// Its server is on its way out, and is reloaded no more.
-    Leaves,
-    /// What is said of its server, which failed.
-    Said(String),
-}
-
-/// What a front says to a copy.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum FrontWord {
-    /// The reload is done: the number that the copy gave in RELOAD.
-    Reloaded(u64),
-    /// What was said of the new server, which failed: that number, the text.
-    Said(u64, String),
-    /// The reload failed: that number, exit status of the new server, reason.
-    Failed(u64, u8, String),
-    /// Another copy serves in its place.
-    Superseded,
-    /// How often the front was told to stop; `true`: the last time by the terminal, which signals the server too.
-    Stop(u32, bool),
+impl fmt::Display for Surroundings {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(if *self == Surroundings::Callers { "FRESH" } else { "" })
+    }
 }
 
 /// A word that can be read from a line. The error is the text for an ERROR line.
@@ -158,241 +50,242 @@ pub trait Word: Sized {
     fn parse(line: &str) -> Result<Self, String>;
 }
 
-fn split(line: &str) -> (&str, Option<&str>) {
-    match line.split_once(' ') {
-        Some((word, argument)) => (word, Some(argument)),
-        None => (line, None),
+/// What stands behind a word. Of several such parts each ends at a space, and the last one is all that is left.
+trait Part: Sized + fmt::Display {
+    /// `None`: it is missing. The error is the text for an ERROR line.
+    fn read(text: Option<&str>) -> Result<Self, String>;
+
+    fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, " {self}")
     }
 }
 
-fn address(argument: Option<&str>) -> Result<Address, String> {
-    let text = argument.ok_or("an address is missing")?;
-    Address::parse(text).map_err(|why| format!("bad address: {why}"))
-}
-
-/// The version; a later one may have more to say of itself behind it.
-fn version(argument: Option<&str>) -> Result<u32, String> {
-    let number = argument.and_then(|text| split(text).0.parse().ok());
-    number.ok_or("bad version".into())
-}
-
-fn number<T: std::str::FromStr>(argument: Option<&str>) -> Result<T, String> {
-    argument.and_then(|text| text.parse().ok()).ok_or("bad number".into())
-}
-
-/// A status and a reason.
-fn failed(argument: Option<&str>) -> Result<(u8, String), String> {
-    let (status, reason) = split(argument.unwrap_or(""));
-    let status = status.parse().map_err(|_| "bad status".to_owned())?;
-    Ok((status, reason.unwrap_or("").to_owned()))
-}
-
-fn nothing<T>(argument: Option<&str>, word: T) -> Result<T, String> {
-    match argument {
-        None => Ok(word),
-        Some(_) => Err("this word takes no argument".into()),
+impl Part for Address {
+    fn read(text: Option<&str>) -> Result<Address, String> {
+        Address::parse(text.ok_or("an address is missing")?).map_err(|why| format!("bad address: {why}"))
     }
 }
 
-fn unknown<T>() -> Result<T, String> {
-    Err("unknown word".into())
+impl Part for String {
+    fn read(text: Option<&str>) -> Result<String, String> {
+        Ok(text.unwrap_or("").to_owned())
+    }
 }
 
-impl Word for ServerWord {
-    fn parse(line: &str) -> Result<ServerWord, String> {
-        let (word, argument) = split(line);
-        match word {
-            "READY" => address(argument).map(ServerWord::Ready),
-            "TAKEDOWN" => address(argument).map(ServerWord::Takedown),
-            "RELEASED" => address(argument).map(ServerWord::Released),
-            "UP" => nothing(argument, ServerWord::Up),
-            "FAIL" => Ok(ServerWord::Fail(argument.unwrap_or("").to_owned())),
-            _ => unknown(),
+impl Part for bool {
+    fn read(text: Option<&str>) -> Result<bool, String> {
+        number::<u8>(text, "bad number").map(|number| number == 1)
+    }
+
+    fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, " {}", u8::from(*self))
+    }
+}
+
+impl Part for Surroundings {
+    fn read(text: Option<&str>) -> Result<Surroundings, String> {
+        match text {
+            None => Ok(Surroundings::Own),
+            Some("FRESH") => Ok(Surroundings::Callers),
+            Some(_) => Err("bad argument".into()),
         }
     }
-}
 
-impl Word for PeerWord {
-    fn parse(line: &str) -> Result<PeerWord, String> {
-        let (word, argument) = split(line);
-        match word {
-            "PEER" => version(argument).map(PeerWord::Peer),
-            "CLAIM" => nothing(argument, PeerWord::Claim),
-            "TAKEDOWN" => address(argument).map(PeerWord::Takedown),
-            "DRAIN" => nothing(argument, PeerWord::Drain),
-            "STAY" => nothing(argument, PeerWord::Stay),
-            "STOP" => nothing(argument, PeerWord::Stop),
-            "JOINED" => number(argument).map(PeerWord::Joined),
-            "DOWN" => address(argument).map(PeerWord::Down),
-            "COMMIT" => nothing(argument, PeerWord::Commit),
-            "RELOAD" if argument == Some("FRESH") => Ok(PeerWord::Reload(Surroundings::Callers)),
-            "RELOAD" => nothing(argument, PeerWord::Reload(Surroundings::Own)),
-            "STATUS" => nothing(argument, PeerWord::Status),
-            _ => unknown(),
-        }
+    fn write(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        if *self == Surroundings::Callers { write!(f, " {self}") } else { Ok(()) }
     }
 }
 
-impl Word for HolderWord {
-    fn parse(line: &str) -> Result<HolderWord, String> {
-        let (word, argument) = split(line);
-        let text = || argument.unwrap_or("").to_owned();
-        match word {
-            "PEER" => version(argument).map(HolderWord::Peer),
-            "HOLDS" => address(argument).map(HolderWord::Holds),
-            "SOCKETS" => number(argument).map(HolderWord::Sockets),
-            "DRAINING" => number(argument).map(HolderWord::Draining),
-            "WAITS" => Ok(HolderWord::Waits(text())),
-            "LOCKED" => nothing(argument, HolderWord::Locked),
-            "JOINS" => number(argument).map(HolderWord::Joins),
-            "RELEASED" => address(argument).map(HolderWord::Released),
-            "REFUSED" => Ok(HolderWord::Refused(text())),
-            "GONE" => nothing(argument, HolderWord::Gone),
-            "RELOADED" => nothing(argument, HolderWord::Reloaded),
-            "SAID" => Ok(HolderWord::Said(text())),
-            "FAILED" => failed(argument).map(|(status, why)| HolderWord::Failed(status, why)),
-            "FIELD" => {
-                let (key, value) = split(argument.unwrap_or(""));
-                Ok(HolderWord::Field(key.to_owned(), value.unwrap_or("").to_owned()))
+impl Part for Version {
+    /// A later one may have more to say of itself behind it.
+    fn read(text: Option<&str>) -> Result<Version, String> {
+        number(text.and_then(|text| text.split(' ').next()), "bad version").map(Version)
+    }
+}
+
+fn number<T: FromStr>(text: Option<&str>, bad: &str) -> Result<T, String> {
+    text.and_then(|text| text.parse().ok()).ok_or_else(|| bad.to_owned())
+}
+
+/// Parts that are numbers, and what is said of one that is none.
+macro_rules! numbers {
+    ($($number:ident: $bad:literal,)+) => {
+        $(
+            impl Part for $number {
+                fn read(text: Option<&str>) -> Result<$number, String> {
+                    number(text, $bad)
+                }
             }
-            "END" => nothing(argument, HolderWord::End),
-            "ERROR" => Ok(HolderWord::Error(text())),
-            _ => unknown(),
-        }
-    }
+        )+
+    };
 }
 
-impl Word for CopyWord {
-    fn parse(line: &str) -> Result<CopyWord, String> {
-        let (word, argument) = split(line);
-        match word {
-            "DONE" => nothing(argument, CopyWord::Done),
-            "RELOAD" => {
-                let (peer, caller) = split(argument.unwrap_or(""));
-                Ok(CopyWord::Reload(number(Some(peer))?, number(caller)?))
+numbers! { u8: "bad status", u32: "bad number", u64: "bad number", i32: "bad number", usize: "bad number", }
+
+/// Defines what can be said in one direction: each word with its parts, and how it is written.
+macro_rules! words {
+    ($(
+        $(#[$about:meta])*
+        pub enum $name:ident {
+            $($(#[$meaning:meta])* $word:ident$(($($part:ident: $type:ty),+))? = $text:literal,)+
+        }
+    )+) => {
+        $(
+            $(#[$about])*
+            #[derive(Debug, Clone, PartialEq, Eq, Hash)]
+            pub enum $name {
+                $($(#[$meaning])* $word$(($($type),+))?,)+
             }
-            "NOTIFY" => Ok(CopyWord::Notify(argument.unwrap_or("").to_owned())),
-            "SERVER" => {
-                let (pid, start) = split(argument.unwrap_or(""));
-                Ok(CopyWord::Server(number(Some(pid))?, number(start)?))
+
+            impl Word for $name {
+                fn parse(line: &str) -> Result<$name, String> {
+                    let (word, rest) = line.split_once(' ').map_or((line, None), |(word, rest)| (word, Some(rest)));
+                    match word {
+                        $($text => {
+                            let count = <[&str]>::len(&[$($(stringify!($part)),+)?]).max(1);
+                            let mut parts = rest.into_iter().flat_map(|rest| rest.splitn(count, ' '));
+                            let said = $name::$word$(($(<$type>::read(parts.next())?),+))?;
+                            // Only a word without parts has any left.
+                            if parts.next().is_none() { Ok(said) } else { Err("this word takes no argument".into()) }
+                        })+
+                        _ => Err("unknown word".into()),
+                    }
+                }
             }
-            "LEAVES" => nothing(argument, CopyWord::Leaves),
-            "SAID" => Ok(CopyWord::Said(argument.unwrap_or("").to_owned())),
-            _ => unknown(),
-        }
-    }
-}
 
-impl Word for FrontWord {
-    fn parse(line: &str) -> Result<FrontWord, String> {
-        let (word, argument) = split(line);
-        match word {
-            "RELOADED" => number(argument).map(FrontWord::Reloaded),
-            "FAILED" => {
-                let (peer, rest) = split(argument.unwrap_or(""));
-                let (status, why) = failed(rest)?;
-                Ok(FrontWord::Failed(number(Some(peer))?, status, why))
+            impl fmt::Display for $name {
+                fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                    match self {
+                        $($name::$word$(($($part),+))? => {
+                            f.write_str($text)?;
+                            $($($part.write(f)?;)+)?
+                        })+
+                    }
+                    Ok(())
+                }
             }
-            "SAID" => {
-                let (peer, text) = split(argument.unwrap_or(""));
-                Ok(FrontWord::Said(number(Some(peer))?, text.unwrap_or("").to_owned()))
-            }
-            "SUPERSEDED" => nothing(argument, FrontWord::Superseded),
-            "STOP" => {
-                let (times, from_terminal) = split(argument.unwrap_or(""));
-                Ok(FrontWord::Stop(number(Some(times))?, number::<u8>(from_terminal)? == 1))
-            }
-            _ => unknown(),
-        }
-    }
+        )+
+    };
 }
 
-impl fmt::Display for ServerWord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            ServerWord::Ready(a) => write!(f, "READY {a}"),
-            ServerWord::Takedown(a) => write!(f, "TAKEDOWN {a}"),
-            ServerWord::Released(a) => write!(f, "RELEASED {a}"),
-            ServerWord::Up => f.write_str("UP"),
-            ServerWord::Fail(text) => write!(f, "FAIL {text}"),
-        }
+words! {
+    /// What a server says to its supervisor.
+    pub enum ServerWord {
+        /// Everything is initialised; all that is left is to bind the address.
+        Ready(address: Address) = "READY",
+        /// I take the address down myself: tell me instead of signalling me.
+        Takedown(address: Address) = "TAKEDOWN",
+        /// I no longer listen on the address.
+        Released(address: Address) = "RELEASED",
+        /// I serve: do not wait for quiet.
+        Up = "UP",
+        /// I will not make it; the reason may be empty.
+        Fail(text: String) = "FAIL",
     }
-}
 
-impl fmt::Display for SupervisorWord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            SupervisorWord::Go(a) => write!(f, "GO {a}"),
-            SupervisorWord::Takedown(a) => write!(f, "TAKEDOWN {a}"),
-            SupervisorWord::Error(text) => write!(f, "ERROR {text}"),
-        }
+    /// What a supervisor says to its server.
+    pub enum SupervisorWord {
+        /// Bind the address now.
+        Go(address: Address) = "GO",
+        /// Stop listening on the address, finish what you have, exit when done.
+        Takedown(address: Address) = "TAKEDOWN",
+        /// A line was not understood; it changed nothing.
+        Error(text: String) = "ERROR",
     }
-}
 
-impl fmt::Display for PeerWord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            PeerWord::Peer(version) => write!(f, "PEER {version}"),
-            PeerWord::Claim => f.write_str("CLAIM"),
-            PeerWord::Takedown(a) => write!(f, "TAKEDOWN {a}"),
-            PeerWord::Drain => f.write_str("DRAIN"),
-            PeerWord::Stay => f.write_str("STAY"),
-            PeerWord::Stop => f.write_str("STOP"),
-            PeerWord::Joined(errno) => write!(f, "JOINED {errno}"),
-            PeerWord::Down(a) => write!(f, "DOWN {a}"),
-            PeerWord::Commit => f.write_str("COMMIT"),
-            PeerWord::Reload(Surroundings::Own) => f.write_str("RELOAD"),
-            PeerWord::Reload(Surroundings::Callers) => f.write_str("RELOAD FRESH"),
-            PeerWord::Status => f.write_str("STATUS"),
-        }
+    /// What another serverswap (a new supervisor, or the command line) says to a supervisor.
+    pub enum PeerWord {
+        /// First line of every peer: the version it speaks.
+        Peer(version: Version) = "PEER",
+        /// A new server wants what yours serves: queue me for its lock.
+        Claim = "CLAIM",
+        /// With the lock: take this address down.
+        Takedown(address: Address) = "TAKEDOWN",
+        /// With the lock, after the switch of a shared port: let the server finish what it has, then stop it.
+        Drain = "DRAIN",
+        /// The switch is turned back: drain no more.
+        Stay = "STAY",
+        /// With the lock: stop the server, even if it still has addresses.
+        Stop = "STOP",
+        /// The result of the oldest unanswered `Joins`: 0, or an errno.
+        Joined(number: i32) = "JOINED",
+        /// `--takedown`: one of the addresses to take down.
+        Down(address: Address) = "DOWN",
+        /// `--takedown`: that was all of them, do it.
+        Commit = "COMMIT",
+        /// `--reload`.
+        Reload(surroundings: Surroundings) = "RELOAD",
+        /// `--status`.
+        Status = "STATUS",
     }
-}
 
-impl fmt::Display for HolderWord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            HolderWord::Peer(version) => write!(f, "PEER {version}"),
-            HolderWord::Holds(a) => write!(f, "HOLDS {a}"),
-            HolderWord::Sockets(count) => write!(f, "SOCKETS {count}"),
-            HolderWord::Draining(count) => write!(f, "DRAINING {count}"),
-            HolderWord::Waits(text) => write!(f, "WAITS {text}"),
-            HolderWord::Locked => f.write_str("LOCKED"),
-            HolderWord::Joins(backlog) => write!(f, "JOINS {backlog}"),
-            HolderWord::Released(a) => write!(f, "RELEASED {a}"),
-            HolderWord::Refused(text) => write!(f, "REFUSED {text}"),
-            HolderWord::Gone => f.write_str("GONE"),
-            HolderWord::Reloaded => f.write_str("RELOADED"),
-            HolderWord::Said(text) => write!(f, "SAID {text}"),
-            HolderWord::Failed(status, text) => write!(f, "FAILED {status} {text}"),
-            HolderWord::Field(key, value) => write!(f, "FIELD {key} {value}"),
-            HolderWord::End => f.write_str("END"),
-            HolderWord::Error(text) => write!(f, "ERROR {text}"),
-        }
+    /// What a supervisor says to another serverswap.
+    pub enum HolderWord {
+        /// First line of the answer: the version it speaks.
+        Peer(version: Version) = "PEER",
+        /// An address that the server has; all of them come before `Locked`.
+        Holds(address: Address) = "HOLDS",
+        /// In the first such line, the number of listeners that the server has. In each later line, the number of listeners that
+        /// come with it as files. All of them come before `Locked`.
+        Sockets(count: usize) = "SOCKETS",
+        /// How many of the listeners, from the first one on, are of servers that it replaced itself and that still drain.
+        Draining(count: usize) = "DRAINING",
+        /// The claim waits, and for what.
+        Waits(why: String) = "WAITS",
+        /// The server is yours to replace, and nobody else's until you are done.
+        Locked = "LOCKED",
+        /// The server opens a listener, which comes as a file: call listen(2) on it with this backlog, and say
+        /// `Joined`. The side that steers the port has to know the order in which its sockets have joined.
+        Joins(number: i32) = "JOINS",
+        /// The server has let go of the address.
+        Released(address: Address) = "RELEASED",
+        /// What was asked for is not done, for this reason. Nothing has changed.
+        Refused(text: String) = "REFUSED",
+        /// The server is gone.
+        Gone = "GONE",
+        /// The reload is done.
+        Reloaded = "RELOADED",
+        /// What was said of the new server of a reload, which failed.
+        Said(text: String) = "SAID",
+        /// The reload failed: exit status of the new server, reason.
+        Failed(status: u8, why: String) = "FAILED",
+        /// A field of the status: key, value.
+        Field(key: String, value: String) = "FIELD",
+        /// End of the status.
+        End = "END",
+        /// A line was not understood.
+        Error(text: String) = "ERROR",
     }
-}
 
-impl fmt::Display for CopyWord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            CopyWord::Done => f.write_str("DONE"),
-            CopyWord::Reload(peer, caller) => write!(f, "RELOAD {peer} {caller}"),
-            CopyWord::Notify(text) => write!(f, "NOTIFY {text}"),
-            CopyWord::Server(pid, start) => write!(f, "SERVER {pid} {start}"),
-            CopyWord::Leaves => f.write_str("LEAVES"),
-            CopyWord::Said(text) => write!(f, "SAID {text}"),
-        }
+    /// What a copy that was started for a reload says to its front.
+    pub enum CopyWord {
+        /// Its swap is done.
+        Done = "DONE",
+        /// The copy is asked for a reload: its number for the peer that waits for it, or 0 if none does; and the pid of the
+        /// process whose environment the new server is to have, or 0 if it is that of the front.
+        Reload(peer: u64, caller: u32) = "RELOAD",
+        /// For the service manager (sd_notify(3)).
+        Notify(text: String) = "NOTIFY",
+        /// Its server: pid, and when that started (proc_pid_stat(5)).
+        Server(pid: u32, start: u64) = "SERVER",
+        /// Its server is on its way out, and is reloaded no more.
+        Leaves = "LEAVES",
+        /// What is said of its server, which failed.
+        Said(text: String) = "SAID",
     }
-}
 
-impl fmt::Display for FrontWord {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            FrontWord::Reloaded(peer) => write!(f, "RELOADED {peer}"),
-            FrontWord::Said(peer, text) => write!(f, "SAID {peer} {text}"),
-            FrontWord::Failed(peer, status, text) => write!(f, "FAILED {peer} {status} {text}"),
-            FrontWord::Superseded => f.write_str("SUPERSEDED"),
-            FrontWord::Stop(times, from_terminal) => write!(f, "STOP {times} {}", u8::from(*from_terminal)),
-        }
+    /// What a front says to a copy.
+    pub enum FrontWord {
+        /// The reload is done: the number that the copy gave in RELOAD.
+        Reloaded(peer: u64) = "RELOADED",
+        /// What was said of the new server, which failed: that number, the text.
+        Said(peer: u64, text: String) = "SAID",
+        /// The reload failed: that number, exit status of the new server, reason.
+        Failed(peer: u64, status: u8, why: String) = "FAILED",
+        /// Another copy serves in its place.
+        Superseded = "SUPERSEDED",
+        /// How often the front was told to stop; `true`: the last time by the terminal, which signals the server too.
+        Stop(times: u32, from_terminal: bool) = "STOP",
     }
 }
 

@@ -19,13 +19,13 @@ const COMMAND_MAX: usize = 4096;
 /// Longest command line of a supervisor in a record, as it stands there.
 const ARGS_MAX: usize = 512 * 1024;
 /// Most pids of replaced servers in a record, and most inodes.
-const REPLACED_MAX: usize = 500;
+const LIST_MAX: usize = 500;
 /// Every server is its predecessor's number plus one: there is always one more.
 const GENERATION_MAX: u64 = u64::MAX / 2;
 
 /// The record of a server: a line for its version, then a key and a value in each line.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Record<'a> {
+pub struct Record {
     /// Main process of the server.
     pub pid: Pid,
     /// Start time of the main process.
@@ -33,17 +33,17 @@ pub struct Record<'a> {
     /// The session of the main process, if its supervisor is not in it.
     pub session: Option<i32>,
     /// The boot that the start time counts from.
-    pub boot: &'a str,
-    /// Its supervisor.
+    pub boot: String,
+    /// Its supervisor, alive or not.
     pub supervisor: Pid,
     /// The namespaces of the supervisor.
     pub namespaces: Namespaces,
     /// Its generation.
     pub generation: u64,
     /// Name of its control socket in the run directory.
-    pub socket: &'a str,
+    pub socket_name: String,
     /// Command line for people.
-    pub command: &'a str,
+    pub command: String,
     /// How its supervisor was started; `None` if that was too long.
     pub call: Option<Call>,
     /// Main processes of the servers that it replaced at shared ports in its last switch.
@@ -109,10 +109,29 @@ fn unescape(text: &str) -> Option<OsString> {
     Some(OsString::from_vec(bytes))
 }
 
-impl Record<'_> {
+impl Record {
+    /// A record of which nothing is known but the main process of the server.
+    pub fn of(pid: Pid, start: u64) -> Record {
+        Record {
+            pid,
+            start,
+            session: None,
+            boot: String::new(),
+            supervisor: Pid::own(),
+            namespaces: Namespaces::default(),
+            generation: 0,
+            socket_name: String::new(),
+            command: String::new(),
+            call: None,
+            replaced: Vec::new(),
+            datagrams: Vec::new(),
+        }
+    }
+
     /// Reads a record. Unknown keys, of a later version, are ignored.
-    pub fn parse(text: &str) -> Option<Record<'_>> {
+    pub fn parse(text: &str) -> Option<Record> {
         let field = |key: &str| text.lines().find_map(|l| l.strip_prefix(key)?.strip_prefix(' '));
+        let list = |key: &str| field(key).unwrap_or("").split(' ');
         if text.lines().next() != Some(VERSION) {
             return None;
         }
@@ -120,7 +139,7 @@ impl Record<'_> {
             pid: parse_number(field("pid")?)?,
             start: field("start")?.parse().ok()?,
             session: field("session").and_then(parse_number).map(Pid::raw),
-            boot: field("boot").filter(|id| !id.contains(char::is_control))?,
+            boot: field("boot").filter(|id| !id.contains(char::is_control))?.to_owned(),
             supervisor: parse_number(field("supervisor")?)?,
             namespaces: Namespaces {
                 pid: field("pidns").and_then(|id| id.parse().ok()),
@@ -128,64 +147,46 @@ impl Record<'_> {
             },
             generation: field("generation")?.parse().ok().filter(|&number| number <= GENERATION_MAX)?,
             // A name in the run directory, and nothing else.
-            socket: field("socket").filter(|name| !name.is_empty() && !name.contains(is_no_name))?,
-            command: field("command").unwrap_or(""),
+            socket_name: field("socket").filter(|name| !name.is_empty() && !name.contains(is_no_name))?.to_owned(),
+            command: field("command").unwrap_or("").to_owned(),
             call: field("dir").and_then(|dir| Call::parse(field("args").unwrap_or(""), dir)),
-            replaced: field("replaced").unwrap_or("").split(' ').filter_map(parse_number).take(REPLACED_MAX).collect(),
-            datagrams: field("datagrams")
-                .unwrap_or("")
-                .split(' ')
-                .filter_map(|n| n.parse().ok())
-                .take(REPLACED_MAX)
-                .collect(),
+            replaced: list("replaced").filter_map(parse_number).take(LIST_MAX).collect(),
+            datagrams: list("datagrams").filter_map(|inode| inode.parse().ok()).take(LIST_MAX).collect(),
         })
     }
 }
 
-impl fmt::Display for Record<'_> {
+impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Record {
-            pid,
-            start,
-            session,
-            boot,
-            supervisor,
-            namespaces,
-            generation,
-            socket,
-            command,
-            call,
-            replaced,
-            datagrams,
-        } = self;
+        let Record { pid, start, boot, supervisor, generation, socket_name, replaced, datagrams, .. } = self;
         writeln!(f, "{VERSION}\npid {pid}\nstart {start}\nboot {boot}\nsupervisor {supervisor}")?;
-        writeln!(f, "generation {generation}\nsocket {socket}\ncommand {}", one_line(command))?;
-        if let Some(Call { args, dir }) = call {
+        writeln!(f, "generation {generation}\nsocket {socket_name}\ncommand {}", one_line(&self.command))?;
+        if let Some(Call { args, dir }) = &self.call {
             let words: Vec<String> = args.iter().map(|word| escape(word)).collect();
             let args = words.join(" ");
             if args.len() <= ARGS_MAX {
                 writeln!(f, "args {args}\ndir {}", escape(dir.as_os_str()))?;
             }
         }
-        if let Some(id) = namespaces.pid {
-            writeln!(f, "pidns {id}")?;
-        }
-        if let Some(id) = namespaces.net {
-            writeln!(f, "netns {id}")?;
-        }
-        if let Some(session) = session {
-            writeln!(f, "session {session}")?;
-        }
-        if !replaced.is_empty() {
-            let pids: Vec<String> = replaced.iter().take(REPLACED_MAX).map(Pid::to_string).collect();
-            writeln!(f, "replaced {}", pids.join(" "))?;
-        }
-        if !datagrams.is_empty() {
-            let inodes: Vec<String> = datagrams.iter().take(REPLACED_MAX).map(u32::to_string).collect();
-            writeln!(f, "datagrams {}", inodes.join(" "))?;
+        let Namespaces { pid, net } = self.namespaces;
+        let more = [
+            ("pidns", list(pid)),
+            ("netns", list(net)),
+            ("session", list(self.session)),
+            ("replaced", list(replaced)),
+            ("datagrams", list(datagrams)),
+        ];
+        for (key, values) in more.into_iter().filter(|(_, values)| !values.is_empty()) {
+            writeln!(f, "{key} {values}")?;
         }
         Ok(())
     }
+}
+
+/// Values as they stand in one line; none at all for a line that is left out.
+fn list(values: impl IntoIterator<Item: fmt::Display>) -> String {
+    let values: Vec<String> = values.into_iter().take(LIST_MAX).map(|value| value.to_string()).collect();
+    values.join(" ")
 }
 
 fn is_no_name(c: char) -> bool {

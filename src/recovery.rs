@@ -46,21 +46,12 @@ pub struct Recovered {
     pub addresses: BTreeSet<Address>,
     /// The addresses whose pidfile names it now, without those that other servers have.
     pub held: BTreeSet<Address>,
+    /// Addresses whose pidfile names it although it listens elsewhere, and not there.
+    pub misnamed: BTreeSet<Address>,
     /// Addresses at which it listens and older servers serve: it did not get to its switch.
     pub unswitched: BTreeSet<Address>,
     /// The supervisor that had its lock, if alive: the new server of that supervisor listens beside this one.
     pub heir: Option<Pid>,
-}
-
-/// What becomes of a server that listens beside ours, when the claimer of ours has died.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Fate {
-    /// It did not get to its switch, and has nothing else: it ends.
-    Unswitched,
-    /// It is one of those that swapped: its caretaker goes on with that.
-    Swaps,
-    /// It serves elsewhere.
-    Elsewhere,
 }
 
 /// Who supervises a server.
@@ -136,7 +127,11 @@ impl Scene {
             }
         }
         let is_its = |(pid, at): &&(Pid, Address)| *pid == own.pid && !others.iter().any(|other| other.collides(at));
-        let held: BTreeSet<Address> = self.names.iter().filter(is_its).map(|(_, address)| address.clone()).collect();
+        let has = |at: &Address| own.places.iter().any(|place| at.collides(&place.address.into()));
+        // One that listens nowhere was told to bind and has not done so yet, or is leaving.
+        let may_have = |at: &Address| !at.is_port() || own.places.is_empty() || has(at);
+        let its = self.names.iter().filter(is_its).map(|(_, address)| address.clone());
+        let (held, misnamed): (BTreeSet<Address>, BTreeSet<Address>) = its.partition(may_have);
         addresses.retain(|own| !held.iter().any(|held| held.collides(own)));
         addresses.extend(held.iter().cloned());
         // What it opened without a supervisor is no address, since nobody made it sharable, unless it has no other one.
@@ -144,7 +139,7 @@ impl Scene {
             unnamed.retain(|address| shares.iter().any(|at| at.collides(address)));
         }
         addresses.extend(unnamed);
-        self.decide(addresses, held, others)
+        Recovered { misnamed, ..self.decide(addresses, held, others) }
     }
 
     fn decide(&self, own: BTreeSet<Address>, held: BTreeSet<Address>, others: BTreeSet<Address>) -> Recovered {
@@ -164,7 +159,8 @@ impl Scene {
         let is_superseded = self.beside.iter().any(|other| other.has_replaced(&self.own));
         let is_behind = !is_superseded && self.beside.iter().all(|other| other.start <= self.own.start);
         let unswitched = if is_behind { others } else { BTreeSet::new() };
-        Recovered { orphan, addresses, held, unswitched, heir: heir.filter(|_| orphan != Orphan::Superseded) }
+        let heir = heir.filter(|_| orphan != Orphan::Superseded);
+        Recovered { orphan, addresses, held, misnamed: BTreeSet::new(), unswitched, heir }
     }
 
     /// The server whose record says that it has got the connections of ours, and whose claim has died: the swap goes on.
@@ -172,16 +168,10 @@ impl Scene {
         self.beside.iter().find(|new| new.ever_orphaned && new.has_replaced(&self.own))
     }
 
-    /// What becomes of `other`, a server that listens beside ours, when the claimer of ours has died.
-    pub fn fate(&self, other: &Server) -> Fate {
-        let is_old = self.own.replaced.contains(&other.pid);
-        match () {
-            () if !is_old && other.replaced.is_empty() && !self.has_name(other.pid, &BTreeSet::new()) => {
-                Fate::Unswitched
-            }
-            () if is_old || other.replaced.contains(&self.own.pid) => Fate::Swaps,
-            () => Fate::Elsewhere,
-        }
+    /// The same, for one of those that listen beside ours.
+    pub fn of(&self, other: &Server) -> Scene {
+        let beside = self.beside.iter().filter(|it| it.pid != other.pid).chain([&self.own]);
+        Scene { own: other.clone(), beside: beside.cloned().collect(), names: self.names.clone() }
     }
 }
 
@@ -243,9 +233,9 @@ mod tests {
         let (old, new) = (server(1, &[], &here), server(2, &[], &here));
         let names = [(1, "127.0.0.1:80")];
         let found = scene(new.clone(), vec![old.clone()], &names).recover(Some(&[]));
-        assert_eq!((found.orphan, found.unswitched), (Orphan::Superseded, addresses(&["127.0.0.1:80"])));
+        assert_eq!((found.orphan, found.unswitched.clone()), (Orphan::Superseded, addresses(&["127.0.0.1:80"])));
         let scene = scene(old, vec![new.clone()], &names);
-        assert_eq!((scene.recover(Some(&[])).orphan, scene.fate(&new)), (Orphan::Alone, Fate::Unswitched));
+        assert_eq!((scene.recover(Some(&[])).orphan, scene.of(&new).recover(Some(&[]))), (Orphan::Alone, found));
     }
 
     /// Killed between the switch and the drain, whomever the pidfile names by then.
@@ -259,7 +249,7 @@ mod tests {
             let scene = scene(old.clone(), vec![new.clone()], &names);
             let found = scene.recover(Some(&[]));
             assert_eq!((found.orphan, found.unswitched), (Orphan::Superseded, BTreeSet::new()), "{names:?}");
-            assert_eq!(scene.fate(&new), Fate::Swaps);
+            assert_eq!(scene.of(&new).recover(None).unswitched, BTreeSet::new());
             assert_eq!(scene.successor().map(|new| new.pid), Some(pid(2)));
         }
     }
@@ -274,6 +264,18 @@ mod tests {
         assert_eq!((found.orphan, found.unswitched), (Orphan::Alone, BTreeSet::new()));
         assert_eq!(found.addresses, addresses(&["127.0.0.1:81"]));
         assert_eq!(scene(new, vec![old], &names).recover(Some(&[])).orphan, Orphan::Alone);
+    }
+
+    #[test]
+    fn an_orphan_that_listens_elsewhere_does_not_have_what_its_pidfiles_say() {
+        let names = [(1, "127.0.0.1:80"), (1, "127.0.0.1:81"), (1, "a-name")];
+        let found = scene(server(1, &[], &[at("127.0.0.1:81", 0)]), vec![], &names).recover(Some(&[]));
+        assert_eq!(
+            (found.held, found.misnamed),
+            (addresses(&["127.0.0.1:81", "a-name"]), addresses(&["127.0.0.1:80"]))
+        );
+        let found = scene(server(1, &[], &[]), vec![], &names).recover(Some(&[]));
+        assert_eq!((found.held.len(), found.misnamed), (3, BTreeSet::new()));
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use crate::family::{Descent, Family};
 use crate::place::Place;
 use crate::procfs::{self, Snapshot};
-use crate::record::{Call, Record};
+use crate::record::Record;
 use crate::recovery::{self, Supervision};
 use crate::rundir::{Bad, CANNOT_BE_READ, RunDir, record_name};
 use crate::sys::pid::Pid;
@@ -14,39 +14,31 @@ use nix::sys::stat::fstat;
 use std::collections::BTreeSet;
 use std::fs::{File, TryLockError};
 use std::io::Read;
+use std::ops::Deref;
 use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 /// Longest record that is read.
 const RECORD_MAX: u64 = 1024 * 1024;
 
-/// A living server.
+/// A living server, as its record describes it.
 #[derive(Debug)]
 pub struct Holder {
-    /// Its main process.
-    pub pid: Pid,
-    /// Start time of the main process.
-    pub start: u64,
-    /// Its generation.
-    pub generation: u64,
-    /// Its supervisor, alive or not.
-    pub supervisor: Pid,
-    /// The session of its main process, if its supervisor was not in it.
-    pub session: Option<i32>,
+    record: Record,
     /// Its control socket.
     pub socket: PathBuf,
-    /// Its command line.
-    pub command: String,
-    /// Main processes of the servers that it replaces at shared ports.
-    pub replaced: Vec<Pid>,
-    /// Inodes of the UDP sockets at fixed ports that it had when it came up.
-    pub datagrams: Vec<u32>,
-    /// How its supervisor was started, as far as that is known.
-    pub call: Option<Call>,
     /// Who owns the run directory, and so is to be at the other end of its control socket.
     pub owner: u32,
     /// Nobody has the lock of its record: it is an orphan.
     pub is_orphan: bool,
+}
+
+impl Deref for Holder {
+    type Target = Record;
+
+    fn deref(&self) -> &Record {
+        &self.record
+    }
 }
 
 /// The record of a running server, locked as long as this value lives.
@@ -122,7 +114,7 @@ impl Holder {
         let family = Family { main: self.pid, start: self.start, group: Some(self.pid), session, mark, descent };
         let mut all = BTreeSet::new();
         for stat in family.members(snapshot) {
-            all.extend(procfs::find_inodes(stat.pid)?);
+            all.extend(procfs::find_held(stat.pid)?.unwrap_or_default());
         }
         Ok(all)
     }
@@ -137,7 +129,7 @@ impl RunDir {
     /// Inodes of the UDP sockets that living servers other than `me` had when they came up.
     pub fn datagrams(&self, me: Option<Pid>) -> std::io::Result<BTreeSet<u32>> {
         let others = self.servers()?.into_iter().filter(|holder| Some(holder.pid) != me);
-        Ok(others.flat_map(|holder| holder.datagrams).collect())
+        Ok(others.flat_map(|holder| holder.record.datagrams).collect())
     }
 
     /// The server with this main process, if it lives.
@@ -181,20 +173,8 @@ impl RunDir {
                 true
             }
         };
-        let holder = Holder {
-            pid,
-            start: record.start,
-            generation: record.generation,
-            supervisor: record.supervisor,
-            session: record.session,
-            socket: self.path().join(record.socket),
-            command: record.command.to_owned(),
-            call: record.call,
-            replaced: record.replaced,
-            datagrams: record.datagrams,
-            owner: self.owner(),
-            is_orphan,
-        };
+        let (socket, owner) = (self.path().join(&record.socket_name), self.owner());
+        let holder = Holder { record, socket, owner, is_orphan };
         Ok((holder, is_orphan.then_some(Registration { lock: file, pid })))
     }
 
@@ -216,7 +196,7 @@ impl RunDir {
     }
 
     /// What a record of another namespace tells. A pid of another pid namespace says nothing here.
-    fn missing_elsewhere(&self, record: &Record<'_>, file: &File) -> Missing {
+    fn missing_elsewhere(&self, record: &Record, file: &File) -> Missing {
         let boot = procfs::boot_id();
         let is_here = || record.namespaces.pid == self.namespaces().pid;
         match procfs::find(record.pid) {
@@ -232,7 +212,7 @@ impl RunDir {
 
     /// What the names of a server's sockets begin with, even if its record is of another namespace.
     pub(super) fn sockets_of(&self, pid: Pid) -> std::io::Result<Option<String>> {
-        let stem = |record: Record<'_>| record.socket.strip_suffix(".sock").map(str::to_owned);
+        let stem = |record: Record| record.socket_name.strip_suffix(".sock").map(str::to_owned);
         match self.read_record(pid) {
             Ok((_, text)) if !text.is_empty() => Ok(Record::parse(&text).and_then(stem)),
             Ok(_) | Err(Missing::Unclear) => Err(std::io::Error::other(CANNOT_BE_READ)),

@@ -2,7 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use super::port::has;
 use super::{Asker, Found, Holder, May, Missing};
 use crate::address::Address;
 use crate::place::Place;
@@ -80,7 +79,7 @@ impl RunDir {
                 continue;
             }
             match self.holder(pid) {
-                Ok(holder) if !holder.is_orphan || has(pid, &own) => holders.push(holder),
+                Ok(holder) => holders.push(holder),
                 Err(Missing::Unclear) => {
                     return Err(Found::Unclear(format!("unable to read the record of server {pid}")));
                 }
@@ -90,12 +89,6 @@ impl RunDir {
                 }
                 // Its pidfile does not tell who listens in these namespaces.
                 Err(Missing::Unseen) => {}
-                Ok(_) => {
-                    let note = format!("pid {pid} has lost its supervisor and listens elsewhere, not on {own}");
-                    if !notes.contains(&note) {
-                        notes.push(note);
-                    }
-                }
                 Err(Missing::Gone) => {
                     notes.push(format!("the pidfile of {own} is stale (it is removed)"));
                     self.unlink(&pidfile(&own));

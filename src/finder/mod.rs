@@ -19,5 +19,4 @@ pub use caretaker::{CARES_WITHIN, STARTS_WITHIN};
 pub use holder::{Holder, Missing, Registration};
 pub use port::user_name;
 pub use question::{Asker, Found, May, Mine};
-pub use registration::Entry;
 pub use revive::have_written_again;

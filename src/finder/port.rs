@@ -6,11 +6,10 @@ use super::revive::ask_to_write_again;
 use super::{Asker, Found, Holder, Mine};
 use crate::address::Address;
 use crate::error::reason;
-use crate::procfs::{self, MARK, Snapshot, Stat};
+use crate::procfs::{self, MARK, Snapshot};
 use crate::rundir::RunDir;
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::pid::Pid;
-use std::collections::BTreeSet;
 use std::path::Path;
 
 /// The holder of a port that no pidfile names.
@@ -112,29 +111,6 @@ impl RunDir {
         };
         format!("the port is held by pid {pid} ({}), {what}", procfs::command_line(pid))
     }
-}
-
-/// Whether an orphan has the address that its pidfile names: it or a descendant of it listens there, or nowhere at all.
-/// An orphan that listens nowhere was told to bind and has not done so yet, or is leaving. For a name nothing can be
-/// asked.
-pub(super) fn has(pid: Pid, address: &Address) -> bool {
-    if let Address::Name(_) = address {
-        return true;
-    }
-    // What cannot be seen does not speak against the pidfile.
-    let Ok(listeners) = net::listeners() else { return true };
-    let snapshot = Snapshot::take();
-    let mut held = BTreeSet::new();
-    let is_its = |stat: &&Stat| snapshot.ancestry(stat.pid.raw()).any(|a| a.pid == pid || a.group == pid.raw());
-    for stat in snapshot.all().filter(is_its) {
-        match procfs::find_held(stat.pid) {
-            Ok(Some(inodes)) => held.extend(inodes),
-            Ok(None) if procfs::has_ended(stat.pid) => {}
-            Ok(None) | Err(_) => return true,
-        }
-    }
-    let own: Vec<&TcpSocket> = listeners.all().filter(|s| held.contains(&s.inode)).collect();
-    snapshot.complete().is_err() || own.is_empty() || own.iter().any(|s| s.local.collides(address))
 }
 
 /// The name of a user, or the number if there is no name.

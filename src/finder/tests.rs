@@ -1,6 +1,7 @@
 use super::*;
 use crate::address::Address;
 use crate::procfs;
+use crate::record::Record;
 use crate::rundir::{Notes, RunDir, record_name};
 use crate::sys::pid::Pid;
 use nix::sys::stat::Mode;
@@ -12,8 +13,9 @@ fn run_dir() -> (tempfile::TempDir, RunDir) {
     (temp, dir)
 }
 
-fn start(pid: Pid) -> u64 {
-    procfs::stat(pid).unwrap().start
+fn record(pid: Pid, socket: &str, command: &str) -> Record {
+    let start = procfs::stat(pid).unwrap().start;
+    Record { generation: 1, socket_name: socket.into(), command: command.into(), ..Record::of(pid, start) }
 }
 
 fn address() -> Address {
@@ -47,17 +49,7 @@ fn a_registered_server_is_found_and_a_dead_one_is_stale() {
     let (_temp, dir) = run_dir();
     let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     let pid = Pid::of(&child);
-    let record = Entry {
-        pid,
-        start: start(pid),
-        session: None,
-        generation: 7,
-        socket: "1-1.sock",
-        command: "sleep\n60",
-        replaced: &[],
-        datagrams: &[],
-    };
-    let registration = dir.register(&record).unwrap();
+    let registration = dir.register(Record { generation: 7, ..record(pid, "1-1.sock", "sleep\n60") }).unwrap();
     assert!(matches!(claim(&dir, pid).0, Found::Vacant(_)));
     let Found::Taken(holders) = claim(&dir, Pid::own()).0 else { panic!() };
     assert_eq!((holders[0].pid, holders[0].generation), (pid, 7));
@@ -77,18 +69,8 @@ fn a_registered_server_is_found_and_a_dead_one_is_stale() {
 fn a_record_that_took_the_name_of_another_is_left_alone() {
     let (_temp, dir) = run_dir();
     let me = Pid::own();
-    let entry = |socket| Entry {
-        pid: me,
-        start: start(me),
-        session: None,
-        generation: 1,
-        socket,
-        command: "x",
-        replaced: &[],
-        datagrams: &[],
-    };
-    let old = dir.register(&entry("old.sock")).unwrap();
-    let new = dir.register(&entry("new.sock")).unwrap();
+    let old = dir.register(record(me, "old.sock", "x")).unwrap();
+    let new = dir.register(record(me, "new.sock", "x")).unwrap();
     dir.deregister(old, &[]);
     assert!(dir.path().join(record_name(me)).exists());
     dir.deregister(new, &[]);
@@ -100,18 +82,7 @@ fn an_address_is_not_taken_from_a_third_server() {
     let (_temp, dir) = run_dir();
     let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
     let (pid, me) = (Pid::of(&child), Pid::own());
-    let third = dir
-        .register(&Entry {
-            pid,
-            start: start(pid),
-            session: None,
-            generation: 1,
-            socket: "1-1.sock",
-            command: "sleep 60",
-            replaced: &[],
-            datagrams: &[],
-        })
-        .unwrap();
+    let third = dir.register(record(pid, "1-1.sock", "sleep 60")).unwrap();
     assert!(matches!(claim(&dir, pid).0, Found::Vacant(_)));
     assert_eq!(dir.take(&address(), me, &[], &[]), Ok(false));
     assert_eq!(dir.take(&address(), me, &[pid], &[]), Ok(true));

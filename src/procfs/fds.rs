@@ -8,16 +8,6 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io;
 
-/// Inodes of the sockets that a process holds; `None` if it may not be asked.
-pub fn sockets(pid: Pid) -> Option<BTreeSet<u32>> {
-    find_held(pid).ok()?
-}
-
-/// The sockets that a process holds, by fd number and inode; `None` if it may not be asked.
-pub fn socket_fds(pid: Pid) -> Option<Vec<(i32, u32)>> {
-    find_sockets(pid).ok()?
-}
-
 /// The sockets that a process holds, by fd number and inode; `None` if it may not be asked, or is gone. An error if it
 /// cannot be looked at, for want of fds for example.
 pub fn find_sockets(pid: Pid) -> io::Result<Option<Vec<(i32, u32)>>> {
@@ -48,13 +38,7 @@ pub fn find_sockets(pid: Pid) -> io::Result<Option<Vec<(i32, u32)>>> {
     Ok(Some(found))
 }
 
-/// Inodes of the sockets that a process holds; none if it may not be asked. An error if it cannot be looked at, for want
-/// of fds for example.
-pub fn find_inodes(pid: Pid) -> io::Result<BTreeSet<u32>> {
-    Ok(find_held(pid)?.unwrap_or_default())
-}
-
-/// Like [`find_inodes`], but `None` if it may not be asked, or is gone.
+/// Like [`find_sockets`], the inodes alone.
 pub fn find_held(pid: Pid) -> io::Result<Option<BTreeSet<u32>>> {
     Ok(find_sockets(pid)?.map(|fds| fds.into_iter().map(|(_, inode)| inode).collect()))
 }

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::fds::{Held, socket_fds, sockets};
+use super::fds::{Held, find_held, find_sockets};
 use super::process::{Stat, has_ended, is_of_this_user};
 use super::program::{copies, serverswaps};
 use super::snapshot::Snapshot;
@@ -40,7 +40,7 @@ pub fn holders(inodes: &BTreeSet<u32>, since: u64) -> io::Result<Holders> {
         if is_this_program(stat.pid) {
             continue;
         }
-        let Some(fds) = socket_fds(stat.pid) else {
+        let Ok(Some(fds)) = find_sockets(stat.pid) else {
             found.may_be_more |=
                 stat.start >= since && (euid.is_root() || is_of_this_user(stat.pid)) && !has_ended(stat.pid);
             continue;
@@ -76,7 +76,7 @@ impl Snapshot {
         // The youngest first: as a rule a new server has them, and the files of all the others need not be listed.
         let mut others = self.alive.values().rev().filter(|stat| stat.pid != own);
         while let (false, Some(stat)) = (left.is_empty(), others.next()) {
-            let held = sockets(stat.pid).unwrap_or_default();
+            let held = find_held(stat.pid).ok().flatten().unwrap_or_default();
             if !(left.is_disjoint(&held) || is_ending(stat) || is_serverswap(stat.pid) && *somebody_ends) {
                 left.retain(|inode| !held.contains(inode));
             }

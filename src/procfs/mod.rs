@@ -12,7 +12,7 @@ mod snapshot;
 #[cfg(test)]
 mod tests;
 
-pub use fds::{Held, find_held, find_inodes, find_sockets, sockets};
+pub use fds::{Held, find_held, find_sockets};
 pub use holders::{Holders, holders};
 pub use ports::{ephemeral_ports, is_fixed};
 pub use process::{

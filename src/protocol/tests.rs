@@ -19,7 +19,7 @@ fn every_word_is_accepted_and_read_back() {
         assert_eq!(ServerWord::parse(&word.to_string()), Ok(word));
     }
     for word in [
-        PeerWord::Peer(1),
+        PeerWord::Peer(PEER_VERSION),
         PeerWord::Claim,
         PeerWord::Takedown(a()),
         PeerWord::Drain,
@@ -34,7 +34,7 @@ fn every_word_is_accepted_and_read_back() {
         assert_eq!(PeerWord::parse(&word.to_string()), Ok(word));
     }
     for word in [
-        HolderWord::Peer(1),
+        HolderWord::Peer(PEER_VERSION),
         HolderWord::Holds(a()),
         HolderWord::Sockets(2),
         HolderWord::Waits("it is not up yet".into()),

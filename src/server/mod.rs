@@ -153,7 +153,7 @@ impl Server {
     fn note_sessions(&self, members: &[&Stat]) -> io::Result<()> {
         let listeners: BTreeSet<u32> = net::listeners()?.all().map(|s| s.inode).collect();
         for stat in members.iter().filter(|stat| !self.seen.has_session(stat.session)) {
-            if !procfs::find_inodes(stat.pid)?.is_disjoint(&listeners) {
+            if !procfs::find_held(stat.pid)?.unwrap_or_default().is_disjoint(&listeners) {
                 self.seen.session(stat.session);
             }
         }

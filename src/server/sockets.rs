@@ -150,7 +150,7 @@ impl Server {
         let may = |stat: &&Stat| procfs::is_of_this_user(stat.pid) && !is_serverswap(stat.pid);
         let mut heirs = Vec::new();
         for stat in snapshot.all().filter(is_other) {
-            if !procfs::find_inodes(stat.pid)?.is_disjoint(&left) && may(&stat) {
+            if !procfs::find_held(stat.pid)?.unwrap_or_default().is_disjoint(&left) && may(&stat) {
                 heirs.push(stat);
             }
         }

@@ -75,10 +75,10 @@ impl Group {
 
     /// Lets go of these sockets of old servers. The caller then looks whether the kernel has closed the last of them.
     pub(super) fn drop_all(&mut self, inodes: Vec<u32>, fetch: Fetch<'_>) {
-        if self.is_lost_with_any() {
-            // For a moment our program may name any of them.
-            self.olds().for_each(|old| drop(old.refuse_newcomers(None)));
-        }
+        // For a moment our program may name any of them, and somebody else may hold one for longer, where its index means
+        // the member that comes there. Nobody accepts from it: whoever meets it tries again.
+        let leaving = self.members.iter().filter(|member| inodes.contains(&member.inode)).filter_map(Member::handle);
+        leaving.for_each(|handle| drop(handle.socket.refuse_newcomers(None)));
         for (nth, inode) in inodes.into_iter().enumerate() {
             // Where the next one is depends on whether the one before has left.
             if nth > 0 {
@@ -88,9 +88,6 @@ impl Group {
             let Some(index) = self.members.iter().position(is_it) else { continue };
             let side = self.members.iter_mut().nth(index).map(|m| std::mem::replace(&mut m.side, Side::Dropped));
             let Some(Side::Old(handle)) = side else { continue };
-            // Somebody else may hold it for another moment, where its index means the member that comes there. Nobody
-            // accepts from it: whoever meets it tries again.
-            let _ = handle.socket.refuse_newcomers(None);
             let _ = handle.socket.steer(&self.program());
             // The last member takes its index. If our program would then be wrong, one that will be right replaces it.
             if let Some(ranges) = self.members.ranges_after(index, &self.receives(), self.receivers()) {

@@ -122,10 +122,6 @@ impl Sharing {
     /// This old server is gone, and nobody holds its listeners: lets go of them. Whether the kernel has closed them.
     pub fn drop_olds(&mut self, old: u64, fetch: Fetch<'_>) -> bool {
         for group in self.groups_mut().filter(|group| group.old == Some(old)) {
-            if group.proofs().count() < group.olds().count() {
-                // For a moment the index may name an old socket: whoever meets it tries again.
-                group.olds().for_each(|old| drop(old.refuse_newcomers(None)));
-            }
             group.drop_all(group.kept(), fetch);
         }
         // One look for all: a server may have a thousand.
@@ -138,11 +134,9 @@ impl Sharing {
 
     /// The old servers have ended before the new one has proven itself, which is alone now.
     pub fn forget_olds(&mut self, fetch: Fetch<'_>) {
-        for group in self.groups_mut().filter(|group| group.old.is_some()) {
-            group.drop_all(group.kept(), fetch);
-            group.reap_now(fetch);
-            group.old = None;
-        }
+        let olds: BTreeSet<u64> = self.groups().filter_map(|group| group.old).collect();
+        olds.into_iter().for_each(|old| _ = self.drop_olds(old, fetch));
+        self.groups_mut().for_each(|group| group.old = None);
     }
 
     /// The lock of this old server may be somebody else's by now: lets go of its listeners, and of the port as it is

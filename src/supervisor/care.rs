@@ -99,7 +99,7 @@ impl Supervisor {
         holder: Holder,
         lock: Registration,
         server: Server,
-        Recovered { orphan, addresses, held, heir, .. }: Recovered,
+        Recovered { orphan, addresses, held, misnamed, heir, .. }: Recovered,
     ) -> Result<()> {
         let failed = |e: io::Error| Error::unable("take care of it", e, "the server serves on without");
         let stem = holder.socket.file_stem().map(|stem| stem.to_string_lossy().into_owned()).unwrap_or_default();
@@ -126,19 +126,20 @@ impl Supervisor {
         let names_of = Names {
             number: holder.generation,
             registration: Some(lock),
-            replaced: holder.replaced,
+            replaced: holder.replaced.clone(),
             name: machine.name(),
             held: held.clone(),
-            datagrams: holder.datagrams,
+            datagrams: holder.datagrams.clone(),
             ..Names::default()
         };
         let mut live = Live::new(machine, server, names_of, sockets);
         live.joining.unshared = unshared;
         live.life = Life { end: Some(end), was_up: true, ..Life::default() };
+        self.agenda.pending.extend(heir.map(|_| Event::HeirAwaited));
         let heir = heir.map(|heir| (heir, Instant::now() + CARES_WITHIN));
         live.standing = Standing { succeeded: true, heir, ..Standing::default() };
         self.live = Some(live);
-        if !self.register_again() {
+        if self.register_again().is_none() {
             self.live = None;
             return Err(failed(io::Error::other("its record cannot be written")));
         }
@@ -146,32 +147,16 @@ impl Supervisor {
             self.carry_out(effect);
         }
         let unnamed = listening.into_iter().filter(|address| orphan != Orphan::Superseded && !held.contains(address));
-        unnamed.for_each(|address| self.carry_out(Effect::Hold(address)));
+        let named_anew = unnamed.map(Effect::Hold).chain(misnamed.into_iter().map(Effect::Unhold));
+        named_anew.for_each(|effect| self.carry_out(effect));
         Ok(())
     }
 
-    /// Somebody wants to replace our server. The heir, a supervisor that had the lock before this caretaker came, goes
-    /// first: its server listens beside ours already.
+    /// Somebody wants to replace our server.
     pub(super) fn claims(&mut self, claimer: ClaimerId) {
         let peer = self.peers.conns.get(&claimer.0).and_then(|conn| conn.out.peer());
-        let Some(live) = self.live.as_mut() else { return };
-        if live.standing.heir.is_some_and(|(heir, _)| Some(heir) != peer) {
-            live.standing.behind.push(claimer);
-            return self.poll_soon();
-        }
-        live.standing.heir = None;
-        self.feed(Event::Claim(claimer));
-        self.let_the_others_claim();
-    }
-
-    /// Queues the claimers that wait for the heir, once it has claimed the server, has died, or does not come in time.
-    pub(super) fn let_the_others_claim(&mut self) {
-        let Some(live) = self.live.as_mut() else { return };
-        live.standing.heir.take_if(|(heir, until)| procfs::has_ended(*heir) || *until < Instant::now());
-        if live.standing.heir.is_none() {
-            let behind = std::mem::take(&mut live.standing.behind);
-            self.agenda.pending.extend(behind.into_iter().map(Event::Claim));
-        }
+        let heir = self.live.as_mut().and_then(|live| live.standing.heir.take_if(|(heir, _)| Some(*heir) == peer));
+        self.feed(if heir.is_some() { Event::HeirClaims(claimer) } else { Event::Claim(claimer) });
     }
 
     /// Starts a caretaker of a server, unless one has just been started, and says what becomes of the server.

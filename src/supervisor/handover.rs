@@ -39,10 +39,8 @@ impl Supervisor {
             return self.feed(swap::Event::Locked(OldId(id), holds));
         }
         if holds.iter().any(Address::is_port) && self.live.as_ref().is_some_and(Live::is_shared) {
-            match self.share(id, &holds, sockets) {
-                Ok(()) => self.feed(swap::Event::Shares(OldId(id))),
-                Err(why) => self.feed(swap::Event::Unshared(OldId(id), why)),
-            }
+            let shared = self.share(id, &holds, sockets);
+            self.feed(swap::Event::Shares(OldId(id), shared));
         }
         self.feed(swap::Event::Locked(OldId(id), holds));
     }

@@ -6,6 +6,7 @@ use crate::finder::May;
 use crate::place::Place;
 use crate::server::Watch;
 use crate::swap::Meets;
+use crate::sys::seccomp::Answer;
 use crate::sys::steer::{OwnProgram, Socket};
 use nix::libc;
 use std::io;
@@ -16,42 +17,35 @@ use std::sync::Arc;
 pub struct Held {
     watch: Arc<Watch>,
     id: u64,
-    outcome: Outcome,
-}
-
-/// What becomes of a call.
-pub(super) enum Outcome {
-    /// It runs as if nobody had looked.
-    Runs,
-    /// It returns this errno, or 0.
-    Returns(i32),
+    becomes: Answer,
 }
 
 impl Held {
     /// A call of this number.
     pub fn new(watch: Arc<Watch>, id: u64) -> Held {
-        Held { watch, id, outcome: Outcome::Returns(libc::EINTR) }
+        Held { watch, id, becomes: Answer::Returns(libc::EINTR) }
     }
 
     /// Lets the call run as if nobody had looked.
     pub fn proceed(mut self) {
-        self.outcome = Outcome::Runs;
+        self.becomes = Answer::Runs;
     }
 
     /// Gives the call this result.
     pub fn conclude(mut self, result: io::Result<()>) {
-        let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EADDRINUSE));
-        self.outcome = Outcome::Returns(errno);
+        self.becomes = Answer::Returns(errno_of(result));
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        match self.outcome {
-            Outcome::Runs => self.watch.proceed(self.id),
-            Outcome::Returns(errno) => self.watch.conclude(self.id, errno),
-        }
+        self.watch.notifier.answer(&self.watch.ledger, self.id, self.becomes);
     }
+}
+
+/// 0, or what a call failed with: as a rule somebody else has the address.
+pub fn errno_of(result: io::Result<()>) -> i32 {
+    result.err().map_or(0, |e| e.raw_os_error().unwrap_or(libc::EADDRINUSE))
 }
 
 /// A `listen` that waits for an answer.

@@ -8,7 +8,7 @@ use super::live::{Left, Live, UNCLEAR_FOR};
 use super::sharing::listen_alone;
 use super::state::Supervisor;
 use crate::finder::{Beside, CARES_WITHIN};
-use crate::recovery::{self, Fate};
+use crate::recovery;
 use crate::share;
 use crate::swap::{self, ClaimerId, Level};
 use crate::sys::net::{self, Listeners, TcpSocket};
@@ -25,7 +25,6 @@ impl Supervisor {
     /// A claimer has gone away: if its server serves in our place, ours still has to go.
     pub(super) fn claimer_closed(&mut self, claimer: ClaimerId) {
         let Some(live) = self.live.as_mut() else { return };
-        live.standing.behind.retain(|waiting| *waiting != claimer);
         if !live.machine.is_locked_by(claimer) {
             // A claimer that never had the lock has left nothing on our server's sockets.
             return self.feed(swap::Event::ClaimerGone(claimer));
@@ -77,14 +76,14 @@ impl Supervisor {
         }
         let mut waits = false;
         for Beside { holder, party } in &beside {
-            let fate = scene.fate(party);
-            waits |= fate == Fate::Unswitched;
+            let found = scene.of(party).recover(None);
+            let becomes = match () {
+                () if found.unswitched.is_empty() => TAKEN_OVER,
+                () if found.orphan == swap::Orphan::Superseded => NOT_SWITCHED,
+                () => ELSEWHERE,
+            };
+            waits |= becomes == NOT_SWITCHED;
             if holder.is_orphan {
-                let becomes = match fate {
-                    Fate::Unswitched => NOT_SWITCHED,
-                    Fate::Swaps => TAKEN_OVER,
-                    Fate::Elsewhere => ELSEWHERE,
-                };
                 self.care(holder, becomes);
             }
         }

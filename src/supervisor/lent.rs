@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::held::Waiting;
+use super::held::{Waiting, errno_of};
 use super::live::Live;
 use super::sharing::sockets;
 use super::state::Supervisor;
@@ -37,8 +37,7 @@ impl Supervisor {
             Some(socket) if socket.is_tcp() => self.join_old(id, &socket, backlog),
             _ => Err(Errno::EBADF.into()),
         };
-        let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(nix::libc::EADDRINUSE));
-        self.tell(id, &PeerWord::Joined(errno));
+        self.tell(id, &PeerWord::Joined(errno_of(result)));
     }
 
     /// The supervisor of the new server has let the oldest listener that we sent it join.

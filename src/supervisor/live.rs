@@ -114,10 +114,8 @@ pub(super) struct Standing {
     pub(super) left_by: Option<Left>,
     /// Another server may listen beside it, since a claimer went away or from before a caretaker came.
     pub(super) succeeded: bool,
-    /// The supervisor that had the lock before this caretaker came, and until when other claims wait for its claim.
+    /// The supervisor that had the lock before this caretaker came, and until when its claim is waited for.
     pub(super) heir: Option<(Pid, Instant)>,
-    /// Claimers that wait until the heir has claimed the server, has died, or does not come in time.
-    pub(super) behind: Vec<ClaimerId>,
     /// New connections go to a newer server; `drain` watches those that it still has, `None` while that is impossible.
     pub(super) drains: bool,
     pub(super) drain: Option<Drain>,

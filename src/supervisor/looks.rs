@@ -133,8 +133,9 @@ impl Supervisor {
         if live.looks.discover_until.is_some() {
             let _ = self.discover(sockets);
         }
-        self.let_the_others_claim();
         let Some(live) = self.live.as_mut() else { return false };
+        let heir = live.standing.heir.take_if(|(heir, until)| procfs::has_ended(*heir) || *until < now);
+        self.agenda.pending.extend(heir.map(|_| swap::Event::HeirGone));
         let (followed, left) = (live.standing.succeeded, left_alone(live, sockets, &mut self.agenda.pending));
         if left {
             self.decide_swap_of_dead();
@@ -143,8 +144,7 @@ impl Supervisor {
         }
         let Some(live) = self.live.as_mut() else { return false };
         let sharing = left | look_at_shared(live, sockets, &mut self.agenda.pending, self.run.probe);
-        let looks =
-            !live.looks.watching.is_empty() || !live.looks.releasing.is_empty() || !live.standing.behind.is_empty();
+        let looks = !live.looks.watching.is_empty() || !live.looks.releasing.is_empty() || live.standing.heir.is_some();
         let has_ended = live.life.ended.is_some();
         if has_ended {
             self.look_for_rest(sockets);

@@ -8,8 +8,9 @@ use super::state::Supervisor;
 use super::threads::{self, Id};
 use crate::error::status;
 use crate::family::Jobs;
-use crate::finder::{Entry, Registration};
+use crate::finder::Registration;
 use crate::procfs;
+use crate::record::Record;
 use crate::rundir::{LOCK_PATIENCE, RunDir, pidfile};
 use crate::server::{Rest, Server};
 use crate::swap::{self, Level};
@@ -124,7 +125,7 @@ impl Supervisor {
         self.log.say(Level::Notice, live.machine.name().as_ref(), &format!("process {pid} goes on as the server"));
         // The new record first, then the pidfiles, then the old record goes: whoever looks meanwhile finds
         // the server.
-        let before = self.write_record();
+        let before = self.register_again();
         let Some(live) = self.live.as_mut() else { return };
         if self.dir.hold() {
             for address in &live.names.held {
@@ -140,36 +141,26 @@ impl Supervisor {
             self.clock.poll_at = Some(Instant::now() + POLL_FIRST);
         }
         if let Some(before) = before {
-            self.dir.forget(before, pid);
+            self.dir.deregister(before, &[]);
         }
         if let Ok(pidfd) = live.server.watch() {
             live.life.end = threads::end_of(self.events.clone(), pid, pidfd).ok();
         }
     }
 
-    /// Writes the record anew: something in it has changed. `false` if it cannot be written.
-    pub(super) fn register_again(&mut self) -> bool {
-        let before = self.write_record();
-        let (Some(before), Some(live)) = (before, self.live.as_ref()) else { return false };
-        self.dir.forget(before, live.server.pid);
-        true
-    }
-
-    /// Writes the record, and gives what was there before.
-    fn write_record(&mut self) -> Option<Registration> {
+    /// Writes the record anew: something in it has changed. Gives what was there before; `None` if it cannot be written.
+    pub(super) fn register_again(&mut self) -> Option<Registration> {
         let live = self.live.as_mut()?;
-        let command = self.run.line();
-        let entry = Entry {
-            pid: live.server.pid,
-            start: live.server.start,
+        let record = Record {
             session: live.server.session(),
             generation: live.names.number,
-            socket: &live.sockets.names[0],
-            command: &command,
-            replaced: &live.names.replaced,
-            datagrams: &live.names.datagrams,
+            socket_name: live.sockets.names[0].clone(),
+            command: self.run.line(),
+            replaced: live.names.replaced.clone(),
+            datagrams: live.names.datagrams.clone(),
+            ..Record::of(live.server.pid, live.server.start)
         };
-        match self.dir.register(&entry) {
+        match self.dir.register(record) {
             Ok(new) => live.names.registration.replace(new),
             Err(why) => {
                 self.log.say(Level::Warning, None, &format!("unable to write its record: {why}"));

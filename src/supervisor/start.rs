@@ -10,8 +10,9 @@ use super::threads::{self, Link};
 use super::watching;
 use crate::error::{Error, Result};
 use crate::family::Jobs;
-use crate::finder::{Entry, Holder, Registration};
+use crate::finder::{Holder, Registration};
 use crate::protocol::CopyWord;
+use crate::record::Record;
 use crate::server::{Server, Surroundings};
 use crate::swap::{self, Effect, Level, Order, Settings};
 use crate::sys::process::Pid;
@@ -100,10 +101,10 @@ impl Supervisor {
     }
 
     fn register_new(&self, server: &Server, generation: u64, socket: &str, command: &str) -> Result<Registration> {
-        let (pid, start, session) = (server.pid, server.start, server.session());
-        let entry = Entry { pid, start, session, generation, socket, command, replaced: &[], datagrams: &[] };
+        let (socket_name, command, session) = (socket.to_owned(), command.to_owned(), server.session());
+        let record = Record { session, generation, socket_name, command, ..Record::of(server.pid, server.start) };
         let consequence = "the new server is killed before it ran";
-        self.dir.register(&entry).map_err(|why| Error::unable("write its record", why, consequence))
+        self.dir.register(record).map_err(|why| Error::unable("write its record", why, consequence))
     }
 
     /// Begins with a server whose threads have started, or could not.

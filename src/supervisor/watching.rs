@@ -35,18 +35,6 @@ impl Watch {
             std::thread::sleep(Duration::from_millis(100));
         }
     }
-
-    /// Lets a call run as if nobody had looked.
-    pub fn proceed(&self, id: u64) {
-        self.notifier.proceed(id);
-        self.ledger.clear(id);
-    }
-
-    /// Gives a call this result instead: 0, or an errno.
-    pub fn conclude(&self, id: u64, errno: i32) {
-        self.notifier.conclude(id, errno);
-        self.ledger.clear(id);
-    }
 }
 
 /// Sees the calls of a server until nobody of it is left.
@@ -55,7 +43,7 @@ pub fn watch(events: Events, watch: Arc<Watch>, mark: String, dir: RunDir) -> io
         let mut watcher = Watcher::new(watch.clone(), mark, dir);
         let unshared = |why: String| drop(events.send(Event::Unshared(why)));
         while let Some(call) = watch.next(unshared) {
-            let held = || Held::new(watch.clone(), call.id);
+            let held = Held::new(watch.clone(), call.id);
             // Only the main process is sure to serve: that the sockets of another one cannot be had means nothing yet.
             let is_main = || call.caller().map(|caller| caller.process) == watch.facts.read().0;
             let denied = |e: &io::Error| {
@@ -71,34 +59,34 @@ pub fn watch(events: Events, watch: Arc<Watch>, mark: String, dir: RunDir) -> io
                         // What could not be found out runs as if nobody had looked.
                         Err(e) => denied(&e),
                     }
-                    watch.proceed(call.id);
+                    held.proceed();
                 }
                 Call::Steer => match watcher.steer(&call) {
                     Ok(Some((socket, program))) => {
-                        let steering = Steering { call: held(), socket, program };
+                        let steering = Steering { call: held, socket, program };
                         if events.send(Event::Steers(steering)).is_err() {
                             return;
                         }
                     }
-                    Ok(None) => watch.proceed(call.id),
+                    Ok(None) => held.proceed(),
                     Err(_) => {
                         unshared("the server steers it by a program of its own, which cannot be read".into());
-                        watch.proceed(call.id);
+                        held.proceed();
                     }
                 },
                 Call::Listen(backlog) => match watcher.listen(&call) {
                     Ok(Some((socket, place, meets, may))) => {
                         // By this listener its holders are known as the server's, whatever their environment is.
                         let _ = socket.inode().map(|inode| watch.seen.listener(inode));
-                        let waiting = Waiting { call: held(), socket, place, backlog, meets, may };
+                        let waiting = Waiting { call: held, socket, place, backlog, meets, may };
                         if events.send(Event::Called(waiting)).is_err() {
                             return;
                         }
                     }
-                    Ok(None) => watch.proceed(call.id),
+                    Ok(None) => held.proceed(),
                     Err(e) => {
                         denied(&e);
-                        watch.proceed(call.id);
+                        held.proceed();
                     }
                 },
             }

@@ -187,6 +187,7 @@ impl Generation {
         match () {
             () if self.is_starting() => "it is not up yet",
             () if self.is_giving_way() => "it is on its way out",
+            () if self.tenure.awaits_heir => "the supervisor that was about to replace it comes first",
             () if self.claimer().is_some() => "another server is about to replace it",
             () if self.claim.olds.values().any(|old| !old.is_stopped()) => "it is about to take over another address",
             () if !self.claim.olds.is_empty() => "the server that it has replaced is not gone yet",
@@ -219,8 +220,7 @@ impl Generation {
                 claim.fail_address(ours, own, status::FAILED, &why);
             }
             Event::Vacant(_) | Event::Foreign(_) | Event::Blocked(..) => {}
-            Event::Shares(id) => claim.note(id, |old| old.shares = true),
-            Event::Unshared(id, why) => claim.note(id, |old| old.unshared = Some(why)),
+            Event::Shares(id, can) => claim.note(id, |old| old.sharing = Some(can)),
             Event::Attended(id) => claim.note(id, Old::attended),
             Event::Locked(id, holds) => claim.locked(ours, id, holds),
             Event::OldReleased(id, address) => claim.old_released(ours, id, address),
@@ -229,6 +229,9 @@ impl Generation {
             Event::OldGone(id) => claim.old_gone(ours, id),
             Event::OldLost(id) => claim.old_lost(ours, id),
             Event::Claim(claimer) => tenure.enqueue(claimer, Wish::Replace),
+            Event::HeirClaims(claimer) => tenure.enqueue_heir(claimer),
+            Event::HeirAwaited => tenure.awaits_heir = true,
+            Event::HeirGone => tenure.awaits_heir = false,
             Event::ClaimerGone(claimer) => tenure.claimer_gone(ours, claimer),
             Event::Succeeded(claimer) => tenure.succeeded(ours, claimer),
             Event::Alone => tenure.is_alone(ours),
@@ -237,10 +240,7 @@ impl Generation {
             Event::AskedStay(by) if up && tenure.is_drained_for(by) => tenure.drain_no_more(ours),
             Event::AskedTakedown(claimer, address) => tenure.asked_takedown(ours, claimer, address),
             Event::Free(own) => tenure.release(ours, &own),
-            Event::Quiesced => {
-                let next = tenure.quiesced(ours);
-                self.follow(next);
-            }
+            Event::Quiesced => self.follow(Tenure::quiesced),
             Event::Drained if up && lease.is_draining() => self.leave(Why::Requested),
             Event::AskedStop(by) if up && tenure.is_locked_by(by) => self.leave(Why::Requested),
             Event::AskedStay(_) | Event::Drained | Event::AskedStop(_) => {}
@@ -325,10 +325,7 @@ impl Generation {
             Timer::Ready => claim.ready_time_is_up(ours),
             Timer::Quiet => claim.wants.is_quiet = true,
             Timer::Partial => tenure.partial_time_is_up(ours),
-            Timer::Drain => {
-                let next = tenure.drain_time_is_up(ours);
-                self.follow(next);
-            }
+            Timer::Drain => self.follow(Tenure::drain_time_is_up),
             Timer::Kill => {
                 ours.report(Level::Warning, ours.slots.name(), "the server did not stop in time (it is killed)");
                 ours.effects.push(Effect::Kill);
@@ -368,12 +365,10 @@ impl Generation {
         if !self.is_leaving() {
             self.claim.settle(&mut self.ours);
             if self.is_free() && !self.ours.slots.is_acquiring() {
-                let next = self.tenure.lend(&mut self.ours);
-                self.follow(next);
+                self.follow(Tenure::lend);
             }
             if self.is_up() {
-                let next = self.tenure.hand_over(&mut self.ours);
-                self.follow(next);
+                self.follow(Tenure::hand_over);
             }
         }
         let Generation { ours, claim, tenure } = self;
@@ -391,8 +386,9 @@ impl Generation {
         }
     }
 
-    fn follow(&mut self, next: Next) {
-        match next {
+    /// Lets the old side do something, and does what follows for the server.
+    fn follow(&mut self, act: fn(&mut Tenure, &mut Ours) -> Next) {
+        match act(&mut self.tenure, &mut self.ours) {
             Next::Stays => {}
             Next::Leaves => self.leave(Why::Requested),
             Next::IsCutOff => {

@@ -15,6 +15,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub(super) struct Tenure {
     pub(super) lease: Lease,
     pub(super) queue: VecDeque<(ClaimerId, Wish)>,
+    /// The heir has not claimed the server yet: see [`super::Event::HeirAwaited`].
+    pub(super) awaits_heir: bool,
     /// The addresses that the holder of the lock asked for and does not have yet, as it wrote them.
     asked: BTreeSet<Address>,
     /// Who took TAKEDOWN for which address.
@@ -133,15 +135,27 @@ impl Tenure {
         }
     }
 
+    /// Queues the heir in front of all others.
+    pub fn enqueue_heir(&mut self, claimer: ClaimerId) {
+        self.awaits_heir = false;
+        self.queue.retain(|(c, _)| *c != claimer);
+        if !self.is_locked_by(claimer) {
+            self.queue.push_front((claimer, Wish::Replace));
+        }
+    }
+
     /// Gives the lock to the next in the queue.
     pub fn lend(&mut self, ours: &mut Ours) -> Next {
         let mut next = Next::Stays;
+        let awaits_heir = self.awaits_heir;
+        let may = |(_, wish): &(ClaimerId, Wish)| !(awaits_heir && *wish == Wish::Replace);
         while self.lease == Lease::Free
-            && let Some((claimer, wish)) = self.queue.pop_front()
+            && let Some(at) = self.queue.iter().position(may)
+            && let Some((claimer, wish)) = self.queue.remove(at)
         {
             match wish {
                 Wish::Down(_) if self.older == Older::Drain => {
-                    self.queue.push_front((claimer, wish));
+                    self.queue.insert(at, (claimer, wish));
                     break;
                 }
                 Wish::Replace => {
@@ -259,7 +273,7 @@ impl Tenure {
 
     /// Closing the listeners loses nothing now: a server that takes TAKEDOWN for all it has drains itself.
     /// One that would close only some could not go on with all if the switch is turned back.
-    pub fn quiesced(&mut self, ours: &Ours) -> Next {
+    pub fn quiesced(&mut self, ours: &mut Ours) -> Next {
         let (Lease::Draining(claimer, how), true) = (self.lease, ours.is_up()) else { return Next::Stays };
         self.lease = Lease::Draining(claimer, Drainage::Quiesced);
         let takes_all = !self.takers.is_empty() && ours.slots.keys().all(|own| self.is_taken(own));

@@ -55,10 +55,8 @@ pub enum Event {
     Bound,
     /// The server accepts connections everywhere on the shared address (asked for by [`Effect::Join`]).
     Accepts(Address),
-    /// The ports of the old server can be shared; comes before `Locked`.
-    Shares(OldId),
-    /// They cannot be, and why; comes before `Locked`.
-    Unshared(OldId, String),
+    /// Whether the ports of the old server can be shared, or why not; comes before `Locked`.
+    Shares(OldId, Result<(), String>),
     /// The holder of the lock has switched a shared port: finish what you have, then go.
     AskedDrain(ClaimerId),
     /// The record of another server, whose supervisor has died, says that it serves in our place.
@@ -100,6 +98,13 @@ pub enum Event {
     OldLost(OldId),
     /// Somebody wants to replace this server.
     Claim(ClaimerId),
+    /// Somebody had the lock of this server before it got this supervisor: the heir, whose server listens beside it
+    /// already. All others wait for its claim.
+    HeirAwaited,
+    /// The heir wants to replace this server.
+    HeirClaims(ClaimerId),
+    /// The heir is dead, or does not come in time.
+    HeirGone,
     /// The holder of the lock asks for an address.
     AskedTakedown(ClaimerId, Address),
     /// The holder of the lock asks for the end of the server.

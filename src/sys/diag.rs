@@ -65,14 +65,6 @@ impl Diag {
         Ok(sockets)
     }
 
-    fn ask_family(&self, family: i32, question: &[u8], sockets: &mut Vec<TcpSocket>) -> io::Result<()> {
-        match self.ask(question, sockets) {
-            // A kernel without IPv6.
-            Err(e) if family == nix::libc::AF_INET6 && e.raw_os_error() == Some(nix::libc::ENOENT) => Ok(()),
-            asked => asked,
-        }
-    }
-
     /// One connection, by a lookup that costs microseconds; `None` if it is gone.
     pub fn find(&self, ends: Ends) -> io::Result<Option<TcpSocket>> {
         let mut question = request(family_of(ends.local), 0, u32::MAX);
@@ -109,14 +101,18 @@ impl Diag {
     }
 }
 
-/// UDP sockets of both families, or of one, at a port or at any port if it is 0.
-pub(super) fn datagrams(families: impl Iterator<Item = i32>, port: u16) -> io::Result<Vec<TcpSocket>> {
+/// UDP sockets of these families at a port, or at any port if it is 0.
+pub(super) fn datagrams(families: &[i32], port: u16) -> io::Result<Vec<TcpSocket>> {
     let (diag, mut sockets) = (Diag::kept()?, Vec::new());
-    for family in families {
+    for &family in families {
         let mut question = request(family, nix::libc::NLM_F_DUMP, u32::MAX);
         question[17] = nix::libc::IPPROTO_UDP as u8;
         question[24..26].copy_from_slice(&port.to_be_bytes());
-        diag.ask_family(family, &question, &mut sockets)?;
+        match diag.ask(&question, &mut sockets) {
+            // A kernel without IPv6.
+            Err(e) if family == nix::libc::AF_INET6 && e.raw_os_error() == Some(nix::libc::ENOENT) => {}
+            asked => asked?,
+        }
     }
     diag.keep();
     Ok(sockets)
@@ -131,12 +127,6 @@ pub fn listens_at(address: SocketAddr) -> io::Result<bool> {
     let found = diag.find_one(&mut question)?;
     diag.keep();
     Ok(found.is_some())
-}
-
-/// Both families, or one.
-pub(super) fn families(is_v4: Option<bool>) -> impl Iterator<Item = i32> {
-    let all = [(nix::libc::AF_INET, true), (nix::libc::AF_INET6, false)];
-    all.into_iter().filter(move |(_, v4)| is_v4.is_none_or(|wanted| wanted == *v4)).map(|(family, _)| family)
 }
 
 fn request(family: i32, flags: i32, states: u32) -> [u8; REQUEST_LEN] {

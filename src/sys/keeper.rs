@@ -190,14 +190,9 @@ fn close_from(first: RawFd) {
         if libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) == 0 {
             return;
         }
+        // Room for one more.
+        libc::close(first);
         let listing = libc::open(c"/proc/self/fd".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC);
-        if listing < 0 {
-            // There is no /proc: one after the other, and there may be a million.
-            for fd in first..libc::sysconf(libc::_SC_OPEN_MAX) as RawFd {
-                libc::close(fd);
-            }
-            return;
-        }
         each_number(listing, |fd| {
             if fd >= first && fd != listing {
                 libc::close(fd);

@@ -1,20 +1,13 @@
 //! What this process may use: open files, and memory that is given back.
 
 use nix::libc;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
 
-/// The limits of open files of this process (RLIMIT_NOFILE, getrlimit(2)). Async-signal-safe.
-fn files() -> Option<libc::rlimit> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the call writes one rlimit to the pointer, which is valid.
-    let result = unsafe { libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) };
-    (result == 0).then_some(limit)
-}
-
 /// How many open files this process may have.
 pub fn open_files_max() -> usize {
-    files().map_or(0, |limit| usize::try_from(limit.rlim_cur).unwrap_or(usize::MAX))
+    getrlimit(Resource::RLIMIT_NOFILE).map_or(0, |(own, _)| usize::try_from(own).unwrap_or(usize::MAX))
 }
 
 /// The limit of open files that servers are started with; `u64::MAX` stands for our own.
@@ -23,23 +16,20 @@ static FILES: AtomicU64 = AtomicU64::new(u64::MAX);
 /// Raises the limit of open files as far as it goes, for this process and not for its servers. In a swap a supervisor
 /// holds the listeners of two servers, and each of them may be near the limit.
 pub fn raise_files() {
-    let Some(limit) = files() else { return };
-    let most = libc::rlimit { rlim_cur: limit.rlim_max, ..limit };
-    // SAFETY: a pointer to a struct of ours.
-    if unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const most) } == 0 {
-        FILES.store(limit.rlim_cur, Ordering::Relaxed);
+    if let Ok((own, most)) = getrlimit(Resource::RLIMIT_NOFILE)
+        && setrlimit(Resource::RLIMIT_NOFILE, most, most).is_ok()
+    {
+        FILES.store(own, Ordering::Relaxed);
     }
 }
 
-/// The child's side of [`raise_files`].
+/// The child's side of [`raise_files`]. Async-signal-safe.
 pub(super) fn lower_files() {
     let own = FILES.load(Ordering::Relaxed);
     if own != u64::MAX
-        && let Some(limit) = files()
+        && let Ok((_, most)) = getrlimit(Resource::RLIMIT_NOFILE)
     {
-        let lower = libc::rlimit { rlim_cur: own.min(limit.rlim_max), ..limit };
-        // SAFETY: an async-signal-safe call with a pointer to a struct of ours.
-        unsafe { libc::setrlimit(libc::RLIMIT_NOFILE, &raw const lower) };
+        let _ = setrlimit(Resource::RLIMIT_NOFILE, own.min(most), most);
     }
 }
 

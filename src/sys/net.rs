@@ -7,7 +7,7 @@ pub use super::namespace::cookie as namespace;
 pub use super::table::find as find_in_table;
 pub use super::tcp::{Ends, TcpSocket};
 
-use super::diag::{self, families};
+use super::diag;
 use super::table;
 use super::tcp::{TCP_CLOSE_WAIT, TCP_ESTABLISHED, TCP_LISTEN, TCP_SYN_RECV};
 use crate::address::Address;
@@ -15,6 +15,8 @@ use crate::place::Place;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+
+const FAMILIES: [i32; 2] = [nix::libc::AF_INET, nix::libc::AF_INET6];
 
 /// Sockets that listen, by their ports.
 #[derive(Debug, Default)]
@@ -98,8 +100,8 @@ pub fn handshakes() -> io::Result<Vec<TcpSocket>> {
 /// Inodes of the UDP sockets that are bound where a socket at this address would meet them, with their users (udp(7)).
 /// `wide`: the socket takes packets of both families.
 pub fn datagrams_at(address: SocketAddr, wide: bool) -> io::Result<Vec<(u32, u32)>> {
-    let is_v4 = if wide || address.is_ipv4() { None } else { Some(false) };
-    let sockets = diag::datagrams(families(is_v4), address.port())?;
+    let families = if wide || address.is_ipv4() { &FAMILIES[..] } else { &FAMILIES[1..] };
+    let sockets = diag::datagrams(families, address.port())?;
     // Connected sockets too, which a lookup would not name: a socket that is bound to one address is in the way of all.
     let meets = |ip: IpAddr| ip == address.ip() || ip.is_unspecified() || address.ip().is_unspecified();
     let met = sockets.into_iter().filter(|socket| meets(socket.ends.local.ip()));
@@ -108,7 +110,7 @@ pub fn datagrams_at(address: SocketAddr, wide: bool) -> io::Result<Vec<(u32, u32
 
 /// Inodes of all UDP sockets that are bound.
 pub fn datagrams() -> io::Result<BTreeSet<u32>> {
-    Ok(diag::datagrams(families(None), 0)?.into_iter().map(|socket| socket.inode).collect())
+    Ok(diag::datagrams(&FAMILIES, 0)?.into_iter().map(|socket| socket.inode).collect())
 }
 
 #[cfg(test)]

@@ -1,10 +1,12 @@
 //! A process by a handle that stays its own, whatever becomes of its pid.
 
 use super::pid::Pid;
+use nix::errno::Errno;
 use nix::libc;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::signal::Signal;
 use std::io;
-use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, FromRawFd, OwnedFd, RawFd};
 
 /// A process, whatever becomes of its pid (pidfd_open(2), Linux 5.3).
 #[derive(Debug)]
@@ -51,15 +53,9 @@ impl Pidfd {
     /// Waits until the process has ended (a zombie counts as ended), or the other end of a socket is closed; `true` if it
     /// has ended.
     pub fn ends_before(&self, closed: BorrowedFd<'_>) -> bool {
-        let poll = |fd| libc::pollfd { fd, events: libc::POLLIN, revents: 0 };
-        let mut polls = [poll(self.0.as_raw_fd()), poll(closed.as_raw_fd())];
-        loop {
-            // SAFETY: two valid pollfds, and the count says two.
-            let ready = unsafe { libc::poll(polls.as_mut_ptr(), 2, -1) };
-            if ready > 0 || (ready < 0 && io::Error::last_os_error().kind() != io::ErrorKind::Interrupted) {
-                return polls[1].revents == 0;
-            }
-        }
+        let mut polls = [self.0.as_fd(), closed].map(|fd| PollFd::new(fd, PollFlags::POLLIN));
+        while poll(&mut polls, PollTimeout::NONE) == Err(Errno::EINTR) {}
+        polls[1].revents().is_none_or(|events| events.is_empty())
     }
 
     /// A handle on a file that the process has open under this number (pidfd_getfd(2), Linux 5.6).

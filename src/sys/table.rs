@@ -9,14 +9,23 @@ use std::fs::File;
 use std::io::{self, BufRead};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-/// All sockets that listen on a port, or on any port if it is 0.
-pub fn listeners(port: u16) -> io::Result<Vec<TcpSocket>> {
-    let mut found = read(File::open("/proc/self/net/tcp")?, port)?;
+/// The tables of both families.
+fn tables() -> io::Result<Vec<File>> {
+    let mut tables = vec![File::open("/proc/self/net/tcp")?];
     match File::open("/proc/self/net/tcp6") {
-        Ok(table) => found.extend(read(table, port)?),
+        Ok(table) => tables.push(table),
         // A kernel without IPv6.
         Err(e) if e.kind() == io::ErrorKind::NotFound => {}
         Err(e) => return Err(e),
+    }
+    Ok(tables)
+}
+
+/// All sockets that listen on a port, or on any port if it is 0.
+pub fn listeners(port: u16) -> io::Result<Vec<TcpSocket>> {
+    let mut found = Vec::new();
+    for table in tables()? {
+        found.extend(read(table, port)?);
     }
     Ok(found)
 }
@@ -38,13 +47,7 @@ fn read(table: impl io::Read, port: u16) -> io::Result<Vec<TcpSocket>> {
 pub fn find(ends: Ends) -> io::Result<Option<TcpSocket>> {
     let plain = |end: SocketAddr| (end.ip().to_canonical(), end.port());
     let wanted = (plain(ends.local), plain(ends.peer));
-    for name in ["tcp", "tcp6"] {
-        let table = match File::open(format!("/proc/self/net/{name}")) {
-            Ok(table) => table,
-            // A kernel without IPv6.
-            Err(e) if e.kind() == io::ErrorKind::NotFound && name == "tcp6" => break,
-            Err(e) => return Err(e),
-        };
+    for table in tables()? {
         for line in io::BufReader::new(table).lines().skip(1) {
             let found = socket_of(&line?).filter(|s| (plain(s.ends.local), plain(s.ends.peer)) == wanted);
             if found.is_some() {

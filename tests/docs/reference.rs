@@ -559,8 +559,8 @@ fn messages_of_the_manual_are_those_of_the_program() {
 fn words_of_the_control_channel_are_those_of_the_code() {
     let text = manual(7);
     let source = ["src/protocol.rs", "src/protocol/lines.rs"].map(file).concat();
-    let words = |implementation: &str| -> Names {
-        let body = between(&source, implementation, "\n}\n").next().unwrap();
+    let words = |table: &str| -> Names {
+        let body = between(&source, table, "\n    }\n").next().unwrap();
         body.split('"')
             .skip(1)
             .step_by(2)
@@ -573,8 +573,8 @@ fn words_of_the_control_channel_are_those_of_the_code() {
     let documented = |heading: &str| -> Names {
         tags(section(&text, heading)).into_iter().filter(|tag| tag[0] == "Ic").map(|tag| tag[1].to_owned()).collect()
     };
-    assert_eq!(documented("WHAT THE SERVER SAYS"), words("impl Word for ServerWord {"));
-    assert_eq!(documented("WHAT THE SUPERVISOR SAYS"), words("impl fmt::Display for SupervisorWord {"));
+    assert_eq!(documented("WHAT THE SERVER SAYS"), words("pub enum ServerWord {"));
+    assert_eq!(documented("WHAT THE SUPERVISOR SAYS"), words("pub enum SupervisorWord {"));
     for quoted in ["unknown word", "line too long", "bad address: "] {
         assert!(text.contains(quoted) && source.contains(quoted), "{quoted}");
     }

@@ -82,11 +82,15 @@ pub fn records(data: &[u8]) {
     }
     if let Some(read) = Record::parse(text) {
         assert!(read.pid.raw() > 0 && read.supervisor.raw() > 0 && read.generation < u64::MAX);
-        assert!(!read.socket.contains('/') && !read.socket.contains(char::is_control) && !read.socket.is_empty());
+        assert!(
+            !read.socket_name.contains('/')
+                && !read.socket_name.contains(char::is_control)
+                && !read.socket_name.is_empty()
+        );
         let written = read.to_string();
         let again = Record::parse(&written).expect("a record");
-        let command = record::one_line(read.command);
-        assert_eq!(again, Record { command: &command, ..read });
+        let command = record::one_line(&read.command);
+        assert_eq!(again, Record { command, ..read });
     }
 }
 

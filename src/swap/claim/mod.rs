@@ -52,9 +52,8 @@ pub(super) enum Reach {
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub(super) struct Old {
     pub(super) contact: Contact,
-    pub(super) shares: bool,
-    /// Why its ports cannot be shared, once that is known.
-    pub(super) unshared: Option<String>,
+    /// Whether its ports can be shared, or why they cannot, once that is known.
+    pub(super) sharing: Option<Result<(), String>>,
     pub(super) demand: Demand,
 }
 
@@ -111,6 +110,10 @@ impl Old {
         if let Contact::Locked(lock) = &self.contact { Some(lock) } else { None }
     }
 
+    fn shares(&self) -> bool {
+        self.sharing == Some(Ok(()))
+    }
+
     pub fn is_stopped(&self) -> bool {
         self.demand == Demand::Everything
     }
@@ -158,7 +161,7 @@ impl Claim {
 
     /// Whether an old server cannot stay any more. One that shares its port can, if it was only asked for names.
     fn is_told_for_good(&self) -> bool {
-        let shares = self.olds.values().any(|old| old.shares);
+        let shares = self.olds.values().any(|old| old.shares());
         self.harmed.iter().any(|address| address.is_port() || !shares)
     }
 
@@ -196,7 +199,7 @@ impl Claim {
     pub fn give_up(&mut self, ours: &mut Ours) -> bool {
         ours.effects.extend(std::mem::take(&mut self.wants.called).into_iter().map(Effect::Deny));
         // Until the takedown the switch can be turned back: what comes while this server ends is for the old ones.
-        let drained = self.olds.iter().filter(|(_, old)| old.shares && old.is_stopped());
+        let drained = self.olds.iter().filter(|(_, old)| old.shares() && old.is_stopped());
         let drained: Vec<OldId> = drained.map(|(id, _)| *id).collect();
         let gives_back = self.is_switched() && !self.is_told_for_good() && !drained.is_empty();
         if gives_back {
@@ -240,7 +243,7 @@ impl Claim {
         // An old server that has other addresses and does not take TAKEDOWN was not told yet.
         let untold: BTreeSet<OldId> = self.uncovered(&ours.slots).map(|(id, _)| id).collect();
         // Or it goes on where the switch is turned back.
-        let returns = |id: &OldId| self.is_switched() && self.olds.get(id).is_some_and(|old| old.shares);
+        let returns = |id: &OldId| self.is_switched() && self.olds.get(id).is_some_and(|old| old.shares());
         let doubt = |slot: &Slot| match slot {
             Slot::Releasing(_, pending) => pending.iter().any(|id| untold.contains(id) || returns(id)),
             _ => matches!(slot.kind(), Kind::Looking | Kind::Waiting),

@@ -26,7 +26,7 @@ impl Claim {
         for &old in &olds {
             self.olds.entry(old).or_insert_with(|| {
                 ours.effects.push(Effect::Lock(old));
-                Old { contact: Contact::Silent, shares: false, unshared: None, demand: Demand::Nothing }
+                Old { contact: Contact::Silent, sharing: None, demand: Demand::Nothing }
             });
         }
         ours.slots.set(address, Slot::Waiting(wanted, olds.into_iter().collect()));

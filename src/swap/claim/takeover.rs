@@ -35,7 +35,7 @@ impl Claim {
             if let Some(Slot::Waiting(wanted, olds)) = ours.slots.get(&address) {
                 let (wanted, olds) = (wanted.clone(), olds.clone());
                 let shared = ours.settings.order == Order::Shared && address.is_port() && !olds.is_empty();
-                if !(shared && olds.iter().all(|id| self.olds[id].shares)) {
+                if !(shared && olds.iter().all(|id| self.olds[id].shares())) {
                     self.ask_takedown(ours, &address, wanted, olds);
                 } else {
                     // On a shared port the server may listen beside the old ones.
@@ -58,7 +58,7 @@ impl Claim {
         if ours.slots.any([Kind::Joined]) && ours.slots.values().any(unproven) {
             return;
         }
-        let why = olds.iter().find_map(|id| self.olds[id].unshared.clone());
+        let why = olds.iter().find_map(|id| self.olds[id].sharing.clone()?.err());
         let Wanted::Said(said) = &wanted else {
             let why = why.unwrap_or_else(|| "the new server cannot be watched".into());
             return self.refuse_silent(ours, address, &why);
@@ -121,7 +121,7 @@ impl Claim {
         // A name was asked for already.
         let covers = |slot: &Slot| matches!(slot, Slot::Proven(..)) || !slot.is_wish();
         let covered = |held: &Address| held.among(slots).any(|(_, slot)| covers(slot));
-        let shared = self.olds.values().filter(|old| old.shares && !old.is_stopped());
+        let shared = self.olds.values().filter(|old| old.shares() && !old.is_stopped());
         let holds = shared.filter_map(|old| old.lock()).flat_map(Lock::holds);
         let abandoned: Vec<Address> = holds.filter(|held| !covered(held)).cloned().collect();
         if !(abandoned.is_empty() || self.wants.are_met()) {
@@ -137,7 +137,7 @@ impl Claim {
         });
         ours.effects.extend(abandoned.into_iter().map(report_abandoned));
         for (&id, old) in &mut self.olds {
-            if old.shares && old.lock().is_some() && !old.is_stopped() {
+            if old.shares() && old.lock().is_some() && !old.is_stopped() {
                 old.demand = Demand::Everything;
                 ours.effects.push(Effect::AskDrain(warrant, id));
             }
@@ -196,7 +196,7 @@ impl Claim {
     /// Whether an old server was told to go for good, whatever becomes of the new one.
     fn cannot_return(&self, old: &Old) -> bool {
         // One that shares its port can return if it was only asked for names.
-        let counts = |held: &&Address| held.is_port() || !old.shares;
+        let counts = |held: &&Address| held.is_port() || !old.shares();
         let is_harmed = |held: &Address| self.harmed.iter().any(|harmed| harmed.collides(held));
         old.is_stopped() && old.lock().is_some_and(|lock| lock.holds().iter().filter(counts).any(is_harmed))
     }

@@ -78,7 +78,7 @@ impl Watcher {
                 self.calling.insert(address.clone());
             }
             Event::Accepts(address) => self.unproven.retain(|a| !a.collides(address)),
-            Event::Shares(old) => drop(self.shares.insert(*old)),
+            Event::Shares(old, Ok(())) => drop(self.shares.insert(*old)),
             Event::SpeakerGone(speaker) => self.owed.retain(|(s, _)| s != speaker),
             // As good as READY: it shares the port by an option of its own.
             Event::Listens(address) => drop(self.ready.insert(address.clone())),
@@ -123,7 +123,7 @@ impl Watcher {
                 self.asked.values_mut().for_each(|asked| asked.retain(|o| o != old));
             }
             Event::OldLost(old) => self.forget(*old),
-            Event::Claim(claimer) => {
+            Event::Claim(claimer) | Event::HeirClaims(claimer) => {
                 self.claimers.insert(*claimer);
             }
             Event::Down(claimer, _) => {
@@ -439,7 +439,8 @@ fn starts() -> Vec<Subject> {
 /// after the switch, an old one that drains.
 fn middles() -> Vec<Subject> {
     let [.., mut new, _, mut old] = <[Subject; 8]>::try_from(starts()).ok().unwrap();
-    for event in [Event::Calls(a(":1"), Meets::Server), Event::Taken(a(":1"), vec![OldId(1)]), Event::Shares(OldId(1))]
+    for event in
+        [Event::Calls(a(":1"), Meets::Server), Event::Taken(a(":1"), vec![OldId(1)]), Event::Shares(OldId(1), Ok(()))]
     {
         new.step(&event);
     }
@@ -500,6 +501,9 @@ fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
         Event::Quiesced,
         Event::Drained,
     ];
+    if two {
+        events.extend([Event::HeirAwaited, Event::HeirClaims(ClaimerId(1)), Event::HeirGone]);
+    }
     let all: Vec<Address> = addresses.iter().map(|t| a(t)).collect();
     for address in &all {
         let address = || address.clone();
@@ -546,8 +550,8 @@ fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
         events.push(Event::Succeeded(ClaimerId(*id)));
         events.push(Event::Alone);
         events.push(Event::Superseded);
-        events.push(Event::Shares(OldId(*id)));
-        events.push(Event::Unshared(OldId(*id), "a stranger listens on the same port".into()));
+        events.push(Event::Shares(OldId(*id), Ok(())));
+        events.push(Event::Shares(OldId(*id), Err("a stranger listens on the same port".into())));
         events.push(Event::Down(ClaimerId(*id), vec![all[0].clone()]));
         events.push(Event::Down(ClaimerId(*id), all.clone()));
         events.push(Event::ClaimerGone(ClaimerId(*id)));

@@ -544,7 +544,7 @@ fn a_silent_server_replaces_nobody_in_plain_order() {
     let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
     machine.step(Event::Calls(a(":1"), Meets::Server));
     machine.step(Event::Taken(a(":1"), vec![OLD]));
-    machine.step(Event::Unshared(OLD, why.into()));
+    machine.step(Event::Shares(OLD, Err(why.into())));
     let effects = locked(&mut machine, &[":1"]);
     assert!(!effects.iter().any(asks_for_harm));
     assert_has(&effects, &[Effect::Deny(a(":1"))]);
@@ -561,7 +561,7 @@ fn a_silent_server_replaces_nobody_in_plain_order() {
     machine.step(Event::Calls(a(":1"), Meets::Server));
     machine.step(Event::Taken(a(":1"), vec![OLD]));
     says(&mut machine, "READY :1");
-    machine.step(Event::Unshared(OLD, why.into()));
+    machine.step(Event::Shares(OLD, Err(why.into())));
     let effects = locked(&mut machine, &[":1"]);
     assert_eq!(reports(&effects), [format!("the port cannot be shared: {why} (this swap runs in plain order)")]);
     assert!(effects.iter().any(|effect| matches!(effect, Effect::AskTakedown(..))));
@@ -823,7 +823,7 @@ fn joining(address: &str) -> Generation {
     let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
     assert_has(&machine.step(Event::Calls(a(address), Meets::Server)), &[Effect::LookUp(a(address))]);
     assert_has(&machine.step(Event::Taken(a(address), vec![OLD])), &[Effect::Lock(OLD)]);
-    machine.step(Event::Shares(OLD));
+    machine.step(Event::Shares(OLD, Ok(())));
     assert_has(&locked(&mut machine, &[address]), &[Effect::Join(a(address))]);
     machine
 }
@@ -834,7 +834,7 @@ fn who_does_not_listen_yet_when_the_old_supervisor_dies_waits_for_the_lock_anew(
     let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
     says(&mut machine, "READY :1");
     machine.step(Event::Taken(a(":1"), vec![OLD]));
-    machine.step(Event::Shares(OLD));
+    machine.step(Event::Shares(OLD, Ok(())));
     assert_has(&locked(&mut machine, &[":1"]), &[go_to(0, ":1")]);
     machine.step(Event::OldSilent(OLD));
     assert_eq!(machine.step(Event::Calls(a(":1"), Meets::Server)), []);
@@ -949,7 +949,7 @@ fn an_address_that_comes_after_the_switch_is_switched_too_and_nobody_is_asked_tw
     let mut machine = Generation::new(Settings { order: Order::Shared, ..settings(true) }).0;
     machine.step(Event::Calls(a(":1"), Meets::Server));
     machine.step(Event::Taken(a(":1"), vec![OLD]));
-    machine.step(Event::Shares(OLD));
+    machine.step(Event::Shares(OLD, Ok(())));
     locked(&mut machine, &[":1", ":2", ":3"]);
     says(&mut machine, "UP");
     assert_eq!(reports(&machine.step(Event::Accepts(a(":1")))).len(), 2, "two are abandoned");
@@ -967,7 +967,7 @@ fn switched_with_a_name() -> Generation {
     says(&mut machine, "READY blue");
     machine.step(Event::Taken(a(":1"), vec![OLD]));
     machine.step(Event::Taken(a("blue"), vec![OLD]));
-    machine.step(Event::Shares(OLD));
+    machine.step(Event::Shares(OLD, Ok(())));
     let effects = locked(&mut machine, &[":1", "blue"]);
     assert!(!effects.iter().any(asks_for_harm), "the port comes first: {effects:?}");
     // Nobody is to come any more: the quiet clock runs although the name waits.
@@ -1046,7 +1046,7 @@ fn a_server_that_has_the_lock_of_another_and_does_not_bind_gives_it_back() {
     let effects = machine.step(Event::Taken(a(":1"), vec![OLD]));
     assert_has(&effects, &[Effect::Lock(OLD), Effect::Arm(Timer::Ready, READY_TIMEOUT)]);
     machine.step(Event::Attended(OLD));
-    machine.step(Event::Shares(OLD));
+    machine.step(Event::Shares(OLD, Ok(())));
     let effects = locked(&mut machine, &[":1"]);
     assert_has(&effects, &[go_to(0, ":1")]);
     assert!(!effects.contains(&Effect::Disarm(Timer::Ready)), "{effects:?}");
@@ -1061,7 +1061,7 @@ fn an_old_server_that_is_lost_is_forgotten_at_all_its_addresses() {
     // Beside the old server at one address, and with a second one to wait for at the other.
     says(&mut machine, "READY :1");
     machine.step(Event::Taken(a(":1"), vec![OLD]));
-    machine.step(Event::Shares(OLD));
+    machine.step(Event::Shares(OLD, Ok(())));
     locked(&mut machine, &[":1", ":2"]);
     assert_has(&machine.step(Event::Calls(a(":1"), Meets::Server)), &[Effect::Join(a(":1"))]);
     says(&mut machine, "READY :2");
@@ -1128,6 +1128,24 @@ fn an_orphan_behind_which_older_ones_drain_is_replaced_at_once_and_taken_down_af
     let effects = replaced.step(Event::Exited(0));
     assert!(!effects.contains(&Effect::TellReleased(claimer, a(":1"))));
     assert!(effects.contains(&Effect::TellGone(claimer)));
+}
+
+#[test]
+fn who_had_the_lock_of_an_orphan_has_it_again_before_those_that_came_meanwhile() {
+    let mut machine = Generation::adopted(settings(true), [a(":1")], Orphan::Alone).0;
+    let [heir, other] = [1, 2].map(ClaimerId);
+    let grant = |to| [Effect::Grant(to, vec![a(":1")])];
+    machine.step(Event::HeirAwaited);
+    let waits = Effect::TellWaits(other, "the supervisor that was about to replace it comes first".into());
+    assert_eq!(machine.step(Event::Claim(other)), [waits]);
+    let mut left = machine.clone();
+    assert_eq!(machine.step(Event::HeirClaims(heir)), grant(heir));
+    assert_eq!(machine.step(Event::ClaimerGone(heir))[1..], grant(other));
+    assert_eq!(left.step(Event::HeirGone), grant(other));
+    // A person does not wait for a swap that may never go on.
+    left = Generation::adopted(settings(true), [a(":1")], Orphan::Alone).0;
+    left.step(Event::HeirAwaited);
+    assert!(left.step(Event::Down(other, vec![a(":1")])).contains(&Effect::Signal));
 }
 
 #[test]

@@ -438,7 +438,7 @@ impl World {
                     let first = !std::mem::replace(&mut peer.locked, true);
                     peer.to_old.extend(peer.asked.iter().cloned());
                     if first && self.share(k, holds) {
-                        self.feed(self.peers[k].new, Event::Shares(OldId(k as u64)));
+                        self.feed(self.peers[k].new, Event::Shares(OldId(k as u64), Ok(())));
                     }
                 }
                 if let Event::OldGone(_) | Event::OldLost(_) = event {

@@ -81,7 +81,7 @@ impl Ledger {
     }
 
     /// The call was answered.
-    pub fn clear(&self, id: u64) {
+    pub(super) fn clear(&self, id: u64) {
         if self.replace(id, 0) {
             // With the turn held: else it could come after a thread has seen that there is no room and before it waits.
             let waits = *self.turn.lock().unwrap_or_else(PoisonError::into_inner);
@@ -104,8 +104,21 @@ impl Drop for Ledger {
     }
 }
 
+/// What becomes of a call that waits.
+#[derive(Debug, Clone, Copy)]
+pub enum Answer {
+    /// It runs as if nobody had looked.
+    Runs,
+    /// It returns this instead of running: 0, or an errno.
+    Returns(i32),
+}
+
 /// Answers a call. Async-signal-safe.
-pub(super) fn answer(notifier: RawFd, id: u64, error: i32, flags: u32) {
+pub(super) fn answer(notifier: RawFd, id: u64, answer: Answer) {
+    let (error, flags) = match answer {
+        Answer::Runs => (0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32),
+        Answer::Returns(errno) => (-errno, 0),
+    };
     let mut answer = libc::seccomp_notif_resp { id, val: 0, error, flags };
     // SAFETY: the request goes with this struct. ENOENT: the call is no longer there to be answered.
     unsafe { libc::ioctl(notifier, libc::SECCOMP_IOCTL_NOTIF_SEND, &raw mut answer) };
@@ -115,9 +128,8 @@ pub(super) fn answer(notifier: RawFd, id: u64, error: i32, flags: u32) {
 /// nobody had looked. The calls of a server that was killed fail: a `listen` that runs while its process dies would take
 /// connections with it. Async-signal-safe.
 pub fn answer_all(notifier: RawFd, ledger: &Ledger, killed: bool) {
-    let continues = libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32;
-    let (error, flags) = if killed { (-libc::EINTR, 0) } else { (0, continues) };
-    let answer = |id: u64| answer(notifier, id, error, flags);
+    let becomes = if killed { Answer::Returns(libc::EINTR) } else { Answer::Runs };
+    let answer = |id: u64| answer(notifier, id, becomes);
     // SAFETY: the supervisor is gone, and nobody else wrote there.
     answer(unsafe { (*ledger.page().received.get()).id });
     for entry in &ledger.page().waiting {

@@ -14,7 +14,7 @@ mod report;
 mod tests;
 
 pub use filter::Filter;
-pub use ledger::{Ledger, answer_all};
+pub use ledger::{Answer, Ledger, answer_all};
 pub use notification::{Call, Last, Notification};
 pub use notifier::Notifier;
 pub use report::receive_result;

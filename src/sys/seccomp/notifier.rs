@@ -1,6 +1,6 @@
 //! The supervisor's end of the filter: taking calls, and answering them.
 
-use super::ledger::{Ledger, answer};
+use super::ledger::{Answer, Ledger, answer};
 use super::notification::Notification;
 use nix::libc;
 use std::io;
@@ -40,10 +40,7 @@ impl Notifier {
                 match Notification::read(&got) {
                     Some(notification) => return Ok(Some(notification)),
                     // Its process is gone, or nobody may look at it.
-                    None => {
-                        self.proceed(got.id);
-                        ledger.clear(got.id);
-                    }
+                    None => self.answer(ledger, got.id, Answer::Runs),
                 }
             }
             if poll.revents & (libc::POLLHUP | libc::POLLERR | libc::POLLNVAL) != 0 {
@@ -52,14 +49,10 @@ impl Notifier {
         }
     }
 
-    /// Lets the call run as if nobody had looked.
-    pub fn proceed(&self, id: u64) {
-        answer(self.raw(), id, 0, libc::SECCOMP_USER_NOTIF_FLAG_CONTINUE as u32);
-    }
-
-    /// Lets the call return this instead of running: 0, or an errno.
-    pub fn conclude(&self, id: u64, errno: i32) {
-        answer(self.raw(), id, -errno, 0);
+    /// Answers a call that stands in the ledger.
+    pub fn answer(&self, ledger: &Ledger, id: u64, becomes: Answer) {
+        answer(self.raw(), id, becomes);
+        ledger.clear(id);
     }
 
     /// Whether the call still waits: whatever was read of its process before belongs to it.

@@ -69,10 +69,7 @@ fn more_calls_than_the_ledger_has_room_for_wait_and_are_answered() {
     for _ in 0..LEDGER_LEN {
         held.push(notifier.next(&ledger).unwrap().unwrap());
     }
-    let answer = |call: Notification| {
-        notifier.proceed(call.id);
-        ledger.clear(call.id);
-    };
+    let answer = |call: Notification| notifier.answer(&ledger, call.id, Answer::Runs);
     std::thread::scope(|scope| {
         let rest = scope.spawn(|| {
             let mut taken = 0;

@@ -44,27 +44,23 @@ impl Program {
     /// at the index beside it. All probes are of this process.
     pub fn new(to: &[Range], probes: &[(&Probe, u32)]) -> Program {
         let mut program = Vec::new();
-        for is_v4 in [true, false] {
-            let own: Vec<_> = probes.iter().filter(|(probe, _)| probe.source().is_ipv4() == is_v4).collect();
-            // v6 probes may come from several addresses.
-            let sources: BTreeSet<IpAddr> = own.iter().map(|(probe, _)| probe.source().ip()).collect();
-            for source in sources {
-                let of_it = own.iter().filter(|(probe, _)| probe.source().ip() == source);
-                let (tests, port_at) = tests_of(source);
-                let mut answers = vec![load(libc::BPF_H, port_at)];
-                for (probe, index) in of_it {
-                    answers.push(equal(probe.source().port().into(), 0, 1));
-                    answers.push(stmt(libc::BPF_RET | libc::BPF_K, *index));
-                }
-                for (i, &(size, at, value)) in tests.iter().enumerate() {
-                    // A packet that does not match skips the other tests and the answers.
-                    let skip = 3 * (tests.len() - i - 1) + answers.len();
-                    program.push(load(size, at));
-                    program.push(equal(value, 1, 0));
-                    program.push(stmt(libc::BPF_JMP | libc::BPF_JA, skip as u32));
-                }
-                program.extend(answers);
+        // v6 probes may come from several addresses.
+        let sources: BTreeSet<IpAddr> = probes.iter().map(|(probe, _)| probe.source().ip()).collect();
+        for source in sources {
+            let (tests, port_at) = tests_of(source);
+            let mut answers = vec![load(libc::BPF_H, port_at)];
+            for (probe, index) in probes.iter().filter(|(probe, _)| probe.source().ip() == source) {
+                answers.push(equal(probe.source().port().into(), 0, 1));
+                answers.push(stmt(libc::BPF_RET | libc::BPF_K, *index));
             }
+            for (i, &(size, at, value)) in tests.iter().enumerate() {
+                // A packet that does not match skips the other tests and the answers.
+                let skip = 3 * (tests.len() - i - 1) + answers.len();
+                program.push(load(size, at));
+                program.push(equal(value, 1, 0));
+                program.push(stmt(libc::BPF_JMP | libc::BPF_JA, skip as u32));
+            }
+            program.extend(answers);
         }
         program.extend(choose(to));
         Program(program)

@@ -51,7 +51,7 @@ impl Supervisor {
     }
 
     fn adopt(&mut self, land: &mut Land, holder: Holder, found: Recovered, prove: bool) {
-        let Recovered { orphan, addresses, held, heir, .. } = found;
+        let Recovered { orphan, addresses, held, misnamed, heir, .. } = found;
         land.doors.insert(self.server.0, self.pid);
         let listening: Vec<Address> = addresses.iter().cloned().collect();
         let unshared = !self.server.listeners(&listening).iter().all(Socket::shares);
@@ -68,6 +68,7 @@ impl Supervisor {
         let mut live = Live::new(machine, names, prove);
         live.joining.unshared = unshared;
         live.life = Stage { was_up: true, ..Stage::default() };
+        self.agenda.pending.extend(heir.map(|_| Event::HeirAwaited));
         let heir = heir.map(|heir| (heir, Instant::now() + CARES_WITHIN));
         live.standing = Standing { succeeded: true, heir, ..Standing::default() };
         self.live = Some(live);
@@ -75,28 +76,14 @@ impl Supervisor {
         land.adopt(self.server.0, self.pid);
         effects.into_iter().for_each(|effect| self.carry_out(land, effect));
         let unnamed = listening.into_iter().filter(|address| orphan != Orphan::Superseded && !held.contains(address));
-        unnamed.for_each(|address| self.carry_out(land, Effect::Hold(address)));
+        let named_anew = unnamed.map(Effect::Hold).chain(misnamed.into_iter().map(Effect::Unhold));
+        named_anew.for_each(|effect| self.carry_out(land, effect));
     }
 
     pub(super) fn claims(&mut self, land: &mut Land, claimer: ClaimerId) {
         let peer = land.streams.get(&claimer.0).and_then(|stream| crate::sys::pid::Pid::new(stream.claimer.into()));
-        let Some(live) = self.live.as_mut() else { return };
-        if live.standing.heir.is_some_and(|(heir, _)| Some(heir) != peer) {
-            live.standing.behind.push(claimer);
-            return self.poll_soon();
-        }
-        live.standing.heir = None;
-        self.feed(Event::Claim(claimer));
-        self.let_the_others_claim();
-    }
-
-    pub(super) fn let_the_others_claim(&mut self) {
-        let Some(live) = self.live.as_mut() else { return };
-        live.standing.heir.take_if(|(heir, until)| crate::procfs::has_ended(*heir) || *until < Instant::now());
-        if live.standing.heir.is_none() {
-            let behind = std::mem::take(&mut live.standing.behind);
-            self.agenda.pending.extend(behind.into_iter().map(Event::Claim));
-        }
+        let heir = self.live.as_mut().and_then(|live| live.standing.heir.take_if(|(heir, _)| Some(*heir) == peer));
+        self.feed(if heir.is_some() { Event::HeirClaims(claimer) } else { Event::Claim(claimer) });
     }
 
     pub(super) fn care(&mut self, land: &mut Land, orphan: &Holder) {

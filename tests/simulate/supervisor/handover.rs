@@ -22,14 +22,12 @@ impl Supervisor {
             return self.feed(Event::Locked(OldId(id), holds));
         }
         if holds.iter().any(Address::is_port) && self.live.as_ref().is_some_and(|live| live.is_shared()) {
-            match self.share(id, &holds, sockets) {
-                Ok(()) => self.feed(Event::Shares(OldId(id))),
-                Err(why) => {
-                    let old = self.peers.olds.get(&id).map_or(0, |old| old.holder.pid.raw());
-                    land.watch.unshared(self.server.0, old, &why);
-                    self.feed(Event::Unshared(OldId(id), why));
-                }
+            let shared = self.share(id, &holds, sockets);
+            if let Err(why) = &shared {
+                let old = self.peers.olds.get(&id).map_or(0, |old| old.holder.pid.raw());
+                land.watch.unshared(self.server.0, old, why);
             }
+            self.feed(Event::Shares(OldId(id), shared));
         }
         self.feed(Event::Locked(OldId(id), holds));
     }

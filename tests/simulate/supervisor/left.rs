@@ -2,7 +2,6 @@
 
 use super::care::{CARES_WITHIN, scene};
 use super::{Left, Live, Supervisor, UNCLEAR_FOR};
-use crate::recovery::Fate;
 use crate::server::Server;
 use crate::share;
 use crate::swap::{ClaimerId, Event, Orphan};
@@ -15,7 +14,6 @@ impl Supervisor {
     pub(super) fn claimer_closed(&mut self, land: &mut Land, claimer: ClaimerId) {
         let server = self.server;
         let Some(live) = self.live.as_mut() else { return };
-        live.standing.behind.retain(|waiting| *waiting != claimer);
         if !live.machine.is_locked_by(claimer) {
             return self.feed(Event::ClaimerGone(claimer));
         }
@@ -49,7 +47,8 @@ impl Supervisor {
         }
         let mut waits = false;
         for (holder, party) in beside.iter().zip(&scene.beside).filter(|(_, party)| party.ever_orphaned) {
-            waits |= scene.fate(party) == Fate::Unswitched;
+            let found = scene.of(party).recover(None);
+            waits |= !found.unswitched.is_empty() && found.orphan == Orphan::Superseded;
             if holder.is_orphan {
                 self.care(land, holder);
             }

@@ -63,8 +63,10 @@ impl Supervisor {
         for address in live.looks.releasing.extract_if(.., |a| sockets.at(a).next().is_none()) {
             self.agenda.pending.push_back(Event::Free(address));
         }
-        self.let_the_others_claim();
         let Some(live) = self.live.as_mut() else { return false };
+        let ended = |(heir, until): &mut (_, Instant)| crate::procfs::has_ended(*heir) || *until < Instant::now();
+        let heir = live.standing.heir.take_if(ended);
+        self.agenda.pending.extend(heir.map(|_| Event::HeirGone));
         let (followed, left) = (live.standing.succeeded, left_alone(live, server, sockets, &mut self.agenda.pending));
         if left {
             self.decide_swap_of_dead(land);
@@ -73,8 +75,7 @@ impl Supervisor {
         }
         let sharing = left | self.look_at_shared(land, sockets);
         let Some(live) = self.live.as_mut() else { return false };
-        let looks =
-            !live.looks.watching.is_empty() || !live.looks.releasing.is_empty() || !live.standing.behind.is_empty();
+        let looks = !live.looks.watching.is_empty() || !live.looks.releasing.is_empty() || live.standing.heir.is_some();
         let has_ended = live.life.ended;
         if has_ended {
             self.look_for_rest();

@@ -96,7 +96,6 @@ pub struct Standing {
     pub left_by: Option<Left>,
     pub succeeded: bool,
     pub heir: Option<(Pid, Instant)>,
-    pub behind: Vec<ClaimerId>,
     pub drains: bool,
     pub drain: Option<Drain>,
     pub quiesced: bool,

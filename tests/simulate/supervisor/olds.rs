@@ -2,7 +2,7 @@
 
 use super::{POLL_SWAP, Supervisor};
 use crate::address::Address;
-use crate::protocol::PeerWord;
+use crate::protocol::{PEER_VERSION, PeerWord};
 use crate::swap::{Event, OldId};
 use crate::sys::clock::Instant;
 use crate::sys::steer::Socket;
@@ -117,7 +117,7 @@ impl Supervisor {
                 match land.connect(self.pid, id, old.holder.pid.raw()) {
                     Some(stream) => {
                         self.peers.olds.get_mut(&id).into_iter().for_each(|old| old.stream = Some(stream));
-                        land.write(stream, self.pid, &PeerWord::Peer(1), Vec::new());
+                        land.write(stream, self.pid, &PeerWord::Peer(PEER_VERSION), Vec::new());
                         land.write(stream, self.pid, &PeerWord::Claim, Vec::new());
                     }
                     None => self.peers.threads.push(Thread::Unreached(id)),

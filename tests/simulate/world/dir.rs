@@ -118,8 +118,7 @@ impl Dir {
                 continue;
             }
             match self.holder(server) {
-                Some(holder) if !holder.is_orphan || has(server, &own) => holders.push(holder),
-                Some(_) => {}
+                Some(holder) => holders.push(holder),
                 None => {
                     self.pidfiles.remove(&own);
                     self.sweep();
@@ -191,13 +190,4 @@ impl Dir {
         }
         self.claims_no_orphans(process);
     }
-}
-
-/// Whether an orphan listens at the address that its pidfile names, or nowhere.
-fn has(server: i32, address: &Address) -> bool {
-    let its = |s: &&kernel::Socket| s.listens && s.count(server) > 0;
-    kernel::with(|k| {
-        let mut own = k.sockets.values().filter(its).peekable();
-        own.peek().is_none() || own.any(|s| Address::from(s.key.address).collides(address))
-    })
 }

@@ -3,7 +3,7 @@
 use super::World;
 use crate::address::Address;
 use crate::kernel::{self, Key, State};
-use crate::protocol::{PeerWord, ServerWord, SupervisorWord};
+use crate::protocol::{PEER_VERSION, PeerWord, ServerWord, SupervisorWord};
 use crate::server::{Call, Life, Server, Step};
 use crate::supervisor::Supervisor;
 use crate::swap::{Event, Meets};
@@ -182,7 +182,7 @@ impl World {
         let operator = self.land.process(true);
         let Some(stream) = self.land.connect(operator, 0, server) else { return };
         self.land.watch.accident(server);
-        self.land.write(stream, operator, &PeerWord::Peer(1), Vec::new());
+        self.land.write(stream, operator, &PeerWord::Peer(PEER_VERSION), Vec::new());
         for address in addresses {
             self.land.write(stream, operator, &PeerWord::Down(address), Vec::new());
         }

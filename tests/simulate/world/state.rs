@@ -67,6 +67,6 @@ fn hash_of<H: Hasher>(it: &Supervisor, state: &mut H) {
     let _ = write!(out, "{:?} {:?} {}", live.joining.sharing, live.joining.proving, live.joining.settled);
     let _ = write!(out, "{} {} {:?}", standing.handed_over, standing.succeeded, standing.heir);
     let left = standing.left_by.as_ref().map(|left| (left.claimer, left.until));
-    let _ = write!(out, "{left:?} {:?} {:?} {}", standing.behind, standing.drain, standing.quiesced);
+    let _ = write!(out, "{left:?} {:?} {}", standing.drain, standing.quiesced);
     let _ = write!(out, "{} {}", live.life.was_up, live.life.ended);
 }
