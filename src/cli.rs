@@ -4,7 +4,6 @@
 
 use crate::address::Address;
 use crate::error::{Error, Result};
-use crate::output::Destination;
 use crate::protocol::Surroundings;
 use crate::record::parse_number;
 use crate::sys::pid::Pid;
@@ -59,6 +58,15 @@ pub enum Form {
     Table,
     /// `--json`.
     Json,
+}
+
+/// The value of `--log`.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum Destination {
+    /// `-`: where the output of the caller goes.
+    Caller,
+    /// The end of this file.
+    File(PathBuf),
 }
 
 /// When `-d` returns.

@@ -35,7 +35,7 @@ use error::{Error, Result};
 use message::Log;
 use output::Output;
 use rundir::RunDir;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use supervisor::{Origin, Supervisor};
 
@@ -55,9 +55,11 @@ fn main() -> ExitCode {
 
 fn run(cli: Cli) -> Result<u8> {
     let log = Log::new(cli.verbosity);
-    let from_environment = || std::env::var_os("SERVERSWAP_RUN_DIR").filter(|d| !d.is_empty()).map(PathBuf::from);
-    let given = cli.run_dir.or_else(from_environment);
-    let dir = |create| RunDir::open(given.as_deref(), create);
+    let given = cli.run_dir.or_else(run_dir_of_environment);
+    let dir = || {
+        finder::have_written_again(&RunDir::path_of(given.as_deref())?);
+        RunDir::open(given.as_deref(), false)
+    };
     match cli.request {
         Request::Help => print(cli::HELP),
         Request::Version => print(concat!("serverswap ", env!("CARGO_PKG_VERSION"), "\n")),
@@ -65,7 +67,8 @@ fn run(cli: Cli) -> Result<u8> {
         Request::Status(targets, form) => {
             let path = RunDir::path_of(given.as_deref())?;
             finder::have_written_again(&path);
-            let dir = if RunDir::exists(given.as_deref()) { Some(dir(false)?) } else { None };
+            let exists = RunDir::exists(given.as_deref());
+            let dir = exists.then(|| RunDir::open(given.as_deref(), false)).transpose()?;
             if dir.is_none() {
                 let text = format!("the run directory {} does not exist: no server has it", path.display());
                 log.say(swap::Level::Notice, None, &text);
@@ -73,52 +76,58 @@ fn run(cli: Cli) -> Result<u8> {
             operator::show_status(dir.as_ref(), &targets, form, log)
         }
         Request::Takedown(targets) => {
-            finder::have_written_again(&RunDir::path_of(given.as_deref())?);
-            let dir = dir(false)?;
+            let dir = dir()?;
             let result = operator::takedown(&dir, &targets, log);
             dir.leave();
             result
         }
-        Request::Reload(targets, surroundings) => {
-            finder::have_written_again(&RunDir::path_of(given.as_deref())?);
-            operator::reload(&dir(false)?, &targets, surroundings, log)
-        }
-        Request::Run(run) => {
-            let front = sys::process::take_line();
-            if let (None, Some(server)) = (&front, sys::process::server_to_care_for()) {
-                let failed = |e| Error::unable("be a caretaker", e, "nothing was started");
-                let server = server.map_err(failed)?;
-                let dir = RunDir::open(from_environment().as_deref(), true)?;
-                let output = Output::open(&run)?;
-                output.leave_caller();
-                return Ok(Supervisor::run(run, output, dir, log, Origin::Orphan(server)));
-            }
-            if run.detach && front.is_none() {
-                sys::process::close_inherited();
-            }
-            let dir = match &front {
-                Some((_, run_dir)) => RunDir::open(Some(run_dir), true)?,
-                None => {
-                    let path = RunDir::path_of(given.as_deref())?;
-                    // The lock stays where servers come and go: without it, nobody was here, or somebody has cleared up.
-                    if !path.join(rundir::LOCK).exists() {
-                        finder::have_written_again(&path);
-                    }
-                    dir(true)?
-                }
-            };
-            let output = Output::open(&run)?;
-            let origin = match (front, run.detach) {
-                (Some((line, _)), _) => Origin::Front(line),
-                (None, false) => Origin::Caller(None),
-                (None, true) => match detach::fork(log)? {
-                    detach::Side::Caller(status) => return Ok(status),
-                    detach::Side::Supervisor(launcher) => Origin::Caller(Some(launcher)),
-                },
-            };
-            Ok(Supervisor::run(run, output, dir, log, origin))
-        }
+        Request::Reload(targets, surroundings) => operator::reload(&dir()?, &targets, surroundings, log),
+        Request::Run(run) => start(run, given.as_deref(), log),
     }
+}
+
+/// Starts a server, or takes care of one, and gives the exit status.
+fn start(run: cli::Run, given: Option<&Path>, log: Log) -> Result<u8> {
+    let front = sys::process::take_line();
+    if let (None, Some(server)) = (&front, sys::process::server_to_care_for()) {
+        let failed = |e| Error::unable("be a caretaker", e, "nothing was started");
+        let server = server.map_err(failed)?;
+        let dir = RunDir::open(run_dir_of_environment().as_deref(), true)?;
+        // Where the log cannot be opened the server is cared for all the same.
+        let callers = || Output::open(&cli::Run { log: Some(cli::Destination::Caller), ..run.clone() });
+        let output = Output::open(&run).or_else(|_| callers())?;
+        output.leave_caller();
+        return Ok(Supervisor::run(run, output, dir, log, Origin::Orphan(server)));
+    }
+    if run.detach && front.is_none() {
+        sys::process::close_inherited();
+    }
+    let dir = match &front {
+        Some((_, run_dir)) => RunDir::open(Some(run_dir), true)?,
+        None => {
+            let path = RunDir::path_of(given)?;
+            // The lock stays where servers come and go: without it, nobody was here, or somebody has cleared up.
+            if !path.join(rundir::LOCK).exists() {
+                finder::have_written_again(&path);
+            }
+            RunDir::open(given, true)?
+        }
+    };
+    let output = Output::open(&run)?;
+    let origin = match (front, run.detach) {
+        (Some((line, _)), _) => Origin::Front(line),
+        (None, false) => Origin::Caller(None),
+        (None, true) => match detach::fork(log)? {
+            detach::Side::Caller(status) => return Ok(status),
+            detach::Side::Supervisor(launcher) => Origin::Caller(Some(launcher)),
+        },
+    };
+    Ok(Supervisor::run(run, output, dir, log, origin))
+}
+
+/// The run directory that the environment names.
+fn run_dir_of_environment() -> Option<PathBuf> {
+    std::env::var_os("SERVERSWAP_RUN_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
 
 fn print(text: &str) -> Result<u8> {

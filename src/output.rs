@@ -5,7 +5,7 @@
 
 #![forbid(unsafe_code)]
 
-use crate::cli::Run;
+use crate::cli::{Destination, Run};
 use crate::error::{Error, Result};
 use crate::sys::process;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
@@ -25,15 +25,6 @@ const READ_MAX: u64 = 64 * 1024;
 const LINE_MAX: usize = 200;
 /// Longest name of a log that is made from a command, in bytes.
 const NAME_MAX: usize = 200;
-
-/// The value of `--log`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub enum Destination {
-    /// `-`: where the output of the caller goes.
-    Caller,
-    /// The end of this file.
-    File(PathBuf),
-}
 
 /// Where the output of a server goes.
 pub struct Output {

@@ -1000,7 +1000,7 @@ fn lies_to_the_notify_socket_are_not_believed() {
             socket.send_to(lie, &notify).unwrap();
         }
     }
-    until("the last one is heard", || sandbox.status()[0][9].ends_with(" ([2Jservedbysomebody)"));
+    until("the last one is heard", || sandbox.status()[0][10].ends_with(" ([2Jservedbysomebody)"));
     assert_eq!(sandbox.status()[0][2], pid.to_string());
     assert_eq!(sandbox.pidfile(&port.to_string()), Some(pid));
     assert_eq!(get(port).map(|answer| answer.pid), Ok(pid));

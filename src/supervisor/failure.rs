@@ -42,7 +42,9 @@ impl Supervisor {
     pub(super) fn show_last_lines(&self) {
         let Some(live) = self.live.as_ref() else { return };
         let (output, name) = (&self.caller.output, live.machine.name().or_else(|| live.names.name.clone()));
-        let Some(lines) = output.last_lines() else { return };
+        // That a server which was killed wrote nothing explains nothing.
+        let lines = output.last_lines().filter(|lines| !(lines.is_empty() && live.life.killed));
+        let Some(lines) = lines else { return };
         let place = output.shown().map_or(String::new(), |path| format!(" in {}", path.display()));
         let what = match lines.len() {
             0 => format!("server {} wrote nothing{place}", live.server.pid),

@@ -3,17 +3,11 @@
 
 #![forbid(unsafe_code)]
 
-use super::state::Supervisor;
-use super::threads::{self, EndOf};
+use super::state::{Successor, Supervisor};
+use super::threads;
 use crate::swap::Level;
 use crate::sys::process::{End, Pid, Pidfd};
 use nix::sys::signal::{Signal, kill};
-
-/// The supervisor of the server for which this process stands.
-pub(super) struct Successor {
-    pub(super) pid: Pid,
-    _end: EndOf,
-}
 
 impl Supervisor {
     /// Whether this process has to stay although its own server is gone.
@@ -35,7 +29,7 @@ impl Supervisor {
         let end = threads::end_of(self.events.clone(), pid, Pidfd::open(pid).ok()?).ok()?;
         let text = format!("process 1 stays for server {}, which supervisor {pid} has", youngest.pid);
         self.log.say(Level::Notice, None, &text);
-        Some(Successor { pid, _end: end })
+        Some(Successor { pid, end })
     }
 
     /// A process has ended, as its parent learns or, if `how` is `None`, from its pidfd.

@@ -111,6 +111,7 @@ impl Supervisor {
             clock: Clock::new(),
             caller,
         };
+        supervisor.name_log();
         let awaited = supervisor.caller.launcher.is_some() || front.is_some();
         let begun = supervisor.listen(front).and_then(|sources| match orphan {
             Some(server) => supervisor.take_care(server, sources),

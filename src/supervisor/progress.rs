@@ -2,28 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::state::Supervisor;
+use super::state::{PROGRESS_EVERY, Supervisor};
 use crate::address::Address;
 use crate::sys::net;
-use std::io;
-use std::time::{Duration, Instant};
-
-/// How often the line is written; the first time after as long a wait.
-const EVERY: Duration = Duration::from_secs(1);
-
-/// Somebody waits at a terminal.
-pub(super) struct Watcher {
-    since: Instant,
-    next: Instant,
-}
-
-impl Watcher {
-    /// `None` if standard error is no terminal.
-    pub(super) fn at_terminal() -> Option<Watcher> {
-        let since = Instant::now();
-        nix::unistd::isatty(io::stderr()).is_ok_and(|it| it).then_some(Watcher { since, next: since + EVERY })
-    }
-}
+use std::time::Instant;
 
 impl Supervisor {
     /// When the line is to be written next.
@@ -38,7 +20,7 @@ impl Supervisor {
         }
         let text = self.waits_for();
         if let (Some(watcher), Some(text)) = (self.caller.watcher.as_mut(), text) {
-            watcher.next = now + EVERY;
+            watcher.next = now + PROGRESS_EVERY;
             self.log.say_progress(&format!("{text} ({} s)", (now - watcher.since).as_secs()));
         }
     }

@@ -27,9 +27,6 @@ const DISCOVER_FOR: Duration = Duration::from_secs(60);
 impl Supervisor {
     /// Starts the server. `awaited`: somebody waits for the swap.
     pub(super) fn start_server(&mut self, awaited: bool, sources: Sources) -> Result<()> {
-        if let (Some(_), Some(path)) = (&self.caller.launcher, self.caller.output.log()) {
-            self.log.say(Level::Notice, None, &format!("the output goes to {}", path.display()));
-        }
         let command = self.run.line();
         let number = self.dir.next_generation(&command);
         let failed = |e: io::Error| Error::unable("open the control channel", e, "nothing was started");
@@ -88,6 +85,13 @@ impl Supervisor {
         self.live = Some(live);
         self.begin(started, effects);
         Ok(())
+    }
+
+    /// Tells the caller of `-d` where the output goes from here on.
+    pub(super) fn name_log(&self) {
+        if let (Some(_), Some(path)) = (&self.caller.launcher, self.caller.output.log()) {
+            self.log.say(Level::Notice, None, &format!("the output goes to {}", path.display()));
+        }
     }
 
     /// What the names of its sockets begin with. A caretaker may use the names of a dead supervisor that had our pid.

@@ -2,11 +2,9 @@
 
 #![forbid(unsafe_code)]
 
-use super::first::Successor;
 use super::live::{Leftover, Live};
 use super::outbox::Outbox;
-use super::progress::Watcher;
-use super::threads::{Event, Events, Id, Link, Signals};
+use super::threads::{EndOf, Event, Events, Id, Link, Signals};
 use super::timers::Timers;
 use crate::address::Address;
 use crate::cli::Run;
@@ -82,6 +80,13 @@ pub(super) struct Agenda {
     pub(super) orphaned: BTreeMap<Id, Instant>,
 }
 
+/// The supervisor of the server for which this process stands.
+pub(super) struct Successor {
+    pub(super) pid: Pid,
+    #[expect(dead_code, reason = "the thread that waits for its end lasts as long")]
+    pub(super) end: EndOf,
+}
+
 /// Who has started it, and what becomes of it.
 pub(super) struct Caller {
     pub(super) on_terminal: bool,
@@ -120,6 +125,26 @@ impl Caller {
     /// Whether it was told to stop.
     pub(super) fn is_stopping(&self) -> bool {
         self.stops > 0
+    }
+}
+
+/// How often a line of progress is written; the first time after as long a wait.
+pub(super) const PROGRESS_EVERY: Duration = Duration::from_secs(1);
+
+/// Somebody who waits at a terminal, where a line tells for what.
+pub(super) struct Watcher {
+    pub(super) since: Instant,
+    /// When it is written next.
+    pub(super) next: Instant,
+}
+
+impl Watcher {
+    /// `None` if standard error is no terminal.
+    pub(super) fn at_terminal() -> Option<Watcher> {
+        let since = Instant::now();
+        nix::unistd::isatty(std::io::stderr())
+            .is_ok_and(|it| it)
+            .then_some(Watcher { since, next: since + PROGRESS_EVERY })
     }
 }
 

@@ -14,6 +14,7 @@
 mod claim;
 mod lease;
 mod ours;
+mod said;
 mod slots;
 mod tenure;
 #[cfg(test)]
@@ -160,11 +161,6 @@ impl Generation {
         self.ours.slots.name()
     }
 
-    /// What a server that is not up has not done so far.
-    pub fn missing(&self) -> Option<String> {
-        self.is_starting().then(|| self.claim.missing(&self.ours).1)
-    }
-
     /// What follows from an event.
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
         let claimer = if let Event::Claim(claimer) = event { Some(claimer) } else { None };
@@ -180,19 +176,6 @@ impl Generation {
             self.ours.effects.push(Effect::TellWaits(claimer, why));
         }
         std::mem::take(&mut self.ours.effects)
-    }
-
-    /// What a claim has to wait for.
-    fn waits_for(&self) -> &'static str {
-        match () {
-            () if self.is_starting() => "it is not up yet",
-            () if self.is_giving_way() => "it is on its way out",
-            () if self.tenure.awaits_heir => "the supervisor that was about to replace it comes first",
-            () if self.claimer().is_some() => "another server is about to replace it",
-            () if self.claim.olds.values().any(|old| !old.is_stopped()) => "it is about to take over another address",
-            () if !self.claim.olds.is_empty() => "the server that it has replaced is not gone yet",
-            () => "it is about to let go of an address",
-        }
     }
 
     /// Notes what happened. What follows from the whole of it is for [`Generation::settle`].

@@ -1,0 +1,23 @@
+//! What people are told that a generation waits for.
+
+use super::Generation;
+
+impl Generation {
+    /// What a server that is not up has not done so far.
+    pub fn missing(&self) -> Option<String> {
+        self.is_starting().then(|| self.claim.missing(&self.ours).1)
+    }
+
+    /// What a claim has to wait for.
+    pub(super) fn waits_for(&self) -> &'static str {
+        match () {
+            () if self.is_starting() => "it is not up yet",
+            () if self.is_giving_way() => "it is on its way out",
+            () if self.tenure.awaits_heir => "the supervisor that was about to replace it comes first",
+            () if self.claimer().is_some() => "another server is about to replace it",
+            () if self.claim.olds.values().any(|old| !old.is_stopped()) => "it is about to take over another address",
+            () if !self.claim.olds.is_empty() => "the server that it has replaced is not gone yet",
+            () => "it is about to let go of an address",
+        }
+    }
+}
