@@ -174,7 +174,13 @@ impl Supervisor {
                 Some(at) => self.inbox.recv_timeout(at.saturating_duration_since(Instant::now())).ok(),
             };
             match event {
-                Some(event) => self.handle(event),
+                Some(event) => {
+                    self.handle(event);
+                    // A server that has ended is not up, whatever it said before.
+                    if self.live.as_ref().is_some_and(|live| live.machine.is_starting()) {
+                        self.reap();
+                    }
+                }
                 // A signal handler may have had no memory to tell of SIGCHLD.
                 None => self.reap(),
             }
@@ -265,7 +271,7 @@ impl Supervisor {
                 if self.caller.is_stopping() || self.live.as_ref().is_some_and(may) {
                     self.told_to_stop(false);
                 } else {
-                    self.log.say(Level::Warning, None, "the swap is past its switch and goes on");
+                    self.log.say(Level::Warning, None, "the swap cannot be called off any more (it goes on)");
                 }
             }
         }

@@ -10,6 +10,7 @@ use crate::error::status;
 use crate::family::Jobs;
 use crate::finder::Registration;
 use crate::procfs;
+use crate::protocol::ServerWord;
 use crate::record::Record;
 use crate::rundir::{LOCK_PATIENCE, RunDir, pidfile};
 use crate::server::{Rest, Server};
@@ -62,6 +63,9 @@ impl Supervisor {
             };
             self.log.say(level, name.as_ref(), &text);
             live.life.ended = Some(Ended { status: own, seen: Instant::now(), rest_told: false, unseen: 0 });
+            if failed && own != status::DONE {
+                self.agenda.pending.retain(|event| !matches!(event, swap::Event::Said(_, ServerWord::Up)));
+            }
             self.settle();
             match net::listeners() {
                 Ok(sockets) => self.look_for_rest(&sockets),

@@ -230,7 +230,7 @@ impl Watcher {
         let socket = Socket::new(call.socket(&mut self.last)?);
         let (inode, place) = (socket.inode()?, socket.place()?);
         // The bind that was seen may have failed, and another one, to any port, have come after it.
-        let fixed = self.watch.seen.asked(inode).map(|asked| asked.port()) == Some(place.address.port());
+        let fixed = self.watch.seen.asked(inode) == Some(place.address.port());
         if !fixed || socket.listens() || !self.is_here(call, &socket) || self.is_foreign(call) {
             return Ok(None);
         }
