@@ -766,7 +766,7 @@ fn a_server_in_the_group_of_its_supervisor_takes_nobody_of_it_along() {
     let named = || sandbox.processes().into_iter().find(|(_, command)| command.starts_with("sleep 1000"));
     let (bystander, _) = named().unwrap();
     kill(supervisor_of(&sandbox), libc::SIGTERM);
-    running.says("the new server is killed");
+    running.says("it is killed");
     assert_eq!(running.wait(), 137, "{}", running.log());
     assert!(alive(bystander));
     kill(bystander, libc::SIGKILL);

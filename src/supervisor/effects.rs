@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::live::{Leftover, Live};
+use super::live::Leftover;
 use super::state::Supervisor;
 use crate::address::Address;
 use crate::cli::Wait;
@@ -17,8 +17,10 @@ use std::time::{Duration, Instant};
 /// How long a claimer's death may take to be seen in the run directory: its sockets close before its locks do.
 const REGAIN_FOR: Duration = Duration::from_secs(2);
 
-/// What the machine says of a server that it has killed.
-const KILLED: &str = "the new server is killed";
+/// Of whom the machine says that it is killed.
+const KILLED: [&str; 2] = ["the new server", "(it"];
+/// What is true of a server of another user.
+const LIVES_ON: &str = "runs as another user and cannot be killed: it lives on";
 
 impl Supervisor {
     pub(super) fn carry_out_now(&mut self, effect: Effect) {
@@ -151,12 +153,12 @@ impl Supervisor {
         }
     }
 
-    fn report(&mut self, level: Level, address: Option<&Address>, text: String) {
-        let is_out_of_reach = |live: &Live| live.server.is_out_of_reach();
-        let text = match text.contains(KILLED) && self.live.as_ref().is_some_and(is_out_of_reach) {
-            true => text.replace(KILLED, "the new server runs as another user and cannot be killed: it lives on"),
-            false => text,
-        };
+    fn report(&mut self, level: Level, address: Option<&Address>, mut text: String) {
+        if self.live.as_ref().is_some_and(|live| live.server.is_out_of_reach()) {
+            for who in KILLED {
+                text = text.replace(&format!("{who} is killed"), &format!("{who} {LIVES_ON}"));
+            }
+        }
         match level {
             Level::Error => self.say_failure(address, &text),
             Level::Warning | Level::Notice | Level::Detail => self.log.say(level, address, &text),
