@@ -55,7 +55,8 @@ impl Supervisor {
                 () => Level::Notice,
             };
             let (pid, leaves) = (live.server.pid, live.life.was_up && live.machine.is_leaving());
-            let successor = Some(&*live).filter(|_| leaves).and_then(|live| successor(&self.dir, live));
+            let reloaded = self.reloads.in_charge.and_then(|line| self.reloads.copies.get(&line)?.server);
+            let successor = successor(&self.dir, live).or(reloaded.map(|(pid, _)| pid)).filter(|_| leaves);
             let text = match successor {
                 Some(successor) => format!("server {pid} was replaced by {successor}"),
                 None if leaves && !self.caller.is_stopping() => format!("server {pid} was taken down"),
