@@ -6,6 +6,7 @@
 #   make house       measures the source, and fails where something is too big
 #   make test-servers  swaps of real servers under load; installs them (Debian,
 #                    as root or by sudo)
+#   make test-nginx  a Node server behind nginx, swapped 60 times: no request may fail
 #   make faults      breaks everything at every step of a swap, and prints a table:
 #                    more than "make test" does
 #   make fuzz        FUZZ_SECONDS of fuzzing (120), with cargo-fuzz
@@ -59,6 +60,7 @@ need_python  = $(call need,python3,python3 for its tests (Debian: python3))
 need_strace  = $(call need,strace,strace for its tests (Debian: strace))
 need_ss      = $(call need,ss,ss for its tests (Debian: iproute2))
 need_openssl = $(call need,openssl,openssl for its tests (Debian: openssl))
+need_nginx   = PATH=$$PATH:/usr/sbin; $(call need,nginx,nginx for this test (Debian: nginx-light))
 need_mandoc  = $(call need,mandoc,mandoc to check the manuals (Debian: mandoc))
 need_shcheck = $(call need,shellcheck,shellcheck to check its scripts (Debian: shellcheck))
 need_fmt     = { $(CARGO) fmt --version >/dev/null 2>&1 || \
@@ -111,6 +113,12 @@ test-servers:
 	@$(need_cargo)
 	tests/servers/install.sh '$(TARGET)/servers'
 	$(CARGO) test --locked --test matrix
+
+# Two minutes. ROUNDS=1 is a third of it; WAY=close shows what server.close() and a timer do.
+test-nginx: all
+	@$(need_node)
+	@$(need_nginx)
+	SERVERSWAP='$(BIN)' $(NODE) tests/nginx/run.mjs $(or $(WAY),client) $(or $(ROUNDS),3)
 
 # What it finds is below target/fuzz; what breaks, below tests/fuzz/artifacts. An input that is worth keeping
 # goes to tests/fuzz/corpus, where "make test" replays it.
@@ -183,4 +191,4 @@ clean:
 	@$(need_cargo)
 	$(CARGO) clean
 
-.PHONY: all test check house faults test-servers fuzz fuzz-build simulate bench soak scale demo install uninstall clean
+.PHONY: all test check house faults test-servers test-nginx fuzz fuzz-build simulate bench soak scale demo install uninstall clean

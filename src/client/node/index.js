@@ -16,6 +16,15 @@ const MAX_LINE_BYTES = 1024;
 const MAX_ADDRESS_BYTES = 900;
 const MAX_REASON_BYTES = 1000;
 
+// For how long no request has come before the kept connections are closed. A client
+// may be sending one at this moment: the risk is the smaller the longer the time is,
+// and greatest where requests still came after the takedown. No round numbers: many
+// clients ask every second.
+const REST_MS = 600;
+const BUSY_REST_MS = 1700;
+const LOOK_MS = 50;
+const LATE_MS = 5;
+
 const waiting = new Map();   // address -> [{ go, refuse }], READY is said
 const takedowns = new Map(); // address -> [callback], TAKEDOWN is said
 let channel;                 // undefined: not opened yet; null: no supervisor
@@ -42,13 +51,109 @@ function wait(address, waiter) {
   channel.ref();
 }
 
-function onTakedown(address, callback) {
+function onTakedown(address, taker, drained) {
   address = check(address);
-  checkCallback(callback);
+  const isServer = typeof taker?.close === 'function' && typeof taker.on === 'function';
+  if (!isServer || drained !== undefined) checkCallback(isServer ? drained : taker);
   open();
-  if (channel !== null && append(takedowns, address, callback)) {
+  if (channel === null) return;
+  if (append(takedowns, address, isServer ? closer(taker, drained) : taker)) {
     say('TAKEDOWN', address);
   }
+}
+
+// What closes a server of HTTP so that no request is lost. A client that keeps a
+// connection, a proxy for instance, may send a request at the moment in which the
+// server closes it, and cannot know whether it was carried out. So a connection
+// ends with an answer that says `Connection: close`. Those on which no more requests
+// come are closed when all of them have rested.
+function closer(server, drained) {
+  const connections = new Map(); // socket -> { answers, bytes }
+  const sessions = new Set();    // HTTP/2
+  let draining = false;
+  let last = 0;                  // when a connection or a request came
+  let rest = REST_MS;
+
+  const connectionOf = (socket) => {
+    let connection = connections.get(socket);
+    if (!connection) {
+      connection = { answers: new Set(), bytes: 0 };
+      connections.set(socket, connection);
+      last = performance.now();
+      socket.once('close', () => connections.delete(socket));
+    }
+    return connection;
+  };
+  // Of TLS these are two sockets. The lower one has bytes and no answers: it is
+  // never taken for rested.
+  server.on('connection', connectionOf);
+  server.on('secureConnection', connectionOf);
+
+  // Before the listener that answers.
+  server.prependListener('request', (request, response) => {
+    const { httpVersionMajor, socket } = request;
+    if (httpVersionMajor > 1) return;
+    const connection = connectionOf(socket);
+    connection.answers.add(response);
+    response.once('close', () => {
+      connection.answers.delete(response);
+      connection.bytes = socket.bytesRead;
+    });
+    last = performance.now();
+    if (!draining) return;
+    makeLast(response);
+    rest = BUSY_REST_MS;
+  });
+
+  // The client stops asking when it reads GOAWAY. Until then its requests count.
+  const leave = (session) => {
+    session.goaway(0, 2 ** 31 - 1);
+    setTimeout(() => session.close(), REST_MS).unref();
+  };
+  server.on('session', (session) => {
+    sessions.add(session);
+    session.once('close', () => sessions.delete(session));
+    if (draining) leave(session);
+  });
+
+  // One at a time, each right after all that had arrived was read, and only while
+  // this process has its turn in time: where it is late, so is the client.
+  let due = 0;
+  const closeRested = () => {
+    if (performance.now() - last < rest) return;
+    for (const [socket, { answers, bytes }] of connections) {
+      if (answers.size === 0 && socket.bytesRead === bytes) {
+        socket.destroy();
+        setImmediate(closeRested);
+        return;
+      }
+    }
+  };
+  const look = () => {
+    const late = performance.now() - due > LATE_MS;
+    due = performance.now() + LOOK_MS;
+    if (!late) setImmediate(closeRested);
+  };
+
+  return () => {
+    draining = true;
+    for (const { answers } of connections.values()) answers.forEach(makeLast);
+    sessions.forEach(leave);
+    const looks = setInterval(look, LOOK_MS);
+    due = performance.now();
+    look();
+    // Node's own close() closes the idle connections at once.
+    server.closeIdleConnections = () => {};
+    server.close(() => {
+      clearInterval(looks);
+      drained?.();
+    });
+    delete server.closeIdleConnections;
+  };
+}
+
+function makeLast(response) {
+  if (!response.headersSent) response.setHeader('Connection', 'close');
 }
 
 function serverUp() {
@@ -293,5 +398,5 @@ module.exports = { readyFor, onTakedown, serverUp, fail };
 // Several copies of this file may be in one process, and there is one channel:
 // the first copy speaks for all. The number rises when the functions change, not
 // with the version.
-const COPY = Symbol.for('serverswap.client.1');
+const COPY = Symbol.for('serverswap.client.2');
 module.exports = globalThis[COPY] ??= module.exports;
