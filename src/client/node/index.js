@@ -146,7 +146,8 @@ function closer(server, drained) {
     server.closeIdleConnections = () => {};
     server.close(() => {
       clearInterval(looks);
-      drained?.();
+      // After RELEASED, since it may end the process.
+      if (drained) setImmediate(drained);
     });
     delete server.closeIdleConnections;
   };
