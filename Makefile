@@ -7,6 +7,9 @@
 #   make test-servers  swaps of real servers under load; installs them (Debian,
 #                    as root or by sudo)
 #   make test-nginx  a Node server behind nginx, swapped 60 times: no request may fail
+#   make npm         the package for npm, below target/npm, with a program that needs no library;
+#                    make deb: the one for Debian, below target/debian, with cargo-deb
+#   make test-packages  makes both, installs each and swaps with it
 #   make faults      breaks everything at every step of a swap, and prints a table:
 #                    more than "make test" does
 #   make fuzz        FUZZ_SECONDS of fuzzing (120), with cargo-fuzz
@@ -23,6 +26,7 @@
 #   make uninstall   what install has put there; make clean: what was built
 
 PREFIX  = /usr/local
+SYSCONFDIR = /etc
 DESTDIR =
 
 BINDIR      = $(PREFIX)/bin
@@ -33,6 +37,7 @@ ZSHDIR      = $(PREFIX)/share/zsh/site-functions
 FISHDIR     = $(PREFIX)/share/fish/vendor_completions.d
 UNITDIR     = $(PREFIX)/lib/systemd/system
 TMPFILESDIR = $(PREFIX)/lib/tmpfiles.d
+LOGROTATEDIR = $(SYSCONFDIR)/logrotate.d
 
 FUZZ_SECONDS = 120
 SOAK    = 600
@@ -45,9 +50,14 @@ INSTALL = install
 TARGET  = $(or $(CARGO_TARGET_DIR),target)
 BIN     = $(TARGET)/release/serverswap
 
+# Of the package for npm. Another one than this machine's needs its standard library (rustup target add) and a linker.
+ARCH    = $(shell uname -m)
+TRIPLE  = $(ARCH)-unknown-linux-gnu
+STATIC  = $(TARGET)/$(TRIPLE)/release/serverswap
+
 CLIENT  = $(wildcard src/client/node/*.js src/client/node/*.mjs src/client/node/*.json \
             src/client/node/*.ts src/client/node/*.mts)
-SCRIPTS = $(wildcard .ci/run tests/*.sh tests/*/*.sh src/install/completions/*.bash)
+SCRIPTS = $(wildcard .ci/run tests/*.sh tests/*/*.sh src/install/*/*.sh src/install/completions/*.bash)
 NODE_TESTS = $(wildcard tests/node-client/*.test.js tests/node-client/*.test.mjs)
 
 # $(call need,PROGRAM,WHAT TO INSTALL)
@@ -61,6 +71,10 @@ need_strace  = $(call need,strace,strace for its tests (Debian: strace))
 need_ss      = $(call need,ss,ss for its tests (Debian: iproute2))
 need_openssl = $(call need,openssl,openssl for its tests (Debian: openssl))
 need_nginx   = PATH=$$PATH:/usr/sbin; $(call need,nginx,nginx for this test (Debian: nginx-light))
+need_deb     = PATH="$$PATH:$(abspath $(TARGET))/cargo-deb/bin"; \
+               $(call need,cargo-deb,cargo-deb for this package (cargo install --locked cargo-deb))
+need_lintian = $(call need,lintian,lintian to check its package (Debian: lintian))
+need_rotate  = PATH=$$PATH:/usr/sbin; $(call need,logrotate,logrotate for its tests (Debian: logrotate))
 need_mandoc  = $(call need,mandoc,mandoc to check the manuals (Debian: mandoc))
 need_shcheck = $(call need,shellcheck,shellcheck to check its scripts (Debian: shellcheck))
 need_fmt     = { $(CARGO) fmt --version >/dev/null 2>&1 || \
@@ -164,7 +178,7 @@ $(BIN):
 install: $(BIN)
 	$(INSTALL) -d '$(DESTDIR)$(BINDIR)' '$(DESTDIR)$(MANDIR)/man1' '$(DESTDIR)$(MANDIR)/man7' \
 	    '$(DESTDIR)$(NODEDIR)' '$(DESTDIR)$(BASHDIR)' '$(DESTDIR)$(ZSHDIR)' '$(DESTDIR)$(FISHDIR)' \
-	    '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(TMPFILESDIR)'
+	    '$(DESTDIR)$(UNITDIR)' '$(DESTDIR)$(TMPFILESDIR)' '$(DESTDIR)$(LOGROTATEDIR)'
 	$(INSTALL) -m 755 '$(BIN)' '$(DESTDIR)$(BINDIR)/serverswap'
 	$(INSTALL) -m 644 man/serverswap.1 '$(DESTDIR)$(MANDIR)/man1/serverswap.1'
 	$(INSTALL) -m 644 man/serverswap.7 '$(DESTDIR)$(MANDIR)/man7/serverswap.7'
@@ -176,6 +190,7 @@ install: $(BIN)
 	    >'$(DESTDIR)$(UNITDIR)/serverswap@.service'
 	chmod 644 '$(DESTDIR)$(UNITDIR)/serverswap@.service'
 	$(INSTALL) -m 644 src/install/tmpfiles.d/serverswap.conf '$(DESTDIR)$(TMPFILESDIR)/serverswap.conf'
+	$(INSTALL) -m 644 src/install/logrotate/serverswap '$(DESTDIR)$(LOGROTATEDIR)/serverswap'
 
 # Removes the files of install and the one directory that is ours alone.
 uninstall:
@@ -184,11 +199,31 @@ uninstall:
 	    $(CLIENT:src/client/node/%='$(DESTDIR)$(NODEDIR)/%') \
 	    '$(DESTDIR)$(BASHDIR)/serverswap' '$(DESTDIR)$(ZSHDIR)/_serverswap' \
 	    '$(DESTDIR)$(FISHDIR)/serverswap.fish' '$(DESTDIR)$(UNITDIR)/serverswap@.service' \
-	    '$(DESTDIR)$(TMPFILESDIR)/serverswap.conf'
+	    '$(DESTDIR)$(TMPFILESDIR)/serverswap.conf' '$(DESTDIR)$(LOGROTATEDIR)/serverswap'
 	[ ! -d '$(DESTDIR)$(NODEDIR)' ] || rmdir '$(DESTDIR)$(NODEDIR)'
+
+# The package for npm: the program is linked so that it runs on every Linux of its architecture.
+npm:
+	@$(need_cargo)
+	@$(need_npm)
+	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked --target '$(TRIPLE)'
+	src/install/npm/pack.sh '$(STATIC)' '$(ARCH)' '$(TARGET)/npm'
+
+deb: all
+	@$(need_deb)
+	sed 's|@BINDIR@|/usr/bin|g' 'src/install/systemd/serverswap@.service' >'$(TARGET)/release/serverswap@.service'
+	PATH="$$PATH:$(abspath $(TARGET))/cargo-deb/bin" $(CARGO) deb --no-build --locked
+
+test-packages: npm deb
+	@$(need_node)
+	@$(need_lintian)
+	@$(need_rotate)
+	tests/packages/npm.sh
+	tests/packages/deb.sh
 
 clean:
 	@$(need_cargo)
 	$(CARGO) clean
 
-.PHONY: all test check house faults test-servers test-nginx fuzz fuzz-build simulate bench soak scale demo install uninstall clean
+.PHONY: all test check house faults test-servers test-nginx fuzz fuzz-build simulate bench soak scale demo install uninstall \
+        npm deb test-packages clean
