@@ -43,9 +43,15 @@ FUZZ_SECONDS = 120
 SOAK    = 600
 SIMULATE = 25
 
+# What has to be there before something is built: a word for tests/setup.sh.
+SETUP   = build
+
 CARGO   = cargo
 NODE    = node
 INSTALL = install
+
+# Where rustup puts it, if this shell does not look there yet.
+export PATH := $(PATH):$(HOME)/.cargo/bin
 
 TARGET  = $(or $(CARGO_TARGET_DIR),target)
 BIN     = $(TARGET)/release/serverswap
@@ -65,45 +71,31 @@ need = command -v $(1) >/dev/null 2>&1 || { echo "make: serverswap needs $(2)" >
 need_cargo   = $(call need,$(CARGO),cargo and Rust 1.91 or later (rustup))
 need_node    = { $(NODE) -e 'process.exit(parseInt(process.versions.node) >= 18 ? 0 : 1)' 2>/dev/null || \
                  { echo "make: serverswap needs node 18 or later (Debian: nodejs)" >&2; exit 1; }; }
-need_npm     = $(call need,npm,npm for its tests (Debian: npm))
-need_python  = $(call need,python3,python3 for its tests (Debian: python3))
-need_strace  = $(call need,strace,strace for its tests (Debian: strace))
-need_ss      = $(call need,ss,ss for its tests (Debian: iproute2))
-need_openssl = $(call need,openssl,openssl for its tests (Debian: openssl))
-need_nginx   = PATH=$$PATH:/usr/sbin; $(call need,nginx,nginx for this test (Debian: nginx-light))
 need_deb     = PATH="$$PATH:$(abspath $(TARGET))/cargo-deb/bin"; \
                $(call need,cargo-deb,cargo-deb for this package (cargo install --locked cargo-deb))
-need_lintian = $(call need,lintian,lintian to check its package (Debian: lintian))
-need_rotate  = PATH=$$PATH:/usr/sbin; $(call need,logrotate,logrotate for its tests (Debian: logrotate))
-need_mandoc  = $(call need,mandoc,mandoc to check the manuals (Debian: mandoc))
-need_shcheck = $(call need,shellcheck,shellcheck to check its scripts (Debian: shellcheck))
 need_fmt     = { $(CARGO) fmt --version >/dev/null 2>&1 || \
                  { echo "make: serverswap needs rustfmt to check the format (rustup component add rustfmt)" >&2; exit 1; }; }
 need_clippy  = { $(CARGO) clippy --version >/dev/null 2>&1 || \
                  { echo "make: serverswap needs clippy to check the code (rustup component add clippy)" >&2; exit 1; }; }
 
 all:
+	@tests/setup.sh $(SETUP)
 	@$(need_cargo)
 	$(CARGO) build --release --locked
 
 # tests/install.sh installs the release binary.
+test: SETUP = test
 test: all
 	@$(need_node)
-	@$(need_npm)
-	@$(need_python)
-	@$(need_strace)
-	@$(need_ss)
-	@$(need_openssl)
 	$(CARGO) test --locked
 	$(NODE) --test $(NODE_TESTS)
 	tests/install.sh
 
 check:
+	@tests/setup.sh check
 	@$(need_cargo)
 	@$(need_fmt)
 	@$(need_clippy)
-	@$(need_mandoc)
-	@$(need_shcheck)
 	$(CARGO) fmt --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	mandoc -T lint -W warning man/serverswap.1 man/serverswap.7
@@ -117,9 +109,8 @@ house:
 
 # Most of it is part of "make test"; ONLY='words' that the line of a fault must hold.
 faults:
+	@tests/setup.sh test
 	@$(need_cargo)
-	@$(need_strace)
-	@$(need_ss)
 	$(CARGO) test --locked --test faults -- --all $(ONLY)
 
 # Below target: a Python environment, npm packages, what has to be compiled.
@@ -129,9 +120,9 @@ test-servers:
 	$(CARGO) test --locked --test matrix
 
 # Two minutes. ROUNDS=1 is a third of it; WAY=close shows what server.close() and a timer do.
+test-nginx: SETUP = nginx
 test-nginx: all
 	@$(need_node)
-	@$(need_nginx)
 	SERVERSWAP='$(BIN)' $(NODE) tests/nginx/run.mjs $(or $(WAY),client) $(or $(ROUNDS),3)
 
 # What it finds is below target/fuzz; what breaks, below tests/fuzz/artifacts. An input that is worth keeping
@@ -146,8 +137,8 @@ fuzz-build:
 
 # A bounded part of it is in "make test".
 simulate:
+	@tests/setup.sh simulate
 	@$(need_cargo)
-	@$(call need,patch,patch to put faults back (Debian: patch))
 	SIMULATE='$(SIMULATE)' $(CARGO) test --locked --profile simulate --test simulate
 	tests/simulate/faults.sh '$(TARGET)/simulate-faults'
 
@@ -166,6 +157,7 @@ scale:
 	@$(need_node)
 	$(CARGO) bench --locked --bench scale
 
+demo: SETUP = demo
 demo: all
 	@$(need_node)
 	@SERVERSWAP='$(BIN)' tests/demo.sh
@@ -203,9 +195,10 @@ uninstall:
 	[ ! -d '$(DESTDIR)$(NODEDIR)' ] || rmdir '$(DESTDIR)$(NODEDIR)'
 
 # The package for npm: the program is linked so that it runs on every Linux of its architecture.
+npm: SETUP = packages
 npm:
+	@tests/setup.sh $(SETUP)
 	@$(need_cargo)
-	@$(need_npm)
 	RUSTFLAGS='-C target-feature=+crt-static' $(CARGO) build --release --locked --target '$(TRIPLE)'
 	src/install/npm/pack.sh '$(STATIC)' '$(ARCH)' '$(TARGET)/npm'
 
@@ -214,10 +207,9 @@ deb: all
 	sed 's|@BINDIR@|/usr/bin|g' 'src/install/systemd/serverswap@.service' >'$(TARGET)/release/serverswap@.service'
 	PATH="$$PATH:$(abspath $(TARGET))/cargo-deb/bin" $(CARGO) deb --no-build --locked
 
+test-packages: SETUP = packages
 test-packages: npm deb
 	@$(need_node)
-	@$(need_lintian)
-	@$(need_rotate)
 	tests/packages/npm.sh
 	tests/packages/deb.sh
 
