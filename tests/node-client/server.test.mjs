@@ -185,6 +185,38 @@ test('http2: requests finish, and the client is told to go', async (t) => {
   assert.equal(await server.exit(), 0);
 });
 
+test('in a cluster each worker takes its own server down', async (t) => {
+  const supervisor = await Supervisor.start(t);
+  const port = await freePort();
+  const server = supervisor.node(`
+    const cluster = require('cluster');
+    if (cluster.isPrimary) {
+      cluster.fork();
+      cluster.fork();
+    } else {
+      const server = require('http').createServer((request, response) => response.end('hello'));
+      serverswap.onTakedown(':${port}', server, () => process.exit());
+      server.listen(${port}, '127.0.0.1', () => serverswap.serverUp());
+    }
+  `, { fd: null });
+  const channels = [await supervisor.connection(0), await supervisor.connection(1)];
+  for (const channel of channels) await channel.hears('UP');
+  const client = new Client(t, net.connect(port, '127.0.0.1'));
+  client.say(GET);
+  await client.hears('hello');
+  for (const channel of channels) {
+    channel.say(`TAKEDOWN :${port}`);
+    await channel.hears(`RELEASED :${port}`);
+  }
+  client.text = '';
+  client.say(GET);
+  await client.hears('hello');
+  assert.match(client.text, /Connection: close/);
+  await client.end();
+  assert.equal(await server.exit(), 0);
+  await bind(t, port);
+});
+
 test('a server that does not listen yet is drained', async (t) => {
   const supervisor = await Supervisor.start(t);
   const server = supervisor.node(`

@@ -16,10 +16,10 @@ const MAX_LINE_BYTES = 1024;
 const MAX_ADDRESS_BYTES = 900;
 const MAX_REASON_BYTES = 1000;
 
-// For how long no request has come before the kept connections are closed. A client
-// may be sending one at this moment: the risk is the smaller the longer the time is,
-// and greatest where requests still came after the takedown. No round numbers: many
-// clients ask every second.
+// How long no request has come before idle connections are closed. A client may be
+// sending one at that moment: the longer the rest, the smaller the risk. It is
+// greatest while requests still come after the takedown. No round numbers, because
+// many clients ask every second.
 const REST_MS = 600;
 const BUSY_REST_MS = 1700;
 const LOOK_MS = 50;
@@ -62,11 +62,11 @@ function onTakedown(address, taker, drained) {
   }
 }
 
-// What closes a server of HTTP so that no request is lost. A client that keeps a
-// connection, a proxy for instance, may send a request at the moment in which the
-// server closes it, and cannot know whether it was carried out. So a connection
-// ends with an answer that says `Connection: close`. Those on which no more requests
-// come are closed when all of them have rested.
+// Returns what takes an HTTP server down without losing a request. A client that
+// keeps a connection, a proxy for instance, may send a request at the moment in
+// which the server closes it, and then cannot know whether it was carried out. So
+// a connection ends with an answer that says `Connection: close`. Connections that
+// get no more requests are closed when all of them have rested.
 function closer(server, drained) {
   const connections = new Map(); // socket -> { answers, bytes }
   const sessions = new Set();    // HTTP/2
@@ -84,12 +84,12 @@ function closer(server, drained) {
     }
     return connection;
   };
-  // Of TLS these are two sockets. The lower one has bytes and no answers: it is
-  // never taken for rested.
+  // TLS has two sockets for a connection. The lower one has received bytes and has
+  // no answers, so it never counts as rested.
   server.on('connection', connectionOf);
   server.on('secureConnection', connectionOf);
 
-  // Before the listener that answers.
+  // Runs before the listener that answers.
   server.prependListener('request', (request, response) => {
     const { httpVersionMajor, socket } = request;
     if (httpVersionMajor > 1) return;
@@ -105,7 +105,7 @@ function closer(server, drained) {
     rest = BUSY_REST_MS;
   });
 
-  // The client stops asking when it reads GOAWAY. Until then its requests count.
+  // The client stops asking when it reads GOAWAY. Requests sent before are answered.
   const leave = (session) => {
     session.goaway(0, 2 ** 31 - 1);
     setTimeout(() => session.close(), REST_MS).unref();
@@ -116,8 +116,8 @@ function closer(server, drained) {
     if (draining) leave(session);
   });
 
-  // One at a time, each right after all that had arrived was read, and only while
-  // this process has its turn in time: where it is late, so is the client.
+  // Closes one at a time, each right after everything that arrived was read, and
+  // only while timers fire on time: when this process is late, the client may be too.
   let due = 0;
   const closeRested = () => {
     if (performance.now() - last < rest) return;
@@ -142,7 +142,7 @@ function closer(server, drained) {
     const looks = setInterval(look, LOOK_MS);
     due = performance.now();
     look();
-    // Node's own close() closes the idle connections at once.
+    // Node's close() would close idle connections at once.
     server.closeIdleConnections = () => {};
     server.close(() => {
       clearInterval(looks);
