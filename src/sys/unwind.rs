@@ -6,13 +6,10 @@
 
 use std::ffi::{c_int, c_void};
 
-/// `_URC_END_OF_STACK`.
-const END_OF_STACK: c_int = 5;
-
-/// There are no frames to be shown.
+/// There are no frames to be shown: `_URC_END_OF_STACK`.
 #[unsafe(no_mangle)]
 extern "C" fn _Unwind_Backtrace(_: *const c_void, _: *mut c_void) -> c_int {
-    END_OF_STACK
+    5
 }
 
 /// Defines functions that nobody calls, since nothing is ever unwound.
