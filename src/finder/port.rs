@@ -115,8 +115,11 @@ impl RunDir {
 
 /// The name of a user, or the number if there is no name.
 pub fn user_name(uid: u32) -> String {
-    match nix::unistd::User::from_uid(uid.into()) {
-        Ok(Some(user)) => user.name,
-        _ => uid.to_string(),
-    }
+    let by_libc = || Some(nix::unistd::User::from_uid(uid.into()).ok()??.name);
+    let is_user = |line: &&str| line.split(':').nth(2) == Some(&uid.to_string());
+    let name_of = |line: &str| line.split(':').next().map(str::to_owned);
+    let by_file = || std::fs::read_to_string("/etc/passwd").ok()?.lines().find(is_user).and_then(name_of);
+    // A static program would load name services that were built for another libc.
+    let name = if cfg!(target_feature = "crt-static") { by_file() } else { by_libc() };
+    name.unwrap_or_else(|| uid.to_string())
 }
