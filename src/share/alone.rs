@@ -2,7 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::{Block, Sharing, group::Group};
+use super::group::{Group, NOBODY};
+use super::{Block, Sharing};
 use crate::sys::net::{Listeners, TcpSocket};
 use crate::sys::steer::{Program, Range, Socket};
 use std::io;
@@ -36,7 +37,7 @@ pub fn serve_alone(sockets: Vec<Socket>) -> io::Result<bool> {
     // A socket that joined at this very moment comes after them, and is not proven: it gets nothing.
     let alone = sharing.is_known();
     if !matches!(alone, Ok(true)) {
-        sharing.groups_mut().for_each(|group| drop(group.steer(&|_| Vec::new())));
+        sharing.groups_mut().for_each(|group| drop(group.steer(&NOBODY)));
     }
     alone
 }

@@ -11,6 +11,7 @@ mod olds;
 mod probing;
 
 pub use alone::{is_alone, serve_alone, steer_away};
+pub use group::Handles;
 
 use crate::address::Address;
 use crate::place::Place;
@@ -294,7 +295,7 @@ impl Sharing {
         let is_touched = |group: &&Group| group.steered || group.guarded;
         let touched: BTreeSet<u32> = self.groups().filter(is_touched).flat_map(Group::inodes_of_news).collect();
         // In one look: a server may have a thousand.
-        let own = if touched.is_empty() { Vec::new() } else { fetch(&touched) };
+        let own = if touched.is_empty() { Vec::new() } else { fetch.handles(&touched) };
         let own = own.into_iter().filter_map(|socket| Some((socket.inode().ok()?, socket))).collect();
         self.keep(|group| !group.leave_to_new(&own));
         self.groups.is_empty()

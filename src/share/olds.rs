@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::group::{Fetch, Group};
+use super::group::{Fetch, Group, NOBODY};
 use super::member::{Member, REOPENS_WITHIN, Side};
 use super::{Block, Sharing};
 use crate::place::Place;
@@ -34,7 +34,7 @@ impl Sharing {
         }
         // It may have had several of them for long, and some may have moved since: a server closes its sockets as it likes.
         added.groups_mut().for_each(|group| group.members.doubt_order());
-        added.groups_mut().try_for_each(|group| group.steer(&|_| Vec::new())).map_err(failed)?;
+        added.groups_mut().try_for_each(|group| group.steer(&NOBODY)).map_err(failed)?;
         self.since = if self.has_olds() { self.since.min(since) } else { since };
         added.groups.into_iter().for_each(|(port, groups)| self.at_port(port).extend(groups));
         Ok(())

@@ -84,7 +84,7 @@ impl Group {
 
     /// Sends the probes for which the port is steered now.
     fn send_probes(&mut self, fetch: Fetch<'_>) {
-        let own = if self.guarded { fetch(&self.inodes_of_news()) } else { Vec::new() };
+        let own = if self.guarded { fetch.handles(&self.inodes_of_news()) } else { Vec::new() };
         for member in self.members.iter_mut() {
             let guard = own.iter().find(|socket| socket.inode().is_ok_and(|inode| inode == member.inode));
             // A probe that could not get there waits for the next look.

@@ -41,8 +41,7 @@ impl Supervisor {
         let gone = || io::Error::from(io::ErrorKind::NotFound);
         let server = Server::adopt(&holder).ok_or_else(gone).map_err(|e| failed("look at server", e))?;
         let listeners = net::listeners().map_err(|e| failed("see where others listen beside server", e))?;
-        let its: Vec<TcpSocket> = listeners.all().cloned().collect();
-        let its = server.holds_of(&its).map_err(|e| failed("look at server", e))?;
+        let its = server.holds_of(listeners.all()).map_err(|e| failed("look at server", e))?;
         let named = self.dir.names().map_err(|e| failed("read the pidfiles of server", e))?;
         let ephemeral = procfs::ephemeral_ports();
         let counts = |s: &&TcpSocket| {

@@ -5,7 +5,7 @@
 
 use super::left::left_alone;
 use super::live::{Live, UNCLEAR_FOR};
-use super::sharing::{listen_alone, sockets};
+use super::sharing::listen_alone;
 use super::state::Supervisor;
 use super::switching::{LINGERS, start_drain};
 use crate::address::Address;
@@ -219,7 +219,6 @@ pub(super) fn look_at_shared(
 ) -> bool {
     live.follow_closed(None, listeners, pending);
     let server = &live.server;
-    let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
     let unseen: Vec<&Address> =
         live.joining.proving.iter().filter(|address| !live.joining.sharing.has_joined(address)).collect();
     for address in unseen {
@@ -228,11 +227,8 @@ pub(super) fn look_at_shared(
             live.joining.sharing.found(&held);
         }
     }
-    let held = || {
-        let all: Vec<TcpSocket> = listeners.all().cloned().collect();
-        Some(server.holds_of(&all).ok()?.into_iter().map(|socket| socket.inode).collect())
-    };
-    live.joining.sharing.look(listeners, prove, held, &fetch);
+    let held = || Some(server.holds_of(listeners.all()).ok()?.into_iter().map(|socket| socket.inode).collect());
+    live.joining.sharing.look(listeners, prove, held, server);
     let complete = !live.joining.settled;
     for address in live.joining.proving.extract_if(.., |a| live.joining.sharing.is_proven(a, complete)) {
         pending.push_back(swap::Event::Accepts(address));

@@ -75,9 +75,7 @@ impl Supervisor {
         let Some(old) = self.peers.olds.get_mut(&id) else { return };
         let socket = old.sockets.pop();
         let result = match (socket, self.live.as_mut()) {
-            (Some(socket), Some(live)) => {
-                live.joining.sharing.join_old(id, socket, backlog, &|inodes| server.sockets(inodes))
-            }
+            (Some(socket), Some(live)) => live.joining.sharing.join_old(id, socket, backlog, &server),
             _ => Err(nix::errno::Errno::EBADF.into()),
         };
         let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(98));
