@@ -17,4 +17,4 @@ pub use beside::Beside;
 pub use caretaker::{CARES_WITHIN, STARTS_WITHIN};
 pub use holder::{Holder, Missing, Registration};
 pub use port::user_name;
-pub use question::{Asker, Found, May, Mine};
+pub use question::{Asker, Found, May};

@@ -8,7 +8,7 @@ use super::care::TAKEN_OVER;
 use super::state::{Job, Supervisor, Unclear, Wait};
 use super::threads;
 use crate::address::Address;
-use crate::finder::{Asker, CARES_WITHIN, Found, May, Mine};
+use crate::finder::{Asker, CARES_WITHIN, Found, May};
 use crate::place::Place;
 use crate::rundir::LOCK_PATIENCE;
 use crate::swap::{Effect, Event, Level, OldId};
@@ -171,10 +171,9 @@ impl Supervisor {
         live.looks.discover_until = None;
         let (pid, server) = (live.server.pid, &live.server);
         let holds = |sockets: &[TcpSocket]| server.holds(sockets).map(|held| !held.is_empty());
-        let mine = Mine { owns: &|other| server.owns(other), holds: &holds };
         let calls = live.opening.calls.iter().filter(|call| Address::from(call.place.address) == address);
         let places: Vec<(Place, May)> = calls.map(|call| (call.place, call.may)).collect();
-        let asker = Asker { me: pid, mine, places: &places };
+        let asker = Asker { me: pid, owns: &|other| server.owns(other), holds: &holds, places: &places };
         let found = self.dir.look_up(&address, &asker, &mut notes);
         if live.life.was_up {
             self.tidy_later();
@@ -239,11 +238,5 @@ impl Supervisor {
             Found::Busy => TURN_LOOKS,
             Found::Vacant(_) | Found::Foreign | Found::Taken(_) | Found::Blocked(_) => 0,
         }
-    }
-
-    /// Nothing waits any more for a server that is gone.
-    pub(super) fn clear_desk(&mut self) {
-        self.agenda.desk.jobs.clear();
-        self.agenda.desk.unclear.clear();
     }
 }

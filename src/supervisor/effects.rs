@@ -104,7 +104,7 @@ impl Supervisor {
 
     fn take(&mut self, address: Address) {
         let locked = self.peers.olds.values().filter(|old| old.locked);
-        let locked: Vec<Pid> = locked.map(|old| old.server.0).collect();
+        let locked: Vec<Pid> = locked.map(|old| old.holder.pid).collect();
         if !self.register(&address, &locked) {
             self.look_up(address);
         }

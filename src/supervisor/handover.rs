@@ -87,7 +87,7 @@ impl Supervisor {
         let block =
             |sockets: Vec<Socket>, serves| Block { sockets: sockets.into_iter().filter(fits).collect(), serves };
         // The servers that still drain are older than `old`, and it is not known how much.
-        let since = if sockets.is_empty() { old.server.1 } else { 0 };
+        let since = if sockets.is_empty() { old.holder.start } else { 0 };
         let blocks = vec![block(sockets, false), block(own, true)];
         let live = self.live.as_mut().ok_or("it is gone")?;
         live.joining.sharing.add_old(id, since, blocks)

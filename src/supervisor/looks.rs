@@ -8,6 +8,7 @@ use super::live::{Live, UNCLEAR_FOR};
 use super::sharing::listen_alone;
 use super::state::Supervisor;
 use super::switching::{LINGERS, start_drain};
+use super::threads::Id;
 use crate::address::Address;
 use crate::drain::Drained;
 use crate::procfs;
@@ -93,7 +94,8 @@ impl Supervisor {
             self.feed(swap::Event::OldLost(id));
         }
         self.go_on_with_orphans();
-        self.look_at_lingering();
+        let lingering = self.peers.olds.iter().filter(|(_, old)| old.lingers.is_some()).map(|(id, _)| *id);
+        lingering.collect::<Vec<Id>>().into_iter().for_each(|id| self.old_gone(id));
         self.kin.leftovers.retain_mut(|left| left.look(now));
         if self.clock.tidy_at.take_if(|at| *at <= now).is_some() {
             self.dir.claims_no_orphans();

@@ -177,7 +177,9 @@ impl Supervisor {
         self.retire();
         let live = self.live.take()?;
         self.agenda.timers.forget();
-        self.clear_desk();
+        // Nothing waits any more for a server that is gone.
+        self.agenda.desk.jobs.clear();
+        self.agenda.desk.unclear.clear();
         live.sockets.close();
         // A peer that waits for a reload has asked us, and hears of it after our server is gone: it stays connected.
         let stay = self.waiting_peers();

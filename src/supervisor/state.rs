@@ -158,7 +158,6 @@ impl Role {
 
 /// An older server that ours wants to replace.
 pub(super) struct Old {
-    pub(super) server: (Pid, u64),
     pub(super) holder: Holder,
     pub(super) holds: Vec<Address>,
     /// Its listeners, as its supervisor handed them over.

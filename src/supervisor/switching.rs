@@ -33,7 +33,7 @@ impl Supervisor {
             self.log.say(Level::Warning, None, &text);
         }
         let replaced = self.peers.olds.values().filter(|old| old.locked);
-        self.write_replaced(replaced.map(|old| old.server.0).collect());
+        self.write_replaced(replaced.map(|old| old.holder.pid).collect());
     }
 
     pub(super) fn switch_back(&mut self) {
@@ -50,13 +50,6 @@ impl Supervisor {
         {
             live.names.replaced = replaced;
             self.register_again();
-        }
-    }
-
-    /// An old server stays.
-    pub(super) fn share_no_more(&mut self, old: Id) {
-        if let Some(live) = self.live.as_mut() {
-            live.joining.sharing.let_go(old);
         }
     }
 
@@ -107,13 +100,6 @@ impl Supervisor {
         self.peers.olds.remove(&id);
         self.claims_no_orphans();
         self.feed(swap::Event::OldGone(OldId(id)));
-    }
-
-    /// Looks again for who holds what an old server has left.
-    pub(super) fn look_at_lingering(&mut self) {
-        let lingering: Vec<Id> =
-            self.peers.olds.iter().filter(|(_, old)| old.lingers.is_some()).map(|(id, _)| *id).collect();
-        lingering.into_iter().for_each(|id| self.old_gone(id));
     }
 
     pub(super) fn drain(&mut self) {

@@ -51,7 +51,7 @@ pub struct Generation {
 impl Generation {
     /// A generation that is about to start, and the effects of that.
     pub fn new(settings: Settings) -> (Generation, Vec<Effect>) {
-        let mut new = Generation::with(settings, Stage::Starting, Slots::default());
+        let mut new = Generation::with(settings, Stage::Starting);
         let awaited = new.ours.settings.awaited.then_some(READY_TIMEOUT);
         if let Some(time) = new.ours.settings.ready_timeout.or(awaited).filter(|time| !time.is_zero()) {
             new.ours.arm(Timer::Ready, time);
@@ -67,9 +67,9 @@ impl Generation {
         addresses: impl IntoIterator<Item = Address>,
         found: Orphan,
     ) -> (Generation, Vec<Effect>) {
-        let mut adopted =
-            Generation::with(settings, Stage::Up, addresses.into_iter().map(|own| (own, Slot::Held)).collect());
+        let mut adopted = Generation::with(settings, Stage::Up);
         let Generation { ours, tenure, .. } = &mut adopted;
+        addresses.into_iter().for_each(|own| ours.slots.set(own, Slot::Held));
         tenure.begin_as(ours, found);
         if found == Orphan::Told {
             let (why, given) = (Why::Requested, Vec::new());
@@ -80,9 +80,9 @@ impl Generation {
         (adopted, effects)
     }
 
-    fn with(settings: Settings, stage: Stage, slots: Slots) -> Generation {
+    fn with(settings: Settings, stage: Stage) -> Generation {
         let reach = if stage == Stage::Starting { Reach::Prepared } else { Reach::Committed };
-        let ours = Ours { settings, stage, slots, clocks: BTreeMap::new(), effects: Vec::new() };
+        let ours = Ours { settings, stage, slots: Slots::default(), clocks: BTreeMap::new(), effects: Vec::new() };
         Generation { ours, claim: Claim::new(reach), tenure: Tenure::default() }
     }
 
