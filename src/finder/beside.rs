@@ -1,7 +1,5 @@
 //! Servers that listen at an address although its pidfile does not name them.
 
-#![forbid(unsafe_code)]
-
 use super::Holder;
 use crate::address::Address;
 use crate::place::Place;

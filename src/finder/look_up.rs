@@ -1,7 +1,5 @@
 //! Looking up the servers that have an address, and giving it to the server that asks if there are none.
 
-#![forbid(unsafe_code)]
-
 use super::{Asker, Found, Holder, May, Missing};
 use crate::address::Address;
 use crate::place::Place;

@@ -1,7 +1,5 @@
 //! Finding the process that listens at a port without a pidfile: a server that never said a word, or a stranger.
 
-#![forbid(unsafe_code)]
-
 use super::{Asker, Found, Holder};
 use crate::address::Address;
 use crate::error::reason;

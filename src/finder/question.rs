@@ -1,7 +1,5 @@
 //! What a server asks about an address, and the answers.
 
-#![forbid(unsafe_code)]
-
 use super::Holder;
 use crate::place::Place;
 use crate::sys::net::TcpSocket;

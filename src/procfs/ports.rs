@@ -1,7 +1,5 @@
 //! Which ports the kernel hands out by itself.
 
-#![forbid(unsafe_code)]
-
 use crate::address::Address;
 use std::sync::{Mutex, PoisonError};
 

@@ -1,7 +1,5 @@
 //! One process.
 
-#![forbid(unsafe_code)]
-
 use super::program::file_id;
 use crate::sys::process::{self, Pid, Status};
 use nix::libc;

@@ -1,7 +1,5 @@
 //! Which sockets the server holds, and what is left of it when its main process has ended.
 
-#![forbid(unsafe_code)]
-
 use super::Server;
 use crate::address::Address;
 use crate::family::Descent;

@@ -1,7 +1,5 @@
 //! Steering for a server that proves nothing: new connections go to whoever listens beside it, or to it alone again.
 
-#![forbid(unsafe_code)]
-
 use super::group::{Group, NOBODY};
 use super::{Block, Sharing};
 use crate::sys::net::{Listeners, TcpSocket};

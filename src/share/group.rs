@@ -1,7 +1,5 @@
 //! The sockets of one place: whose they are, who gets the connections, and the program that tells the kernel.
 
-#![forbid(unsafe_code)]
-
 use super::member::{Handle, Member, Proof, Side};
 use crate::members::Members;
 use crate::place::Place;

@@ -1,7 +1,5 @@
 //! The listeners of old servers, which we keep open: how they are taken over, and when we let go of them.
 
-#![forbid(unsafe_code)]
-
 use super::group::{Fetch, Group, NOBODY};
 use super::member::{Member, REOPENS_WITHIN, Side};
 use super::{Block, Sharing};

@@ -1,7 +1,5 @@
 //! Whether the new server accepts what comes to its sockets of one place: probes are sent there, and followed.
 
-#![forbid(unsafe_code)]
-
 use super::group::{Fetch, Group};
 use super::member::{Member, Proof};
 use crate::place::{Families, Place};

@@ -1,8 +1,6 @@
 //! A caretaker finds out how far the swap of a dead supervisor was, and supervises its server from then on. Also here:
 //! starting caretakers for orphans that this supervisor meets.
 
-#![forbid(unsafe_code)]
-
 use super::live::{Life, Live, Names, Standing};
 use super::sockets::Sockets;
 use super::state::{Sources, Supervisor};

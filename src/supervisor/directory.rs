@@ -2,8 +2,6 @@
 //! effect that needs the lock meanwhile waits in a queue, and behind it every effect that other processes must not
 //! notice earlier. Nothing else waits: signals, clocks and steering go on.
 
-#![forbid(unsafe_code)]
-
 use super::care::TAKEN_OVER;
 use super::state::{Job, Supervisor, Unclear, Wait};
 use super::threads;

@@ -1,7 +1,5 @@
 //! Carrying out what the machines say.
 
-#![forbid(unsafe_code)]
-
 use super::live::{Leftover, Live};
 use super::state::Supervisor;
 use crate::address::Address;

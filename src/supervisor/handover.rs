@@ -1,7 +1,5 @@
 //! The listeners of an old server come to the supervisor of the new one, which shares its port from then on.
 
-#![forbid(unsafe_code)]
-
 use super::live::Live;
 use super::state::Supervisor;
 use super::threads::Id;

@@ -1,8 +1,6 @@
 //! The claimer of our server has gone away: here it is decided whether its swap is made, and what it has left on the
 //! sockets of our server is taken off.
 
-#![forbid(unsafe_code)]
-
 use super::care::TAKEN_OVER;
 use super::live::{Left, Live, UNCLEAR_FOR};
 use super::sharing::listen_alone;

@@ -1,8 +1,6 @@
 //! Listeners that an old server opens while it is being replaced: the supervisor of the new server lets them join, since
 //! whoever steers has to know the order of all members.
 
-#![forbid(unsafe_code)]
-
 use super::held::{Waiting, errno_of};
 use super::live::Live;
 use super::state::Supervisor;

@@ -1,8 +1,6 @@
 //! Looking at what the kernel tells nobody by itself: who listens, who has ended, how far probes and drains are. Soon after
 //! something has happened, and then ever more rarely.
 
-#![forbid(unsafe_code)]
-
 use super::left::left_alone;
 use super::live::{Live, UNCLEAR_FOR};
 use super::sharing::listen_alone;

@@ -1,7 +1,5 @@
 //! Older servers that ours wants to replace, and what is said to whoever supervises them.
 
-#![forbid(unsafe_code)]
-
 use super::care::TAKEN_OVER;
 use super::looks::POLL_SWAP;
 use super::state::{Old, Supervisor};

@@ -1,8 +1,6 @@
 //! Whoever talks to this supervisor over a socket: its server, other serverswaps, and the supervisors
 //! of old servers.
 
-#![forbid(unsafe_code)]
-
 use super::front::being_stopped;
 use super::state::{Conn, Role, Supervisor, Waiter};
 use super::threads::{self, Id, Link};

@@ -1,7 +1,5 @@
 //! The server as processes: that it has ended, what is left of it, and its record.
 
-#![forbid(unsafe_code)]
-
 use super::live::{Ended, Leftover, Live, UNCLEAR_FOR};
 use super::looks::POLL_FIRST;
 use super::state::Supervisor;

@@ -1,8 +1,6 @@
 //! The shared port in the hands of a supervisor: answering the `listen` calls of its server, steering
 //! while a swap runs, and draining when a newer server has taken over.
 
-#![forbid(unsafe_code)]
-
 use super::held::{Steering, Waiting};
 use super::live::{JOINS_WITHIN, Lent, Live, Young};
 use super::state::Supervisor;

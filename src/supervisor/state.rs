@@ -1,7 +1,5 @@
 //! What a supervisor knows besides its server ([`super::live`]): all of it belongs to the main thread.
 
-#![forbid(unsafe_code)]
-
 use super::live::{Leftover, Live};
 use super::outbox::Outbox;
 use super::threads::{Event, Events, Id, Link, Signals};

@@ -1,8 +1,6 @@
 //! The switch of a shared port, and what follows from it: the drain of the old server, until nobody holds any of its
 //! listeners.
 
-#![forbid(unsafe_code)]
-
 use super::care::TAKEN_OVER;
 use super::live::Live;
 use super::state::{Linger, Supervisor};

@@ -1,8 +1,6 @@
 //! The threads that read: each blocks on one source and turns what it reads into events. None of them
 //! decides anything.
 
-#![forbid(unsafe_code)]
-
 use super::held::{Steering, Waiting};
 use crate::protocol::Splitter;
 use crate::rundir::RunDir;

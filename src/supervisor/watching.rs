@@ -1,8 +1,6 @@
 //! The thread that sees a server's `bind` and `listen`. A `bind` is let through at once, its port made sharable where it
 //! meets an address of a server that is to be replaced; a `listen` waits for the main thread to answer it.
 
-#![forbid(unsafe_code)]
-
 use super::held::{Held, Steering, Waiting};
 use super::threads::{Event, Events, start};
 use crate::address::Address;
