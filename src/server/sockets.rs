@@ -1,7 +1,6 @@
 //! Which sockets the server holds, and what is left of it when its main process has ended.
 
 use super::Server;
-use crate::address::Address;
 use crate::family::Descent;
 use crate::procfs::{self, Snapshot, Stat};
 use crate::sys::net::TcpSocket;
@@ -21,11 +20,6 @@ pub enum Rest {
 }
 
 impl Server {
-    /// The addresses of those of these sockets that the server holds; an error if that cannot be seen.
-    pub fn holds<'a>(&self, sockets: impl IntoIterator<Item = &'a TcpSocket>) -> io::Result<BTreeSet<Address>> {
-        Ok(self.holds_of(sockets)?.into_iter().map(|socket| socket.local).collect())
-    }
-
     /// Those of the sockets that the server holds; an error if that cannot be seen.
     pub fn holds_of<'a>(&self, sockets: impl IntoIterator<Item = &'a TcpSocket>) -> io::Result<Vec<TcpSocket>> {
         let mut sockets: Vec<TcpSocket> = sockets.into_iter().cloned().collect();

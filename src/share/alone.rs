@@ -1,13 +1,13 @@
 //! Steering for a server that proves nothing: new connections go to whoever listens beside it, or to it alone again.
 
+use super::Sharing;
 use super::group::{Group, NOBODY};
-use super::{Block, Sharing};
 use crate::sys::net::{Listeners, TcpSocket};
 use crate::sys::steer::{Program, Range, Socket};
 use std::io;
 
 fn alone(sockets: Vec<Socket>) -> io::Result<Sharing> {
-    Sharing::of(None, vec![Block { sockets, serves: true }])
+    Sharing::of(None, Vec::new(), sockets)
 }
 
 /// New connections go to whoever listens beside these sockets, which joined last and are all that a server has there.

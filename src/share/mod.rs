@@ -24,15 +24,6 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
 
-/// The sockets of a server, and whether they get connections before a switch.
-#[derive(Debug)]
-pub struct Block {
-    /// Its listeners.
-    pub sockets: Vec<Socket>,
-    /// Whether they get connections. If no block does at a place, all of them do there.
-    pub serves: bool,
-}
-
 /// The listeners of a new server, and those of old ones beside them, as the new side sees them.
 #[derive(Debug, Default)]
 pub struct Sharing {
@@ -89,10 +80,10 @@ impl Sharing {
         &mut groups[at]
     }
 
-    /// Groups the sockets of one server, or of several in the order in which they joined, by place.
-    fn of(old: Option<u64>, blocks: Vec<Block>) -> io::Result<Sharing> {
+    /// Groups the sockets of a server by place, behind those of older ones that it has replaced and that still drain.
+    fn of(old: Option<u64>, draining: Vec<Socket>, own: Vec<Socket>) -> io::Result<Sharing> {
         let mut sharing = Sharing::default();
-        for Block { sockets, serves } in blocks {
+        for (sockets, serves) in [(draining, false), (own, true)] {
             for socket in sockets {
                 sharing.at(socket.place()?, old).add_old(socket, serves)?;
             }

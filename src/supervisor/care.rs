@@ -41,10 +41,10 @@ impl Supervisor {
         let listeners = net::listeners().map_err(|e| failed("see where others listen beside server", e))?;
         let its = server.holds_of(listeners.all()).map_err(|e| failed("look at server", e))?;
         let named = self.dir.names().map_err(|e| failed("read the pidfiles of server", e))?;
-        let ephemeral = procfs::ephemeral_ports();
+        let is_fixed = procfs::fixed();
         let counts = |s: &&TcpSocket| {
             let is_named = named.iter().any(|(named, at)| *named == pid && at.collides(&s.local));
-            is_named || procfs::is_fixed(&s.local, &ephemeral)
+            is_named || is_fixed(&s.local)
         };
         let own = holder.party(its.iter().filter(counts).map(TcpSocket::place).collect());
         let (scene, beside) = self.scene(own, &its).map_err(|e| failed("see who listens beside server", e))?;

@@ -168,7 +168,7 @@ impl Supervisor {
         // It speaks for itself: what it listens on beside its READYs is its own affair.
         live.looks.discover_until = None;
         let (pid, server) = (live.server.pid, &live.server);
-        let holds = |sockets: &[TcpSocket]| server.holds(sockets).map(|held| !held.is_empty());
+        let holds = |sockets: &[TcpSocket]| server.holds_of(sockets).map(|held| !held.is_empty());
         let calls = live.opening.calls.iter().filter(|call| Address::from(call.place.address) == address);
         let places: Vec<(Place, May)> = calls.map(|call| (call.place, call.may)).collect();
         let asker = Asker { me: pid, owns: &|other| server.owns(other), holds: &holds, places: &places };

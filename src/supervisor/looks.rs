@@ -13,7 +13,7 @@ use crate::procfs;
 use crate::protocol::ServerWord;
 use crate::rundir::LOCK_PATIENCE;
 use crate::swap::{self, SpeakerId};
-use crate::sys::net::{self, Listeners, TcpSocket};
+use crate::sys::net::{self, Listeners};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -121,8 +121,8 @@ impl Supervisor {
     /// Looks at one server; `true` if a swap of it is under way.
     fn look_at(&mut self, now: Instant, sockets: &Listeners) -> bool {
         let Some(live) = self.live.as_mut() else { return false };
-        for own in &live.server.holds(&sockets.at_any(&live.looks.watching)).unwrap_or_default() {
-            for address in live.looks.watching.extract_if(.., |a| a.collides(own)) {
+        for own in live.server.holds_of(&sockets.at_any(&live.looks.watching)).unwrap_or_default() {
+            for address in live.looks.watching.extract_if(.., |a| a.collides(&own.local)) {
                 self.agenda.pending.push_back(swap::Event::Listens(address));
             }
         }
@@ -155,12 +155,13 @@ impl Supervisor {
     /// Finds the listeners of a server that says nothing of them; `false` if they could not be looked at.
     fn discover(&mut self, sockets: &Listeners) -> bool {
         let Some(live) = self.live.as_mut() else { return true };
-        let ephemeral = procfs::ephemeral_ports();
-        let fixed: Vec<TcpSocket> = sockets.all().filter(|s| procfs::is_fixed(&s.local, &ephemeral)).cloned().collect();
-        let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
+        let is_fixed = procfs::fixed();
+        let fixed = || sockets.all().filter(|s| is_fixed(&s.local));
+        let inodes: BTreeSet<u32> = fixed().map(|s| s.inode).collect();
         if !inodes.is_subset(&live.looks.seen) {
             // One that cannot be looked at now is looked at again.
-            let Ok(found) = live.server.holds(&fixed) else { return false };
+            let Ok(found) = live.server.holds_of(fixed()) else { return false };
+            let found: BTreeSet<Address> = found.into_iter().map(|socket| socket.local).collect();
             self.agenda.pending.extend(found.into_iter().map(swap::Event::Listens));
         }
         live.looks.seen = inodes;

@@ -67,9 +67,9 @@ impl Supervisor {
         let kept: BTreeSet<u32> = self.live.iter().flat_map(|live| live.joining.sharing.kept()).collect();
         let Some(live) = self.live.as_mut() else { return };
         let Some(ended) = live.life.ended else { return };
-        let ephemeral = procfs::ephemeral_ports();
+        let is_fixed = procfs::fixed();
         let mut at_own = sockets.at_any(&live.machine.claims());
-        let fixed = sockets.all().filter(|s| procfs::is_fixed(&s.local, &ephemeral));
+        let fixed = sockets.all().filter(|s| is_fixed(&s.local));
         let candidates: Vec<TcpSocket> = fixed.chain(&at_own).cloned().collect();
         let mut wait = true;
         at_own.retain(|s| !kept.contains(&s.inode));
