@@ -70,6 +70,7 @@ impl Server {
             start: self.start,
             zombie: false,
             threads: 1,
+            exiting: false,
         };
         if members.iter().all(|stat| stat.pid != self.pid) && procfs::is_hidden(self.pid) {
             hidden.push(&unseen);
