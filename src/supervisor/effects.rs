@@ -231,7 +231,8 @@ impl Supervisor {
         let jobs = live.jobs();
         if live.server.signal_rest(self.run.stop_signal, jobs) || live.life.killed {
             let patience = if live.life.killed { Duration::ZERO } else { self.run.kill_after };
-            self.kin.leftovers.push(Leftover::new(live.server, jobs, Instant::now() + patience));
+            let until = Instant::now() + patience;
+            self.kin.leftovers.push(Leftover { server: live.server, jobs, until, unseen: 0 });
             self.poll_soon();
         }
     }

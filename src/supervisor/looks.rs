@@ -60,9 +60,8 @@ impl Supervisor {
         self.try_again(now);
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else { return self.cannot_look(now) };
-        let (mut swapping, mut discovering) = (false, false);
-        swapping |= self.look_at(now, &sockets);
-        discovering |= self.live.as_ref().is_some_and(|live| live.looks.discover_until.is_some());
+        let mut swapping = self.look_at(now, &sockets);
+        let discovering = self.live.as_ref().is_some_and(|live| live.looks.discover_until.is_some());
         swapping |= self.regain(now) | !self.kin.leftovers.is_empty();
         let since = now.saturating_duration_since(self.clock.poll_since);
         // What an old server closes meanwhile has to be seen soon.

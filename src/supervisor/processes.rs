@@ -10,7 +10,7 @@ use crate::finder::Registration;
 use crate::procfs;
 use crate::record::Record;
 use crate::rundir::LOCK_PATIENCE;
-use crate::server::{Rest, Server};
+use crate::server::Rest;
 use crate::swap::{self, Level};
 use crate::sys::net::{self, Listeners, TcpSocket};
 use crate::sys::process::{self, Pid};
@@ -196,10 +196,6 @@ impl Supervisor {
 }
 
 impl Leftover {
-    pub(super) fn new(server: Server, jobs: Jobs, until: Instant) -> Leftover {
-        Leftover { server, jobs, until, unseen: 0 }
-    }
-
     /// `false` if nothing is left of it, or nothing can be done about it.
     pub(super) fn look(&mut self, now: Instant) -> bool {
         let is_late = self.until <= now;

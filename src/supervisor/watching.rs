@@ -308,7 +308,7 @@ impl Named {
         if self.at != changed {
             let port_of = |address| if let Address::Tcp(_, port) = address { Some(port) } else { None };
             self.ports = self.dir.addresses()?.into_iter().filter_map(port_of).collect();
-            self.unnamed = self.dir.has_unnamed(me)?;
+            self.unnamed = !self.dir.unnamed(me)?.is_empty();
             self.at = changed;
         }
         Ok(self.ports.contains(&port) || self.unnamed)
