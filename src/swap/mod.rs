@@ -35,7 +35,7 @@ use ours::{Leaving, Ours, Stage, Why};
 use slots::{Kind, Slot, Slots};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tenure::{Next, Tenure, Wish};
+use tenure::{Next, Older, Tenure, Wish};
 
 /// One generation of a server. See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -70,11 +70,16 @@ impl Generation {
         let mut adopted = Generation::with(settings, Stage::Up);
         let Generation { ours, tenure, .. } = &mut adopted;
         addresses.into_iter().for_each(|own| ours.slots.set(own, Slot::Held));
-        tenure.begin_as(ours, found);
-        if found == Orphan::Told {
-            let (why, given) = (Why::Requested, Vec::new());
-            ours.stage = Stage::Leaving(Leaving { why, stop_said: false, signal_due: false, gave_back: false, given });
-            ours.arm(Timer::Kill, ours.settings.drain + ours.settings.kill_after);
+        match found {
+            Orphan::Alone => {}
+            Orphan::Follows => tenure.older = Older::Drain,
+            Orphan::Superseded => tenure.superseded(ours),
+            Orphan::Told => {
+                let (why, given) = (Why::Requested, Vec::new());
+                ours.stage =
+                    Stage::Leaving(Leaving { why, stop_said: false, signal_due: false, gave_back: false, given });
+                ours.arm(Timer::Kill, ours.settings.drain + ours.settings.kill_after);
+            }
         }
         let effects = std::mem::take(&mut ours.effects);
         (adopted, effects)
