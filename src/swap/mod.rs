@@ -201,7 +201,7 @@ impl Generation {
                 claim.fail_address(ours, own, status::FAILED, &why);
             }
             Event::Vacant(_) | Event::Foreign(_) | Event::Blocked(..) => {}
-            Event::Shares(id, can) => claim.note(id, |old| old.sharing = Some(can)),
+            Event::Shares(id, can) => claim.note(id, |old| old.can_be_shared(can)),
             Event::Attended(id) => claim.note(id, Old::attended),
             Event::Locked(id, holds) => claim.locked(ours, id, holds),
             Event::OldReleased(id, address) => claim.old_released(ours, id, address),
