@@ -1,7 +1,5 @@
 //! What was seen of a server: its sockets and its sessions.
 
-#![forbid(unsafe_code)]
-
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

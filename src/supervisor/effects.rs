@@ -1,7 +1,5 @@
 //! Carrying out what the machines say.
 
-#![forbid(unsafe_code)]
-
 use super::live::Leftover;
 use super::state::Supervisor;
 use crate::address::Address;
@@ -111,7 +109,7 @@ impl Supervisor {
 
     fn take(&mut self, address: Address) {
         let locked = self.peers.olds.values().filter(|old| old.locked);
-        let locked: Vec<Pid> = locked.map(|old| old.server.0).collect();
+        let locked: Vec<Pid> = locked.map(|old| old.holder.pid).collect();
         if !self.register(&address, &locked) {
             self.look_up(address);
         }
@@ -254,7 +252,8 @@ impl Supervisor {
         let jobs = live.jobs();
         if live.server.signal_rest(self.run.stop_signal, jobs) || live.life.killed {
             let patience = if live.life.killed { Duration::ZERO } else { self.run.kill_after };
-            self.kin.leftovers.push(Leftover::new(live.server, jobs, Instant::now() + patience));
+            let until = Instant::now() + patience;
+            self.kin.leftovers.push(Leftover { server: live.server, jobs, until, unseen: 0 });
             self.poll_soon();
         }
     }

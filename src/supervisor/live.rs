@@ -1,7 +1,5 @@
 //! What a supervisor knows of a server that runs under it.
 
-#![forbid(unsafe_code)]
-
 use super::held::Waiting;
 use super::sockets::Sockets;
 use super::threads;

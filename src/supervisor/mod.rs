@@ -135,7 +135,8 @@ impl Supervisor {
         if !self.caller.hup_ignored {
             signals.push(Signal::SIGHUP);
         }
-        let signals = threads::catch(&signals).map_err(|e| failed("handle signals", e))?;
+        let numbers = signals.iter().map(|&signal| signal as i32);
+        let signals = threads::Signals::new(numbers).map_err(|e| failed("handle signals", e))?;
         nix::sys::prctl::set_child_subreaper(true).map_err(|e| failed("reap its descendants", e.into()))?;
         Ok(Sources { signals, front: front.map(|line| self.meet_front(line)) })
     }

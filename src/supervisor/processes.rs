@@ -1,7 +1,5 @@
 //! The server as processes: that it has ended, what is left of it, and its record.
 
-#![forbid(unsafe_code)]
-
 use super::live::{Ended, Leftover, Live, UNCLEAR_FOR};
 use super::looks::POLL_FIRST;
 use super::state::Supervisor;
@@ -13,7 +11,7 @@ use crate::procfs;
 use crate::protocol::ServerWord;
 use crate::record::Record;
 use crate::rundir::{LOCK_PATIENCE, RunDir, pidfile};
-use crate::server::{Rest, Server};
+use crate::server::Rest;
 use crate::swap::{self, Level};
 use crate::sys::net::{self, Listeners, TcpSocket};
 use crate::sys::process::{self, Pid};
@@ -82,9 +80,9 @@ impl Supervisor {
         let kept: BTreeSet<u32> = self.live.iter().flat_map(|live| live.joining.sharing.kept()).collect();
         let Some(live) = self.live.as_mut() else { return };
         let Some(ended) = live.life.ended else { return };
-        let ephemeral = procfs::ephemeral_ports();
+        let is_fixed = procfs::fixed();
         let mut at_own = sockets.at_any(&live.machine.claims());
-        let fixed = sockets.all().filter(|s| procfs::is_fixed(&s.local, &ephemeral));
+        let fixed = sockets.all().filter(|s| is_fixed(&s.local));
         let candidates: Vec<TcpSocket> = fixed.chain(&at_own).cloned().collect();
         let mut wait = true;
         at_own.retain(|s| !kept.contains(&s.inode));
@@ -190,7 +188,9 @@ impl Supervisor {
         self.retire();
         let live = self.live.take()?;
         self.agenda.timers.forget();
-        self.clear_desk();
+        // Nothing waits any more for a server that is gone.
+        self.agenda.desk.jobs.clear();
+        self.agenda.desk.unclear.clear();
         live.sockets.close();
         // A peer that waits for a reload has asked us, and hears of it after our server is gone: it stays connected.
         let stay = self.waiting_peers();
@@ -209,10 +209,6 @@ impl Supervisor {
 }
 
 impl Leftover {
-    pub(super) fn new(server: Server, jobs: Jobs, until: Instant) -> Leftover {
-        Leftover { server, jobs, until, unseen: 0 }
-    }
-
     /// `false` if nothing is left of it, or nothing can be done about it.
     pub(super) fn look(&mut self, now: Instant) -> bool {
         let is_late = self.until <= now;

@@ -1,7 +1,5 @@
 //! What a supervisor knows besides its server ([`super::live`]): all of it belongs to the main thread.
 
-#![forbid(unsafe_code)]
-
 use super::live::{Leftover, Live};
 use super::outbox::Outbox;
 use super::threads::{EndOf, Event, Events, Id, Link, Signals};
@@ -195,7 +193,6 @@ impl Role {
 
 /// An older server that ours wants to replace.
 pub(super) struct Old {
-    pub(super) server: (Pid, u64),
     pub(super) holder: Holder,
     pub(super) holds: Vec<Address>,
     /// Its listeners, as its supervisor handed them over.
