@@ -11,7 +11,8 @@ systemd=/usr/lib/systemd/systemd
 
 left_out() { echo "tests/systemd.sh: left out: $*"; exit 0; }
 [ "$(id -u)" -eq 0 ] || left_out "not root"
-[ -x "$systemd" ] && command -v systemctl >/dev/null || left_out "no systemd here"
+[ -x "$systemd" ] || left_out "no systemd here"
+command -v systemctl >/dev/null || left_out "no systemctl here"
 
 if [ -z "${SERVERSWAP_TEST_SYSTEMD-}" ]; then
     unshare -m true 2>/dev/null || left_out "no mount namespace may be made here"
@@ -26,6 +27,7 @@ if [ -z "${SERVERSWAP_TEST_SYSTEMD-}" ]; then
     done
     [ -n "${group-}" ] || left_out "no control group may be made here"
     status=0
+    # shellcheck disable=SC2016 # it is the inner shell that moves
     SERVERSWAP_TEST_SYSTEMD=$dir timeout 300 bash -c 'echo $$ >"$1/cgroup.procs" && exec unshare -m -C "$2" "$3"' \
         bash "$group" "$here/systemd.sh" "$binary" || status=$?
     # Empty groups, the inner ones first.
@@ -62,9 +64,9 @@ end() {
 }
 trap end EXIT
 wait_for() { # WHAT COMMAND...
-    local what=$1 i
+    local what=$1
     shift
-    for i in $(seq 600); do
+    for _ in $(seq 600); do
         "$@" && return
         sleep 0.05
     done
