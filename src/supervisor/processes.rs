@@ -52,9 +52,12 @@ impl Supervisor {
                 () if unwanted => Level::Error,
                 () => Level::Notice,
             };
-            let (pid, leaves) = (live.server.pid, live.life.was_up && live.machine.is_leaving());
+            let (pid, leaves) = (live.server.pid, live.life.was_up && live.machine.is_giving_way());
             let reloaded = self.reloads.in_charge.and_then(|line| self.reloads.copies.get(&line)?.server);
             let successor = successor(&self.dir, live).or(reloaded.map(|(pid, _)| pid)).filter(|_| leaves);
+            if successor.is_some() {
+                self.kin.given = live.machine.claims();
+            }
             let text = match successor {
                 Some(successor) => format!("server {pid} was replaced by {successor}"),
                 None if leaves && !self.caller.is_stopping() => format!("server {pid} was taken down"),

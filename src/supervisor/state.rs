@@ -56,6 +56,8 @@ pub(super) struct Kin {
     pub(super) leftovers: Vec<Leftover>,
     /// Servers of which a caretaker was started not long ago.
     pub(super) cared_for: BTreeMap<Pid, Instant>,
+    /// The addresses of our server, if another one has them now.
+    pub(super) given: Vec<Address>,
     /// Whoever has the server in place of this process, if that is the first of a container.
     pub(super) successor: Option<Successor>,
 }
