@@ -126,6 +126,10 @@ for broken in crash hang; do
     is "the old version answers" two "$(version $((port + 1)))"
 done
 
+env_file socket mute ""
+is "reload of a version that accepts and says nothing" 0 "$(status_of systemctl --user reload serverswap@socket)"
+is "the new version answers" mute "$(version $((port + 1)))"
+
 # The service manager is told of a reload that HUP asks for, as Type=notify-reload does (systemd 253).
 if [ "$(systemctl --version | sed -n '1s/systemd \([0-9]*\).*/\1/p')" -ge 253 ]; then
     mkdir "$units/serverswap@shop.service.d"

@@ -60,7 +60,7 @@ impl Supervisor {
         self.try_again(now);
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else { return self.cannot_look(now) };
-        let mut swapping = self.look_at(now, &sockets);
+        let mut swapping = self.look_at(now, &sockets) | self.look_at_passed();
         let discovering = self.live.as_ref().is_some_and(|live| live.looks.discover_until.is_some());
         swapping |= self.regain(now) | !self.kin.leftovers.is_empty();
         let since = now.saturating_duration_since(self.clock.poll_since);

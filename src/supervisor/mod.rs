@@ -18,6 +18,7 @@ mod live;
 mod looks;
 mod olds;
 mod outbox;
+mod passed;
 mod peers;
 mod processes;
 mod progress;

@@ -62,6 +62,37 @@ fn passed() -> &'static BTreeSet<u32> {
     })
 }
 
+fn all_listeners(port: u16) -> io::Result<Vec<TcpSocket>> {
+    match Diag::kept() {
+        Ok(diag) => {
+            let found = diag.dump(1 << TCP_LISTEN, port)?;
+            diag.keep();
+            Ok(found)
+        }
+        Err(e) if is_forbidden(&e) => table::listeners(port),
+        Err(e) => Err(e),
+    }
+}
+
+/// The listeners that a service manager has passed to this process.
+pub fn passed_listeners() -> io::Result<Vec<TcpSocket>> {
+    let passed = passed();
+    let all = if passed.is_empty() { Vec::new() } else { all_listeners(0)? };
+    Ok(all.into_iter().filter(|socket| passed.contains(&socket.inode)).collect())
+}
+
+/// One connection; `None` if it is gone.
+pub fn find(ends: Ends) -> io::Result<Option<TcpSocket>> {
+    match Diag::kept() {
+        Ok(diag) => {
+            let found = diag.find(ends);
+            diag.keep();
+            found
+        }
+        Err(_) => find_in_table(ends),
+    }
+}
+
 /// Sockets that listen, but for those that a service manager has passed to this process.
 pub fn listeners() -> io::Result<Listeners> {
     listeners_at(0)
@@ -69,15 +100,7 @@ pub fn listeners() -> io::Result<Listeners> {
 
 /// Sockets that listen on a port, or on any port if it is 0. If there are a thousand, one port costs far less than all.
 pub fn listeners_at(port: u16) -> io::Result<Listeners> {
-    let found = match Diag::kept() {
-        Ok(diag) => {
-            let found = diag.dump(1 << TCP_LISTEN, port)?;
-            diag.keep();
-            found
-        }
-        Err(e) if is_forbidden(&e) => table::listeners(port)?,
-        Err(e) => return Err(e),
-    };
+    let found = all_listeners(port)?;
     let mut by_port = BTreeMap::<u16, Vec<TcpSocket>>::new();
     let passed = passed();
     for socket in found.into_iter().filter(|socket| !passed.contains(&socket.inode)) {

@@ -1,5 +1,5 @@
 """A server for units: answers with $V and its pid; `crash` and `hang` in $V are what it does. With LISTEN_FDS it has the
-socket of a socket unit and says READY=1, otherwise it binds the port of its argument."""
+socket of a socket unit and says READY=1, unless $V is `mute`; otherwise it binds the port of its argument."""
 
 import os
 import socket
@@ -14,8 +14,9 @@ if V == "hang":
 if "LISTEN_FDS" in os.environ:
     assert os.environ["LISTEN_PID"] == str(os.getpid()), "LISTEN_PID names another process"
     listener = socket.socket(fileno=3)
-    notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-    notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
+    if V != "mute":
+        notify = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
+        notify.sendto(b"READY=1", os.environ["NOTIFY_SOCKET"])
 else:
     listener = socket.create_server(("127.0.0.1", int(sys.argv[1])))
 while True:
