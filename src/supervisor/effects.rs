@@ -203,6 +203,8 @@ impl Supervisor {
     fn up(&mut self) {
         let Some(live) = self.live.as_mut() else { return };
         live.life.was_up = true;
+        // A server with one thread waits for what is said on a probe.
+        live.opening.passed.clear();
         // A successor may share the UDP ports that the server has by now, and no later ones.
         if let Some(Ok(datagrams)) = live.watch().map(|watch| watch.facts.datagrams()) {
             live.names.datagrams = datagrams;
