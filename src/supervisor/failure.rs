@@ -39,9 +39,15 @@ impl Supervisor {
     pub(super) fn show_last_lines(&self) {
         let Some(live) = self.live.as_ref() else { return };
         let (output, name) = (&self.caller.output, live.machine.name().or_else(|| live.names.name.clone()));
+        let Some(lines) = output.last_lines() else {
+            // A terminal, a pipe or a journal shows them; whoever waits for a reload may look elsewhere.
+            let what = format!("what server {} wrote is where the output of its supervisor goes", live.server.pid);
+            return self.tell_front_of_failure(name.as_ref(), &what);
+        };
         // That a server which was killed wrote nothing explains nothing.
-        let lines = output.last_lines().filter(|lines| !(lines.is_empty() && live.life.killed));
-        let Some(lines) = lines else { return };
+        if lines.is_empty() && live.life.killed {
+            return;
+        }
         let place = output.shown().map_or(String::new(), |path| format!(" in {}", path.display()));
         let what = match lines.len() {
             0 => format!("server {} wrote nothing{place}", live.server.pid),
