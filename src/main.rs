@@ -34,7 +34,9 @@ use cli::{Cli, Request};
 use error::{Error, Result};
 use message::Log;
 use output::Output;
+use protocol::CopyWord;
 use rundir::RunDir;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use supervisor::{Origin, Supervisor};
@@ -88,6 +90,8 @@ fn run(cli: Cli) -> Result<u8> {
 
 /// Starts a server, or takes care of one, and gives the exit status.
 fn start(run: cli::Run, given: Option<&Path>, log: Log) -> Result<u8> {
+    // The process that a service manager has named may not be the one that runs the server.
+    sys::process::passed_sockets();
     let front = sys::process::take_line();
     if let (None, Some(server)) = (&front, sys::process::server_to_care_for()) {
         let failed = |e| Error::unable("be a caretaker", e, "nothing was started");
@@ -102,18 +106,12 @@ fn start(run: cli::Run, given: Option<&Path>, log: Log) -> Result<u8> {
     if run.detach && front.is_none() {
         sys::process::close_inherited();
     }
-    let dir = match &front {
-        Some((_, run_dir)) => RunDir::open(Some(run_dir), true)?,
-        None => {
-            let path = RunDir::path_of(given)?;
-            // The lock stays where servers come and go: without it, nobody was here, or somebody has cleared up.
-            if !path.join(rundir::LOCK).exists() {
-                finder::have_written_again(&path);
-            }
-            RunDir::open(given, true)?
-        }
-    };
-    let output = Output::open(&run)?;
+    let prepared = prepare(&run, given, front.as_ref().map(|(_, run_dir)| run_dir.as_path()));
+    if let (Err(error), Some((line, _))) = (&prepared, &front) {
+        // Whoever waits for the reload hears why.
+        let _ = (&*line).write_all(&protocol::line_of(&CopyWord::Said(error.text.clone())));
+    }
+    let (dir, output) = prepared?;
     let origin = match (front, run.detach) {
         (Some((line, _)), _) => Origin::Front(line),
         (None, false) => Origin::Caller(None),
@@ -125,13 +123,22 @@ fn start(run: cli::Run, given: Option<&Path>, log: Log) -> Result<u8> {
     Ok(Supervisor::run(run, output, dir, log, origin))
 }
 
+/// Opens what a server needs: the run directory, which is that of its front if there is one, and where its output goes.
+fn prepare(run: &cli::Run, given: Option<&Path>, fronts: Option<&Path>) -> Result<(RunDir, Output)> {
+    let path = RunDir::path_of(given)?;
+    // The lock stays where servers come and go: without it, nobody was here, or somebody has cleared up.
+    if fronts.is_none() && !path.join(rundir::LOCK).exists() {
+        finder::have_written_again(&path);
+    }
+    Ok((RunDir::open(fronts.or(given), true)?, Output::open(run)?))
+}
+
 /// The run directory that the environment names.
 fn run_dir_of_environment() -> Option<PathBuf> {
     std::env::var_os("SERVERSWAP_RUN_DIR").filter(|dir| !dir.is_empty()).map(PathBuf::from)
 }
 
 fn print(text: &str) -> Result<u8> {
-    use std::io::Write;
     // Help and version cannot fail: a reader that went away has read enough.
     let _ = std::io::stdout().write_all(text.as_bytes());
     Ok(error::status::DONE)

@@ -33,8 +33,8 @@ pub struct Output {
     files: [Option<File>; 2],
     /// The log, if one takes the place of a file of the caller's.
     log: Option<PathBuf>,
-    /// What of it can be read again.
-    written: Option<Written>,
+    /// What of it can be read again, standard error first.
+    written: Vec<Written>,
 }
 
 /// A regular file to which a server writes.
@@ -57,7 +57,7 @@ impl Output {
             Some(Destination::File(path)) => ([false; 2], path.clone()),
             None => (callers.map(is_kept), PathBuf::new()),
         };
-        let mut output = Output { files: callers.map(own_description), log: None, written: None };
+        let mut output = Output { files: callers.map(own_description), log: None, written: Vec::new() };
         if kept != [true; 2] {
             let path = if named.as_os_str().is_empty() { default_log(run)? } else { named };
             let (path, log) = open_log(&path)?;
@@ -66,9 +66,16 @@ impl Output {
             }
             output.log = Some(path);
         }
+        // Both streams to one file: what they write to it has one position.
+        if id(callers[0]) == id(callers[1])
+            && let [Some(stdout), stderr @ Some(_)] = &mut output.files
+        {
+            *stderr = stdout.try_clone().ok();
+        }
         let [stdout, stderr] = output.files.each_ref().map(|file| file.as_ref().map(AsFd::as_fd));
-        let last = [stderr.unwrap_or(callers[1]), stdout.unwrap_or(callers[0])];
-        output.written = last.into_iter().find(|file| is_regular(*file)).and_then(|file| Written::to(file).ok());
+        let both = [stderr.unwrap_or(callers[1]), stdout.unwrap_or(callers[0])];
+        output.written =
+            both.into_iter().filter(|file| is_regular(*file)).filter_map(|file| Written::to(file).ok()).collect();
         Ok(output)
     }
 
@@ -82,9 +89,14 @@ impl Output {
         self.log.as_deref()
     }
 
-    /// The file that holds the output, for `--status`: the log, or the regular file of the caller's.
+    /// The file that holds the output, or that part of it which was written last: the log, or a regular file of the caller's.
     pub fn shown(&self) -> Option<PathBuf> {
-        self.written.as_ref().and_then(|written| written.path().ok()).or_else(|| self.log.clone())
+        self.last_written().and_then(|written| written.path().ok()).or_else(|| self.log.clone())
+    }
+
+    /// Where the server has written something; of two files, standard error.
+    fn last_written(&self) -> Option<&Written> {
+        self.written.iter().find(|written| written.has_moved()).or(self.written.first())
     }
 
     /// Has this process write its own messages to the log from here on, and no more to the files of its caller. What goes
@@ -104,17 +116,21 @@ impl Output {
         }
     }
 
-    /// The last lines that the server wrote, without control characters, if its output can be read again. Other servers may
-    /// write to the same file: what they wrote in between is among the lines.
+    /// The last lines up to the last one of the server, without control characters, if its output can be read again. Other
+    /// servers may write to the same file: what they wrote in between is among the lines.
     pub fn last_lines(&self) -> Option<Vec<String>> {
-        self.written.as_ref()?.last_lines().ok()
+        self.last_written()?.last_lines().ok()
     }
 
     /// Whether the output is what this process writes its messages to: then there is no need to show it again.
     pub fn is_ours(&self) -> bool {
-        let id = |file: BorrowedFd<'_>| fstat(file).map(|stat| (stat.st_dev, stat.st_ino)).ok();
-        self.written.as_ref().is_some_and(|written| id(written.file.as_fd()) == id(io::stderr().as_fd()))
+        self.last_written().is_some_and(|written| id(written.file.as_fd()) == id(io::stderr().as_fd()))
     }
+}
+
+/// What a file is.
+fn id(file: BorrowedFd<'_>) -> Option<(u64, u64)> {
+    fstat(file).map(|stat| (stat.st_dev, stat.st_ino)).ok()
 }
 
 impl Written {
@@ -126,6 +142,10 @@ impl Written {
 
     fn path(&self) -> io::Result<PathBuf> {
         std::fs::read_link(self.name())
+    }
+
+    fn has_moved(&self) -> bool {
+        lseek(&self.file, 0, Whence::SeekCur).is_ok_and(|position| position != self.position)
     }
 
     fn name(&self) -> PathBuf {
@@ -167,8 +187,10 @@ fn is_regular(file: BorrowedFd<'_>) -> bool {
 fn own_description(file: BorrowedFd<'_>) -> Option<File> {
     use std::os::fd::AsRawFd;
     let flags = fcntl(file, FcntlArg::F_GETFL).ok()?;
-    let may = is_regular(file) && OFlag::from_bits_truncate(flags).contains(OFlag::O_APPEND);
-    File::options().append(true).open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok().filter(|_| may)
+    if !is_regular(file) || !OFlag::from_bits_truncate(flags).contains(OFlag::O_APPEND) {
+        return None;
+    }
+    File::options().append(true).open(format!("/proc/self/fd/{}", file.as_raw_fd())).ok()
 }
 
 /// Opens a log for appending; with its absolute path. A FIFO that nobody reads is an error, and is not waited for.

@@ -44,7 +44,7 @@ impl RunDir {
         }
         let why = match stranger {
             Some(pid) => self.stranger(pid),
-            None => format!("the port is held by a program of the user {}", user::name(sockets[0].uid)),
+            None => of_user(sockets[0].uid),
         };
         let is_clear = !ask_to_write_again(self.path())
             && snapshot.complete().is_ok()
@@ -73,7 +73,10 @@ impl RunDir {
             let held = procfs::find_held(pid).ok().flatten().unwrap_or_default();
             sockets.iter().any(|socket| held.contains(&socket.inode))
         };
-        let stranger = snapshot.all().map(|stat| stat.pid).find(|pid| !sockets.is_empty() && holds(*pid))?;
+        let first = sockets.first()?;
+        let Some(stranger) = snapshot.all().map(|stat| stat.pid).find(|pid| holds(*pid)) else {
+            return Some(of_user(first.uid));
+        };
         self.server_of(stranger, &snapshot).ok()?.is_none().then(|| self.stranger(stranger))
     }
 
@@ -88,4 +91,9 @@ impl RunDir {
         };
         format!("the port is held by pid {pid} ({}), {what}", procfs::command_line(pid))
     }
+}
+
+/// A sentence about a program that we may not look at.
+fn of_user(uid: u32) -> String {
+    format!("the port is held by a program of the user {}; stop it once, and start the server again", user::name(uid))
 }

@@ -5,7 +5,7 @@
 use super::conversation::Conversation;
 use super::servers::by_server;
 use crate::cli::Target;
-use crate::error::{Error, Result, status};
+use crate::error::{Error, Result, reason, status};
 use crate::message::Log;
 use crate::protocol::{HolderWord, PeerWord, Surroundings};
 use crate::rundir::RunDir;
@@ -23,10 +23,13 @@ pub fn reload(dir: &RunDir, targets: &[Target], surroundings: Surroundings, log:
             let refused = |why| Error::failed(format!("{address}: unable to reload: {why} (nothing was done)"));
             dir.with_caretaker(holder.pid).map_err(refused)?;
         }
-        let answer = || -> io::Result<Option<HolderWord>> {
-            let since = Instant::now();
-            let mut supervisor = Conversation::with(&holder)?;
+        let since = Instant::now();
+        let asked = Conversation::with(&holder).and_then(|supervisor| {
             supervisor.say(&PeerWord::Reload(surroundings))?;
+            Ok(supervisor)
+        });
+        let mut supervisor = asked.map_err(|e| silent(address, &e, "nothing was done"))?;
+        let mut answer = || -> io::Result<Option<HolderWord>> {
             let progress = || {
                 let text = format!("{address}: waits for the new server ({} s)", since.elapsed().as_secs());
                 log.say_progress(&text);
@@ -34,6 +37,10 @@ pub fn reload(dir: &RunDir, targets: &[Target], surroundings: Surroundings, log:
             while let Some(word) = supervisor.hear_while(progress)? {
                 if let HolderWord::Said(text) = &word {
                     log.say(Level::Error, None, text);
+                }
+                if let HolderWord::Error(why) = word {
+                    // An earlier version, which does not know --fresh.
+                    return Ok(Some(HolderWord::Failed(status::FAILED, why)));
                 }
                 if matches!(word, HolderWord::Reloaded | HolderWord::Failed(..)) {
                     return Ok(Some(word));
@@ -49,12 +56,13 @@ pub fn reload(dir: &RunDir, targets: &[Target], surroundings: Surroundings, log:
             Ok(None) => {
                 return Err(Error::failed(format!("{address}: reload failed: the supervisor is gone")));
             }
-            Err(e) => {
-                return Err(Error::failed(format!(
-                    "{address}: unable to reload: its supervisor does not answer: {e} (nothing was done)"
-                )));
-            }
+            Err(e) => return Err(silent(address, &e, "the reload may be under way")),
         }
     }
     Ok(status::DONE)
+}
+
+fn silent(address: &Target, e: &io::Error, consequence: &str) -> Error {
+    let why = format!("its supervisor does not answer: {}", reason(e));
+    Error::failed(format!("{address}: unable to reload: {why} ({consequence})"))
 }

@@ -9,9 +9,9 @@ use crate::error::{Error, Result};
 use crate::finder::Holder;
 use crate::message::Log;
 use crate::procfs;
-use crate::rundir::RunDir;
+use crate::rundir::{RunDir, pidfile};
 use crate::swap::Level;
-use crate::sys::pid::Pid;
+use crate::sys::process::{self, Pid};
 
 /// The consequence of most failures.
 pub const NOTHING: &str = "nothing was done";
@@ -57,7 +57,13 @@ pub fn by_server(dir: &RunDir, targets: &[Target], log: Log) -> Result<Vec<(Hold
             }
             Target::Of(pid) => {
                 let holder = with_process(dir, *pid)?;
-                let addresses = ask_status(&holder).1;
+                let mut addresses = ask_status(&holder).1;
+                // A server without a supervisor, or with one that does not answer, is known by its pidfiles.
+                if addresses.is_empty() {
+                    let all = dir.addresses().map_err(|e| Error::unable("list the run directory", e, NOTHING))?;
+                    let is_its = |address: &Address| dir.read_pid(&pidfile(address)) == Ok(holder.pid);
+                    addresses = all.into_iter().filter(is_its).collect();
+                }
                 (holder, addresses)
             }
         };
@@ -72,13 +78,15 @@ pub fn by_server(dir: &RunDir, targets: &[Target], log: Log) -> Result<Vec<(Hold
 /// The server with this main process or supervisor. The front of a reloaded server counts as its supervisor; of two that
 /// have one, the younger server is meant.
 pub fn with_process(dir: &RunDir, pid: Pid) -> Result<Holder> {
-    let is_front = |of: Pid| procfs::stat(of).is_some_and(|stat| stat.parent == pid.raw());
-    let is_its = |holder: &Holder| {
-        holder.pid == pid
-            || !holder.is_orphan
-                && (holder.supervisor == pid || is_front(holder.supervisor) && procfs::serverswaps()(pid))
+    // A supervisor may be the parent of others too: process 1 of those that were started with -d, anybody of caretakers.
+    let is_front = |of: Pid| {
+        procfs::stat(of).is_some_and(|stat| stat.parent == pid.raw())
+            && procfs::environment(of, process::LINE).is_some()
     };
     let servers = dir.servers().map_err(|e| Error::unable("list the run directory", e, NOTHING))?;
-    let its = servers.into_iter().filter(is_its).max_by_key(|holder| holder.generation);
-    its.ok_or_else(|| Error::failed(format!("@{pid}: no server of this run directory has this process ({NOTHING})")))
+    let (its, others): (Vec<Holder>, Vec<Holder>) =
+        servers.into_iter().partition(|holder| holder.pid == pid || !holder.is_orphan && holder.supervisor == pid);
+    let copies = others.into_iter().filter(|holder| !holder.is_orphan && is_front(holder.supervisor));
+    let named = copies.chain(its).max_by_key(|holder| holder.generation);
+    named.ok_or_else(|| Error::failed(format!("@{pid}: no server of this run directory has this process ({NOTHING})")))
 }

@@ -92,7 +92,7 @@ fn cut(text: &str, room: usize) -> String {
 fn json(rows: &[Row]) -> String {
     let value = |key: &str, field: &str| match field {
         "-" => "null".to_owned(),
-        number if NUMBERS.contains(&key) => number.to_owned(),
+        number if NUMBERS.contains(&key) && number.bytes().all(|byte| byte.is_ascii_digit()) => number.to_owned(),
         text => quoted(text),
     };
     let object = |Row(fields): &Row| {

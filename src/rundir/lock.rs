@@ -122,7 +122,9 @@ impl RunDir {
     }
 
     fn open_lock(&self) -> nix::Result<File> {
-        let flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        let mut flags = OFlag::O_RDWR | OFlag::O_CREAT | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC | OFlag::O_NONBLOCK;
+        // A lock of root's would shut the owner of the directory out.
+        flags.set(OFlag::O_CREAT, self.owner == nix::unistd::geteuid().as_raw());
         openat(&self.dir, LOCK, flags, Mode::from_bits_truncate(0o600)).map(File::from)
     }
 }

@@ -92,7 +92,8 @@ impl RunDir {
 
     /// Opens the directory by its path again, for all handles on it; it was removed, and may have to be made.
     pub fn open_again(&self) -> Result<()> {
-        let new = RunDir::open_whole(Some(&self.path), true)?;
+        let is_default = path_of(None).is_ok_and(|path| path == self.path);
+        let new = RunDir::open_whole(Some(&*self.path).filter(|_| !is_default), true)?;
         process::replace(new.dir.as_fd(), self.dir.as_fd()).map_err(|e| unusable(&self.path, e))
     }
 

@@ -51,8 +51,7 @@ impl Supervisor {
         let place = output.shown().map_or(String::new(), |path| format!(" in {}", path.display()));
         let what = match lines.len() {
             0 => format!("server {} wrote nothing{place}", live.server.pid),
-            1 => format!("the last line of server {}{place}:", live.server.pid),
-            _ => format!("the last lines of server {}{place}:", live.server.pid),
+            _ => format!("the last lines{place} up to those of server {}:", live.server.pid),
         };
         let lines: Vec<String> = [what].into_iter().chain(lines.iter().map(|line| format!("| {line}"))).collect();
         for line in lines {

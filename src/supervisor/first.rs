@@ -22,9 +22,16 @@ impl Supervisor {
     }
 
     fn find_successor(&self) -> Option<Successor> {
-        let serving = self.kin.given.iter().filter_map(|address| self.dir.serving(address, &mut Vec::new()));
-        let server =
-            serving.filter(|server| !server.has_lost_its_supervisor()).max_by_key(|server| server.generation)?;
+        let find = || {
+            let serving = self.kin.given.iter().filter_map(|address| self.dir.serving(address, &mut Vec::new()));
+            serving.max_by_key(|server| server.generation)
+        };
+        let mut server = find()?;
+        if server.has_lost_its_supervisor() {
+            // Nothing else is to be done here.
+            self.dir.with_caretaker(server.pid).ok()?;
+            server = find()?;
+        }
         let pid = server.supervisor;
         let end = threads::end_of(self.events.clone(), pid, Pidfd::open(pid).ok()?).ok()?;
         let text = format!("process 1 stays for server {}, which supervisor {pid} has", server.pid);

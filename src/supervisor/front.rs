@@ -67,6 +67,10 @@ impl Supervisor {
     }
 
     fn start_copy(&mut self, waiters: &[Waiter], start: Option<Start>) -> Result<()> {
+        if let Some(telling) = self.caller.telling.take() {
+            // The copy is to have none of the files of a caller that is about to be told.
+            let _ = telling.join();
+        }
         let failed = |e: std::io::Error| Error::unable("start a copy of serverswap", e, "the server serves on");
         let (ours, theirs) = UnixStream::pair().map_err(failed)?;
         let (line, ours) = (threads::next_id(), Link::new(ours));

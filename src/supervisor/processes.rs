@@ -56,7 +56,8 @@ impl Supervisor {
             let reloaded = self.reloads.in_charge.and_then(|line| self.reloads.copies.get(&line)?.server);
             let successor = successor(&self.dir, live).or(reloaded.map(|(pid, _)| pid)).filter(|_| leaves);
             if successor.is_some() {
-                self.kin.given = live.machine.claims();
+                // What it has released is no claim any more.
+                self.kin.given = live.machine.claims().into_iter().chain(name.clone()).collect();
             }
             let text = match successor {
                 Some(successor) => format!("server {pid} was replaced by {successor}"),
@@ -123,20 +124,13 @@ impl Supervisor {
         }
     }
 
-    /// Another process has become the main process; `main` is the one before.
-    fn promoted(&mut self, main: Pid) {
-        let Some(live) = self.live.as_mut() else { return };
-        live.life.ended = None;
-        let pid = live.server.pid;
-        self.log.say(Level::Notice, live.machine.name().as_ref(), &format!("process {pid} goes on as the server"));
-        // The new record first, then the pidfiles, then the old record goes: whoever looks meanwhile finds
-        // the server.
-        let before = self.register_again();
+    /// Writes the pidfiles of all addresses again, in place of those of `others`: now, or when the directory can be had.
+    pub(super) fn write_pidfiles(&mut self, others: &[Pid]) {
         let Some(live) = self.live.as_mut() else { return };
         if self.dir.hold() {
             for address in &live.names.held {
                 // What another server has by now, or has beside this one, stays that one's.
-                if let Err(why) = self.dir.take(address, pid, &[main], &live.names.beside) {
+                if let Err(why) = self.dir.take(address, live.server.pid, others, &live.names.beside) {
                     self.log.say(Level::Warning, Some(address), &format!("unable to write its pidfile: {why}"));
                 }
             }
@@ -146,9 +140,22 @@ impl Supervisor {
             live.names.regaining.extend(live.names.held.iter().map(|address| (address.clone(), until)));
             self.clock.poll_at = Some(Instant::now() + POLL_FIRST);
         }
+    }
+
+    /// Another process has become the main process; `main` is the one before.
+    fn promoted(&mut self, main: Pid) {
+        let Some(live) = self.live.as_mut() else { return };
+        live.life.ended = None;
+        let pid = live.server.pid;
+        self.log.say(Level::Notice, live.machine.name().as_ref(), &format!("process {pid} goes on as the server"));
+        // The new record first, then the pidfiles, then the old record goes: whoever looks meanwhile finds
+        // the server.
+        let before = self.register_again();
+        self.write_pidfiles(&[main]);
         if let Some(before) = before {
             self.dir.deregister(before, &[]);
         }
+        let Some(live) = self.live.as_mut() else { return };
         if let Ok(pidfd) = live.server.watch() {
             live.life.end = threads::end_of(self.events.clone(), pid, pidfd).ok();
         }

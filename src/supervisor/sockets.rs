@@ -51,6 +51,11 @@ impl Sockets {
         threads::notifications(events.clone(), self.notify.clone())
     }
 
+    /// Whether both have their names.
+    pub(super) fn are_in(&self, dir: &Path) -> bool {
+        self.names.iter().all(|name| dir.join(name).exists())
+    }
+
     /// Ends these threads.
     pub(super) fn close(&self) {
         let _ = shutdown(self.listener.as_raw_fd(), Shutdown::Both);

@@ -328,6 +328,8 @@ pub(super) struct Clock {
     pub(super) ups: Vec<SpeakerId>,
     /// When the run directory is tidied.
     pub(super) tidy_at: Option<Instant>,
+    /// When files that somebody removed are written again at the earliest.
+    pub(super) restores_at: Option<Instant>,
     pub(super) poll_at: Option<Instant>,
     pub(super) poll_every: Duration,
     pub(super) poll_took: Duration,
@@ -340,6 +342,7 @@ impl Clock {
             unreached: Vec::new(),
             ups: Vec::new(),
             tidy_at: None,
+            restores_at: None,
             poll_at: None,
             poll_every: Duration::ZERO,
             poll_took: Duration::ZERO,

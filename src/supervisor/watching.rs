@@ -46,7 +46,8 @@ pub fn watch(events: Events, watch: Arc<Watch>, mark: String, dir: RunDir) -> io
             let is_main = || call.caller().map(|caller| caller.process) == watch.facts.read().0;
             let denied = |e: &io::Error| {
                 if is_denied(e) && (e.raw_os_error() == Some(libc::ENOSYS) || is_main()) {
-                    unshared(format!("its sockets cannot be had: {}", crate::error::reason(e)));
+                    let why = crate::error::reason(e);
+                    unshared(format!("its sockets cannot be had: {why}; a container needs the capability SYS_PTRACE"));
                 }
             };
             match call.call {

@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::OnceLock;
 
 /// The environment variable by which a copy finds its end of the line to its front (the number of the fd and its inode), and
 /// the run directory.
@@ -25,8 +26,16 @@ pub const CARE: &str = "SERVERSWAP_CARETAKER";
 const FILES_BEFORE_5_11: u32 = 65_536;
 
 /// Environment variables that are meant for our caller alone: a caretaker does not inherit them.
-const CALLERS: [&str; 6] =
-    ["NOTIFY_SOCKET", "WATCHDOG_USEC", "WATCHDOG_PID", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES"];
+const CALLERS: [&str; 7] = [
+    "NOTIFY_SOCKET",
+    "WATCHDOG_USEC",
+    "WATCHDOG_PID",
+    "LISTEN_FDS",
+    "LISTEN_PID",
+    "LISTEN_FDNAMES",
+    // It names standard error, which the copy has from this process, and a caretaker has not.
+    "JOURNAL_STREAM",
+];
 
 /// Starts this program once more, as a child, with the same arguments, and leaves it its end of the line to us. It is
 /// started in `dir`, and with the variables of `env` if that is given, but for those that concern this process alone.
@@ -45,6 +54,9 @@ pub fn spawn_copy(
         command.env_clear().envs(env.iter().filter(foreign).cloned()).envs(kept);
     }
     command.env_remove(CARE);
+    if passed_sockets() > 0 {
+        command.env("LISTEN_PID", std::process::id().to_string());
+    }
     let mut value = OsString::from(format!("{number}:{inode}:"));
     value.push(run_dir);
     command.env(LINE, value);
@@ -73,7 +85,8 @@ pub fn spawn_caretaker(server: Pid, args: &[OsString], dir: &Path, run_dir: &Pat
     }
     command.env_remove(LINE).env(CARE, format!("{server}:{}", Pid::own())).env("SERVERSWAP_RUN_DIR", run_dir);
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
-    command.current_dir(if dir.is_dir() { dir } else { Path::new("/") });
+    let dir = if dir.is_dir() { dir } else { Path::new("/") };
+    command.current_dir(dir).env("PWD", dir);
     let setup = || {
         lower_files();
         // What its caller has open is none of its business.
@@ -110,12 +123,16 @@ pub fn close_inherited() {
     }
 }
 
-/// How many sockets a service manager has passed to this process, or to its front (sd_listen_fds(3)).
+/// How many sockets a service manager has passed to this process, or to its front (sd_listen_fds(3)). Found out once: with
+/// -d, by the process that was named.
 pub fn passed_sockets() -> u32 {
-    let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
-    let front = std::env::var_os(LINE).map(|_| nix::unistd::getppid().as_raw().unsigned_abs());
-    let is_ours = number("LISTEN_PID").is_some_and(|pid| pid == std::process::id() || Some(pid) == front);
-    number("LISTEN_FDS").filter(|count| is_ours && *count < FILES_BEFORE_5_11).unwrap_or(0)
+    static PASSED: OnceLock<u32> = OnceLock::new();
+    *PASSED.get_or_init(|| {
+        let number = |name| std::env::var(name).ok()?.parse::<u32>().ok();
+        let front = std::env::var_os(LINE).map(|_| nix::unistd::getppid().as_raw().unsigned_abs());
+        let is_ours = number("LISTEN_PID").is_some_and(|pid| pid == std::process::id() || Some(pid) == front);
+        number("LISTEN_FDS").filter(|count| is_ours && *count < FILES_BEFORE_5_11).unwrap_or(0)
+    })
 }
 
 /// This program, under the name by which it was started.

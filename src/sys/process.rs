@@ -2,7 +2,9 @@
 //! files of their own, which are re-exported here.
 
 pub use super::child::{End, has_children, reap};
-pub use super::copy::{CARE, LINE, close_inherited, server_to_care_for, spawn_caretaker, spawn_copy, take_line};
+pub use super::copy::{
+    CARE, LINE, close_inherited, passed_sockets, server_to_care_for, spawn_caretaker, spawn_copy, take_line,
+};
 pub use super::keeper::Keeper;
 pub use super::limits::{open_files_max, raise_files, save_memory, shed_memory};
 pub use super::pid::Pid;
