@@ -41,11 +41,9 @@ impl Stage {
         format!(":{}", self.port)
     }
 
-    /// A text of the documents for this sandbox. A server that would linger for five seconds is
-    /// made to do so for a moment.
+    /// A text of the documents for this sandbox.
     fn own(&self, text: &str) -> String {
-        text.replace("5000", "200")
-            .replace("8080", &self.port.to_string())
+        text.replace("8080", &self.port.to_string())
             .replace("/run/serverswap", self.sandbox.run_dir().to_str().unwrap())
     }
 

@@ -26,6 +26,7 @@ run make install DESTDIR="$root" PREFIX=/usr
 prefix=$root/usr
 (cd "$root" && find . -type f | sed 's|^\./||' | LC_ALL=C sort) >"$work/found"
 {
+    echo etc/logrotate.d/serverswap
     echo usr/bin/serverswap
     echo usr/lib/systemd/system/serverswap@.service
     echo usr/lib/tmpfiles.d/serverswap.conf

@@ -319,7 +319,7 @@ test('the server of the README', async (t) => {
   const readme = fs.readFileSync(path.join(client, 'README.md'), 'utf8');
   const [, script] = /```js\n(.*?)```/s.exec(readme);
   const supervisor = await Supervisor.start(t);
-  supervisor.file('server.js', script.replaceAll('8080', port).replace('5000', '1'));
+  supervisor.file('server.js', script.replaceAll('8080', port));
   const server = supervisor.run([process.execPath, 'server.js']);
   await server.control.hears(`TAKEDOWN :${port}`);
   await assert.rejects(get(port), { code: 'ECONNREFUSED' });

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Checks the types of the Node client for both entry points. Without a network
-# and without an earlier installation it is skipped.
+# and without an earlier installation it is skipped. Argument: a directory in which
+# the client is installed, if not the one of the source.
 set -eu
 
 here=$(cd "$(dirname "$0")" && pwd)
@@ -13,7 +14,7 @@ mkdir -p "$dir/node_modules"
     echo "types.sh: no typescript to be had (skipped)" >&2
     exit 0
 }
-ln -sfn "$root/src/client/node" "$dir/node_modules/serverswap"
+ln -sfn "${1:-$root/src/client/node}" "$dir/node_modules/serverswap"
 cp "$here"/types/use.* "$dir"
 
 check() {

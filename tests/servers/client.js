@@ -17,12 +17,9 @@ function start(address) {
   const port = Number(address.split(':').pop());
   serverswap.readyFor(address, () => server.listen(port));
   if (words.includes('takedown')) {
-    serverswap.onTakedown(address, () => {
-      // Not after a time: that would cut an answer short when the machine is busy.
-      server.close(() => {
-        left -= 1;
-        if (left === 0) process.exit();
-      });
+    serverswap.onTakedown(address, server, () => {
+      left -= 1;
+      if (left === 0) process.exit();
     });
   }
 }

@@ -30,6 +30,25 @@ export function onTakedown(
   callback: (done: () => void) => unknown,
 ): void;
 
+/** What `onTakedown` needs of a server of `http`, `https` or `http2`. */
+export interface Server {
+  close(callback?: (error?: Error) => void): unknown;
+  on(event: string, listener: (...args: any[]) => void): unknown;
+  prependListener(event: string, listener: (...args: any[]) => void): unknown;
+}
+
+/**
+ * Takes over the takedown of `address`, at which `server` listens: it stops
+ * listening, answers what still comes with `Connection: close`, closes kept
+ * connections once no more requests come, and calls `callback` when no connection
+ * is open any more. Call it before the server listens.
+ */
+export function onTakedown(
+  address: Address,
+  server: Server,
+  callback?: () => unknown,
+): void;
+
 /** Says that the server is up, for one that listens nowhere. */
 export function serverUp(): void;
 

@@ -16,6 +16,15 @@ const MAX_LINE_BYTES = 1024;
 const MAX_ADDRESS_BYTES = 900;
 const MAX_REASON_BYTES = 1000;
 
+// How long no request has come before idle connections are closed. A client may be
+// sending one at that moment: the longer the rest, the smaller the risk. It is
+// greatest while requests still come after the takedown. No round numbers, because
+// many clients ask every second.
+const REST_MS = 600;
+const BUSY_REST_MS = 1700;
+const LOOK_MS = 50;
+const LATE_MS = 5;
+
 const waiting = new Map();   // address -> [{ go, refuse }], READY is said
 const takedowns = new Map(); // address -> [callback], TAKEDOWN is said
 let channel;                 // undefined: not opened yet; null: no supervisor
@@ -42,13 +51,110 @@ function wait(address, waiter) {
   channel.ref();
 }
 
-function onTakedown(address, callback) {
+function onTakedown(address, taker, drained) {
   address = check(address);
-  checkCallback(callback);
+  const isServer = typeof taker?.close === 'function' && typeof taker.on === 'function';
+  if (!isServer || drained !== undefined) checkCallback(isServer ? drained : taker);
   open();
-  if (channel !== null && append(takedowns, address, callback)) {
+  if (channel === null) return;
+  if (append(takedowns, address, isServer ? closer(taker, drained) : taker)) {
     say('TAKEDOWN', address);
   }
+}
+
+// Returns what takes an HTTP server down without losing a request. A client that
+// keeps a connection, a proxy for instance, may send a request at the moment in
+// which the server closes it, and then cannot know whether it was carried out. So
+// a connection ends with an answer that says `Connection: close`. Connections that
+// get no more requests are closed when all of them have rested.
+function closer(server, drained) {
+  const connections = new Map(); // socket -> { answers, bytes }
+  const sessions = new Set();    // HTTP/2
+  let draining = false;
+  let last = 0;                  // when a connection or a request came
+  let rest = REST_MS;
+
+  const connectionOf = (socket) => {
+    let connection = connections.get(socket);
+    if (!connection) {
+      connection = { answers: new Set(), bytes: 0 };
+      connections.set(socket, connection);
+      last = performance.now();
+      socket.once('close', () => connections.delete(socket));
+    }
+    return connection;
+  };
+  // TLS has two sockets for a connection. The lower one has received bytes and has
+  // no answers, so it never counts as rested.
+  server.on('connection', connectionOf);
+  server.on('secureConnection', connectionOf);
+
+  // Runs before the listener that answers.
+  server.prependListener('request', (request, response) => {
+    const { httpVersionMajor, socket } = request;
+    if (httpVersionMajor > 1) return;
+    const connection = connectionOf(socket);
+    connection.answers.add(response);
+    response.once('close', () => {
+      connection.answers.delete(response);
+      connection.bytes = socket.bytesRead;
+    });
+    last = performance.now();
+    if (!draining) return;
+    makeLast(response);
+    rest = BUSY_REST_MS;
+  });
+
+  // The client stops asking when it reads GOAWAY. Requests sent before are answered.
+  const leave = (session) => {
+    session.goaway(0, 2 ** 31 - 1);
+    setTimeout(() => session.close(), REST_MS).unref();
+  };
+  server.on('session', (session) => {
+    sessions.add(session);
+    session.once('close', () => sessions.delete(session));
+    if (draining) leave(session);
+  });
+
+  // Closes one at a time, each right after everything that arrived was read, and
+  // only while timers fire on time: when this process is late, the client may be too.
+  let due = 0;
+  const closeRested = () => {
+    if (performance.now() - last < rest) return;
+    for (const [socket, { answers, bytes }] of connections) {
+      if (answers.size === 0 && socket.bytesRead === bytes) {
+        socket.destroy();
+        setImmediate(closeRested);
+        return;
+      }
+    }
+  };
+  const look = () => {
+    const late = performance.now() - due > LATE_MS;
+    due = performance.now() + LOOK_MS;
+    if (!late) setImmediate(closeRested);
+  };
+
+  return () => {
+    draining = true;
+    for (const { answers } of connections.values()) answers.forEach(makeLast);
+    sessions.forEach(leave);
+    const looks = setInterval(look, LOOK_MS);
+    due = performance.now();
+    look();
+    // Node's close() would close idle connections at once.
+    server.closeIdleConnections = () => {};
+    server.close(() => {
+      clearInterval(looks);
+      // After RELEASED, since it may end the process.
+      if (drained) setImmediate(drained);
+    });
+    delete server.closeIdleConnections;
+  };
+}
+
+function makeLast(response) {
+  if (!response.headersSent) response.setHeader('Connection', 'close');
 }
 
 function serverUp() {
@@ -293,5 +399,5 @@ module.exports = { readyFor, onTakedown, serverUp, fail };
 // Several copies of this file may be in one process, and there is one channel:
 // the first copy speaks for all. The number rises when the functions change, not
 // with the version.
-const COPY = Symbol.for('serverswap.client.1');
+const COPY = Symbol.for('serverswap.client.2');
 module.exports = globalThis[COPY] ??= module.exports;

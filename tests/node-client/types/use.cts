@@ -10,6 +10,10 @@ byDefault.serverUp();
 serverswap.onTakedown(':8080', () => {});
 serverswap.onTakedown(':8080', async () => {});
 serverswap.onTakedown(':8080', (done) => setTimeout(done, 1));
+declare const process: { exit(): never };
+declare const server: serverswap.Server;
+serverswap.onTakedown(':8080', server);
+serverswap.onTakedown(':8080', server, () => process.exit());
 serverswap.fail();
 serverswap.fail(new Error('no database'));
 
@@ -23,6 +27,10 @@ serverswap.readyFor(null);
 serverswap.onTakedown(':8080');
 // @ts-expect-error
 serverswap.onTakedown(':8080', (done: string) => {});
+// @ts-expect-error
+serverswap.onTakedown(':8080', () => {}, () => {});
+// @ts-expect-error
+serverswap.onTakedown(':8080', server, 5);
 // @ts-expect-error
 serverswap.default;
 // @ts-expect-error

@@ -1,4 +1,4 @@
-import serverswap, { readyFor, onTakedown, serverUp, fail, type Address } from 'serverswap';
+import serverswap, { readyFor, onTakedown, serverUp, fail, type Address, type Server } from 'serverswap';
 import * as all from 'serverswap';
 
 const address: Address = 8080;
@@ -7,6 +7,8 @@ await serverswap.readyFor(address);
 all.default.serverUp();
 readyFor(address, () => {});
 onTakedown(address, (done) => done());
+declare const server: Server;
+onTakedown(address, server, () => {});
 serverUp();
 fail('no database');
 
