@@ -17,13 +17,16 @@ const FISH: &str = "src/install/completions/serverswap.fish";
 
 // Options.
 
-/// The options that the parser knows, by its source: `Short('d')`, `Long("detach")`.
+/// The options that the parser knows, by its source: `Short('d')`, `Long("status")`, and those that `set` takes, which it
+/// gives back by name: `"--detach"`.
 fn parser_options() -> Names {
     let source = file("src/cli.rs");
     let source = source.split("#[cfg(test)]").next().unwrap();
     let short = between(source, "Short('", "')").map(|c| format!("-{c}"));
     let long = between(source, "Long(\"", "\")").map(|name| format!("--{name}"));
-    short.chain(long).collect()
+    let set = between(source, "\nfn set(", "\n}\n").next().expect("the options of a server to run");
+    let of_run = between(set, "\"--", "\"").map(|name| format!("--{name}"));
+    short.chain(long).chain(of_run).collect()
 }
 
 fn help() -> String {
@@ -36,7 +39,7 @@ fn help() -> String {
 fn manual_options() -> BTreeMap<String, Vec<String>> {
     let manual = manual(1);
     let mut options = BTreeMap::new();
-    for tag in tags(section(&manual, "DESCRIPTION")) {
+    for tag in tags(section(&manual, "OPTIONS")) {
         let tag: Vec<&str> = tag.into_iter().filter(|word| *word != ",").collect();
         let mut names = Vec::new();
         let mut rest = &tag[..];
@@ -85,13 +88,14 @@ fn zsh_options() -> BTreeMap<String, String> {
 /// Each option of the fish completion: `-s d -l detach`, and whether it takes a value.
 fn fish_options() -> BTreeMap<String, bool> {
     let text = file(FISH);
+    let takes_value = |words: &[&str]| words.contains(&"-x") || words.contains(&"-r");
     let mut options = BTreeMap::new();
     for line in text.lines().filter(|line| line.starts_with("complete -c serverswap ")) {
         let words: Vec<&str> = line.split_whitespace().collect();
         for pair in words.windows(2) {
             match pair {
-                ["-s", short] => drop(options.insert(format!("-{short}"), words.contains(&"-x"))),
-                ["-l", long] => drop(options.insert(format!("--{long}"), words.contains(&"-x"))),
+                ["-s", short] => drop(options.insert(format!("-{short}"), takes_value(&words))),
+                ["-l", long] => drop(options.insert(format!("--{long}"), takes_value(&words))),
                 _ => {}
             }
         }
@@ -164,6 +168,8 @@ fn value_for(kind: &str) -> &'static str {
         "SECS" => "0.5",
         "SIGNAL" => "QUIT",
         "DIR" => "/nowhere",
+        "FILE" => "-",
+        "WHEN" => "up",
         "NAME" => "node",
         other => panic!("no value for {other}"),
     }
@@ -324,8 +330,8 @@ fn the_house_of_the_readme_is_that_of_the_code() {
 fn variables() -> Names {
     let text = sources();
     let name = |w: &&str| {
-        let known = ["SERVERSWAP_", "XDG_", "WATCHDOG_"].iter().any(|prefix| w.starts_with(prefix));
-        *w == "NOTIFY_SOCKET" || (known && !w.ends_with('_'))
+        let known = ["SERVERSWAP_", "XDG_", "WATCHDOG_", "LISTEN_"].iter().any(|prefix| w.starts_with(prefix));
+        ["NOTIFY_SOCKET", "JOURNAL_STREAM", "HOME", "PWD"].contains(w) || (known && !w.ends_with('_'))
     };
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(name).map(str::to_owned).collect()
 }
@@ -370,8 +376,8 @@ fn the_server_finds_the_environment_that_the_manual_names() {
     let found: BTreeMap<&str, &str> = log.lines().filter_map(|line| line.split_once('=')).collect();
     let text = manual(1);
     let given = section(&text, "ENVIRONMENT").split("finds in its environment").nth(1).unwrap();
-    for tag in tags(given) {
-        assert!(found.contains_key(tag[1]), "{tag:?} is not in\n{log}");
+    for name in tags(given).into_iter().flatten().filter(|word| !["Ev", ","].contains(word)) {
+        assert!(found.contains_key(name), "{name} is not in\n{log}");
     }
     assert!((3..=9).contains(&found["SERVERSWAP_FD"].parse::<i32>().unwrap()));
     assert_eq!(found["SERVERSWAP_GENERATION"], "1");
@@ -543,14 +549,34 @@ fn messages_of_the_manual_are_those_of_the_program() {
     until("the stranger listens", || super::body(stage.port).is_some());
     logs += &stage.sandbox.run([server, &address]).1;
     kill(stranger.pid(), nix::libc::SIGKILL);
+    until("the stranger is gone", || super::body(stage.port).is_none());
+    // A swap that waits for another one.
+    let mut first = stage.sandbox.serverswap([server, &address]);
+    first.says("is up");
+    let mut hangs = stage.sandbox.serverswap(["-v", "--ready-timeout", "3", server, &address, "hang"]);
+    hangs.says("listens beside the old one");
+    let (status, log) = stage.sandbox.run(["-d", server, &address]);
+    assert_eq!((status, hangs.wait(), first.wait()), (0, 124, 0), "{log}");
+    logs += &log;
+    assert_eq!(stage.sandbox.run(["--takedown", &address]).0, 0);
+    // The same command at another address.
+    let python = "serverswap -d sh -c 'exec python3 -m http.server --bind $IP 8080'";
+    for ip in ["127.0.0.1", "::1"] {
+        let (status, log) = stage.run(&dir, &format!("IP={ip} {python}"));
+        assert_eq!(status, 0, "{log}");
+        logs += &log;
+    }
+    let own = stage.sandbox.serverswap(["--takedown", &format!("127.0.0.1{address}"), &format!("[::1]{address}")]);
+    assert_eq!({ own }.wait(), 0);
+    logs += &stage.sandbox.said();
 
     let text = manual(1);
-    let texts: Vec<String> = tags(section(&text, "DIAGNOSTICS")).into_iter().map(|tag| tag[1..].join(" ")).collect();
+    let texts: Vec<String> =
+        tags(section(&text, "IT DID NOT WORK")).into_iter().map(|tag| tag[1..].join(" ")).collect();
     assert!(texts.len() >= 7);
     for text in texts {
         assert!(logs.lines().any(|line| matches(line, &text)), "nothing says {text:?}:\n{logs}");
     }
-    assert!(logs.lines().all(|line| line.starts_with("serverswap: ")), "{logs}");
     until("nothing is left", || stage.sandbox.processes().is_empty());
 }
 

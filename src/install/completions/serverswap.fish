@@ -84,7 +84,7 @@ complete -c serverswap -n '__serverswap_is options' -a '(__fish_complete_suffix 
 
 complete -c serverswap -n 'not __serverswap_is command' -s d -l detach -d 'Stay in the background once the swap is done'
 complete -c serverswap -n 'not __serverswap_is command' -l wait -x -a 'gone up' -d 'When -d returns'
-complete -c serverswap -n 'not __serverswap_is command' -l log -x -a '(__fish_complete_path)' -d 'Append the output of the server to FILE'
+complete -c serverswap -n 'not __serverswap_is command' -l log -r -F -d 'Append the output of the server to FILE'
 complete -c serverswap -n 'not __serverswap_is command' -l plain -d 'Do not watch or share'
 complete -c serverswap -n 'not __serverswap_is command' -l no-probe -d 'Do not open the probe connection'
 complete -c serverswap -n 'not __serverswap_is command' -l ready-timeout -x -d 'The new server must be up within SECS'
