@@ -260,10 +260,13 @@ fn manual_1_kill() {
 
 #[test]
 fn manual_1_a_log() {
-    let server = example(1, "server.js");
+    let server = format!("console.log('begins');\n{}", example(1, "server.js"));
     deployed(&[("server.js", &server)], &example(1, "log"), |_, dir| {
-        let log = std::fs::read_to_string(dir.join("server.log")).unwrap();
-        assert!(log.contains("is up (generation 4)"), "{log}");
+        let log = |dir: &Path| std::fs::read_to_string(dir.join("server.log")).unwrap();
+        assert_eq!(log(dir), "begins\n");
+        // Once the deploy is over, its serverswap speaks there too.
+        let before = log(&dir.with_file_name("g3"));
+        assert!(before.starts_with("begins\n") && before.contains(" was replaced by "), "{before}");
     });
 }
 
