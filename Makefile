@@ -9,6 +9,7 @@
 #   make test-nginx  a Node server behind nginx, swapped 60 times: no request may fail
 #   make npm         the package for npm, below target/npm, with a program that needs no library;
 #                    make deb: the one for Debian, below target/debian, with cargo-deb
+#   make test-deploy deploys over a real sshd, and the unit under a real systemd
 #   make test-packages  makes both, installs each and swaps with it
 #   make faults      breaks everything at every step of a swap, and prints a table:
 #                    more than "make test" does
@@ -195,6 +196,11 @@ uninstall:
 	[ ! -d '$(DESTDIR)$(NODEDIR)' ] || rmdir '$(DESTDIR)$(NODEDIR)'
 
 # The package for npm: the program is linked so that it runs on every Linux of its architecture.
+test-deploy: SETUP = deploy
+test-deploy: all
+	tests/ssh.sh '$(BIN)'
+	tests/systemd.sh '$(BIN)'
+
 npm: SETUP = packages
 npm:
 	@tests/setup.sh $(SETUP)
@@ -217,5 +223,5 @@ clean:
 	@$(need_cargo)
 	$(CARGO) clean
 
-.PHONY: all test check house faults test-servers test-nginx fuzz fuzz-build simulate bench soak scale demo install uninstall \
+.PHONY: all test check house faults test-servers test-nginx test-deploy fuzz fuzz-build simulate bench soak scale demo install uninstall \
         npm deb test-packages clean

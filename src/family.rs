@@ -239,6 +239,7 @@ mod tests {
             start,
             zombie: false,
             threads: 1,
+            exiting: false,
         };
         let family = Family {
             main,
@@ -272,6 +273,7 @@ mod tests {
             start,
             zombie: false,
             threads: 1,
+            exiting: false,
         };
         let mark = "/none".to_owned();
         let descent = Descent::Lost(Some(4_194_301));
@@ -288,7 +290,16 @@ mod tests {
 
     fn child(pid: i64, start: u64) -> Stat {
         let pid = Pid::new(pid).unwrap();
-        Stat { pid, parent: Pid::own().raw(), group: pid.raw(), session: pid.raw(), start, zombie: false, threads: 1 }
+        Stat {
+            pid,
+            parent: Pid::own().raw(),
+            group: pid.raw(),
+            session: pid.raw(),
+            start,
+            zombie: false,
+            threads: 1,
+            exiting: false,
+        }
     }
 
     #[test]

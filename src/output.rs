@@ -8,6 +8,7 @@
 use crate::cli::{Destination, Run};
 use crate::error::{Error, Result};
 use crate::sys::process;
+use crate::sys::user;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Whence, geteuid, lseek};
@@ -202,7 +203,7 @@ pub fn state_dir(roots: &str) -> Option<PathBuf> {
         return Some(roots.into());
     }
     let variable = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|dir| dir.is_absolute());
-    let home = || variable("HOME").or_else(|| Some(nix::unistd::User::from_uid(geteuid()).ok()??.dir));
+    let home = || variable("HOME").or_else(|| user::home(geteuid()));
     let state = variable("XDG_STATE_HOME").or_else(|| home().map(|home| home.join(".local/state")))?;
     Some(state.join("serverswap"))
 }

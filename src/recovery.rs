@@ -168,7 +168,7 @@ impl Scene {
         self.beside.iter().find(|new| new.ever_orphaned && new.has_replaced(&self.own))
     }
 
-    /// The same, for one of those that listen beside ours.
+    /// The scene as it is for one of those that listen beside ours.
     pub fn of(&self, other: &Server) -> Scene {
         let beside = self.beside.iter().filter(|it| it.pid != other.pid).chain([&self.own]);
         Scene { own: other.clone(), beside: beside.cloned().collect(), names: self.names.clone() }

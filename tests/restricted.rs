@@ -225,6 +225,6 @@ fn a_command_that_may_not_be_signalled_is_not_said_to_be_killed() {
     }
     assert_eq!(status, 124, "{}", running.log());
     assert!(survivor.is_some());
-    let said = "it runs as another user and cannot be killed: it lives on";
+    let said = "the new server runs as another user and cannot be killed: it lives on";
     assert!(running.log().contains(said) && !running.log().contains("is killed"), "{}", running.log());
 }

@@ -1,7 +1,7 @@
 #!/bin/sh
 # Brings a Debian or Ubuntu machine to where something can be built or run. Installs what is missing: on a terminal
 # after one question, elsewhere if root or sudo does it without one. Otherwise it prints the line that installs it,
-# and fails. Arguments: what for, `build`, `demo`, `test`, `check`, `nginx`, `simulate`, `packages`.
+# and fails. Arguments: what for, `build`, `demo`, `test`, `check`, `nginx`, `deploy`, `simulate`, `packages`.
 set -eu
 # Where Debian has servers, and users who are not root do not look.
 PATH=$PATH:/usr/sbin:/sbin
@@ -45,6 +45,12 @@ set_up() { # WHAT FOR
     nginx)
         set_up demo
         want nginx nginx-light
+        ;;
+    deploy)
+        set_up test
+        want systemctl systemd
+        want sshd openssh-server
+        want ssh openssh-client
         ;;
     simulate)
         set_up build

@@ -347,7 +347,7 @@ fn a_waiting_detach_is_not_cancelled_by_sigkill_nor_after_the_switch() {
     let mut new = scene.sandbox.plain(&["-d"], &[&scene.address]);
     before_exit.reached();
     new.signal(libc::SIGTERM);
-    new.says("past its switch");
+    new.says("cannot be called off");
     before_exit.open();
     assert_eq!(new.wait(), 0, "{}", new.log());
     assert_eq!(get(scene.port).unwrap().generation, 4);
@@ -462,7 +462,13 @@ fn detached_from_a_terminal() {
     let scene = Scene::new();
     let (mut keyboard, screen) = pty();
     let mut command = scene.sandbox.command(SERVERSWAP);
-    command.arg("-d").arg(plain_server()).arg(&scene.address).stdin(Stdio::from(screen.try_clone().unwrap()));
+    let log = scene.sandbox.path("log");
+    command
+        .args(["-d", "--log"])
+        .arg(&log)
+        .arg(plain_server())
+        .arg(&scene.address)
+        .stdin(Stdio::from(screen.try_clone().unwrap()));
     command.stdout(Stdio::from(screen.try_clone().unwrap())).stderr(Stdio::from(screen));
     assert!(command.status().unwrap().success());
     drop(command);
@@ -473,7 +479,8 @@ fn detached_from_a_terminal() {
     for pid in [scene.sandbox.pidfile(&scene.port.to_string()).unwrap(), supervisor_of(&scene.sandbox)] {
         for number in 0..3 {
             let target = fs::read_link(format!("/proc/{pid}/fd/{number}")).unwrap();
-            assert_eq!(target, Path::new("/dev/null"), "fd {number} of {pid}");
+            let expected = if number == 0 { Path::new("/dev/null") } else { &log };
+            assert_eq!(target, expected, "fd {number} of {pid}");
         }
     }
     scene.sandbox.take_down(&scene.address);
@@ -759,7 +766,7 @@ fn a_server_in_the_group_of_its_supervisor_takes_nobody_of_it_along() {
     let named = || sandbox.processes().into_iter().find(|(_, command)| command.starts_with("sleep 1000"));
     let (bystander, _) = named().unwrap();
     kill(supervisor_of(&sandbox), libc::SIGTERM);
-    running.says("the new server is killed");
+    running.says("it is killed");
     assert_eq!(running.wait(), 137, "{}", running.log());
     assert!(alive(bystander));
     kill(bystander, libc::SIGKILL);
@@ -894,7 +901,7 @@ fn a_second_term_to_a_waiting_detach_kills() {
     until("it was told to stop", || sandbox.status().iter().any(|row| row[5] == "draining"));
     waiting.signal(libc::SIGTERM);
     assert_eq!(waiting.wait(), 137, "{}", waiting.log());
-    assert!(!waiting.log().contains("past its switch"), "{}", waiting.log());
+    assert!(!waiting.log().contains("cannot be called off"), "{}", waiting.log());
     gate.open();
     sandbox.assert_clean();
 }

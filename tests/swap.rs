@@ -416,7 +416,7 @@ fn released_by_a_server_that_still_listens_makes_nobody_bind() {
         old.says("is told to stop by SIGTERM");
         std::fs::write(&gate.path, format!("RELEASED {address}\n")).unwrap();
         assert_eq!(new.wait(), 0, "{}", new.log());
-        old.says("the new server is killed");
+        old.says("it is killed");
         assert_eq!(old.wait(), 0, "{}", old.log());
         load.sees(2);
         load.stop();

@@ -1,13 +1,14 @@
 //! What was seen of a server: its sockets and its sessions.
 
-#![forbid(unsafe_code)]
-
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// Most sockets of each kind that are remembered of a server: it may bind as often as it likes, and few of them listen.
 const REMEMBERED_MAX: usize = 16 * 1024;
+
+/// How many addresses are remembered that a server has asked for.
+const ASKED_MAX: usize = 16;
 
 /// What was seen of a server. It shows whether a process that changed its environment is the server's, or only a job.
 #[derive(Debug, Clone, Default)]
@@ -17,8 +18,10 @@ pub struct Seen(Arc<Mutex<Facts>>);
 struct Facts {
     /// Sockets that listened.
     listeners: Recent<()>,
-    /// Sockets that were bound, with the address that was asked for: many more than listen. The `bind` may have failed.
-    bound: Recent<SocketAddr>,
+    /// Sockets that were bound, with the port that was asked for: many more than listen. The `bind` may have failed.
+    bound: Recent<u16>,
+    /// The first addresses that were asked for.
+    asked: BTreeSet<SocketAddr>,
     /// Sessions of its main process and of those that listened.
     sessions: BTreeSet<i32>,
     watched: bool,
@@ -32,17 +35,21 @@ impl Seen {
 
     /// The server has asked to bind this socket, which may listen later, to this address.
     pub fn bound(&self, inode: u32, address: SocketAddr) {
-        lock(&self.0).bound.note(inode, address);
+        let mut facts = lock(&self.0);
+        facts.bound.note(inode, address.port());
+        if facts.asked.len() < ASKED_MAX {
+            facts.asked.insert(address);
+        }
     }
 
-    /// The address that the server last asked for with this socket.
-    pub fn asked(&self, inode: u32) -> Option<SocketAddr> {
+    /// The port that the server last asked for with this socket.
+    pub fn asked(&self, inode: u32) -> Option<u16> {
         lock(&self.0).bound.known.get(&inode).copied()
     }
 
-    /// All addresses that the server has asked for, as far as they are remembered.
-    pub fn all_asked(&self) -> BTreeSet<SocketAddr> {
-        lock(&self.0).bound.known.values().copied().collect()
+    /// The first addresses that the server has asked for.
+    pub fn first_asked(&self) -> BTreeSet<SocketAddr> {
+        lock(&self.0).asked.clone()
     }
 
     /// The server, and all that descends from it, runs under a filter.
@@ -73,16 +80,10 @@ impl Seen {
 }
 
 /// The last `REMEMBERED_MAX` sockets, in the order in which they came: inode numbers start over one day.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 struct Recent<T> {
     known: BTreeMap<u32, T>,
     order: VecDeque<u32>,
-}
-
-impl<T> Default for Recent<T> {
-    fn default() -> Recent<T> {
-        Recent { known: BTreeMap::new(), order: VecDeque::new() }
-    }
 }
 
 impl<T> Recent<T> {
@@ -115,6 +116,6 @@ mod tests {
         let address = "127.0.0.1:80".parse().unwrap();
         inodes.iter().for_each(|inode| seen.bound(*inode, address));
         assert!(!seen.had(first));
-        assert!(inodes[1..].iter().all(|inode| seen.asked(*inode) == Some(address)));
+        assert!(inodes[1..].iter().all(|inode| seen.asked(*inode) == Some(80)));
     }
 }

@@ -1,7 +1,5 @@
 //! Servers that listen at an address although its pidfile does not name them.
 
-#![forbid(unsafe_code)]
-
 use super::Holder;
 use crate::address::Address;
 use crate::place::Place;
@@ -63,13 +61,9 @@ impl RunDir {
         Ok(found)
     }
 
-    /// Whether there are records of others than `me` that no pidfile names.
-    pub fn has_unnamed(&self, me: Option<Pid>) -> std::io::Result<bool> {
-        Ok(!self.unnamed(me)?.is_empty())
-    }
-
-    /// The main processes of those records. A server may have a thousand pidfiles: one is enough to name it.
-    fn unnamed(&self, me: Option<Pid>) -> std::io::Result<BTreeSet<Pid>> {
+    /// The main processes of records of others than `me` that no pidfile names. A server may have a thousand pidfiles: one
+    /// is enough to name it.
+    pub fn unnamed(&self, me: Option<Pid>) -> std::io::Result<BTreeSet<Pid>> {
         let mut left: BTreeSet<Pid> = self.pids()?.into_iter().filter(|pid| Some(*pid) != me).collect();
         if left.is_empty() {
             return Ok(left);

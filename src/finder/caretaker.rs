@@ -1,7 +1,5 @@
 //! A server that has lost its supervisor gets a caretaker: another serverswap, which takes the lock of its record.
 
-#![forbid(unsafe_code)]
-
 use super::{Holder, Missing};
 use crate::error::reason;
 use crate::rundir::RunDir;

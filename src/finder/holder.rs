@@ -1,8 +1,6 @@
 //! The server that a record speaks of, if it lives. The lock of a record tells whether its supervisor lives; the start
 //! time in it tells whether its server does.
 
-#![forbid(unsafe_code)]
-
 use crate::family::{Descent, Family};
 use crate::place::Place;
 use crate::procfs::{self, Snapshot};

@@ -1,7 +1,5 @@
 //! Looking up the servers that have an address, and giving it to the server that asks if there are none.
 
-#![forbid(unsafe_code)]
-
 use super::{Asker, Found, Holder, May, Missing};
 use crate::address::Address;
 use crate::place::Place;
@@ -36,16 +34,12 @@ impl RunDir {
     fn look_up_locked(&self, address: &Address, asker: &Asker<'_>, notes: &mut Notes) -> Result<Found, Found> {
         let named = self.named_holders(address, asker.me, notes)?;
         let (mut holders, mut beside) = (Vec::new(), Vec::new());
-        let mut is_foreign = false;
         for holder in named {
             match relation(&holder, asker.places) {
                 Relation::InTheWay => holders.push(holder),
                 Relation::Beside => beside.push(holder.pid),
-                Relation::Foreign => is_foreign = true,
+                Relation::Foreign => return Err(Found::Foreign),
             }
-        }
-        if is_foreign {
-            return Err(Found::Foreign);
         }
         if holders.is_empty() {
             match self.port_holder(address, asker)? {
@@ -150,15 +144,16 @@ fn relation(holder: &Holder, places: &[(Place, May)]) -> Relation {
     }
     let Ok(held) = holder.sockets(&Snapshot::take()) else { return Relation::InTheWay };
     let its: Vec<Place> = listeners.all().filter(|s| held.contains(&s.inode)).map(TcpSocket::place).collect();
-    let mut in_the_way = places.iter().flat_map(|(own, may)| {
-        its.iter().filter(|place| place.conflicts(own)).map(|place| (place.uid == own.uid, *may))
+    // Whether each of those that are in the way belongs to another user, or to one that the caller is no more.
+    let in_the_way = places.iter().flat_map(|(own, may)| {
+        its.iter().filter(|place| place.conflicts(own)).map(|place| place.uid != own.uid || *may == May::Nothing)
     });
-    let is_foreign = |(is_own_user, may): &(bool, May)| !is_own_user || *may == May::Nothing;
-    match in_the_way.next() {
+    let in_the_way: Vec<bool> = in_the_way.collect();
+    match () {
         // It is about to listen, or has let go of the port.
-        None if its.is_empty() => Relation::InTheWay,
-        None => Relation::Beside,
-        Some(first) if [first].into_iter().chain(in_the_way).all(|one| is_foreign(&one)) => Relation::Foreign,
-        Some(_) => Relation::InTheWay,
+        () if its.is_empty() => Relation::InTheWay,
+        () if in_the_way.is_empty() => Relation::Beside,
+        () if in_the_way.iter().all(|is_foreign| *is_foreign) => Relation::Foreign,
+        () => Relation::InTheWay,
     }
 }

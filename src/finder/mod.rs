@@ -17,6 +17,5 @@ mod tidy;
 pub use beside::Beside;
 pub use caretaker::{CARES_WITHIN, STARTS_WITHIN};
 pub use holder::{Holder, Missing, Registration};
-pub use port::user_name;
-pub use question::{Asker, Found, May, Mine};
+pub use question::{Asker, Found, May};
 pub use revive::have_written_again;

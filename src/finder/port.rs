@@ -1,28 +1,15 @@
 //! Finding the process that listens at a port without a pidfile: a server that never said a word, or a stranger.
 
-#![forbid(unsafe_code)]
-
 use super::revive::ask_to_write_again;
-use super::{Asker, Found, Holder, Mine};
+use super::{Asker, Found, Holder};
 use crate::address::Address;
 use crate::error::reason;
 use crate::procfs::{self, MARK, Snapshot};
 use crate::rundir::RunDir;
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::pid::Pid;
+use crate::sys::user;
 use std::path::Path;
-
-/// The holder of a port that no pidfile names.
-enum PortHolder {
-    /// The asking server.
-    Asker,
-    /// A server of this run directory, or a process that such a server left behind.
-    Server(Box<Holder>),
-    /// Another process; the first that was found.
-    Stranger(Pid),
-    /// No process that can be looked at.
-    Unseen,
-}
 
 impl RunDir {
     /// The server that listens at the address without a pidfile; `None` if it is free, or the asker's own. The error
@@ -37,17 +24,27 @@ impl RunDir {
             return Ok(None);
         }
         let snapshot = Snapshot::take();
-        let stranger = match self.holder_among(&sockets, &snapshot, asker).map_err(unclear)? {
-            PortHolder::Asker => return Ok(None),
-            PortHolder::Server(holder) => return Ok(Some(*holder)),
-            PortHolder::Stranger(pid) => Some(pid),
-            // The asker's own process may be one that may not be looked at.
-            PortHolder::Unseen if (asker.mine.holds)(&sockets).map_err(unclear)? => return Ok(None),
-            PortHolder::Unseen => None,
-        };
+        let mut stranger = None;
+        for stat in snapshot.all() {
+            let held = procfs::find_held(stat.pid).map_err(unclear)?.unwrap_or_default();
+            if !sockets.iter().any(|socket| held.contains(&socket.inode)) {
+                continue;
+            }
+            if (asker.owns)(stat.pid).map_err(unclear)? {
+                return Ok(None);
+            }
+            if let Some(holder) = self.server_of(stat.pid, &snapshot).map_err(unclear)? {
+                return Ok(Some(holder));
+            }
+            stranger.get_or_insert(stat.pid);
+        }
+        // The asker's own process may be one that may not be looked at.
+        if stranger.is_none() && (asker.holds)(&sockets).map_err(unclear)? {
+            return Ok(None);
+        }
         let why = match stranger {
             Some(pid) => self.stranger(pid),
-            None => format!("the port is held by a program of the user {}", user_name(sockets[0].uid)),
+            None => format!("the port is held by a program of the user {}", user::name(sockets[0].uid)),
         };
         let is_clear = !ask_to_write_again(self.path())
             && snapshot.complete().is_ok()
@@ -55,36 +52,15 @@ impl RunDir {
         Err(if is_clear { Found::Blocked(why) } else { Found::Unclear(why) })
     }
 
-    /// The first process that holds one of the sockets and belongs to a server; if there is none, the first stranger.
-    fn holder_among(
-        &self,
-        sockets: &[TcpSocket],
-        snapshot: &Snapshot,
-        asker: &Asker<'_>,
-    ) -> std::io::Result<PortHolder> {
-        let mut stranger = None;
-        for stat in snapshot.all() {
-            let held = procfs::find_sockets(stat.pid)?.unwrap_or_default();
-            if !sockets.iter().any(|s| held.iter().any(|(_, inode)| *inode == s.inode)) {
-                continue;
-            }
-            if (asker.mine.owns)(stat.pid)? {
-                return Ok(PortHolder::Asker);
-            }
-            for ancestor in snapshot.ancestry(stat.pid.raw()) {
-                if let Ok(holder) = self.holder(ancestor.pid) {
-                    return Ok(PortHolder::Server(Box::new(holder)));
-                }
-            }
-            // What a server left behind is a child of its supervisor.
-            let is_above = |pid: Pid| snapshot.ancestry(stat.pid.raw()).any(|ancestor| ancestor.pid == pid);
-            let parents = self.servers()?.into_iter().filter(|other| !other.is_orphan && is_above(other.supervisor));
-            if let Some(holder) = parents.max_by_key(|other| other.generation) {
-                return Ok(PortHolder::Server(Box::new(holder)));
-            }
-            stranger.get_or_insert(stat.pid);
+    /// The server of this run directory that a process belongs to, or that has left it behind.
+    fn server_of(&self, pid: Pid, snapshot: &Snapshot) -> std::io::Result<Option<Holder>> {
+        if let Some(holder) = snapshot.ancestry(pid.raw()).find_map(|ancestor| self.holder(ancestor.pid).ok()) {
+            return Ok(Some(holder));
         }
-        Ok(stranger.map_or(PortHolder::Unseen, PortHolder::Stranger))
+        // What a server left behind is a child of its supervisor.
+        let is_above = |above: Pid| snapshot.ancestry(pid.raw()).any(|ancestor| ancestor.pid == above);
+        let parents = self.servers()?.into_iter().filter(|other| !other.is_orphan && is_above(other.supervisor));
+        Ok(parents.max_by_key(|other| other.generation))
     }
 
     /// A sentence about the process that listens at an address without being a server of this run directory, if there is
@@ -92,12 +68,13 @@ impl RunDir {
     pub fn stranger_at(&self, address: &Address) -> Option<String> {
         let Address::Tcp(_, port) = *address else { return None };
         let sockets: Vec<TcpSocket> = net::listeners_at(port).ok()?.at_any([address]);
-        let mine = Mine { owns: &|_| Ok(false), holds: &|_| Ok(false) };
-        let nobody = Asker { me: Pid::own(), mine, places: &[] };
-        match self.holder_among(&sockets, &Snapshot::take(), &nobody).ok()? {
-            PortHolder::Stranger(pid) => Some(self.stranger(pid)),
-            PortHolder::Asker | PortHolder::Server(_) | PortHolder::Unseen => None,
-        }
+        let snapshot = Snapshot::take();
+        let holds = |pid: Pid| {
+            let held = procfs::find_held(pid).ok().flatten().unwrap_or_default();
+            sockets.iter().any(|socket| held.contains(&socket.inode))
+        };
+        let stranger = snapshot.all().map(|stat| stat.pid).find(|pid| !sockets.is_empty() && holds(*pid))?;
+        self.server_of(stranger, &snapshot).ok()?.is_none().then(|| self.stranger(stranger))
     }
 
     /// A sentence about a process that holds the port and belongs to no server here, and how to go on.
@@ -110,13 +87,5 @@ impl RunDir {
             None => "which serverswap did not start; stop it once, and start the server again".to_owned(),
         };
         format!("the port is held by pid {pid} ({}), {what}", procfs::command_line(pid))
-    }
-}
-
-/// The name of a user, or the number if there is no name.
-pub fn user_name(uid: u32) -> String {
-    match nix::unistd::User::from_uid(uid.into()) {
-        Ok(Some(user)) => user.name,
-        _ => uid.to_string(),
     }
 }

@@ -1,7 +1,5 @@
 //! What a server asks about an address, and the answers.
 
-#![forbid(unsafe_code)]
-
 use super::Holder;
 use crate::place::Place;
 use crate::sys::net::TcpSocket;
@@ -11,19 +9,13 @@ use crate::sys::pid::Pid;
 pub struct Asker<'a> {
     /// Its main process.
     pub me: Pid,
-    /// What belongs to it.
-    pub mine: Mine<'a>,
+    /// Whether a process is part of it; an error if that cannot be seen.
+    pub owns: &'a dyn Fn(Pid) -> std::io::Result<bool>,
+    /// Whether it holds one of these sockets; an error if that cannot be seen.
+    pub holds: &'a dyn Fn(&[TcpSocket]) -> std::io::Result<bool>,
     /// The places of its sockets that wait to listen, and what it may do to the servers that they meet there. If there are
     /// no places, the name of the address counts.
     pub places: &'a [(Place, May)],
-}
-
-/// What belongs to the server that asks; errors if that cannot be seen.
-pub struct Mine<'a> {
-    /// Whether this process is part of it.
-    pub owns: &'a dyn Fn(Pid) -> std::io::Result<bool>,
-    /// Whether it holds one of these sockets.
-    pub holds: &'a dyn Fn(&[TcpSocket]) -> std::io::Result<bool>,
 }
 
 /// What the caller of `listen` may do to a server that it meets.

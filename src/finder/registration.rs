@@ -1,7 +1,5 @@
 //! Writing, locking and removing the records of our own servers.
 
-#![forbid(unsafe_code)]
-
 use super::{Missing, Registration};
 use crate::procfs;
 use crate::record::{Call, Record};

@@ -1,7 +1,5 @@
 //! Removing what dead supervisors and dead servers left in the run directory.
 
-#![forbid(unsafe_code)]
-
 use super::{Holder, Missing};
 use crate::procfs;
 use crate::record::{one_line, parse_number};

@@ -8,13 +8,14 @@ use super::table::{Layout, Row, for_people, print};
 use crate::address::Address;
 use crate::cli::{Form, Target};
 use crate::error::{Error, Result, status};
-use crate::finder::{Holder, user_name};
+use crate::finder::Holder;
 use crate::message::Log;
 use crate::procfs::{self, Snapshot};
 use crate::rundir::RunDir;
 use crate::swap::Level;
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
+use crate::sys::user;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -161,7 +162,7 @@ impl Look {
             field("generation", &holder.generation.to_string()),
             holder.pid.to_string(),
             if holder.is_orphan { "-".into() } else { holder.supervisor.to_string() },
-            uid.map_or_else(|_| "-".into(), user_name),
+            uid.map_or_else(|_| "-".into(), user::name),
             field("state", state),
             field("mode", "-"),
             if self.layout == Layout::People { for_people(uptime) } else { uptime.to_string() },

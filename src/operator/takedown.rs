@@ -54,7 +54,7 @@ pub fn takedown(dir: &RunDir, targets: &[Target], log: Log) -> Result<u8> {
             if next.0.pid == holder.pid && !holder.has_lost_its_supervisor() && !next.0.has_lost_its_supervisor() {
                 // The lock of a supervisor that is ending goes a moment after its sockets.
                 if looks == 0 {
-                    return failed("its supervisor does not answer (the server still serves)");
+                    return failed("its supervisor does not answer (the server may still serve)");
                 }
                 looks -= 1;
                 std::thread::sleep(LOOKS_EVERY);

@@ -1,7 +1,5 @@
 //! The sockets that a process holds.
 
-#![forbid(unsafe_code)]
-
 use crate::sys::process::Pid;
 use nix::libc;
 use std::collections::BTreeSet;

@@ -1,7 +1,5 @@
 //! Which process holds a socket.
 
-#![forbid(unsafe_code)]
-
 use super::fds::{Held, find_held, find_sockets};
 use super::process::{Stat, has_ended, is_of_this_user};
 use super::program::{copies, serverswaps};

@@ -14,7 +14,7 @@ mod tests;
 
 pub use fds::{Held, find_held, find_sockets};
 pub use holders::{Holders, holders};
-pub use ports::{ephemeral_ports, is_fixed};
+pub use ports::fixed;
 pub use process::{
     Start, Stat, age, boot_id, command_line, environment, filters, find, has_ended, is_ending, is_hidden,
     is_of_this_user, is_ours, shares_network, start_of, stat, user,

@@ -1,13 +1,11 @@
 //! Which ports the kernel hands out by itself.
 
-#![forbid(unsafe_code)]
-
 use crate::address::Address;
 use std::sync::{Mutex, PoisonError};
 
-/// Ports that the kernel picks for outgoing connections and for a bind of port 0 (ip(7)). A search for the server's
-/// listeners leaves them out.
-pub fn ephemeral_ports() -> std::ops::RangeInclusive<u16> {
+/// Returns a function that tells whether an address is at a port that the kernel does not pick by itself, for outgoing
+/// connections and for a bind of port 0 (ip(7)). A search for the server's listeners leaves the others out.
+pub fn fixed() -> impl Fn(&Address) -> bool {
     // Where it cannot be read at the moment: as it was.
     static LAST: Mutex<(u16, u16)> = Mutex::new((32768, 60999));
     let text = std::fs::read_to_string("/proc/sys/net/ipv4/ip_local_port_range").unwrap_or_default();
@@ -16,10 +14,6 @@ pub fn ephemeral_ports() -> std::ops::RangeInclusive<u16> {
     if let (Some(first), Some(end)) = (bounds.next(), bounds.next()) {
         *last = (first, end);
     }
-    last.0..=last.1
-}
-
-/// Whether an address is at another port than those.
-pub fn is_fixed(address: &Address, ephemeral: &std::ops::RangeInclusive<u16>) -> bool {
-    matches!(address, Address::Tcp(_, port) if !ephemeral.contains(port))
+    let picked = last.0..=last.1;
+    move |address| matches!(address, Address::Tcp(_, port) if !picked.contains(port))
 }

@@ -1,7 +1,5 @@
 //! One process.
 
-#![forbid(unsafe_code)]
-
 use super::program::file_id;
 use crate::record::logical;
 use crate::sys::process::{self, Pid, Status};
@@ -29,6 +27,8 @@ pub struct Stat {
     pub zombie: bool,
     /// How many threads it has.
     pub threads: usize,
+    /// It no longer shows its files, and not all of them may be closed (PF_EXITING).
+    pub exiting: bool,
 }
 
 /// The stat of a process.
@@ -66,6 +66,7 @@ pub fn is_hidden(pid: Pid) -> bool {
 }
 
 pub(super) fn parse_stat(text: &str) -> Option<Stat> {
+    const PF_EXITING: u32 = 0x4;
     let pid = Pid::new(text.split(' ').next()?.parse().ok()?)?;
     // The name in parentheses may hold anything, parentheses and spaces too.
     let fields: Vec<&str> = text[text.rfind(')')? + 1..].split_whitespace().collect();
@@ -75,6 +76,7 @@ pub(super) fn parse_stat(text: &str) -> Option<Stat> {
         parent: fields.get(1)?.parse().ok()?,
         group: fields.get(2)?.parse().ok()?,
         session: fields.get(3)?.parse().ok()?,
+        exiting: fields.get(6)?.parse::<u32>().ok()? & PF_EXITING != 0,
         threads: fields.get(17)?.parse().ok()?,
         start: fields.get(19)?.parse().ok()?,
     })
@@ -166,13 +168,7 @@ pub fn filters(pid: Pid) -> Option<u32> {
     Status::read(pid)?.number("Seccomp_filters:", 0)
 }
 
-/// Whether a process is ending: it no longer shows its files, and not all of them are closed (PF_EXITING of
-/// proc_pid_stat(5)).
+/// Whether a process is ending: it no longer shows its files, and not all of them are closed.
 pub fn is_ending(pid: Pid) -> bool {
-    const PF_EXITING: u32 = 0x4;
-    let text = process::read(format!("/proc/{pid}/stat")).unwrap_or_default();
-    let text = String::from_utf8_lossy(&text);
-    let fields = text.rsplit(')').next().unwrap_or("");
-    let flags = fields.split_whitespace().nth(6).and_then(|flags| flags.parse::<u32>().ok());
-    flags.is_some_and(|flags| flags & PF_EXITING != 0) && stat(pid).is_some_and(|stat| !stat.zombie || stat.threads > 1)
+    stat(pid).is_some_and(|stat| stat.exiting && (!stat.zombie || stat.threads > 1))
 }

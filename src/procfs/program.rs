@@ -1,7 +1,5 @@
 //! Which program a process runs, and by what a server and a supervisor are known.
 
-#![forbid(unsafe_code)]
-
 use crate::sys::process::{self, Pid};
 use nix::libc;
 use std::fs;

@@ -1,7 +1,5 @@
 //! All processes at one moment.
 
-#![forbid(unsafe_code)]
-
 use super::process::{Stat, find};
 use crate::sys::process::Pid;
 use nix::libc;

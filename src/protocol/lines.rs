@@ -1,7 +1,5 @@
 //! Bytes to lines: a line is an upper-case word, a space, an argument, LF (a CR before it is dropped).
 
-#![forbid(unsafe_code)]
-
 use std::fmt;
 
 /// Longest line in bytes, LF included.

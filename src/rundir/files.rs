@@ -1,8 +1,6 @@
 //! Opening, writing and removing files of the run directory. A file is opened only if it is a regular file of ours, and
 //! written under another name first.
 
-#![forbid(unsafe_code)]
-
 use super::RunDir;
 use crate::error::reason;
 use crate::sys::pid::Pid;

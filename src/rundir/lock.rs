@@ -1,8 +1,6 @@
 //! The lock of the run directory. It is held while pidfiles are compared and changed. A stopped process may hold it, so
 //! every wait for it has an end.
 
-#![forbid(unsafe_code)]
-
 use super::RunDir;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, OFlag, fcntl, openat};

@@ -1,7 +1,5 @@
 //! The names of the files in the run directory, and the list of them.
 
-#![forbid(unsafe_code)]
-
 use super::RunDir;
 use crate::address::Address;
 use crate::record::parse_number;

@@ -1,8 +1,6 @@
 //! The part of the run directory that is for our namespaces. A pid and an address mean something in their namespaces
 //! only, so servers of other namespaces than the first ones get a directory of their own within the first.
 
-#![forbid(unsafe_code)]
-
 use super::{LOCK, RunDir, unusable};
 use crate::error::{Result, reason};
 use crate::finder::Missing;

@@ -1,7 +1,5 @@
 //! The pidfiles: which there are, and the pid in each.
 
-#![forbid(unsafe_code)]
-
 use super::{Bad, CANNOT_BE_READ, Notes, RunDir, pidfile};
 use crate::address::Address;
 use crate::error::reason;

@@ -1,7 +1,5 @@
 //! Handles of our own on the sockets of a server.
 
-#![forbid(unsafe_code)]
-
 use super::Server;
 use crate::address::Address;
 use crate::procfs::{self, Snapshot};

@@ -58,7 +58,7 @@ impl Server {
 
     /// The addresses that it has asked to bind, if it is watched.
     pub fn asked(&self) -> BTreeSet<SocketAddr> {
-        self.seen.all_asked()
+        self.seen.first_asked()
     }
 
     /// The session of its main process, if its first supervisor was not in it.

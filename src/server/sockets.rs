@@ -1,9 +1,6 @@
 //! Which sockets the server holds, and what is left of it when its main process has ended.
 
-#![forbid(unsafe_code)]
-
 use super::Server;
-use crate::address::Address;
 use crate::family::Descent;
 use crate::procfs::{self, Snapshot, Stat};
 use crate::sys::net::TcpSocket;
@@ -23,21 +20,18 @@ pub enum Rest {
 }
 
 impl Server {
-    /// The addresses of those of these sockets that the server holds; an error if that cannot be seen.
-    pub fn holds(&self, sockets: &[TcpSocket]) -> io::Result<BTreeSet<Address>> {
-        Ok(self.holds_of(sockets)?.into_iter().map(|socket| socket.local).collect())
-    }
-
     /// Those of the sockets that the server holds; an error if that cannot be seen.
-    pub fn holds_of(&self, sockets: &[TcpSocket]) -> io::Result<Vec<TcpSocket>> {
+    pub fn holds_of<'a>(&self, sockets: impl IntoIterator<Item = &'a TcpSocket>) -> io::Result<Vec<TcpSocket>> {
+        let mut sockets: Vec<TcpSocket> = sockets.into_iter().cloned().collect();
         if sockets.is_empty() {
-            return Ok(Vec::new());
+            return Ok(sockets);
         }
         let snapshot = Snapshot::take();
         snapshot.complete()?;
-        let held = self.holders(&snapshot, sockets)?.into_iter().flat_map(|(_, held)| held);
+        let held = self.holders(&snapshot, &sockets)?.into_iter().flat_map(|(_, held)| held);
         let inodes: BTreeSet<u32> = held.map(|socket| socket.inode).collect();
-        Ok(sockets.iter().filter(|socket| inodes.contains(&socket.inode)).cloned().collect())
+        sockets.retain(|socket| inodes.contains(&socket.inode));
+        Ok(sockets)
     }
 
     /// What is left of a server whose main process has ended: the topmost process that holds one of the sockets. `own`:
@@ -76,6 +70,7 @@ impl Server {
             start: self.start,
             zombie: false,
             threads: 1,
+            exiting: false,
         };
         if members.iter().all(|stat| stat.pid != self.pid) && procfs::is_hidden(self.pid) {
             hidden.push(&unseen);

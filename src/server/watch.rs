@@ -1,7 +1,5 @@
 //! Where the `bind` and `listen` calls of a server are seen, and what the thread that sees them shares with the others.
 
-#![forbid(unsafe_code)]
-
 use crate::error::reason;
 use crate::family::Seen;
 use crate::sys::net;

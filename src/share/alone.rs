@@ -1,14 +1,13 @@
 //! Steering for a server that proves nothing: new connections go to whoever listens beside it, or to it alone again.
 
-#![forbid(unsafe_code)]
-
-use super::{Block, Sharing, group::Group};
+use super::Sharing;
+use super::group::{Group, NOBODY};
 use crate::sys::net::{Listeners, TcpSocket};
 use crate::sys::steer::{Program, Range, Socket};
 use std::io;
 
 fn alone(sockets: Vec<Socket>) -> io::Result<Sharing> {
-    Sharing::of(None, vec![Block { sockets, serves: true }])
+    Sharing::of(None, Vec::new(), sockets)
 }
 
 /// New connections go to whoever listens beside these sockets, which joined last and are all that a server has there.
@@ -36,7 +35,7 @@ pub fn serve_alone(sockets: Vec<Socket>) -> io::Result<bool> {
     // A socket that joined at this very moment comes after them, and is not proven: it gets nothing.
     let alone = sharing.is_known();
     if !matches!(alone, Ok(true)) {
-        sharing.groups_mut().for_each(|group| drop(group.steer(&|_| Vec::new())));
+        sharing.groups_mut().for_each(|group| drop(group.steer(&NOBODY)));
     }
     alone
 }

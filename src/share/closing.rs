@@ -1,7 +1,5 @@
 //! Which members of a group are left: what their servers have closed leaves, and the program follows.
 
-#![forbid(unsafe_code)]
-
 use super::group::{Fetch, Group, Stage};
 use super::member::{Member, Proof, REOPENS_WITHIN, Side};
 use crate::sys::net::{self, Listeners};

@@ -1,7 +1,5 @@
 //! The sockets of one place: whose they are, who gets the connections, and the program that tells the kernel.
 
-#![forbid(unsafe_code)]
-
 use super::member::{Handle, Member, Proof, Side};
 use crate::members::Members;
 use crate::place::Place;
@@ -10,8 +8,23 @@ use crate::sys::steer::{OwnProgram, Program, Range, Socket};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
-/// How to get hold of listeners of the new server by their inodes.
-pub(super) type Fetch<'a> = &'a dyn Fn(&BTreeSet<u32>) -> Vec<Socket>;
+/// Where the listeners of the new server are to be had.
+pub(super) type Fetch<'a> = &'a dyn Handles;
+
+/// A server, or somebody who has its listeners.
+pub trait Handles {
+    /// Handles on those of these sockets that can be had.
+    fn handles(&self, inodes: &BTreeSet<u32>) -> Vec<Socket>;
+}
+
+impl Handles for BTreeMap<u32, Socket> {
+    fn handles(&self, inodes: &BTreeSet<u32>) -> Vec<Socket> {
+        inodes.iter().filter_map(|inode| self.get(inode)?.try_clone().ok()).collect()
+    }
+}
+
+/// Where there is no new server.
+pub(super) const NOBODY: BTreeMap<u32, Socket> = BTreeMap::new();
 
 /// Who gets the connections of a group.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -147,7 +160,7 @@ impl Group {
             if !self.in_order || self.members.len() < 2 && !self.steered || !self.has_news() {
                 return Ok(());
             }
-            match fetch(&self.inodes_of_news()).first() {
+            match fetch.handles(&self.inodes_of_news()).first() {
                 Some(own) => own.steer(&program)?,
                 // The sockets cannot be had: the server has become a process that we may not look at.
                 None => Socket::visit(&self.place, |visitor| visitor.steer(&program))?,
@@ -178,7 +191,7 @@ impl Group {
     /// Lets clients through to the new sockets. An error where these cannot be had.
     pub(super) fn unguard(&mut self, fetch: Fetch<'_>) -> io::Result<()> {
         if self.guarded {
-            let own = fetch(&self.inodes_of_news());
+            let own = fetch.handles(&self.inodes_of_news());
             own.iter().try_for_each(Socket::accept_newcomers)?;
             if own.len() < self.inodes_of_news().len() {
                 return Err(io::ErrorKind::PermissionDenied.into());
@@ -200,7 +213,7 @@ impl Group {
             None => Ok(()),
         };
         self.steered &= restored.is_err();
-        let _ = self.unguard(&|inodes| inodes.iter().filter_map(|inode| own.get(inode)?.try_clone().ok()).collect());
+        let _ = self.unguard(own);
         !(self.guarded || self.steered)
     }
 
@@ -215,7 +228,7 @@ impl Group {
             // What the old server has closed stayed for the sake of their order.
             let is_closed = |m: &&Member| m.handle().is_some_and(|handle| handle.closed.is_some());
             let closed = self.members.iter().filter(is_closed).map(|m| m.inode).collect();
-            self.drop_all(closed, &|_| Vec::new());
+            self.drop_all(closed, &NOBODY);
             self.members.leave_all(|member| !matches!(member.side, Side::Dropped));
         }
         let Some(old) = self.olds().next() else { return };

@@ -1,7 +1,5 @@
 //! Whose socket a member of a group is, whether the old server still has it, and how far the new one is proven by it.
 
-#![forbid(unsafe_code)]
-
 use crate::procfs::Held;
 use crate::sys::clock::Instant;
 use crate::sys::net::Ends;

@@ -11,6 +11,7 @@ mod olds;
 mod probing;
 
 pub use alone::{is_alone, serve_alone, steer_away};
+pub use group::Handles;
 
 use crate::address::Address;
 use crate::place::Place;
@@ -22,15 +23,6 @@ use member::{Proof, STEADY};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::SocketAddr;
-
-/// The sockets of a server, and whether they get connections before a switch.
-#[derive(Debug)]
-pub struct Block {
-    /// Its listeners.
-    pub sockets: Vec<Socket>,
-    /// Whether they get connections. If no block does at a place, all of them do there.
-    pub serves: bool,
-}
 
 /// The listeners of a new server, and those of old ones beside them, as the new side sees them.
 #[derive(Debug, Default)]
@@ -88,10 +80,10 @@ impl Sharing {
         &mut groups[at]
     }
 
-    /// Groups the sockets of one server, or of several in the order in which they joined, by place.
-    fn of(old: Option<u64>, blocks: Vec<Block>) -> io::Result<Sharing> {
+    /// Groups the sockets of a server by place, behind those of older ones that it has replaced and that still drain.
+    fn of(old: Option<u64>, draining: Vec<Socket>, own: Vec<Socket>) -> io::Result<Sharing> {
         let mut sharing = Sharing::default();
-        for Block { sockets, serves } in blocks {
+        for (sockets, serves) in [(draining, false), (own, true)] {
             for socket in sockets {
                 sharing.at(socket.place()?, old).add_old(socket, serves)?;
             }
@@ -294,7 +286,7 @@ impl Sharing {
         let is_touched = |group: &&Group| group.steered || group.guarded;
         let touched: BTreeSet<u32> = self.groups().filter(is_touched).flat_map(Group::inodes_of_news).collect();
         // In one look: a server may have a thousand.
-        let own = if touched.is_empty() { Vec::new() } else { fetch(&touched) };
+        let own = if touched.is_empty() { Vec::new() } else { fetch.handles(&touched) };
         let own = own.into_iter().filter_map(|socket| Some((socket.inode().ok()?, socket))).collect();
         self.keep(|group| !group.leave_to_new(&own));
         self.groups.is_empty()

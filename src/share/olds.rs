@@ -1,10 +1,8 @@
 //! The listeners of old servers, which we keep open: how they are taken over, and when we let go of them.
 
-#![forbid(unsafe_code)]
-
-use super::group::{Fetch, Group};
+use super::Sharing;
+use super::group::{Fetch, Group, NOBODY};
 use super::member::{Member, REOPENS_WITHIN, Side};
-use super::{Block, Sharing};
 use crate::place::Place;
 use crate::procfs::{self, Held, Holders};
 use crate::sys::clock::Instant;
@@ -18,23 +16,23 @@ use std::time::Duration;
 const BLIND_FOR: Duration = Duration::from_millis(500);
 
 impl Sharing {
-    /// Adds the listeners of an old server under its number. If a dead supervisor left two servers that share ports,
-    /// `blocks` has those of the older one first. The error says why the ports cannot be shared; no listener is kept
-    /// then. `since`: when the older server started.
-    pub fn add_old(&mut self, old: u64, since: u64, blocks: Vec<Block>) -> Result<(), String> {
+    /// Adds the listeners of an old server under its number, behind those of older ones that it has replaced and that
+    /// still drain: a dead supervisor may have left both. The error says why the ports cannot be shared; no listener is
+    /// kept then. `since`: when the oldest of these servers started.
+    pub fn add_old(&mut self, old: u64, since: u64, draining: Vec<Socket>, own: Vec<Socket>) -> Result<(), String> {
         let failed = |e: io::Error| crate::error::reason(&e);
-        let sockets = || blocks.iter().flat_map(|block| &block.sockets);
+        let sockets = || draining.iter().chain(&own);
         if sockets().next().is_none() || !sockets().all(Socket::shares) {
             return Err("the old server does not share its port".into());
         }
-        let mut added = Sharing::of(Some(old), blocks).map_err(failed)?;
+        let mut added = Sharing::of(Some(old), draining, own).map_err(failed)?;
         let is_taken = |group: &Group| self.groups_at(group.place.address.port()).any(|g| g.place == group.place);
         if !added.is_known().map_err(failed)? || added.groups().any(is_taken) {
             return Err("a stranger listens on the same port".into());
         }
         // It may have had several of them for long, and some may have moved since: a server closes its sockets as it likes.
         added.groups_mut().for_each(|group| group.members.doubt_order());
-        added.groups_mut().try_for_each(|group| group.steer(&|_| Vec::new())).map_err(failed)?;
+        added.groups_mut().try_for_each(|group| group.steer(&NOBODY)).map_err(failed)?;
         self.since = if self.has_olds() { self.since.min(since) } else { since };
         added.groups.into_iter().for_each(|(port, groups)| self.at_port(port).extend(groups));
         Ok(())

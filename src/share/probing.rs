@@ -1,7 +1,5 @@
 //! Whether the new server accepts what comes to its sockets of one place: probes are sent there, and followed.
 
-#![forbid(unsafe_code)]
-
 use super::group::{Fetch, Group};
 use super::member::{Member, Proof};
 use crate::place::{Families, Place};
@@ -84,7 +82,7 @@ impl Group {
 
     /// Sends the probes for which the port is steered now.
     fn send_probes(&mut self, fetch: Fetch<'_>) {
-        let own = if self.guarded { fetch(&self.inodes_of_news()) } else { Vec::new() };
+        let own = if self.guarded { fetch.handles(&self.inodes_of_news()) } else { Vec::new() };
         for member in self.members.iter_mut() {
             let guard = own.iter().find(|socket| socket.inode().is_ok_and(|inode| inode == member.inode));
             // A probe that could not get there waits for the next look.

@@ -1,8 +1,6 @@
 //! A caretaker finds out how far the swap of a dead supervisor was, and supervises its server from then on. Also here:
 //! starting caretakers for orphans that this supervisor meets.
 
-#![forbid(unsafe_code)]
-
 use super::live::{Life, Live, Names, Standing};
 use super::sockets::Sockets;
 use super::state::{Sources, Supervisor};
@@ -41,13 +39,12 @@ impl Supervisor {
         let gone = || io::Error::from(io::ErrorKind::NotFound);
         let server = Server::adopt(&holder).ok_or_else(gone).map_err(|e| failed("look at server", e))?;
         let listeners = net::listeners().map_err(|e| failed("see where others listen beside server", e))?;
-        let its: Vec<TcpSocket> = listeners.all().cloned().collect();
-        let its = server.holds_of(&its).map_err(|e| failed("look at server", e))?;
+        let its = server.holds_of(listeners.all()).map_err(|e| failed("look at server", e))?;
         let named = self.dir.names().map_err(|e| failed("read the pidfiles of server", e))?;
-        let ephemeral = procfs::ephemeral_ports();
+        let is_fixed = procfs::fixed();
         let counts = |s: &&TcpSocket| {
             let is_named = named.iter().any(|(named, at)| *named == pid && at.collides(&s.local));
-            is_named || procfs::is_fixed(&s.local, &ephemeral)
+            is_named || is_fixed(&s.local)
         };
         let own = holder.party(its.iter().filter(counts).map(TcpSocket::place).collect());
         let (scene, beside) = self.scene(own, &its).map_err(|e| failed("see who listens beside server", e))?;

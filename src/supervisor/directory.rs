@@ -2,13 +2,11 @@
 //! effect that needs the lock meanwhile waits in a queue, and behind it every effect that other processes must not
 //! notice earlier. Nothing else waits: signals, clocks and steering go on.
 
-#![forbid(unsafe_code)]
-
 use super::care::TAKEN_OVER;
 use super::state::{Job, Supervisor, Unclear, Wait};
 use super::threads;
 use crate::address::Address;
-use crate::finder::{Asker, CARES_WITHIN, Found, May, Mine};
+use crate::finder::{Asker, CARES_WITHIN, Found, May};
 use crate::place::Place;
 use crate::rundir::LOCK_PATIENCE;
 use crate::swap::{Effect, Event, Level, OldId};
@@ -172,11 +170,10 @@ impl Supervisor {
         // It speaks for itself: what it listens on beside its READYs is its own affair.
         live.looks.discover_until = None;
         let (pid, server) = (live.server.pid, &live.server);
-        let holds = |sockets: &[TcpSocket]| server.holds(sockets).map(|held| !held.is_empty());
-        let mine = Mine { owns: &|other| server.owns(other), holds: &holds };
+        let holds = |sockets: &[TcpSocket]| server.holds_of(sockets).map(|held| !held.is_empty());
         let calls = live.opening.calls.iter().filter(|call| Address::from(call.place.address) == address);
         let places: Vec<(Place, May)> = calls.map(|call| (call.place, call.may)).collect();
-        let asker = Asker { me: pid, mine, places: &places };
+        let asker = Asker { me: pid, owns: &|other| server.owns(other), holds: &holds, places: &places };
         let found = self.dir.look_up(&address, &asker, &mut notes);
         if live.life.was_up {
             self.tidy_later();
@@ -241,11 +238,5 @@ impl Supervisor {
             Found::Busy => TURN_LOOKS,
             Found::Vacant(_) | Found::Foreign | Found::Taken(_) | Found::Blocked(_) => 0,
         }
-    }
-
-    /// Nothing waits any more for a server that is gone.
-    pub(super) fn clear_desk(&mut self) {
-        self.agenda.desk.jobs.clear();
-        self.agenda.desk.unclear.clear();
     }
 }

@@ -1,8 +1,6 @@
 //! Carrying out what the machines say.
 
-#![forbid(unsafe_code)]
-
-use super::live::{Leftover, Live};
+use super::live::Leftover;
 use super::state::Supervisor;
 use crate::address::Address;
 use crate::cli::Wait;
@@ -17,8 +15,10 @@ use std::time::{Duration, Instant};
 /// How long a claimer's death may take to be seen in the run directory: its sockets close before its locks do.
 const REGAIN_FOR: Duration = Duration::from_secs(2);
 
-/// What the machine says of a server that it has killed.
-const KILLED: &str = "the new server is killed";
+/// Of whom the machine says that it is killed.
+const KILLED: [&str; 2] = ["the new server", "(it"];
+/// What is true of a server of another user.
+const LIVES_ON: &str = "runs as another user and cannot be killed: it lives on";
 
 impl Supervisor {
     pub(super) fn carry_out_now(&mut self, effect: Effect) {
@@ -109,7 +109,7 @@ impl Supervisor {
 
     fn take(&mut self, address: Address) {
         let locked = self.peers.olds.values().filter(|old| old.locked);
-        let locked: Vec<Pid> = locked.map(|old| old.server.0).collect();
+        let locked: Vec<Pid> = locked.map(|old| old.holder.pid).collect();
         if !self.register(&address, &locked) {
             self.look_up(address);
         }
@@ -151,12 +151,12 @@ impl Supervisor {
         }
     }
 
-    fn report(&mut self, level: Level, address: Option<&Address>, text: String) {
-        let is_out_of_reach = |live: &Live| live.server.is_out_of_reach();
-        let text = match text.contains(KILLED) && self.live.as_ref().is_some_and(is_out_of_reach) {
-            true => text.replace(KILLED, "the new server runs as another user and cannot be killed: it lives on"),
-            false => text,
-        };
+    fn report(&mut self, level: Level, address: Option<&Address>, mut text: String) {
+        if self.live.as_ref().is_some_and(|live| live.server.is_out_of_reach()) {
+            for who in KILLED {
+                text = text.replace(&format!("{who} is killed"), &format!("{who} {LIVES_ON}"));
+            }
+        }
         match level {
             Level::Error => self.say_failure(address, &text),
             Level::Warning | Level::Notice | Level::Detail => self.log.say(level, address, &text),
@@ -203,6 +203,8 @@ impl Supervisor {
     fn up(&mut self) {
         let Some(live) = self.live.as_mut() else { return };
         live.life.was_up = true;
+        // A server with one thread waits for what is said on a probe.
+        live.opening.passed.clear();
         // A successor may share the UDP ports that the server has by now, and no later ones.
         if let Some(Ok(datagrams)) = live.watch().map(|watch| watch.facts.datagrams()) {
             live.names.datagrams = datagrams;
@@ -252,7 +254,8 @@ impl Supervisor {
         let jobs = live.jobs();
         if live.server.signal_rest(self.run.stop_signal, jobs) || live.life.killed {
             let patience = if live.life.killed { Duration::ZERO } else { self.run.kill_after };
-            self.kin.leftovers.push(Leftover::new(live.server, jobs, Instant::now() + patience));
+            let until = Instant::now() + patience;
+            self.kin.leftovers.push(Leftover { server: live.server, jobs, until, unseen: 0 });
             self.poll_soon();
         }
     }

@@ -21,7 +21,7 @@ impl Supervisor {
         let (command, dir) = (self.run.line(), Call::own().map(|own| own.dir));
         let Ok(servers) = self.dir.servers() else { return };
         let is_left =
-            |other: &Pid| *other != live.server.pid && !self.peers.olds.values().any(|old| old.server.0 == *other);
+            |other: &Pid| *other != live.server.pid && !self.peers.olds.values().any(|old| old.holder.pid == *other);
         let same = servers.into_iter().filter(|other| other.command == one_line(&command));
         let same = same.filter(|other| other.call.as_ref().map(|call| &call.dir) == dir.as_ref());
         let left: BTreeSet<Pid> = same.map(|other| other.pid).filter(is_left).collect();

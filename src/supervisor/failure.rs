@@ -8,9 +8,6 @@ use crate::protocol::CopyWord;
 use crate::swap::Level;
 use std::collections::BTreeSet;
 
-/// At how many addresses a stranger is looked for: each look goes through all processes.
-const LOOKS_MAX: usize = 16;
-
 impl Supervisor {
     /// One line of a failure.
     pub(super) fn say_failure(&self, address: Option<&Address>, text: &str) {
@@ -30,8 +27,8 @@ impl Supervisor {
     pub(super) fn show_strangers(&self) {
         let Some(live) = self.live.as_ref() else { return };
         let mut wanted: BTreeSet<Address> = live.server.asked().into_iter().map(Address::from).collect();
-        wanted.extend(live.machine.claims());
-        for address in wanted.iter().take(LOOKS_MAX) {
+        wanted.extend(live.machine.name());
+        for address in &wanted {
             if let Some(stranger) = self.dir.stranger_at(address) {
                 self.say_failure(Some(address), &stranger);
             }

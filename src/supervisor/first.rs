@@ -1,5 +1,5 @@
 //! The first process of a container. If it ended, the kernel would end the container with all processes in it
-//! (pid_namespaces(7)): so it stays while another supervisor in the container has a server, for which it stands then.
+//! (pid_namespaces(7)): so it stays while another server in the container serves in place of its own, and stands for that.
 
 #![forbid(unsafe_code)]
 
@@ -22,12 +22,12 @@ impl Supervisor {
     }
 
     fn find_successor(&self) -> Option<Successor> {
-        let others = self.dir.servers().ok()?.into_iter().filter(|server| server.supervisor != Pid::own());
-        let youngest =
-            others.filter(|server| !server.has_lost_its_supervisor()).max_by_key(|server| server.generation)?;
-        let pid = youngest.supervisor;
+        let serving = self.kin.given.iter().filter_map(|address| self.dir.serving(address, &mut Vec::new()));
+        let server =
+            serving.filter(|server| !server.has_lost_its_supervisor()).max_by_key(|server| server.generation)?;
+        let pid = server.supervisor;
         let end = threads::end_of(self.events.clone(), pid, Pidfd::open(pid).ok()?).ok()?;
-        let text = format!("process 1 stays for server {}, which supervisor {pid} has", youngest.pid);
+        let text = format!("process 1 stays for server {}, which supervisor {pid} has", server.pid);
         self.log.say(Level::Notice, None, &text);
         Some(Successor { pid, end })
     }

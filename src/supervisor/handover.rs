@@ -1,7 +1,5 @@
 //! The listeners of an old server come to the supervisor of the new one, which shares its port from then on.
 
-#![forbid(unsafe_code)]
-
 use super::live::Live;
 use super::state::Supervisor;
 use super::threads::Id;
@@ -10,12 +8,12 @@ use crate::finder::Holder;
 use crate::protocol::HolderWord;
 use crate::rundir::RunDir;
 use crate::server::Server;
-use crate::share::Block;
 use crate::swap::{self, ClaimerId, OldId};
 use crate::sys::process::Pid;
 use crate::sys::socket::FILES_MAX;
 use crate::sys::steer::Socket;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
 impl Supervisor {
@@ -72,25 +70,24 @@ impl Supervisor {
 
     fn share(&mut self, id: Id, holds: &[Address], sockets: Vec<OwnedFd>) -> Result<(), String> {
         let old = self.peers.olds.get(&id).ok_or("it is gone")?;
-        let held = Address::all(holds);
-        let wanted = |a: &Address| a.among(&held).next().is_some();
         // A word of a later version may bring a listener a second time: it counts once.
         let mut inodes = BTreeSet::new();
-        let mut sockets: Vec<Socket> = sockets.into_iter().map(Socket::new).collect();
-        sockets.retain(|socket| socket.inode().is_ok_and(|inode| inodes.insert(inode)));
-        if sockets.len() < old.promised {
+        let mut draining: Vec<Socket> = sockets.into_iter().map(Socket::new).collect();
+        draining.retain(|socket| socket.inode().is_ok_and(|inode| inodes.insert(inode)));
+        if draining.len() < old.promised {
             // Where nobody steers, the new server would get connections before its time.
-            return Err(format!("only {} of its {} listeners can be had", sockets.len(), old.promised));
+            return Err(format!("only {} of its {} listeners can be had", draining.len(), old.promised));
         }
-        let own = sockets.split_off(old.draining.min(sockets.len()));
-        let fits = |s: &Socket| s.listens() && s.is_tcp() && s.address().is_ok_and(|at| wanted(&at.into()));
-        let block =
-            |sockets: Vec<Socket>, serves| Block { sockets: sockets.into_iter().filter(fits).collect(), serves };
+        let mut own = draining.split_off(old.draining.min(draining.len()));
         // The servers that still drain are older than `old`, and it is not known how much.
-        let since = if sockets.is_empty() { old.server.1 } else { 0 };
-        let blocks = vec![block(sockets, false), block(own, true)];
+        let since = if draining.is_empty() { old.holder.start } else { 0 };
+        let held = Address::all(holds);
+        let is_held = |at: SocketAddr| Address::from(at).among(&held).next().is_some();
+        let fits = |socket: &Socket| socket.listens() && socket.is_tcp() && socket.address().is_ok_and(is_held);
+        draining.retain(fits);
+        own.retain(fits);
         let live = self.live.as_mut().ok_or("it is gone")?;
-        live.joining.sharing.add_old(id, since, blocks)
+        live.joining.sharing.add_old(id, since, draining, own)
     }
 }
 

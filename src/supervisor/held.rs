@@ -1,7 +1,5 @@
 //! A call of a server that waits for an answer.
 
-#![forbid(unsafe_code)]
-
 use crate::finder::May;
 use crate::place::Place;
 use crate::server::Watch;

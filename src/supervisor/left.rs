@@ -1,18 +1,14 @@
 //! The claimer of our server has gone away: here it is decided whether its swap is made, and what it has left on the
 //! sockets of our server is taken off.
 
-#![forbid(unsafe_code)]
-
 use super::care::TAKEN_OVER;
 use super::live::{Left, Live, UNCLEAR_FOR};
 use super::sharing::listen_alone;
 use super::state::Supervisor;
 use crate::finder::{Beside, CARES_WITHIN};
-use crate::recovery;
 use crate::share;
 use crate::swap::{self, ClaimerId, Level};
 use crate::sys::net::{self, Listeners, TcpSocket};
-use crate::sys::process::Pid;
 use std::collections::VecDeque;
 use std::time::Instant;
 
@@ -46,19 +42,10 @@ impl Supervisor {
     pub(super) fn decide_swap_of_dead(&mut self) {
         let Some(live) = self.live.as_ref() else { return };
         let claimer = live.standing.left_by.as_ref().map(|left| left.claimer);
-        let (pid, name) = (live.server.pid, live.machine.name());
-        let Ok(listeners) = net::listeners() else { return };
-        let listeners: Vec<TcpSocket> = listeners.all().cloned().collect();
-        let Ok(its) = live.server.holds_of(&listeners) else { return };
-        let places = its.iter().map(TcpSocket::place).collect();
-        let own = recovery::Server {
-            pid,
-            start: live.server.start,
-            supervisor: Pid::own(),
-            ever_orphaned: false,
-            replaced: live.names.replaced.clone(),
-            places,
-        };
+        let name = live.machine.name();
+        let Ok(its) = net::listeners().and_then(|listeners| live.server.holds_of(listeners.all())) else { return };
+        let Ok(holder) = self.dir.holder(live.server.pid) else { return };
+        let own = holder.party(its.iter().map(TcpSocket::place).collect());
         let Ok((scene, mut beside)) = self.scene(own, &its) else { return };
         // Servers that never lost a supervisor have no part in this.
         beside.retain(|other| other.party.ever_orphaned);

@@ -1,11 +1,8 @@
 //! Listeners that an old server opens while it is being replaced: the supervisor of the new server lets them join, since
 //! whoever steers has to know the order of all members.
 
-#![forbid(unsafe_code)]
-
 use super::held::{Waiting, errno_of};
 use super::live::Live;
-use super::sharing::sockets;
 use super::state::Supervisor;
 use super::threads::Id;
 use crate::protocol::PeerWord;
@@ -25,8 +22,7 @@ impl Supervisor {
     /// A listener of an old server joins.
     fn join_old(&mut self, id: Id, socket: &Socket, backlog: i32) -> std::io::Result<()> {
         let live = self.live.as_mut().ok_or(Errno::ESRCH)?;
-        let server = &live.server;
-        live.joining.sharing.join_old(id, socket.try_clone()?, backlog, &|inodes| sockets(server, inodes))
+        live.joining.sharing.join_old(id, socket.try_clone()?, backlog, &live.server)
     }
 
     /// The supervisor of an old server asks us to let a listener of that join.

@@ -1,7 +1,5 @@
 //! What a supervisor knows of a server that runs under it.
 
-#![forbid(unsafe_code)]
-
 use super::held::Waiting;
 use super::sockets::Sockets;
 use super::threads;
@@ -14,6 +12,7 @@ use crate::server::{Server, Watch};
 use crate::share::Sharing;
 use crate::swap::{self, ClaimerId};
 use crate::sys::pid::Pid;
+use crate::sys::steer::Probe;
 use crate::sys::steer::Socket;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
@@ -81,10 +80,25 @@ pub(super) struct Opening {
     pub(super) lent: VecDeque<Lent>,
     /// Listeners that it opened when it was up already.
     pub(super) young: Vec<Young>,
+    /// Listeners that a service manager has passed on, by their inodes.
+    pub(super) passed: BTreeMap<u32, Passed>,
     /// Places that it steers by programs of its own.
     pub(super) programs: BTreeSet<Place>,
     /// Inodes of sockets that had such a program before they were bound.
     pub(super) programmed: BTreeSet<u32>,
+}
+
+/// Whether it accepts on a listener that was passed on.
+pub(super) enum Passed {
+    /// Connections to the listener, of which it has accepted none.
+    Probed(Vec<Probe>),
+    Accepted,
+}
+
+impl Default for Passed {
+    fn default() -> Passed {
+        Passed::Probed(Vec::new())
+    }
 }
 
 /// Its listeners on the way to be proven.

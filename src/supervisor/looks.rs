@@ -1,20 +1,19 @@
 //! Looking at what the kernel tells nobody by itself: who listens, who has ended, how far probes and drains are. Soon after
 //! something has happened, and then ever more rarely.
 
-#![forbid(unsafe_code)]
-
 use super::left::left_alone;
 use super::live::{Live, UNCLEAR_FOR};
-use super::sharing::{listen_alone, sockets};
+use super::sharing::listen_alone;
 use super::state::Supervisor;
 use super::switching::{LINGERS, start_drain};
+use super::threads::Id;
 use crate::address::Address;
 use crate::drain::Drained;
 use crate::procfs;
 use crate::protocol::ServerWord;
 use crate::rundir::LOCK_PATIENCE;
 use crate::swap::{self, SpeakerId};
-use crate::sys::net::{self, Listeners, TcpSocket};
+use crate::sys::net::{self, Listeners};
 use std::collections::{BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
@@ -61,9 +60,8 @@ impl Supervisor {
         self.try_again(now);
         // What could not be asked says nothing: not that nobody listens.
         let Ok(sockets) = net::listeners() else { return self.cannot_look(now) };
-        let (mut swapping, mut discovering) = (false, false);
-        swapping |= self.look_at(now, &sockets);
-        discovering |= self.live.as_ref().is_some_and(|live| live.looks.discover_until.is_some());
+        let mut swapping = self.look_at(now, &sockets) | self.look_at_passed();
+        let discovering = self.live.as_ref().is_some_and(|live| live.looks.discover_until.is_some());
         swapping |= self.regain(now) | !self.kin.leftovers.is_empty();
         let since = now.saturating_duration_since(self.clock.poll_since);
         // What an old server closes meanwhile has to be seen soon.
@@ -93,7 +91,8 @@ impl Supervisor {
             self.feed(swap::Event::OldLost(id));
         }
         self.go_on_with_orphans();
-        self.look_at_lingering();
+        let lingering = self.peers.olds.iter().filter(|(_, old)| old.lingers.is_some()).map(|(id, _)| *id);
+        lingering.collect::<Vec<Id>>().into_iter().for_each(|id| self.old_gone(id));
         self.kin.leftovers.retain_mut(|left| left.look(now));
         if self.clock.tidy_at.take_if(|at| *at <= now).is_some() {
             self.dir.claims_no_orphans();
@@ -121,8 +120,8 @@ impl Supervisor {
     /// Looks at one server; `true` if a swap of it is under way.
     fn look_at(&mut self, now: Instant, sockets: &Listeners) -> bool {
         let Some(live) = self.live.as_mut() else { return false };
-        for own in &live.server.holds(&sockets.at_any(&live.looks.watching)).unwrap_or_default() {
-            for address in live.looks.watching.extract_if(.., |a| a.collides(own)) {
+        for own in live.server.holds_of(&sockets.at_any(&live.looks.watching)).unwrap_or_default() {
+            for address in live.looks.watching.extract_if(.., |a| a.collides(&own.local)) {
                 self.agenda.pending.push_back(swap::Event::Listens(address));
             }
         }
@@ -155,12 +154,13 @@ impl Supervisor {
     /// Finds the listeners of a server that says nothing of them; `false` if they could not be looked at.
     fn discover(&mut self, sockets: &Listeners) -> bool {
         let Some(live) = self.live.as_mut() else { return true };
-        let ephemeral = procfs::ephemeral_ports();
-        let fixed: Vec<TcpSocket> = sockets.all().filter(|s| procfs::is_fixed(&s.local, &ephemeral)).cloned().collect();
-        let inodes: BTreeSet<u32> = fixed.iter().map(|s| s.inode).collect();
+        let is_fixed = procfs::fixed();
+        let fixed = || sockets.all().filter(|s| is_fixed(&s.local));
+        let inodes: BTreeSet<u32> = fixed().map(|s| s.inode).collect();
         if !inodes.is_subset(&live.looks.seen) {
             // One that cannot be looked at now is looked at again.
-            let Ok(found) = live.server.holds(&fixed) else { return false };
+            let Ok(found) = live.server.holds_of(fixed()) else { return false };
+            let found: BTreeSet<Address> = found.into_iter().map(|socket| socket.local).collect();
             self.agenda.pending.extend(found.into_iter().map(swap::Event::Listens));
         }
         live.looks.seen = inodes;
@@ -219,7 +219,6 @@ pub(super) fn look_at_shared(
 ) -> bool {
     live.follow_closed(None, listeners, pending);
     let server = &live.server;
-    let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
     let unseen: Vec<&Address> =
         live.joining.proving.iter().filter(|address| !live.joining.sharing.has_joined(address)).collect();
     for address in unseen {
@@ -228,11 +227,8 @@ pub(super) fn look_at_shared(
             live.joining.sharing.found(&held);
         }
     }
-    let held = || {
-        let all: Vec<TcpSocket> = listeners.all().cloned().collect();
-        Some(server.holds_of(&all).ok()?.into_iter().map(|socket| socket.inode).collect())
-    };
-    live.joining.sharing.look(listeners, prove, held, &fetch);
+    let held = || Some(server.holds_of(listeners.all()).ok()?.into_iter().map(|socket| socket.inode).collect());
+    live.joining.sharing.look(listeners, prove, held, server);
     let complete = !live.joining.settled;
     for address in live.joining.proving.extract_if(.., |a| live.joining.sharing.is_proven(a, complete)) {
         pending.push_back(swap::Event::Accepts(address));

@@ -18,6 +18,7 @@ mod live;
 mod looks;
 mod olds;
 mod outbox;
+mod passed;
 mod peers;
 mod processes;
 mod progress;
@@ -104,7 +105,13 @@ impl Supervisor {
             events,
             inbox,
             live: None,
-            kin: Kin { household, leftovers: Vec::new(), cared_for: BTreeMap::new(), successor: None },
+            kin: Kin {
+                household,
+                leftovers: Vec::new(),
+                cared_for: BTreeMap::new(),
+                given: Vec::new(),
+                successor: None,
+            },
             peers: Peers::default(),
             reloads: Reloads::default(),
             agenda: Agenda::default(),
@@ -135,7 +142,8 @@ impl Supervisor {
         if !self.caller.hup_ignored {
             signals.push(Signal::SIGHUP);
         }
-        let signals = threads::catch(&signals).map_err(|e| failed("handle signals", e))?;
+        let numbers = signals.iter().map(|&signal| signal as i32);
+        let signals = threads::Signals::new(numbers).map_err(|e| failed("handle signals", e))?;
         nix::sys::prctl::set_child_subreaper(true).map_err(|e| failed("reap its descendants", e.into()))?;
         Ok(Sources { signals, front: front.map(|line| self.meet_front(line)) })
     }
@@ -174,7 +182,13 @@ impl Supervisor {
                 Some(at) => self.inbox.recv_timeout(at.saturating_duration_since(Instant::now())).ok(),
             };
             match event {
-                Some(event) => self.handle(event),
+                Some(event) => {
+                    self.handle(event);
+                    // A server that has ended is not up, whatever it said before.
+                    if self.live.as_ref().is_some_and(|live| live.machine.is_starting()) {
+                        self.reap();
+                    }
+                }
                 // A signal handler may have had no memory to tell of SIGCHLD.
                 None => self.reap(),
             }
@@ -265,7 +279,7 @@ impl Supervisor {
                 if self.caller.is_stopping() || self.live.as_ref().is_some_and(may) {
                     self.told_to_stop(false);
                 } else {
-                    self.log.say(Level::Warning, None, "the swap is past its switch and goes on");
+                    self.log.say(Level::Warning, None, "the swap cannot be called off any more (it goes on)");
                 }
             }
         }

@@ -1,7 +1,5 @@
 //! Older servers that ours wants to replace, and what is said to whoever supervises them.
 
-#![forbid(unsafe_code)]
-
 use super::care::TAKEN_OVER;
 use super::looks::POLL_SWAP;
 use super::state::{Old, Supervisor};
@@ -14,9 +12,8 @@ use std::time::{Duration, Instant};
 impl Supervisor {
     /// The number under which an old server is known: one for all of its addresses.
     pub(super) fn old(&mut self, holder: Holder) -> Id {
-        let server = (holder.pid, holder.start);
-        let known = self.peers.olds.iter().find(|(_, old)| old.server == server);
-        if let Some((&id, _)) = known {
+        let is_it = |old: &Old| (old.holder.pid, old.holder.start) == (holder.pid, holder.start);
+        if let Some((&id, _)) = self.peers.olds.iter().find(|(_, old)| is_it(old)) {
             return id;
         }
         if let Some(live) = self.live.as_mut() {
@@ -30,7 +27,6 @@ impl Supervisor {
         self.peers.olds.insert(
             id,
             Old {
-                server,
                 holder,
                 holds: Vec::new(),
                 sockets: Vec::new(),
@@ -71,7 +67,7 @@ impl Supervisor {
         if self.peers.olds.remove(&id.0).is_none() {
             return;
         }
-        self.share_no_more(id.0);
+        self.live.iter_mut().for_each(|live| live.joining.sharing.let_go(id.0));
         if let Some(conn) = self.peers.conns.remove(&id.0) {
             conn.out.close();
         }
@@ -90,7 +86,7 @@ impl Supervisor {
     /// free. `false` if there is no such server, or no thread could wait.
     pub(super) fn follow_orphan(&self, id: Id, within: Option<Duration>) -> bool {
         let Some(old) = self.peers.olds.get(&id) else { return false };
-        let waits = |dir| threads::release(self.events.clone(), id, old.server.0, dir, within);
+        let waits = |dir| threads::release(self.events.clone(), id, old.holder.pid, dir, within);
         self.dir.try_clone().and_then(waits).is_ok()
     }
 
@@ -111,7 +107,7 @@ impl Supervisor {
     /// does that, and we wait until the lock of its record is free. If not, our claim is lost.
     pub(super) fn hung_up(&mut self, id: Id) {
         let Some(old) = self.peers.olds.get(&id) else { return };
-        if self.dir.holder(old.server.0).is_ok_and(|now| now.supervisor != old.holder.supervisor) {
+        if self.dir.holder(old.holder.pid).is_ok_and(|now| now.supervisor != old.holder.supervisor) {
             // The one that lives is a caretaker, which does not know what the server was asked for.
             return self.orphaned(id);
         }
@@ -141,8 +137,8 @@ impl Supervisor {
     pub(super) fn go_on_with_orphans(&mut self) {
         for (id, since) in std::mem::take(&mut self.agenda.orphaned) {
             let Some(old) = self.peers.olds.get_mut(&id) else { continue };
-            let event = match self.dir.holder(old.server.0) {
-                Ok(holder) if holder.start != old.server.1 => swap::Event::OldGone(OldId(id)),
+            let event = match self.dir.holder(old.holder.pid) {
+                Ok(holder) if holder.start != old.holder.start => swap::Event::OldGone(OldId(id)),
                 Err(Missing::Gone) => swap::Event::OldGone(OldId(id)),
                 Ok(holder) if !holder.has_lost_its_supervisor() => {
                     (old.holder, old.holds) = (holder, Vec::new());

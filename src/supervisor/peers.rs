@@ -1,8 +1,6 @@
 //! Whoever talks to this supervisor over a socket: its server, other serverswaps, and the supervisors
 //! of old servers.
 
-#![forbid(unsafe_code)]
-
 use super::front::being_stopped;
 use super::state::{Conn, Role, Supervisor, Waiter};
 use super::threads::{self, Id, Link};
@@ -222,7 +220,7 @@ impl Supervisor {
             HolderWord::Refused(why) => swap::Event::OldRefused(old_id, why),
             HolderWord::Gone => return self.old_gone(id),
             HolderWord::Waits(why) => {
-                let text = format!("waits for server {}: {why}", old.server.0);
+                let text = format!("waits for server {}: {why}", old.holder.pid);
                 self.log.say(Level::Notice, None, &text);
                 return;
             }

@@ -1,7 +1,5 @@
 //! The server as processes: that it has ended, what is left of it, and its record.
 
-#![forbid(unsafe_code)]
-
 use super::live::{Ended, Leftover, Live, UNCLEAR_FOR};
 use super::looks::POLL_FIRST;
 use super::state::Supervisor;
@@ -10,9 +8,10 @@ use crate::error::status;
 use crate::family::Jobs;
 use crate::finder::Registration;
 use crate::procfs;
+use crate::protocol::ServerWord;
 use crate::record::Record;
 use crate::rundir::{LOCK_PATIENCE, RunDir, pidfile};
-use crate::server::{Rest, Server};
+use crate::server::Rest;
 use crate::swap::{self, Level};
 use crate::sys::net::{self, Listeners, TcpSocket};
 use crate::sys::process::{self, Pid};
@@ -53,8 +52,12 @@ impl Supervisor {
                 () if unwanted => Level::Error,
                 () => Level::Notice,
             };
-            let (pid, leaves) = (live.server.pid, live.life.was_up && live.machine.is_leaving());
-            let successor = Some(&*live).filter(|_| leaves).and_then(|live| successor(&self.dir, live));
+            let (pid, leaves) = (live.server.pid, live.life.was_up && live.machine.is_giving_way());
+            let reloaded = self.reloads.in_charge.and_then(|line| self.reloads.copies.get(&line)?.server);
+            let successor = successor(&self.dir, live).or(reloaded.map(|(pid, _)| pid)).filter(|_| leaves);
+            if successor.is_some() {
+                self.kin.given = live.machine.claims();
+            }
             let text = match successor {
                 Some(successor) => format!("server {pid} was replaced by {successor}"),
                 None if leaves && !self.caller.is_stopping() => format!("server {pid} was taken down"),
@@ -62,6 +65,9 @@ impl Supervisor {
             };
             self.log.say(level, name.as_ref(), &text);
             live.life.ended = Some(Ended { status: own, seen: Instant::now(), rest_told: false, unseen: 0 });
+            if failed && own != status::DONE {
+                self.agenda.pending.retain(|event| !matches!(event, swap::Event::Said(_, ServerWord::Up)));
+            }
             self.settle();
             match net::listeners() {
                 Ok(sockets) => self.look_for_rest(&sockets),
@@ -77,9 +83,9 @@ impl Supervisor {
         let kept: BTreeSet<u32> = self.live.iter().flat_map(|live| live.joining.sharing.kept()).collect();
         let Some(live) = self.live.as_mut() else { return };
         let Some(ended) = live.life.ended else { return };
-        let ephemeral = procfs::ephemeral_ports();
+        let is_fixed = procfs::fixed();
         let mut at_own = sockets.at_any(&live.machine.claims());
-        let fixed = sockets.all().filter(|s| procfs::is_fixed(&s.local, &ephemeral));
+        let fixed = sockets.all().filter(|s| is_fixed(&s.local));
         let candidates: Vec<TcpSocket> = fixed.chain(&at_own).cloned().collect();
         let mut wait = true;
         at_own.retain(|s| !kept.contains(&s.inode));
@@ -185,7 +191,9 @@ impl Supervisor {
         self.retire();
         let live = self.live.take()?;
         self.agenda.timers.forget();
-        self.clear_desk();
+        // Nothing waits any more for a server that is gone.
+        self.agenda.desk.jobs.clear();
+        self.agenda.desk.unclear.clear();
         live.sockets.close();
         // A peer that waits for a reload has asked us, and hears of it after our server is gone: it stays connected.
         let stay = self.waiting_peers();
@@ -204,10 +212,6 @@ impl Supervisor {
 }
 
 impl Leftover {
-    pub(super) fn new(server: Server, jobs: Jobs, until: Instant) -> Leftover {
-        Leftover { server, jobs, until, unseen: 0 }
-    }
-
     /// `false` if nothing is left of it, or nothing can be done about it.
     pub(super) fn look(&mut self, now: Instant) -> bool {
         let is_late = self.until <= now;

@@ -36,7 +36,7 @@ impl Supervisor {
         let left = net::connections().ok().zip(own).map(|(all, own)| {
             all.iter().filter(|s| is_here(&s.local) && s.inode != 0 && !own.contains(&s.inode)).count()
         });
-        let olds: Vec<String> = self.peers.olds.values().map(|old| old.server.0.to_string()).collect();
+        let olds: Vec<String> = self.peers.olds.values().map(|old| old.holder.pid.to_string()).collect();
         let left = left.map_or(String::new(), |left| format!(", {left} connections left"));
         (!olds.is_empty()).then(|| format!("waits for the end of server {}{left}", olds.join(", ")))
     }

@@ -1,8 +1,6 @@
 //! The shared port in the hands of a supervisor: answering the `listen` calls of its server, steering
 //! while a swap runs, and draining when a newer server has taken over.
 
-#![forbid(unsafe_code)]
-
 use super::held::{Steering, Waiting};
 use super::live::{JOINS_WITHIN, Lent, Live, Young};
 use super::state::Supervisor;
@@ -10,6 +8,7 @@ use crate::address::Address;
 use crate::place::Place;
 use crate::protocol::HolderWord;
 use crate::server::Server;
+use crate::share::Handles;
 use crate::swap::{self, Level};
 use crate::sys::net::{self, Listeners};
 use crate::sys::steer::{OwnProgram, Socket};
@@ -34,8 +33,7 @@ impl Live {
         listeners: &Listeners,
         pending: &mut VecDeque<swap::Event>,
     ) {
-        let server = &self.server;
-        self.joining.sharing.follow_news(port, listeners, &|inodes| sockets(server, inodes));
+        self.joining.sharing.follow_news(port, listeners, &self.server);
         let closed = Address::all(&self.joining.sharing.closed(port));
         if closed.is_empty() {
             return;
@@ -50,9 +48,10 @@ impl Live {
     }
 }
 
-/// Those of these sockets that the server lets us have.
-pub(super) fn sockets(server: &Server, inodes: &BTreeSet<u32>) -> Vec<Socket> {
-    server.sockets(inodes.clone()).unwrap_or_default()
+impl Handles for Server {
+    fn handles(&self, inodes: &BTreeSet<u32>) -> Vec<Socket> {
+        self.sockets(inodes.clone()).unwrap_or_default()
+    }
 }
 
 impl Supervisor {
@@ -157,7 +156,6 @@ impl Supervisor {
         let Some(live) = self.live.as_mut() else { return };
         let calls = live.take_calls(address);
         let (server, may_share) = (&live.server, live.server.watch.as_ref().is_some_and(|watch| watch.is_ok()));
-        let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
         if calls.is_empty() && may_share {
             // Its `listen` was not seen, or was long ago: a successor is to find the port sharable.
             for socket in server.listeners(std::slice::from_ref(address)).unwrap_or_default() {
@@ -165,7 +163,7 @@ impl Supervisor {
             }
         }
         for Waiting { call, socket, backlog, .. } in calls {
-            let result = live.joining.sharing.join(&socket, backlog, &fetch);
+            let result = live.joining.sharing.join(&socket, backlog, server);
             // No handle of ours may keep open what the server closes from here on.
             drop(socket);
             call.conclude(result);

@@ -1,7 +1,5 @@
 //! Signals: to reload, to stop, and those that are meant for the server.
 
-#![forbid(unsafe_code)]
-
 use super::state::Supervisor;
 use crate::error::status;
 use crate::swap;

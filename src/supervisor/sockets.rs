@@ -1,7 +1,5 @@
 //! The sockets of a server in the run directory: for those who want to speak to its supervisor.
 
-#![forbid(unsafe_code)]
-
 use super::threads::{self, Events, Id, NotifySocket};
 use nix::sys::socket::{Shutdown, shutdown};
 use nix::sys::stat::{Mode, umask};

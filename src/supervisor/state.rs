@@ -1,7 +1,5 @@
 //! What a supervisor knows besides its server ([`super::live`]): all of it belongs to the main thread.
 
-#![forbid(unsafe_code)]
-
 use super::live::{Leftover, Live};
 use super::outbox::Outbox;
 use super::threads::{EndOf, Event, Events, Id, Link, Signals};
@@ -58,6 +56,8 @@ pub(super) struct Kin {
     pub(super) leftovers: Vec<Leftover>,
     /// Servers of which a caretaker was started not long ago.
     pub(super) cared_for: BTreeMap<Pid, Instant>,
+    /// The addresses of our server, if another one has them now.
+    pub(super) given: Vec<Address>,
     /// Whoever has the server in place of this process, if that is the first of a container.
     pub(super) successor: Option<Successor>,
 }
@@ -195,7 +195,6 @@ impl Role {
 
 /// An older server that ours wants to replace.
 pub(super) struct Old {
-    pub(super) server: (Pid, u64),
     pub(super) holder: Holder,
     pub(super) holds: Vec<Address>,
     /// Its listeners, as its supervisor handed them over.

@@ -1,11 +1,8 @@
 //! The switch of a shared port, and what follows from it: the drain of the old server, until nobody holds any of its
 //! listeners.
 
-#![forbid(unsafe_code)]
-
 use super::care::TAKEN_OVER;
 use super::live::Live;
-use super::sharing::sockets;
 use super::state::{Linger, Supervisor};
 use super::threads::Id;
 use crate::address::Address;
@@ -13,7 +10,6 @@ use crate::drain::Drain;
 use crate::procfs;
 use crate::swap::{self, Level, OldId};
 use crate::sys::process::Pid;
-use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How often to look for a holder of an ended old server's listener. One that stays longer than this is named.
@@ -22,8 +18,7 @@ pub(super) const LINGERS: Duration = Duration::from_millis(200);
 impl Supervisor {
     pub(super) fn switch(&mut self) {
         let Some(live) = self.live.as_mut() else { return };
-        let server = &live.server;
-        let (mut abandoned, result) = live.joining.sharing.switch(&|inodes| sockets(server, inodes));
+        let (mut abandoned, result) = live.joining.sharing.switch(&live.server);
         // If the new server has nothing at all at an address, the machine reports that.
         let claims = Address::all(&live.machine.claims());
         abandoned.retain(|place| Address::from(*place).among(&claims).next().is_some());
@@ -36,13 +31,12 @@ impl Supervisor {
             self.log.say(Level::Warning, None, &text);
         }
         let replaced = self.peers.olds.values().filter(|old| old.locked);
-        self.write_replaced(replaced.map(|old| old.server.0).collect());
+        self.write_replaced(replaced.map(|old| old.holder.pid).collect());
     }
 
     pub(super) fn switch_back(&mut self) {
         if let Some(live) = self.live.as_mut() {
-            let server = &live.server;
-            live.joining.sharing.switch_back(&|inodes| sockets(server, inodes));
+            live.joining.sharing.switch_back(&live.server);
         }
         self.write_replaced(Vec::new());
     }
@@ -57,27 +51,18 @@ impl Supervisor {
         }
     }
 
-    /// An old server stays.
-    pub(super) fn share_no_more(&mut self, old: Id) {
-        if let Some(live) = self.live.as_mut() {
-            live.joining.sharing.let_go(old);
-        }
-    }
-
     /// Lets go of the ports whose old servers are all gone, once the new one has proven itself.
     pub(super) fn finish_sharing(&mut self) {
         let Some(live) = self.live.as_mut().filter(|live| !live.joining.sharing.is_empty()) else { return };
         if !self.peers.olds.is_empty() {
             return;
         }
-        let server = &live.server;
-        let fetch = |inodes: &BTreeSet<u32>| sockets(server, inodes);
         if !(live.life.was_up || live.machine.is_leaving()) {
-            return live.joining.sharing.forget_olds(&fetch);
+            return live.joining.sharing.forget_olds(&live.server);
         }
         live.joining.proving.clear();
         // What cannot be taken off now is taken off at a later look.
-        if live.joining.sharing.finish(&fetch) {
+        if live.joining.sharing.finish(&live.server) {
             self.write_replaced(Vec::new());
         }
     }
@@ -103,24 +88,16 @@ impl Supervisor {
             }
             return self.poll_by(Instant::now() + LINGERS);
         }
-        if let Some(live) = self.live.as_mut() {
-            let server = &live.server;
-            if !live.joining.sharing.drop_olds(id, &|inodes| sockets(server, inodes)) {
-                // Until the kernel has closed the listener, the next claimer would take it for a stranger's.
-                old.lingers.get_or_insert(Linger::Since(Instant::now()));
-                return self.poll_soon();
-            }
+        if let Some(live) = self.live.as_mut()
+            && !live.joining.sharing.drop_olds(id, &live.server)
+        {
+            // Until the kernel has closed the listener, the next claimer would take it for a stranger's.
+            old.lingers.get_or_insert(Linger::Since(Instant::now()));
+            return self.poll_soon();
         }
         self.peers.olds.remove(&id);
         self.claims_no_orphans();
         self.feed(swap::Event::OldGone(OldId(id)));
-    }
-
-    /// Looks again for who holds what an old server has left.
-    pub(super) fn look_at_lingering(&mut self) {
-        let lingering: Vec<Id> =
-            self.peers.olds.iter().filter(|(_, old)| old.lingers.is_some()).map(|(id, _)| *id).collect();
-        lingering.into_iter().for_each(|id| self.old_gone(id));
     }
 
     pub(super) fn drain(&mut self) {

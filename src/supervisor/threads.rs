@@ -1,8 +1,6 @@
 //! The threads that read: each blocks on one source and turns what it reads into events. None of them
 //! decides anything.
 
-#![forbid(unsafe_code)]
-
 use super::held::{Steering, Waiting};
 use crate::protocol::Splitter;
 use crate::rundir::RunDir;
@@ -128,15 +126,10 @@ pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()>
     std::thread::Builder::new().name(name.into()).stack_size(64 * 1024).spawn(body).map(drop)
 }
 
-/// Signals that have come, or will.
+/// Signals that have come, or will: they wait until somebody reads them.
 pub type Signals = SignalsInfo<WithRawSiginfo>;
 
-/// Handles signals from here on: they wait until somebody reads them.
-pub fn catch(signals: &[Signal]) -> io::Result<Signals> {
-    Signals::new(signals.iter().map(|&s| s as i32))
-}
-
-/// Reads them.
+/// Reads signals.
 pub fn signals(events: Events, mut source: Signals) -> io::Result<()> {
     start("signals", move || {
         for info in source.forever() {

@@ -1,7 +1,5 @@
 //! The clocks: the main thread sleeps until the first of them.
 
-#![forbid(unsafe_code)]
-
 use crate::swap::Timer;
 use crate::sys::clock::Instant;
 use std::collections::BTreeMap;

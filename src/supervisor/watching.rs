@@ -1,8 +1,6 @@
 //! The thread that sees a server's `bind` and `listen`. A `bind` is let through at once, its port made sharable where it
 //! meets an address of a server that is to be replaced; a `listen` waits for the main thread to answer it.
 
-#![forbid(unsafe_code)]
-
 use super::held::{Held, Steering, Waiting};
 use super::threads::{Event, Events, start};
 use crate::address::Address;
@@ -230,7 +228,7 @@ impl Watcher {
         let socket = Socket::new(call.socket(&mut self.last)?);
         let (inode, place) = (socket.inode()?, socket.place()?);
         // The bind that was seen may have failed, and another one, to any port, have come after it.
-        let fixed = self.watch.seen.asked(inode).map(|asked| asked.port()) == Some(place.address.port());
+        let fixed = self.watch.seen.asked(inode) == Some(place.address.port());
         if !fixed || socket.listens() || !self.is_here(call, &socket) || self.is_foreign(call) {
             return Ok(None);
         }
@@ -310,7 +308,7 @@ impl Named {
         if self.at != changed {
             let port_of = |address| if let Address::Tcp(_, port) = address { Some(port) } else { None };
             self.ports = self.dir.addresses()?.into_iter().filter_map(port_of).collect();
-            self.unnamed = self.dir.has_unnamed(me)?;
+            self.unnamed = !self.dir.unnamed(me)?.is_empty();
             self.at = changed;
         }
         Ok(self.ports.contains(&port) || self.unnamed)

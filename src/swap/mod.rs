@@ -36,7 +36,7 @@ use ours::{Leaving, Ours, Stage, Why};
 use slots::{Kind, Slot, Slots};
 use std::collections::BTreeMap;
 use std::time::Duration;
-use tenure::{Next, Tenure, Wish};
+use tenure::{Next, Older, Tenure, Wish};
 
 /// One generation of a server. See the module.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -52,7 +52,7 @@ pub struct Generation {
 impl Generation {
     /// A generation that is about to start, and the effects of that.
     pub fn new(settings: Settings) -> (Generation, Vec<Effect>) {
-        let mut new = Generation::with(settings, Stage::Starting, Slots::default());
+        let mut new = Generation::with(settings, Stage::Starting);
         let awaited = new.ours.settings.awaited.then_some(READY_TIMEOUT);
         if let Some(time) = new.ours.settings.ready_timeout.or(awaited).filter(|time| !time.is_zero()) {
             new.ours.arm(Timer::Ready, time);
@@ -68,22 +68,27 @@ impl Generation {
         addresses: impl IntoIterator<Item = Address>,
         found: Orphan,
     ) -> (Generation, Vec<Effect>) {
-        let mut adopted =
-            Generation::with(settings, Stage::Up, addresses.into_iter().map(|own| (own, Slot::Held)).collect());
+        let mut adopted = Generation::with(settings, Stage::Up);
         let Generation { ours, tenure, .. } = &mut adopted;
-        tenure.begin_as(ours, found);
-        if found == Orphan::Told {
-            let (why, given) = (Why::Requested, Vec::new());
-            ours.stage = Stage::Leaving(Leaving { why, stop_said: false, signal_due: false, gave_back: false, given });
-            ours.arm(Timer::Kill, ours.settings.drain + ours.settings.kill_after);
+        addresses.into_iter().for_each(|own| ours.slots.set(own, Slot::Held));
+        match found {
+            Orphan::Alone => {}
+            Orphan::Follows => tenure.older = Older::Drain,
+            Orphan::Superseded => tenure.superseded(ours),
+            Orphan::Told => {
+                let (why, given) = (Why::Requested, Vec::new());
+                ours.stage =
+                    Stage::Leaving(Leaving { why, stop_said: false, signal_due: false, gave_back: false, given });
+                ours.arm(Timer::Kill, ours.settings.drain + ours.settings.kill_after);
+            }
         }
         let effects = std::mem::take(&mut ours.effects);
         (adopted, effects)
     }
 
-    fn with(settings: Settings, stage: Stage, slots: Slots) -> Generation {
+    fn with(settings: Settings, stage: Stage) -> Generation {
         let reach = if stage == Stage::Starting { Reach::Prepared } else { Reach::Committed };
-        let ours = Ours { settings, stage, slots, clocks: BTreeMap::new(), effects: Vec::new() };
+        let ours = Ours { settings, stage, slots: Slots::default(), clocks: BTreeMap::new(), effects: Vec::new() };
         Generation { ours, claim: Claim::new(reach), tenure: Tenure::default() }
     }
 
@@ -100,15 +105,6 @@ impl Generation {
     /// `--drain`: how long it may take when a newer server has taken over.
     pub fn drain_time(&self) -> Duration {
         self.ours.settings.drain
-    }
-
-    /// `starting`, `serving` or `draining`, as `--status` says it.
-    pub fn state(&self) -> &'static str {
-        match self.ours.stage {
-            Stage::Starting => "starting",
-            Stage::Presumed | Stage::Up if !self.tenure.lease.is_draining() => "serving",
-            Stage::Presumed | Stage::Up | Stage::Leaving(_) | Stage::Ended => "draining",
-        }
     }
 
     /// Whether the server is up and nobody has its lock.
@@ -203,7 +199,7 @@ impl Generation {
                 claim.fail_address(ours, own, status::FAILED, &why);
             }
             Event::Vacant(_) | Event::Foreign(_) | Event::Blocked(..) => {}
-            Event::Shares(id, can) => claim.note(id, |old| old.sharing = Some(can)),
+            Event::Shares(id, can) => claim.note(id, |old| old.can_be_shared(can)),
             Event::Attended(id) => claim.note(id, Old::attended),
             Event::Locked(id, holds) => claim.locked(ours, id, holds),
             Event::OldReleased(id, address) => claim.old_released(ours, id, address),

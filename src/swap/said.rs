@@ -1,8 +1,18 @@
 //! What people are told that a generation waits for.
 
 use super::Generation;
+use super::ours::Stage;
 
 impl Generation {
+    /// `starting`, `serving` or `draining`, as `--status` says it.
+    pub fn state(&self) -> &'static str {
+        match self.ours.stage {
+            Stage::Starting => "starting",
+            Stage::Presumed | Stage::Up if !self.tenure.lease.is_draining() => "serving",
+            Stage::Presumed | Stage::Up | Stage::Leaving(_) | Stage::Ended => "draining",
+        }
+    }
+
     /// What a server that is not up has not done so far.
     pub fn missing(&self) -> Option<String> {
         self.is_starting().then(|| self.claim.missing(&self.ours).1)

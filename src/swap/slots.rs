@@ -196,14 +196,6 @@ pub(super) fn list<'a>(addresses: impl IntoIterator<Item = &'a Address>) -> Stri
     addresses.into_iter().map(Address::to_string).collect::<Vec<_>>().join(", ")
 }
 
-impl FromIterator<(Address, Slot)> for Slots {
-    fn from_iter<I: IntoIterator<Item = (Address, Slot)>>(all: I) -> Slots {
-        let mut slots = Slots::default();
-        all.into_iter().for_each(|(address, slot)| slots.set(address, slot));
-        slots
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;

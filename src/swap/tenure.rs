@@ -5,7 +5,7 @@
 use super::lease::{Drainage, Lease};
 use super::ours::{Leaving, Ours, Stage};
 use super::slots::{Kind, Slot, list};
-use super::words::{ADDRESSES_MAX, ARRIVALS, ClaimerId, Effect, Level, Orphan, SpeakerId, Timer};
+use super::words::{ADDRESSES_MAX, ARRIVALS, ClaimerId, Effect, Level, SpeakerId, Timer};
 use crate::address::Address;
 use crate::protocol::SupervisorWord;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -21,12 +21,12 @@ pub(super) struct Tenure {
     asked: BTreeSet<Address>,
     /// Who took TAKEDOWN for which address.
     takers: BTreeMap<(Address, SpeakerId), Taker>,
-    older: Older,
+    pub(super) older: Older,
 }
 
 /// Servers that this one had replaced when its first supervisor died.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
-enum Older {
+pub(super) enum Older {
     #[default]
     Gone,
     /// Without this server they would serve again.
@@ -60,15 +60,6 @@ pub(super) enum Next {
 }
 
 impl Tenure {
-    /// Begins for a server that had another supervisor before; `found`: how far its swap was when that one died.
-    pub fn begin_as(&mut self, ours: &mut Ours, found: Orphan) {
-        match found {
-            Orphan::Alone | Orphan::Told => {}
-            Orphan::Follows => self.older = Older::Drain,
-            Orphan::Superseded => self.drain(ours, None),
-        }
-    }
-
     /// Whether this claimer waits for the lock.
     pub fn waits(&self, claimer: ClaimerId) -> bool {
         self.queue.iter().any(|(waiting, _)| *waiting == claimer)

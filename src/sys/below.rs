@@ -2,6 +2,7 @@
 
 use super::listing::each_number;
 use nix::libc;
+use std::io::Write;
 
 /// The most processes that are killed.
 const MOST: usize = 1024;
@@ -52,18 +53,8 @@ fn descends(pid: i32, root: i32) -> bool {
 /// The parent of a process that is no serverswap.
 fn parent(pid: i32) -> Option<i32> {
     let mut path = [0u8; 32];
-    let mut digits = [0u8; 10];
-    let (mut rest, mut at) = (pid, digits.len());
-    while rest > 0 {
-        at -= 1;
-        digits[at] = b'0' + (rest % 10) as u8;
-        rest /= 10;
-    }
-    let mut len = 0;
-    for part in [b"/proc/".as_slice(), &digits[at..], b"/stat\0"] {
-        path[len..len + part.len()].copy_from_slice(part);
-        len += part.len();
-    }
+    // This allocates nothing, and what it leaves over is the NUL.
+    write!(&mut path[..], "/proc/{pid}/stat").ok()?;
     let mut text = [0u8; 512];
     // SAFETY: a path that ends with a NUL, and a buffer with its length.
     let read = unsafe {
@@ -84,8 +75,7 @@ fn parent(pid: i32) -> Option<i32> {
 
 fn number(text: &[u8]) -> Option<i32> {
     let len = text.iter().take_while(|b| b.is_ascii_digit()).count();
-    let digits = &text[..len];
-    (1..10).contains(&len).then(|| digits.iter().fold(0, |sum, digit| sum * 10 + i32::from(digit - b'0')))
+    std::str::from_utf8(&text[..len]).ok()?.parse().ok()
 }
 
 fn each_process(see: impl FnMut(i32)) {

@@ -28,12 +28,9 @@ fn listed(mut entries: &[u8]) -> impl Iterator<Item = RawFd> {
             let len = usize::from(u16::from_ne_bytes([low, high]));
             let (entry, rest) = entries.split_at_checked(len.max(19))?;
             entries = rest;
-            let digits = || entry[19..].iter().take_while(|&&byte| byte != 0);
-            if digits().all(u8::is_ascii_digit) {
-                return Some(
-                    digits()
-                        .fold(0, |number: RawFd, byte| number.wrapping_mul(10).wrapping_add(RawFd::from(byte - b'0'))),
-                );
+            let name = entry[19..].split(|&byte| byte == 0).next()?;
+            if let Some(number) = std::str::from_utf8(name).ok().and_then(|name| name.parse().ok()) {
+                return Some(number);
             }
         }
         None

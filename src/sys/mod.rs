@@ -24,3 +24,4 @@ mod table;
 mod tcp;
 pub mod terminal;
 mod unwind;
+pub mod user;

@@ -7,6 +7,7 @@ pub use super::namespace::cookie as namespace;
 pub use super::table::find as find_in_table;
 pub use super::tcp::{Ends, TcpSocket};
 
+use super::copy::passed_sockets;
 use super::diag;
 use super::table;
 use super::tcp::{TCP_CLOSE_WAIT, TCP_ESTABLISHED, TCP_LISTEN, TCP_SYN_RECV};
@@ -15,6 +16,8 @@ use crate::place::Place;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::net::{IpAddr, SocketAddr};
+use std::os::unix::fs::MetadataExt;
+use std::sync::OnceLock;
 
 const FAMILIES: [i32; 2] = [nix::libc::AF_INET, nix::libc::AF_INET6];
 
@@ -49,24 +52,58 @@ impl Listeners {
     }
 }
 
-/// Sockets that listen.
+/// Inodes of the sockets that a service manager has passed to this process. They listen whoever lives, all generations of
+/// the server have them, and so they prove nothing of a server and are none of its addresses.
+fn passed() -> &'static BTreeSet<u32> {
+    static PASSED: OnceLock<BTreeSet<u32>> = OnceLock::new();
+    PASSED.get_or_init(|| {
+        let inode = |fd: u32| std::fs::metadata(format!("/proc/self/fd/{fd}")).map(|file| file.ino() as u32).ok();
+        (3..3 + passed_sockets()).filter_map(inode).collect()
+    })
+}
+
+fn all_listeners(port: u16) -> io::Result<Vec<TcpSocket>> {
+    match Diag::kept() {
+        Ok(diag) => {
+            let found = diag.dump(1 << TCP_LISTEN, port)?;
+            diag.keep();
+            Ok(found)
+        }
+        Err(e) if is_forbidden(&e) => table::listeners(port),
+        Err(e) => Err(e),
+    }
+}
+
+/// The listeners that a service manager has passed to this process.
+pub fn passed_listeners() -> io::Result<Vec<TcpSocket>> {
+    let passed = passed();
+    let all = if passed.is_empty() { Vec::new() } else { all_listeners(0)? };
+    Ok(all.into_iter().filter(|socket| passed.contains(&socket.inode)).collect())
+}
+
+/// One connection; `None` if it is gone.
+pub fn find(ends: Ends) -> io::Result<Option<TcpSocket>> {
+    match Diag::kept() {
+        Ok(diag) => {
+            let found = diag.find(ends);
+            diag.keep();
+            found
+        }
+        Err(_) => find_in_table(ends),
+    }
+}
+
+/// Sockets that listen, but for those that a service manager has passed to this process.
 pub fn listeners() -> io::Result<Listeners> {
     listeners_at(0)
 }
 
 /// Sockets that listen on a port, or on any port if it is 0. If there are a thousand, one port costs far less than all.
 pub fn listeners_at(port: u16) -> io::Result<Listeners> {
-    let found = match Diag::kept() {
-        Ok(diag) => {
-            let found = diag.dump(1 << TCP_LISTEN, port)?;
-            diag.keep();
-            found
-        }
-        Err(e) if is_forbidden(&e) => table::listeners(port)?,
-        Err(e) => return Err(e),
-    };
+    let found = all_listeners(port)?;
     let mut by_port = BTreeMap::<u16, Vec<TcpSocket>>::new();
-    for socket in found {
+    let passed = passed();
+    for socket in found.into_iter().filter(|socket| !passed.contains(&socket.inode)) {
         by_port.entry(socket.ends.local.port()).or_default().push(socket);
     }
     Ok(Listeners(by_port))

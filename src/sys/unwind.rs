@@ -1,19 +1,15 @@
 //! What std asks of an unwinder, for a program that aborts when it panics and holds no symbols that a backtrace could
-//! name. So it needs no libgcc_s: to load that is a fifth of the time from exec to `main`. In tests, which unwind, the
-//! functions are those of libgcc_s. So they are in a static program, whose libc brings an unwinder. The names are those of
-//! the Itanium C++ ABI, level I.
+//! name. So it needs no libgcc_s: to load that is a fifth of the time from exec to `main`. Tests, which unwind, and static
+//! programs have libgcc's functions. The names are those of the Itanium C++ ABI, level I.
 
 #![cfg(all(not(test), panic = "abort", not(target_feature = "crt-static")))]
 
 use std::ffi::{c_int, c_void};
 
-/// `_URC_END_OF_STACK`.
-const END_OF_STACK: c_int = 5;
-
-/// There are no frames to be shown.
+/// There are no frames to be shown: `_URC_END_OF_STACK`.
 #[unsafe(no_mangle)]
 extern "C" fn _Unwind_Backtrace(_: *const c_void, _: *mut c_void) -> c_int {
-    END_OF_STACK
+    5
 }
 
 /// Defines functions that nobody calls, since nothing is ever unwound.

@@ -4,6 +4,7 @@ use crate::address::Address;
 use crate::kernel::{self, Key, State};
 use crate::place::Place;
 use crate::protocol::{ServerWord, SupervisorWord};
+use crate::share::Handles;
 use crate::swap::Meets;
 use crate::sys::net::TcpSocket;
 use crate::sys::steer::Socket;
@@ -28,11 +29,6 @@ impl Server {
         kernel::with(|k| k.sockets.get(&inode).is_some_and(|s| s.count(self.0) > 0))
     }
 
-    /// Handles on those of these sockets that it has.
-    pub fn sockets(&self, inodes: &BTreeSet<u32>) -> Vec<Socket> {
-        inodes.iter().filter(|inode| self.has(**inode)).map(|inode| Socket::open(*inode)).collect()
-    }
-
     pub fn holds_of(&self, sockets: &[TcpSocket]) -> Vec<TcpSocket> {
         sockets.iter().filter(|s| self.has(s.inode)).cloned().collect()
     }
@@ -46,6 +42,12 @@ impl Server {
         };
         let inodes: Vec<u32> = kernel::with(|k| k.sockets.iter().filter_map(its).collect());
         inodes.into_iter().map(Socket::open).collect()
+    }
+}
+
+impl Handles for Server {
+    fn handles(&self, inodes: &BTreeSet<u32>) -> Vec<Socket> {
+        inodes.iter().filter(|inode| self.has(**inode)).map(|inode| Socket::open(*inode)).collect()
     }
 }
 

@@ -114,6 +114,13 @@ impl Old {
         self.sharing == Some(Ok(()))
     }
 
+    /// Where our server may listen beside it already, its ports are shared, whatever is said later.
+    pub fn can_be_shared(&mut self, can: Result<(), String>) {
+        if !self.shares() {
+            self.sharing = Some(can);
+        }
+    }
+
     pub fn is_stopped(&self) -> bool {
         self.demand == Demand::Everything
     }

@@ -259,7 +259,7 @@ impl Claim {
         let hindered = ours.slots.iter().filter(|(own, _)| self.wants.hindrances.contains_key(own)).find_map(missing);
         let other = || match self.uncovered(&ours.slots).next() {
             Some((_, left)) => format!("it does not listen on {}, which the old server has", list(&left)),
-            None => "it listens on nothing yet".to_owned(),
+            None => "it listens on nothing yet, and has said neither UP nor READY=1".to_owned(),
         };
         hindered.or_else(|| ours.slots.iter().find_map(missing)).unwrap_or_else(|| (ours.slots.name(), other()))
     }

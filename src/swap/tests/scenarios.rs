@@ -296,7 +296,9 @@ fn a_new_server_that_is_not_up_in_time_is_killed() {
     assert_has(&effects, &[Effect::Kill]);
     assert_eq!(
         reports(&effects),
-        ["the new server was not up in time: it listens on nothing yet (the new server is killed)"]
+        [
+            "the new server was not up in time: it listens on nothing yet, and has said neither UP nor READY=1 (the new server is killed)"
+        ]
     );
     assert_eq!(machine.step(Event::Exited(137)), [Effect::End(124)]);
 }

@@ -21,7 +21,7 @@ impl Socket {
         if !(own.is_empty() || is_ours(&own)) {
             return Ok(false);
         }
-        self.set_filter(&refusal(except)).map(|()| true)
+        self.attach(libc::SO_ATTACH_FILTER, &refusal(except)).map(|()| true)
     }
 
     /// Takes the filter of [`Socket::refuse_newcomers`] off again, if it is there.
@@ -58,11 +58,6 @@ impl Socket {
             }
         }
         Ok(filter[..len as usize].to_vec())
-    }
-
-    pub(super) fn set_filter(&self, program: &[libc::sock_filter]) -> io::Result<()> {
-        let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
-        self.set_option(libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, &program)
     }
 }
 

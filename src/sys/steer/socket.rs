@@ -82,7 +82,7 @@ impl Socket {
     /// Steers the whole group of this socket, which must listen. Through a socket that is only bound, the program would
     /// make a group of its own, and its `listen` would fail.
     pub fn steer(&self, program: &Program) -> io::Result<()> {
-        self.attach(&program.0)
+        self.attach(libc::SO_ATTACH_REUSEPORT_CBPF, &program.0)
     }
 
     /// Takes the program off the group: the kernel spreads connections over all of it again.
@@ -129,7 +129,7 @@ impl Socket {
     /// Attaches the program that the server steers its own port by.
     pub fn steer_by(&self, own: &OwnProgram) -> io::Result<()> {
         match own {
-            OwnProgram::Classic(program) => self.attach(program),
+            OwnProgram::Classic(program) => self.attach(libc::SO_ATTACH_REUSEPORT_CBPF, program),
             OwnProgram::Extended(program) => {
                 self.set_option(libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_EBPF, &program.as_raw_fd())
             }
@@ -137,9 +137,9 @@ impl Socket {
         }
     }
 
-    fn attach(&self, program: &[libc::sock_filter]) -> io::Result<()> {
+    pub(super) fn attach(&self, option: i32, program: &[libc::sock_filter]) -> io::Result<()> {
         let program = libc::sock_fprog { len: program.len() as u16, filter: program.as_ptr().cast_mut() };
-        self.set_option(libc::SOL_SOCKET, libc::SO_ATTACH_REUSEPORT_CBPF, &program)
+        self.set_option(libc::SOL_SOCKET, option, &program)
     }
 
     pub(super) fn set_option<T>(&self, level: i32, name: i32, value: &T) -> io::Result<()> {

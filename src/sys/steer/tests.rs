@@ -96,7 +96,7 @@ fn each_of_many_probes_reaches_its_own_socket() {
 fn a_filter_of_the_servers_own_is_never_replaced_or_taken_off() {
     let listener = member(0);
     let socket = handle(&listener);
-    socket.set_filter(&[stmt(libc::BPF_RET | libc::BPF_K, u32::MAX)]).unwrap();
+    socket.attach(libc::SO_ATTACH_FILTER, &[stmt(libc::BPF_RET | libc::BPF_K, u32::MAX)]).unwrap();
     assert!(!socket.refuse_newcomers(None).unwrap());
     socket.accept_newcomers().unwrap();
     assert_eq!(socket.filter().unwrap().len(), 1);

@@ -5,7 +5,7 @@ use crate::address::Address;
 use crate::place::Place;
 use crate::recovery::{self, Recovered, Scene};
 use crate::server::Server;
-use crate::share;
+use crate::share::{self, Handles};
 use crate::swap::{ClaimerId, Effect, Event, Generation, Order, Orphan, Settings};
 use crate::sys::clock::Instant;
 use crate::sys::net::{self, TcpSocket};
@@ -27,7 +27,7 @@ impl Supervisor {
         let Ok(listeners) = net::listeners() else { return false };
         let its = self.server.holds_of(&listeners.all().cloned().collect::<Vec<TcpSocket>>());
         let (scene, beside) = scene(land, holder.party(), &its);
-        let handles = self.server.sockets(&its.iter().map(|s| s.inode).collect());
+        let handles = self.server.handles(&its.iter().map(|s| s.inode).collect());
         let shares = handles.iter().filter(|s| s.shares()).flat_map(|s| s.address().map(Address::from)).collect();
         let shares: Vec<Address> = shares;
         drop(handles);

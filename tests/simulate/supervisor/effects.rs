@@ -165,7 +165,7 @@ impl Supervisor {
     pub(super) fn switch(&mut self, land: &mut Land) {
         let Some(live) = self.live.as_mut() else { return };
         let server = self.server;
-        let (_, result) = live.joining.sharing.switch(&|inodes| server.sockets(inodes));
+        let (_, result) = live.joining.sharing.switch(&server);
         land.watch.switched(self.server.0, &result);
         let replaced = self.peers.olds.values().filter(|old| old.locked);
         self.write_replaced(land, replaced.map(|old| old.holder.pid).collect());
@@ -174,7 +174,7 @@ impl Supervisor {
     pub(super) fn switch_back(&mut self, land: &mut Land) {
         if let Some(live) = self.live.as_mut() {
             let server = self.server;
-            live.joining.sharing.switch_back(&|inodes| server.sockets(inodes));
+            live.joining.sharing.switch_back(&server);
         }
         land.watch.unswitched(self.server.0);
         self.write_replaced(land, Vec::new());

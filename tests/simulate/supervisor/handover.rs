@@ -5,11 +5,11 @@ use super::{Supervisor, Waiting};
 use crate::address::Address;
 use crate::protocol::{HolderWord, PeerWord};
 use crate::server::Server;
-use crate::share::Block;
 use crate::swap::{ClaimerId, Event, OldId};
 use crate::sys::steer::Socket;
 use crate::world::land::Land;
 use std::collections::BTreeSet;
+use std::net::SocketAddr;
 
 impl Supervisor {
     pub(super) fn locked(&mut self, land: &mut Land, id: u64, holds: Vec<Address>) {
@@ -51,22 +51,21 @@ impl Supervisor {
         land.write(claimer.0, self.pid, &HolderWord::Sockets(files.len()), files);
     }
 
-    fn share(&mut self, id: u64, holds: &[Address], mut sockets: Vec<Socket>) -> Result<(), String> {
+    fn share(&mut self, id: u64, holds: &[Address], mut draining: Vec<Socket>) -> Result<(), String> {
         let old = self.peers.olds.get(&id).ok_or("it is gone")?;
-        let held = Address::all(holds);
-        let wanted = |a: &Address| a.among(&held).next().is_some();
         let mut inodes = BTreeSet::new();
-        sockets.retain(|socket| socket.inode().is_ok_and(|inode| inodes.insert(inode)));
-        if sockets.len() < old.promised {
-            return Err(format!("only {} of its {} listeners can be had", sockets.len(), old.promised));
+        draining.retain(|socket| socket.inode().is_ok_and(|inode| inodes.insert(inode)));
+        if draining.len() < old.promised {
+            return Err(format!("only {} of its {} listeners can be had", draining.len(), old.promised));
         }
-        let own = sockets.split_off(old.draining.min(sockets.len()));
-        let fits = |s: &Socket| s.listens() && s.is_tcp() && s.address().is_ok_and(|at| wanted(&at.into()));
-        let block =
-            |sockets: Vec<Socket>, serves| Block { sockets: sockets.into_iter().filter(fits).collect(), serves };
-        let blocks = vec![block(sockets, false), block(own, true)];
+        let mut own = draining.split_off(old.draining.min(draining.len()));
+        let held = Address::all(holds);
+        let is_held = |at: SocketAddr| Address::from(at).among(&held).next().is_some();
+        let fits = |socket: &Socket| socket.listens() && socket.is_tcp() && socket.address().is_ok_and(is_held);
+        draining.retain(fits);
+        own.retain(fits);
         let live = self.live.as_mut().ok_or("it is gone")?;
-        live.joining.sharing.add_old(id, 0, blocks)
+        live.joining.sharing.add_old(id, 0, draining, own)
     }
 
     /// The supervisor of an old server asks us to let a listener of that join.
@@ -75,9 +74,7 @@ impl Supervisor {
         let Some(old) = self.peers.olds.get_mut(&id) else { return };
         let socket = old.sockets.pop();
         let result = match (socket, self.live.as_mut()) {
-            (Some(socket), Some(live)) => {
-                live.joining.sharing.join_old(id, socket, backlog, &|inodes| server.sockets(inodes))
-            }
+            (Some(socket), Some(live)) => live.joining.sharing.join_old(id, socket, backlog, &server),
             _ => Err(nix::errno::Errno::EBADF.into()),
         };
         let errno = result.err().map_or(0, |e| e.raw_os_error().unwrap_or(98));

@@ -96,7 +96,7 @@ impl Supervisor {
             let all: Vec<TcpSocket> = listeners.all().cloned().collect();
             Some(server.holds_of(&all).into_iter().map(|socket| socket.inode).collect())
         };
-        live.joining.sharing.look(listeners, live.joining.prove, held, &|inodes| server.sockets(inodes));
+        live.joining.sharing.look(listeners, live.joining.prove, held, &server);
         let complete = !live.joining.settled;
         for address in live.joining.proving.extract_if(.., |a| live.joining.sharing.is_proven(a, complete)) {
             self.agenda.pending.push_back(Event::Accepts(address));

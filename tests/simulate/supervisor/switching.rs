@@ -34,7 +34,7 @@ impl Live {
         listeners: &Listeners,
         pending: &mut VecDeque<Event>,
     ) {
-        self.joining.sharing.follow_news(port, listeners, &|inodes| server.sockets(inodes));
+        self.joining.sharing.follow_news(port, listeners, &server);
         let closed = Address::all(&self.joining.sharing.closed(port));
         if closed.is_empty() {
             return;
@@ -105,7 +105,7 @@ impl Supervisor {
             }
         }
         for Waiting { socket, .. } in calls {
-            let result = live.joining.sharing.join(&socket, 16, &|inodes| server.sockets(inodes));
+            let result = live.joining.sharing.join(&socket, 16, &server);
             drop(socket);
             land.conclude(server.0, result.is_ok());
         }
@@ -136,10 +136,10 @@ impl Supervisor {
         }
         let server = self.server;
         if !(live.life.was_up || live.machine.is_leaving()) {
-            return live.joining.sharing.forget_olds(&|inodes| server.sockets(inodes));
+            return live.joining.sharing.forget_olds(&server);
         }
         live.joining.proving.clear();
-        if live.joining.sharing.finish(&|inodes| server.sockets(inodes)) {
+        if live.joining.sharing.finish(&server) {
             self.write_replaced(land, Vec::new());
         }
     }
@@ -155,7 +155,7 @@ impl Supervisor {
         }
         if let Some(live) = self.live.as_mut() {
             let server = self.server;
-            if !live.joining.sharing.drop_olds(id, &|inodes| server.sockets(inodes)) {
+            if !live.joining.sharing.drop_olds(id, &server) {
                 old.lingers.get_or_insert(Linger);
                 return self.poll_soon();
             }

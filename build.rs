@@ -1,7 +1,7 @@
 //! Says in one sentence that another system than Linux will not do, before hundreds of errors say it.
 
 fn main() {
-    println!("cargo::rerun-if-changed=src/install/build.rs");
+    println!("cargo::rerun-if-changed=build.rs");
     let system = std::env::var("CARGO_CFG_TARGET_OS").unwrap_or_default();
     if system != "linux" {
         println!(
