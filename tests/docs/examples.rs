@@ -278,7 +278,7 @@ fn manual_1_the_unit_is_the_one_that_is_installed() {
     assert!(text.contains("'COMMAND=") && unit.contains("serverswap $OPTIONS -- $COMMAND\n"));
     assert!(
         text.contains("reload serverswap@shop")
-            && unit.contains("\nExecReload=@BINDIR@/serverswap --reload --fresh @$MAINPID\n")
+            && unit.contains("\nExecReload=@BINDIR@/serverswap --reload --fresh @${MAINPID}\n")
     );
     let page = manual(1);
     let seconds = unit.lines().find_map(|line| line.strip_prefix("TimeoutStartSec=")).unwrap();

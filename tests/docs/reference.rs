@@ -254,6 +254,25 @@ fn bash_offers_every_option() {
     }
 }
 
+/// What has a pidfile is offered by its address, and every server by its pid.
+#[test]
+fn bash_offers_addresses_and_servers() {
+    let sandbox = Sandbox::new();
+    for name in ["8080.pid", "[::1]:8080.pid", "%2Eblue.pid", "17.server", "17-1.sock", "lock"] {
+        sandbox.file(name, "");
+    }
+    let script = format!(". '{}/{BASH}'; _serverswap_addresses .", env!("CARGO_MANIFEST_DIR"));
+    let mut command = sandbox.command("bash");
+    match command.arg("-c").arg(script).output() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => eprintln!("there is no bash here"),
+        output => {
+            let text = String::from_utf8(output.unwrap().stdout).unwrap();
+            let wanted = [":8080", "[::1]:8080", ".blue", "@17"].map(str::to_owned);
+            assert_eq!(text.lines().map(str::to_owned).collect::<Names>(), wanted.into());
+        }
+    }
+}
+
 // Exit statuses.
 
 #[test]
