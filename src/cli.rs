@@ -135,7 +135,8 @@ same port, gives it the new connections once it accepts them, and takes the old
 one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
 
   -d, --detach             stay in the background once the swap is done
-      --wait up            with -d: do not wait until the old server is gone
+      --wait WHEN          with -d: return when the old server is gone [gone], or
+                           up: when the new one has all new connections
       --log FILE           append the server's output to FILE; -: where the
                            caller's goes [with -d, unless that is a file:
                            NAME.log below /var/log/serverswap (root) or
@@ -150,19 +151,21 @@ one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
                            what it has before it is told to stop [10]
       --kill-after SECS    from being told to stop to SIGKILL [10]
       --stop-signal SIGNAL how this server is told to stop [TERM]
-      --run-dir DIR        where pidfiles and sockets are, also
-                           $SERVERSWAP_RUN_DIR [/run/serverswap for root]
+      --run-dir DIR        where servers find each other, also $SERVERSWAP_RUN_DIR
+                           [/run/serverswap (root) or
+                           ~/.local/state/serverswap/run]
   -q, --quiet              say less (twice: only errors)
   -v, --verbose            say more
-      --status             show the servers; --json: as JSON
-      --reload             start a fresh copy of the same command and swap it in;
-                           --fresh: with the caller's environment and directory
-      --takedown           take the addresses down
+      --status             show the servers
+      --json               with --status: as JSON
+      --reload             start a fresh copy of the same command and swap it in
+      --fresh              with --reload: in the caller's environment and directory
+      --takedown           stop the servers
       --client NAME        print the client library (NAME: node)
   -h, --help               show this help
   -V, --version            show the version
 
-ADDRESS: 8080, :8080, 127.0.0.1:8080, [::1]:8080, a name, or @PID.
+ADDRESS: 8080, :8080, 127.0.0.1:8080, [::1]:8080, a name, or @PID of a server.
 
 Exit status: the server's own; 0 when it was replaced or taken down on request;
 124 it was not up in time; 125 serverswap failed; 126 COMMAND cannot be executed;

@@ -12,13 +12,13 @@ use std::time::Duration;
 
 /// The examples that a test here runs. A new one in a manual needs a new test.
 const RUN: [(u8, &[&str]); 2] = [
-    (1, &["server.js", "foreground", "deploy", "wrapper", "status", "reload", "takedown", "kill", "log"]),
+    (1, &["deploy", "status", "reload", "takedown", "log", "current", "kill", "server.js", "wrapper", "json"]),
     (7, &["short.sh", "server.sh", "server.py", "raw.js"]),
 ];
 
 /// The literal blocks that are no examples to run.
 const OTHERS: [(u8, &[&str]); 2] = [
-    (1, &["systemd: needs a service manager"]),
+    (1, &["ssh: needs a host", "systemd: needs a service manager", "container: needs Docker"]),
     (
         7,
         &[
@@ -30,6 +30,9 @@ const OTHERS: [(u8, &[&str]); 2] = [
         ],
     ),
 ];
+
+/// The example of a server stays in the foreground where it is started without `-d`.
+const FOREGROUND: &str = "serverswap node server.js a b c";
 
 #[test]
 fn every_example_is_run() {
@@ -117,7 +120,7 @@ fn deployed(files: &[(&str, &str)], command_line: &str, then: impl FnOnce(&Stage
 
 #[test]
 fn manual_1_a_server_in_node_in_the_foreground() {
-    three_swaps(&[("server.js", &example(1, "server.js"))], &example(1, "foreground"), Tells::Pid);
+    three_swaps(&[("server.js", &example(1, "server.js"))], FOREGROUND, Tells::Pid);
 }
 
 #[test]
@@ -166,10 +169,12 @@ fn manual_1_status() {
         let [whole, cut] = lines[..] else { panic!("{log}") };
         let fields: Vec<&str> = whole.split('\t').collect();
         let pid = stage.served_pid().unwrap().to_string();
-        assert_eq!(fields.len(), 10, "{whole}");
+        assert_eq!(fields.len(), 11, "{whole}");
         assert_eq!(fields[..3], [stage.address().as_str(), "4", &pid]);
         assert_eq!(fields[5..7], ["serving", "shared"]);
-        assert_eq!(fields[9], "node server.js");
+        // The test keeps what the deploy says in a file, and so that is the log.
+        assert!(fields[9].starts_with(stage.sandbox.path("log").to_str().unwrap()), "{whole}");
+        assert_eq!(fields[10], "node server.js");
         assert_eq!(cut, format!("4\t{pid}"));
     });
 }
@@ -185,6 +190,43 @@ fn manual_1_reload() {
             assert_eq!(stage.answer(generation).1, [generation, stage.served_pid().unwrap() as u64]);
             assert!(!alive(old));
         }
+    });
+}
+
+/// The link is changed, and the reload runs what it leads to now.
+#[test]
+fn manual_1_a_link_to_the_current_release() {
+    let stage = Stage::new();
+    let srv = stage.sandbox.path("shop");
+    let lines = example(1, "current").replace("/srv/shop", srv.to_str().unwrap());
+    for release in ["41", "42"] {
+        let dir = srv.join("releases").join(release);
+        std::fs::create_dir_all(&dir).unwrap();
+        let server = format!("require('http').createServer((q, r) => r.end('{release}')).listen({});", stage.port);
+        std::fs::write(dir.join("server.js"), server).unwrap();
+    }
+    std::os::unix::fs::symlink("releases/41", srv.join("current")).unwrap();
+    let [start, link, reload] = lines.lines().collect::<Vec<_>>()[..] else { panic!("{lines}") };
+    for (line, serves) in [(start, "41"), (link, "41"), (reload, "42")] {
+        let (status, log) = stage.run(stage.sandbox.path("").as_path(), line);
+        assert_eq!(status, 0, "{log}");
+        assert_eq!(super::body(stage.port).as_deref(), Some(serves), "{line}");
+    }
+    stage.end();
+}
+
+#[test]
+fn manual_1_json() {
+    let server = example(1, "server.js");
+    deployed(&[("server.js", &server)], &example(1, "log"), |stage, dir| {
+        let (status, log) = stage.run(dir, "serverswap --status --json");
+        assert_eq!((status, log.starts_with("[{\"address\":")), (0, true), "{log}");
+        let jq = std::process::Command::new("jq").arg("--version").output();
+        if jq.is_err() {
+            return eprintln!("there is no jq here");
+        }
+        let (status, log) = stage.run(dir, &example(1, "json"));
+        assert_eq!((status, log.trim()), (0, dir.join("server.log").to_str().unwrap()), "{log}");
     });
 }
 
@@ -205,7 +247,7 @@ fn manual_1_kill() {
     let server = example(1, "server.js");
     let stage = Stage::new();
     let dir = stage.generation(1, &[("server.js", &server)]);
-    let mut running = stage.start(&dir, &example(1, "foreground"));
+    let mut running = stage.start(&dir, FOREGROUND);
     stage.answer(1);
     running.says("is up");
     let old = stage.served_pid().unwrap();
@@ -218,10 +260,13 @@ fn manual_1_kill() {
 
 #[test]
 fn manual_1_a_log() {
-    let server = example(1, "server.js");
+    let server = format!("console.log('begins');\n{}", example(1, "server.js"));
     deployed(&[("server.js", &server)], &example(1, "log"), |_, dir| {
-        let log = std::fs::read_to_string(dir.join("server.log")).unwrap();
-        assert!(log.contains("is up (generation 4)"), "{log}");
+        let log = |dir: &Path| std::fs::read_to_string(dir.join("server.log")).unwrap();
+        assert_eq!(log(dir), "begins\n");
+        // Once the deploy is over, its serverswap speaks there too.
+        let before = log(&dir.with_file_name("g3"));
+        assert!(before.starts_with("begins\n") && before.contains(" was replaced by "), "{before}");
     });
 }
 
@@ -231,7 +276,13 @@ fn manual_1_the_unit_is_the_one_that_is_installed() {
     let unit = file("src/install/systemd/serverswap@.service");
     assert!(text.contains("/etc/serverswap/shop.env") && unit.contains("\nEnvironmentFile=/etc/serverswap/%i.env\n"));
     assert!(text.contains("'COMMAND=") && unit.contains("serverswap $OPTIONS -- $COMMAND\n"));
-    assert!(text.contains("reload serverswap@shop") && unit.contains("\nExecReload=/bin/kill -HUP $MAINPID\n"));
+    assert!(
+        text.contains("reload serverswap@shop")
+            && unit.contains("\nExecReload=@BINDIR@/serverswap --reload --fresh @${MAINPID}\n")
+    );
+    let page = manual(1);
+    let seconds = unit.lines().find_map(|line| line.strip_prefix("TimeoutStartSec=")).unwrap();
+    assert!(page.contains(&format!("{seconds} seconds there")), "{seconds}");
 }
 
 #[test]
@@ -398,6 +449,26 @@ fn readme_an_unmodified_server_and_the_three_terminals() {
 }
 
 #[test]
+fn readme_a_deploy_that_fails() {
+    let readme = file("README.md");
+    let shown = fenced(chapter(&readme, "Your deploy")).into_iter().find(|(_, text)| text.starts_with("$ ")).unwrap().1;
+    let stage = Stage::new();
+    let dir = stage.generation(1, &[("server.js", "throw new Error('no database')\n")]);
+    // What the test gives it as its output is a file, and so would be where it writes.
+    let log = dir.join("a log");
+    let (command, rest) = shown.split_once('\n').unwrap();
+    let command = command.trim_start_matches("$ ").replace("-d", "-d --log 'a log'");
+    let (status, said) = stage.run(&dir, &command);
+    assert_eq!(status, 1, "{said}");
+    let pid = said.split("the last lines of server ").nth(1).unwrap().split(' ').next().unwrap();
+    let rest = rest.replace("4407", pid).replace("/srv/shop", dir.to_str().unwrap());
+    let rest = rest.replace("/var/log/serverswap/node-server.js.log", log.to_str().unwrap());
+    let lines = rest.lines().filter(|line| *line != "...");
+    assert!(lines.eq(said.lines().take(5)), "{rest}\n{said}");
+    stage.sandbox.assert_clean();
+}
+
+#[test]
 fn readme_node() {
     three_swaps(&[("server.js", &readme_server("js"))], "serverswap node server.js", Tells::Pid);
 }
@@ -423,7 +494,7 @@ fn readme_shell() {
 #[test]
 fn readme_commands_are_those_of_the_manual() {
     let readme = file("README.md");
-    let commands: Vec<String> = fenced(chapter(&readme, "Three terminals"))
+    let commands: Vec<String> = fenced(chapter(&readme, "Your deploy"))
         .into_iter()
         .filter(|(language, _)| language == "sh")
         .flat_map(|(_, text)| text.lines().map(str::to_owned).collect::<Vec<_>>())

@@ -17,13 +17,16 @@ const FISH: &str = "src/install/completions/serverswap.fish";
 
 // Options.
 
-/// The options that the parser knows, by its source: `Short('d')`, `Long("detach")`.
+/// The options that the parser knows, by its source: `Short('d')`, `Long("status")`, and those that `set` takes, which it
+/// gives back by name: `"--detach"`.
 fn parser_options() -> Names {
     let source = file("src/cli.rs");
     let source = source.split("#[cfg(test)]").next().unwrap();
     let short = between(source, "Short('", "')").map(|c| format!("-{c}"));
     let long = between(source, "Long(\"", "\")").map(|name| format!("--{name}"));
-    short.chain(long).collect()
+    let set = between(source, "\nfn set(", "\n}\n").next().expect("the options of a server to run");
+    let of_run = between(set, "\"--", "\"").map(|name| format!("--{name}"));
+    short.chain(long).chain(of_run).collect()
 }
 
 fn help() -> String {
@@ -36,7 +39,7 @@ fn help() -> String {
 fn manual_options() -> BTreeMap<String, Vec<String>> {
     let manual = manual(1);
     let mut options = BTreeMap::new();
-    for tag in tags(section(&manual, "DESCRIPTION")) {
+    for tag in tags(section(&manual, "OPTIONS")) {
         let tag: Vec<&str> = tag.into_iter().filter(|word| *word != ",").collect();
         let mut names = Vec::new();
         let mut rest = &tag[..];
@@ -85,13 +88,14 @@ fn zsh_options() -> BTreeMap<String, String> {
 /// Each option of the fish completion: `-s d -l detach`, and whether it takes a value.
 fn fish_options() -> BTreeMap<String, bool> {
     let text = file(FISH);
+    let takes_value = |words: &[&str]| words.contains(&"-x") || words.contains(&"-r");
     let mut options = BTreeMap::new();
     for line in text.lines().filter(|line| line.starts_with("complete -c serverswap ")) {
         let words: Vec<&str> = line.split_whitespace().collect();
         for pair in words.windows(2) {
             match pair {
-                ["-s", short] => drop(options.insert(format!("-{short}"), words.contains(&"-x"))),
-                ["-l", long] => drop(options.insert(format!("--{long}"), words.contains(&"-x"))),
+                ["-s", short] => drop(options.insert(format!("-{short}"), takes_value(&words))),
+                ["-l", long] => drop(options.insert(format!("--{long}"), takes_value(&words))),
                 _ => {}
             }
         }
@@ -164,6 +168,8 @@ fn value_for(kind: &str) -> &'static str {
         "SECS" => "0.5",
         "SIGNAL" => "QUIT",
         "DIR" => "/nowhere",
+        "FILE" => "-",
+        "WHEN" => "up",
         "NAME" => "node",
         other => panic!("no value for {other}"),
     }
@@ -248,6 +254,25 @@ fn bash_offers_every_option() {
     }
 }
 
+/// What has a pidfile is offered by its address, and every server by its pid.
+#[test]
+fn bash_offers_addresses_and_servers() {
+    let sandbox = Sandbox::new();
+    for name in ["8080.pid", "[::1]:8080.pid", "%2Eblue.pid", "17.server", "17-1.sock", "lock"] {
+        sandbox.file(name, "");
+    }
+    let script = format!(". '{}/{BASH}'; _serverswap_addresses .", env!("CARGO_MANIFEST_DIR"));
+    let mut command = sandbox.command("bash");
+    match command.arg("-c").arg(script).output() {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => eprintln!("there is no bash here"),
+        output => {
+            let text = String::from_utf8(output.unwrap().stdout).unwrap();
+            let wanted = [":8080", "[::1]:8080", ".blue", "@17"].map(str::to_owned);
+            assert_eq!(text.lines().map(str::to_owned).collect::<Names>(), wanted.into());
+        }
+    }
+}
+
 // Exit statuses.
 
 #[test]
@@ -324,8 +349,8 @@ fn the_house_of_the_readme_is_that_of_the_code() {
 fn variables() -> Names {
     let text = sources();
     let name = |w: &&str| {
-        let known = ["SERVERSWAP_", "XDG_", "WATCHDOG_"].iter().any(|prefix| w.starts_with(prefix));
-        *w == "NOTIFY_SOCKET" || (known && !w.ends_with('_'))
+        let known = ["SERVERSWAP_", "XDG_", "WATCHDOG_", "LISTEN_"].iter().any(|prefix| w.starts_with(prefix));
+        ["NOTIFY_SOCKET", "JOURNAL_STREAM", "HOME", "PWD"].contains(w) || (known && !w.ends_with('_'))
     };
     text.split(|c: char| !c.is_ascii_alphanumeric() && c != '_').filter(name).map(str::to_owned).collect()
 }
@@ -349,6 +374,8 @@ fn environment_variables_are_in_the_manual() {
         .chain(between(&sources(), "env::var_os(\"", "\""))
         .map(str::to_owned)
         .collect();
+    // Cargo tells the build script the rest.
+    let read: Names = read.into_iter().filter(|name| !name.starts_with("CARGO_")).collect();
     assert!(!read.is_empty() && read.is_subset(&documented), "{read:?}");
     // The four of the control channel are explained in serverswap(7), in its words.
     let text = manual(7);
@@ -370,8 +397,8 @@ fn the_server_finds_the_environment_that_the_manual_names() {
     let found: BTreeMap<&str, &str> = log.lines().filter_map(|line| line.split_once('=')).collect();
     let text = manual(1);
     let given = section(&text, "ENVIRONMENT").split("finds in its environment").nth(1).unwrap();
-    for tag in tags(given) {
-        assert!(found.contains_key(tag[1]), "{tag:?} is not in\n{log}");
+    for name in tags(given).into_iter().flatten().filter(|word| !["Ev", ","].contains(word)) {
+        assert!(found.contains_key(name), "{name} is not in\n{log}");
     }
     assert!((3..=9).contains(&found["SERVERSWAP_FD"].parse::<i32>().unwrap()));
     assert_eq!(found["SERVERSWAP_GENERATION"], "1");
@@ -543,14 +570,40 @@ fn messages_of_the_manual_are_those_of_the_program() {
     until("the stranger listens", || super::body(stage.port).is_some());
     logs += &stage.sandbox.run([server, &address]).1;
     kill(stranger.pid(), nix::libc::SIGKILL);
+    until("the stranger is gone", || super::body(stage.port).is_none());
+    // A swap that waits for another one.
+    let deploy = format!("serverswap -d {server} {address}");
+    assert_eq!(stage.run(&dir, &deploy).0, 0);
+    let deaf = "import socket, time; s = socket.create_server((\"\", 8080)); time.sleep(60)";
+    let mut deaf = stage.start(&dir, &format!("exec serverswap -v --ready-timeout 3 python3 -c '{deaf}'"));
+    deaf.says("listens beside the old one");
+    let (status, log) = stage.run(&dir, &deploy);
+    assert_eq!((status, deaf.wait()), (0, 124), "{log}");
+    logs += &log;
+    assert_eq!(stage.sandbox.run(["--takedown", &address]).0, 0);
+    // One that ends by itself when it is told to.
+    let mut polite = stage.sandbox.serverswap([server, &address, "takedown"]);
+    polite.says("is up");
+    polite.signal(nix::libc::SIGTERM);
+    assert_eq!(polite.wait(), 0, "{}", polite.log());
+    // The same command at another address.
+    let python = "serverswap -d sh -c 'exec python3 -m http.server --bind $IP 8080'";
+    for ip in ["127.0.0.1", "::1"] {
+        let (status, log) = stage.run(&dir, &format!("IP={ip} {python}"));
+        assert_eq!(status, 0, "{log}");
+        logs += &log;
+    }
+    let own = stage.sandbox.serverswap(["--takedown", &format!("127.0.0.1{address}"), &format!("[::1]{address}")]);
+    assert_eq!({ own }.wait(), 0);
+    logs += &stage.sandbox.said();
 
     let text = manual(1);
-    let texts: Vec<String> = tags(section(&text, "DIAGNOSTICS")).into_iter().map(|tag| tag[1..].join(" ")).collect();
+    let texts: Vec<String> =
+        tags(section(&text, "IT DID NOT WORK")).into_iter().map(|tag| tag[1..].join(" ")).collect();
     assert!(texts.len() >= 7);
     for text in texts {
         assert!(logs.lines().any(|line| matches(line, &text)), "nothing says {text:?}:\n{logs}");
     }
-    assert!(logs.lines().all(|line| line.starts_with("serverswap: ")), "{logs}");
     until("nothing is left", || stage.sandbox.processes().is_empty());
 }
 
@@ -580,7 +633,7 @@ fn words_of_the_control_channel_are_those_of_the_code() {
     }
     for (limit, value) in [("LINE_MAX: usize = ", "1024"), ("ADDRESSES_MAX: usize = ", "4096")] {
         let code = sources();
-        assert_eq!(between(&code, limit, ";").next(), Some(value));
+        assert!(between(&code, limit, ";").any(|found| found == value), "{limit}{value}");
         assert!(text.contains(value), "{value} is not in serverswap(7)");
     }
 }

@@ -227,7 +227,7 @@ fn transcript_of_a_failure_that_says_nothing_more() {
     replay.run(&until_then);
     let new = replay.servers.get_mut("new").unwrap();
     new.ends_with(124);
-    let text = "the new server was not up in time: it listens on nothing yet (the new server is killed";
+    let text = "it listens on nothing yet, and has said neither UP nor READY=1 (the new server is killed";
     assert!(new.supervisor.log().contains(text), "{}", new.supervisor.log());
     replay.old_never_learns_of_it();
 }

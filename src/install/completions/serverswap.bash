@@ -1,15 +1,14 @@
 # bash completion for serverswap(1)                        -*- shell-script -*-
 
 # Prints the addresses that have a pidfile in the run directory $1, or in the
-# usual one.
+# usual one, and each server as @PID.
 _serverswap_addresses() {
     local dir=$1 file name
     if [[ -z $dir ]]; then
         if [[ -n ${SERVERSWAP_RUN_DIR-} ]]; then dir=$SERVERSWAP_RUN_DIR
         elif ((EUID == 0)); then dir=/run/serverswap
-        elif [[ -n ${XDG_RUNTIME_DIR-} ]]; then dir=$XDG_RUNTIME_DIR/serverswap
-        elif [[ -d /run/user/$EUID ]]; then dir=/run/user/$EUID/serverswap
-        else dir=/tmp/serverswap-$EUID
+        elif [[ ${XDG_STATE_HOME-} == /* ]]; then dir=$XDG_STATE_HOME/serverswap/run
+        else dir=~/.local/state/serverswap/run
         fi
     fi
     for file in "$dir"/*.pid; do
@@ -18,6 +17,11 @@ _serverswap_addresses() {
         name=${name%.pid}
         [[ $name == *[!0-9]* ]] || name=:$name
         printf '%b\n' "${name//%/\\x}"
+    done
+    for file in "$dir"/*.server; do
+        [[ -f $file ]] || continue
+        name=${file##*/}
+        printf '@%s\n' "${name%.server}"
     done
 }
 
@@ -37,7 +41,7 @@ _serverswap() {
         case $word in
             --run-dir) dir=${typed[i + 1]}; ((i += 2)) ;;
             --run-dir=*) dir=${word#*=}; ((i += 1)) ;;
-            --ready-timeout | --drain | --kill-after | --stop-signal | --client) ((i += 2)) ;;
+            --wait | --log | --ready-timeout | --drain | --kill-after | --stop-signal | --client) ((i += 2)) ;;
             --status | --reload | --takedown) mode=$word; ((i += 1)) ;;
             --) ((i += 1)); break ;;
             -*) ((i += 1)) ;;
@@ -68,6 +72,13 @@ _serverswap() {
             compopt -o filenames
             mapfile -t COMPREPLY < <(compgen -d -- "$cur")
             return ;;
+        --log)
+            compopt -o filenames
+            mapfile -t COMPREPLY < <(compgen -f -- "$cur")
+            return ;;
+        --wait)
+            mapfile -t COMPREPLY < <(compgen -W 'gone up' -- "$cur")
+            return ;;
         --stop-signal)
             mapfile -t COMPREPLY < <(compgen -W 'HUP INT KILL QUIT TERM USR1 USR2 WINCH' -- "$cur")
             return ;;
@@ -79,9 +90,9 @@ _serverswap() {
 
     case $cur in
         -*)
-            mapfile -t COMPREPLY < <(compgen -W '-d --detach --plain --no-probe
+            mapfile -t COMPREPLY < <(compgen -W '-d --detach --wait --log --plain --no-probe
                 --ready-timeout --drain --kill-after --stop-signal --run-dir
-                -q --quiet -v --verbose --status --reload --takedown --client
+                -q --quiet -v --verbose --status --json --reload --fresh --takedown --client
                 -h --help -V --version' -- "$cur") ;;
         *)
             compopt -o filenames

@@ -14,7 +14,7 @@ function __serverswap_form
                 test $i -le (count $words); and set dir $words[$i]
             case '--run-dir=*'
                 set dir (string replace -- --run-dir= '' $words[$i])
-            case --ready-timeout --drain --kill-after --stop-signal --client
+            case --wait --log --ready-timeout --drain --kill-after --stop-signal --client
                 set i (math $i + 1)
             case --status --reload --takedown
                 set mode $words[$i]
@@ -43,28 +43,28 @@ function __serverswap_is
     test $form[1] = $argv[1]
 end
 
-# Prints the addresses that have a pidfile in the run directory.
+# Prints the addresses that have a pidfile in the run directory, and each server as @PID.
 function __serverswap_addresses
     set -l form (__serverswap_form)
     set -l dir $form[2]
-    set -l uid (id -u)
     if test -z "$dir"
         if test -n "$SERVERSWAP_RUN_DIR"
             set dir $SERVERSWAP_RUN_DIR
-        else if test $uid -eq 0
+        else if test (id -u) -eq 0
             set dir /run/serverswap
-        else if test -n "$XDG_RUNTIME_DIR"
-            set dir $XDG_RUNTIME_DIR/serverswap
-        else if test -d /run/user/$uid
-            set dir /run/user/$uid/serverswap
+        else if string match -q '/*' -- "$XDG_STATE_HOME"
+            set dir $XDG_STATE_HOME/serverswap/run
         else
-            set dir /tmp/serverswap-$uid
+            set dir ~/.local/state/serverswap/run
         end
     end
     for file in $dir/*.pid
         set -l name (string replace -r '.*/(.*)\.pid$' '$1' -- $file)
         string match -qr '^[0-9]+$' -- $name; and set name :$name
         string unescape --style=url -- $name
+    end
+    for file in $dir/*.server
+        string replace -r '.*/(.*)\.server$' '@$1' -- $file
     end
 end
 
@@ -83,6 +83,8 @@ complete -c serverswap -n '__serverswap_is options' -a '(__fish_complete_command
 complete -c serverswap -n '__serverswap_is options' -a '(__fish_complete_suffix .js; __fish_complete_suffix .mjs; __fish_complete_suffix .cjs)'
 
 complete -c serverswap -n 'not __serverswap_is command' -s d -l detach -d 'Stay in the background once the swap is done'
+complete -c serverswap -n 'not __serverswap_is command' -l wait -x -a 'gone up' -d 'When -d returns'
+complete -c serverswap -n 'not __serverswap_is command' -l log -r -F -d 'Append the output of the server to FILE'
 complete -c serverswap -n 'not __serverswap_is command' -l plain -d 'Do not watch or share'
 complete -c serverswap -n 'not __serverswap_is command' -l no-probe -d 'Do not open the probe connection'
 complete -c serverswap -n 'not __serverswap_is command' -l ready-timeout -x -d 'The new server must be up within SECS'
@@ -93,7 +95,9 @@ complete -c serverswap -n 'not __serverswap_is command' -l run-dir -x -a '(__fis
 complete -c serverswap -n 'not __serverswap_is command' -s q -l quiet -d 'Say less'
 complete -c serverswap -n 'not __serverswap_is command' -s v -l verbose -d 'Say more'
 complete -c serverswap -n 'not __serverswap_is command' -l status -d 'List the servers'
+complete -c serverswap -n 'not __serverswap_is command' -l json -d 'With --status: as JSON'
 complete -c serverswap -n 'not __serverswap_is command' -l reload -d 'Swap in a fresh copy of the server'
+complete -c serverswap -n 'not __serverswap_is command' -l fresh -d 'With --reload: in the environment and directory of the caller'
 complete -c serverswap -n 'not __serverswap_is command' -l takedown -d 'Stop the server'
 complete -c serverswap -n 'not __serverswap_is command' -l client -x -a node -d 'Print a client'
 complete -c serverswap -n 'not __serverswap_is command' -s h -l help -d 'Print a summary of the options'
