@@ -118,7 +118,6 @@ impl Supervisor {
             clock: Clock::new(),
             caller,
         };
-        supervisor.name_log();
         let awaited = supervisor.caller.launcher.is_some() || front.is_some();
         let begun = supervisor.listen(front).and_then(|sources| match orphan {
             Some(server) => supervisor.take_care(server, sources),
@@ -136,6 +135,7 @@ impl Supervisor {
 
     /// Handles signals from here on, and has all that its server leaves behind come to this process.
     fn listen(&mut self, front: Option<UnixStream>) -> Result<Sources> {
+        self.name_log();
         let failed = |what: &str, e: std::io::Error| Error::unable(what, e, "nothing was started");
         let mut signals =
             vec![Signal::SIGTERM, Signal::SIGINT, Signal::SIGQUIT, Signal::SIGUSR1, Signal::SIGUSR2, Signal::SIGCHLD];

@@ -460,7 +460,7 @@ fn readme_a_deploy_that_fails() {
     let command = command.trim_start_matches("$ ").replace("-d", "-d --log 'a log'");
     let (status, said) = stage.run(&dir, &command);
     assert_eq!(status, 1, "{said}");
-    let pid = said.split("the last lines of server ").nth(1).unwrap().split(' ').next().unwrap();
+    let pid = said.split(" up to those of server ").nth(1).unwrap().split(':').next().unwrap();
     let rest = rest.replace("4407", pid).replace("/srv/shop", dir.to_str().unwrap());
     let rest = rest.replace("/var/log/serverswap/node-server.js.log", log.to_str().unwrap());
     let lines = rest.lines().filter(|line| *line != "...");
