@@ -161,7 +161,7 @@ fn process_1_does_not_take_what_others_have_started_in_its_container_for_its_ser
     for generation in [2, 3] {
         kill(supervisor, libc::SIGHUP);
         running.says(&format!("is up (generation {generation})"));
-        until("the old one has ended", || running.log().matches("ended").count() == generation - 1);
+        until("the old one has ended", || running.log().matches("was replaced by").count() == generation - 1);
     }
     assert!(alive(stranger.unwrap()), "{}", running.log());
     kill(stranger.unwrap(), libc::SIGKILL);
