@@ -195,12 +195,12 @@ uninstall:
 	    '$(DESTDIR)$(TMPFILESDIR)/serverswap.conf' '$(DESTDIR)$(LOGROTATEDIR)/serverswap'
 	[ ! -d '$(DESTDIR)$(NODEDIR)' ] || rmdir '$(DESTDIR)$(NODEDIR)'
 
-# The package for npm: the program is linked so that it runs on every Linux of its architecture.
 test-deploy: SETUP = deploy
 test-deploy: all
 	tests/ssh.sh '$(BIN)'
 	tests/systemd.sh '$(BIN)'
 
+# The package for npm: the program is linked so that it runs on every Linux of its architecture.
 npm: SETUP = packages
 npm:
 	@tests/setup.sh $(SETUP)
