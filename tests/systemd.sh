@@ -63,15 +63,6 @@ end() {
     umount /run/systemd
 }
 trap end EXIT
-wait_for() { # WHAT COMMAND...
-    local what=$1
-    shift
-    for _ in $(seq 600); do
-        "$@" && return
-        sleep 0.05
-    done
-    fail "waited for: $what"
-}
 fail() {
     echo "tests/systemd.sh: $*" >&2
     systemctl --user status 'serverswap@*' --no-pager >&2 || true
@@ -89,7 +80,11 @@ version() { answer "$1" | cut -d ' ' -f 1; }
 status_of() { local status=0; "$@" >>"$dir/out" 2>&1 || status=$?; echo "$status"; }
 main_pid() { systemctl --user show -P MainPID "serverswap@$1"; }
 
-wait_for "the manager" test -S "$XDG_RUNTIME_DIR/systemd/private"
+for _ in $(seq 200); do
+    [ -S "$XDG_RUNTIME_DIR/systemd/private" ] && break
+    sleep 0.05
+done
+[ -S "$XDG_RUNTIME_DIR/systemd/private" ] || left_out "systemd does not come up here: $(tail -n 1 "$dir/systemd.log")"
 
 env_file shop one "$port"
 is "start" 0 "$(status_of systemctl --user start serverswap@shop)"
