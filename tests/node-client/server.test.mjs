@@ -48,7 +48,7 @@ async function start(t, script) {
   return {
     server,
     port,
-    connect: (options) => new Client(t, options ? tls.connect({ port, ...options }) : net.connect(port, '127.0.0.1')),
+    connect: (options) => new Client(t, options ? tls.connect({ host: '127.0.0.1', port, ...options }) : net.connect(port, '127.0.0.1')),
     async takeDown() {
       server.control.say(`TAKEDOWN :${port}`);
       await server.control.hears(`RELEASED :${port}`);
@@ -164,7 +164,7 @@ test('https', async (t) => {
 
 test('http2: requests finish, and the client is told to go', async (t) => {
   const { server, port, takeDown } = await secure(t, "require('http2').createSecureServer({ allowHTTP1: true }");
-  const session = http2.connect(`https://localhost:${port}`, { rejectUnauthorized: false, family: 4 });
+  const session = http2.connect(`https://127.0.0.1:${port}`, { rejectUnauthorized: false });
   t.after(() => session.destroy());
   session.on('error', () => {});
   const ask = (url) => {
