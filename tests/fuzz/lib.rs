@@ -1,23 +1,21 @@
 //! The pure modules of serverswap, for its fuzz targets: serverswap itself is a program and no library.
 
 // Not all of it is fuzzed.
-#![allow(dead_code)]
+#![allow(dead_code, unused_imports)]
 
-#[path = "../../src/address.rs"]
-mod address;
-#[path = "../../src/cli.rs"]
-mod cli;
-#[path = "../../src/error.rs"]
-mod error;
-#[path = "../../src/notify.rs"]
-mod notify;
-#[path = "../../src/protocol.rs"]
-mod protocol;
-#[path = "../../src/record.rs"]
-mod record;
-#[path = "../../src/sys"]
-mod sys {
-    pub mod namespace;
-    pub mod pid;
+#[path = "../../src"]
+mod src {
+    pub mod address;
+    pub mod cli;
+    pub mod error;
+    pub mod notify;
+    pub mod protocol;
+    pub mod record;
+    pub mod sys {
+        pub mod namespace;
+        pub mod pid;
+    }
 }
+use src::{address, cli, error, notify, protocol, record, sys};
+
 pub mod targets;

@@ -4,13 +4,14 @@
 use crate::address::Address;
 use crate::cli::{self, Request};
 use crate::notify::{self, Notice};
-use crate::protocol::{
-    CopyWord, FrontWord, HolderWord, LINE_MAX, PeerWord, ServerWord, Splitter, SupervisorWord, Word, line_of,
-};
+use crate::protocol::{CopyWord, FrontWord, HolderWord, PeerWord, ServerWord, Splitter, SupervisorWord, Word, line_of};
 use crate::record::{self, Record};
 use std::ffi::OsString;
 use std::fmt::{Debug, Display};
 use std::os::unix::ffi::OsStringExt;
+
+/// The longest line of the control channel, with its end (serverswap(7)).
+const LINE_MAX: usize = 1024;
 
 /// A target: its name, which is that of its corpus too, and its body.
 pub type Target = (&'static str, fn(&[u8]));
