@@ -58,20 +58,18 @@ fn main() -> ExitCode {
 fn run(cli: Cli) -> Result<u8> {
     let log = Log::new(cli.verbosity);
     let given = cli.run_dir.or_else(run_dir_of_environment);
-    let dir = || {
-        finder::have_written_again(&RunDir::path_of(given.as_deref())?);
-        RunDir::open(given.as_deref(), false)
-    };
+    // For a person who asks: the path of the run directory, with the files that living supervisors miss in it.
+    let path = || RunDir::path_of(given.as_deref()).inspect(|path| finder::have_written_again(path));
+    let dir = || RunDir::open(Some(&path()?), false);
     match cli.request {
         Request::Help => print(cli::HELP),
         Request::Version => print(concat!("serverswap ", env!("CARGO_PKG_VERSION"), "\n")),
         Request::Client(_) => print(NODE_CLIENT),
         Request::Status(targets, form) => {
-            let path = RunDir::path_of(given.as_deref())?;
-            finder::have_written_again(&path);
-            let exists = RunDir::exists(given.as_deref());
-            let dir = exists.then(|| RunDir::open(given.as_deref(), false)).transpose()?;
-            if dir.is_none() {
+            let path = path()?;
+            let is_there = path.symlink_metadata().is_ok();
+            let dir = is_there.then(|| RunDir::open(Some(&path), false)).transpose()?;
+            if !is_there {
                 let text = format!("the run directory {} does not exist: no server has it", path.display());
                 log.say(swap::Level::Notice, None, &text);
             }
@@ -125,12 +123,18 @@ fn start(run: cli::Run, given: Option<&Path>, log: Log) -> Result<u8> {
 
 /// Opens what a server needs: the run directory, which is that of its front if there is one, and where its output goes.
 fn prepare(run: &cli::Run, given: Option<&Path>, fronts: Option<&Path>) -> Result<(RunDir, Output)> {
-    let path = RunDir::path_of(given)?;
-    // The lock stays where servers come and go: without it, nobody was here, or somebody has cleared up.
-    if fronts.is_none() && !path.join(rundir::LOCK).exists() {
-        finder::have_written_again(&path);
-    }
-    Ok((RunDir::open(fronts.or(given), true)?, Output::open(run)?))
+    let dir = match fronts {
+        Some(path) => RunDir::open(Some(path), true)?,
+        None => {
+            let path = RunDir::path_of(given)?;
+            // The lock stays where servers come and go: without it, nobody was here, or somebody has cleared up.
+            if !path.join(rundir::LOCK).exists() {
+                finder::have_written_again(&path);
+            }
+            RunDir::open(given, true)?
+        }
+    };
+    Ok((dir, Output::open(run)?))
 }
 
 /// The run directory that the environment names.

@@ -8,7 +8,7 @@
 
 use crate::address::Address;
 use crate::swap::Level;
-use crate::sys::terminal;
+use crate::sys::{file, terminal};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::io::{self, Write};
 use std::os::fd::AsFd;
@@ -69,8 +69,8 @@ impl Log {
         if PROGRESS.swap(false, Ordering::Relaxed) {
             line.insert_str(0, CLEAR);
         }
-        if let Some(priority) = journal().then_some(level) {
-            line.insert_str(0, priority_of(priority));
+        if journal() {
+            line.insert_str(0, priority_of(level));
         }
         OUT.say(line.as_bytes());
     }
@@ -107,7 +107,7 @@ fn journal() -> bool {
         Some((device.parse().ok()?, inode.parse().ok()?))
     };
     let stream = *STREAM.get_or_init(named);
-    stream.is_some() && nix::sys::stat::fstat(io::stderr()).ok().map(|stat| (stat.st_dev, stat.st_ino)) == stream
+    stream.is_some() && file::id(io::stderr()) == stream
 }
 
 /// The priority of a message, as the journal reads it from the begin of a line (sd-daemon(3)).
@@ -181,7 +181,8 @@ impl Out {
     fn say(&'static self, line: &[u8]) {
         let mut waiting = self.lock();
         let idle = !waiting.writer && waiting.bytes.is_empty() && waiting.lost == 0;
-        if idle && takes_all() {
+        // A regular file takes all.
+        if idle && file::is_regular(io::stderr()) {
             let _ = io::stderr().write_all(line);
             return;
         }
@@ -254,11 +255,6 @@ fn part_of(bytes: &mut Vec<u8>) -> Vec<u8> {
     let most = bytes.len().min(PART);
     let end = bytes[..most].iter().rposition(|&byte| byte == b'\n').map_or(most, |at| at + 1);
     bytes.drain(..end).collect()
-}
-
-/// Whether standard error is a file, which takes what is written whoever reads it.
-fn takes_all() -> bool {
-    nix::sys::stat::fstat(io::stderr()).is_ok_and(|stat| stat.st_mode & nix::libc::S_IFMT == nix::libc::S_IFREG)
 }
 
 fn has_room(timeout: PollTimeout) -> bool {

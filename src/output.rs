@@ -7,10 +7,10 @@
 
 use crate::cli::{Destination, Run};
 use crate::error::{Error, Result};
+use crate::sys::file::{id, is_regular};
 use crate::sys::process;
 use crate::sys::user;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
-use nix::sys::stat::{SFlag, fstat};
 use nix::unistd::{Whence, geteuid, lseek};
 use std::fs::{DirBuilder, File};
 use std::io::{self, Read, Seek, SeekFrom};
@@ -53,13 +53,13 @@ impl Output {
         let (stdout, stderr) = (io::stdout(), io::stderr());
         let callers = [stdout.as_fd(), stderr.as_fd()];
         let (kept, named) = match &run.log {
-            Some(Destination::Caller) => ([true; 2], PathBuf::new()),
-            Some(Destination::File(path)) => ([false; 2], path.clone()),
-            None => (callers.map(is_kept), PathBuf::new()),
+            Some(Destination::Caller) => ([true; 2], None),
+            Some(Destination::File(path)) => ([false; 2], Some(path.clone())),
+            None => (callers.map(is_kept), None),
         };
         let mut output = Output { files: callers.map(own_description), log: None, written: Vec::new() };
         if kept != [true; 2] {
-            let path = if named.as_os_str().is_empty() { default_log(run)? } else { named };
+            let path = named.map_or_else(|| default_log(run), Ok)?;
             let (path, log) = open_log(&path)?;
             for (file, _) in output.files.iter_mut().zip(kept).filter(|(_, kept)| !kept) {
                 *file = Some(log.try_clone().map_err(|e| unable(&path, e))?);
@@ -124,13 +124,8 @@ impl Output {
 
     /// Whether the output is what this process writes its messages to: then there is no need to show it again.
     pub fn is_ours(&self) -> bool {
-        self.last_written().is_some_and(|written| id(written.file.as_fd()) == id(io::stderr().as_fd()))
+        self.last_written().is_some_and(|written| id(written.file.as_fd()) == id(io::stderr()))
     }
-}
-
-/// What a file is.
-fn id(file: BorrowedFd<'_>) -> Option<(u64, u64)> {
-    fstat(file).map(|stat| (stat.st_dev, stat.st_ino)).ok()
 }
 
 impl Written {
@@ -177,10 +172,6 @@ impl Written {
         lines.reverse();
         Ok(lines)
     }
-}
-
-fn is_regular(file: BorrowedFd<'_>) -> bool {
-    fstat(file).is_ok_and(|stat| SFlag::from_bits_truncate(stat.st_mode & SFlag::S_IFMT.bits()) == SFlag::S_IFREG)
 }
 
 /// A second open file description of a regular file that is open for appending, if it can be had.

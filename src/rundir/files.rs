@@ -3,6 +3,7 @@
 
 use super::RunDir;
 use crate::error::reason;
+use crate::sys::file;
 use crate::sys::pid::Pid;
 use nix::errno::Errno;
 use nix::fcntl::{AtFlags, OFlag, openat, renameat};
@@ -96,7 +97,6 @@ impl RunDir {
     /// Whether this is the name of a file.
     pub fn is_name_of(&self, name: &str, file: &File) -> bool {
         let named = fstatat(&self.dir, name, AtFlags::AT_SYMLINK_NOFOLLOW);
-        let (Ok(named), Ok(ours)) = (named, fstat(file)) else { return false };
-        (named.st_dev, named.st_ino) == (ours.st_dev, ours.st_ino)
+        named.is_ok_and(|named| Some((named.st_dev, named.st_ino)) == file::id(file))
     }
 }

@@ -66,7 +66,7 @@ pub type Notes = Vec<String>;
 impl RunDir {
     /// Opens a directory and checks that it is ours alone.
     fn open_whole(given: Option<&Path>, create: bool) -> Result<RunDir> {
-        let path = path_of(given)?;
+        let path = RunDir::path_of(given)?;
         if create {
             let mode = if geteuid().is_root() { 0o755 } else { 0o700 };
             // Only our own directories are made together with those above them.
@@ -80,19 +80,17 @@ impl RunDir {
         Ok(RunDir::at(path, Arc::new(dir), owner, Namespaces::own(), LOCK_PATIENCE))
     }
 
-    /// Whether the directory that would be used exists. Commands that only read do not create it.
-    pub fn exists(given: Option<&Path>) -> bool {
-        path_of(given).is_ok_and(|path| path.symlink_metadata().is_ok())
-    }
-
     /// The directory that would be used, whether it exists or not.
     pub fn path_of(given: Option<&Path>) -> Result<PathBuf> {
-        path_of(given)
+        let path = given.map(Path::to_owned).or_else(default_path).ok_or_else(|| {
+            Error::failed("unable to choose a run directory: $HOME is not known (nothing was done; see --run-dir)")
+        })?;
+        std::path::absolute(&path).map_err(|e| unusable(&path, e))
     }
 
     /// Opens the directory by its path again, for all handles on it; it was removed, and may have to be made.
     pub fn open_again(&self) -> Result<()> {
-        let is_default = path_of(None).is_ok_and(|path| path == self.path);
+        let is_default = RunDir::path_of(None).is_ok_and(|path| path == self.path);
         let new = RunDir::open_whole(Some(&*self.path).filter(|_| !is_default), true)?;
         process::replace(new.dir.as_fd(), self.dir.as_fd()).map_err(|e| unusable(&self.path, e))
     }
@@ -140,16 +138,6 @@ impl RunDir {
     }
 }
 
-fn path_of(given: Option<&Path>) -> Result<PathBuf> {
-    let path = match given {
-        Some(path) => path.to_owned(),
-        None => crate::output::state_dir("/run").map(|dir| default_path(&dir)).ok_or_else(|| {
-            Error::failed("unable to choose a run directory: $HOME is not known (nothing was done; see --run-dir)")
-        })?,
-    };
-    std::path::absolute(&path).map_err(|e| unusable(&path, e))
-}
-
 /// Opens a directory and checks that it is ours alone, or that of one other user if root only looks. Gives its owner too.
 fn open_checked(path: &Path, create: bool) -> Result<(OwnedFd, u32)> {
     let flags = OFlag::O_RDONLY | OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
@@ -177,6 +165,7 @@ fn unusable(path: &Path, why: impl std::fmt::Display) -> Error {
 }
 
 /// For users other than root it is where it outlives a logout, and where cron and ssh find it too.
-fn default_path(state: &Path) -> PathBuf {
-    if geteuid().is_root() { state.join("serverswap") } else { state.join("run") }
+fn default_path() -> Option<PathBuf> {
+    let name = if geteuid().is_root() { "serverswap" } else { "run" };
+    crate::output::state_dir("/run").map(|dir| dir.join(name))
 }

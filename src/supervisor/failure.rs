@@ -54,8 +54,9 @@ impl Supervisor {
             _ => format!("the last lines{place} up to those of server {}:", live.server.pid),
         };
         let lines: Vec<String> = [what].into_iter().chain(lines.iter().map(|line| format!("| {line}"))).collect();
+        let is_ours = output.is_ours();
         for line in lines {
-            if !output.is_ours() {
+            if !is_ours {
                 self.log.say(Level::Error, name.as_ref(), &line);
             }
             self.tell_front_of_failure(name.as_ref(), &line);

@@ -7,6 +7,7 @@ mod child;
 pub mod clock;
 mod copy;
 mod diag;
+pub mod file;
 mod keeper;
 mod limits;
 mod listing;
