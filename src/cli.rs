@@ -74,7 +74,7 @@ pub enum Destination {
 pub enum Wait {
     /// When the old server is gone.
     Gone,
-    /// `--wait up`: when the new server has all new connections, and cannot be turned back any more.
+    /// `--wait up`: when the new server has all new connections.
     Up,
 }
 
@@ -97,6 +97,8 @@ pub struct Run {
     pub ready_timeout: Option<Duration>,
     /// How long this server may finish what it has when it is replaced on a shared port.
     pub drain: Duration,
+    /// How many older servers may drain behind this one; of more, the oldest is told to stop.
+    pub max_draining: usize,
     /// From being told to stop to SIGKILL.
     pub kill_after: Duration,
     /// How this server is told to stop.
@@ -149,6 +151,8 @@ one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
                            a first server in the foreground: none]
       --drain SECS         how long this server, when it is replaced, may finish
                            what it has before it is told to stop [10]
+      --max-draining N     when more than N older servers still drain, the oldest
+                           is told to stop [8]
       --kill-after SECS    from being told to stop to SIGKILL [10]
       --stop-signal SIGNAL how this server is told to stop [TERM]
       --run-dir DIR        where servers find each other, also $SERVERSWAP_RUN_DIR
@@ -253,7 +257,9 @@ fn set(run: &mut Run, name: &str, parser: &mut lexopt::Parser) -> Result<&'stati
         }
         _ => {}
     }
-    let option = ["--wait", "--log", "--ready-timeout", "--drain", "--kill-after", "--stop-signal"]
+    let with_value =
+        ["--wait", "--log", "--ready-timeout", "--drain", "--max-draining", "--kill-after", "--stop-signal"];
+    let option = with_value
         .into_iter()
         .find(|option| &option[2..] == name)
         .ok_or_else(|| usage(Long(name).unexpected().to_string()))?;
@@ -265,6 +271,7 @@ fn set(run: &mut Run, name: &str, parser: &mut lexopt::Parser) -> Result<&'stati
         }
         "--ready-timeout" => run.ready_timeout = Some(seconds(parser, option)?),
         "--drain" => run.drain = seconds(parser, option)?,
+        "--max-draining" => run.max_draining = count(&text(parser, option)?)?,
         "--kill-after" => run.kill_after = seconds(parser, option)?,
         _ => run.stop_signal = signal(&text(parser, option)?)?,
     }
@@ -281,6 +288,7 @@ fn defaults() -> Run {
         probe: true,
         ready_timeout: None,
         drain: Duration::from_secs(10),
+        max_draining: 8,
         kill_after: Duration::from_secs(10),
         stop_signal: Signal::SIGTERM,
     }
@@ -383,6 +391,10 @@ fn wait(text: &str) -> Result<Wait> {
         "gone" => Ok(Wait::Gone),
         _ => Err(usage(format!("--wait: {text:?} is neither up nor gone"))),
     }
+}
+
+fn count(text: &str) -> Result<usize> {
+    text.parse().map_err(|_| usage(format!("--max-draining: {text:?} is no number of servers")))
 }
 
 fn extension(command: &OsString) -> Option<&str> {

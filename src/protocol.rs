@@ -207,6 +207,8 @@ words! {
         Stay = "STAY",
         /// With the lock: stop the server, even if it still has addresses.
         Stop = "STOP",
+        /// A newer server has the connections of yours, whoever has claimed yours; `true`: the time for its drain is up.
+        Superseded(hurry: bool) = "SUPERSEDED",
         /// The result of the oldest unanswered `Joins`: 0, or an errno.
         Joined(number: i32) = "JOINED",
         /// `--takedown`: one of the addresses to take down.
@@ -261,6 +263,8 @@ words! {
     pub enum CopyWord {
         /// Its swap is done.
         Done = "DONE",
+        /// Its server is replaced before those that it has replaced itself are gone.
+        Passed = "PASSED",
         /// The copy is asked for a reload: its number for the peer that waits for it, or 0 if none does; and the pid of the
         /// process whose environment the new server is to have, or 0 if it is that of the front.
         Reload(peer: u64, caller: u32) = "RELOAD",

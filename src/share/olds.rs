@@ -2,11 +2,11 @@
 
 use super::Sharing;
 use super::group::{Fetch, Group, NOBODY};
-use super::member::{Member, REOPENS_WITHIN, Side};
+use super::member::{Member, Proof, REOPENS_WITHIN, Side};
 use crate::place::Place;
 use crate::procfs::{self, Held, Holders};
 use crate::sys::clock::Instant;
-use crate::sys::net::{self, Listeners};
+use crate::sys::net::{self, Listeners, TcpSocket};
 use crate::sys::steer::Socket;
 use std::collections::BTreeSet;
 use std::io;
@@ -57,6 +57,43 @@ impl Sharing {
         // As a rule it replaces a listener that was closed.
         self.follow_olds(&listeners, fetch);
         Ok(())
+    }
+
+    /// Handles on the listeners of old servers, as their groups have them.
+    pub fn handles_of_olds(&self) -> Vec<Socket> {
+        self.groups().flat_map(Group::olds).filter_map(|old| old.try_clone().ok()).collect()
+    }
+
+    /// Whether the new server has listened where this old one does.
+    pub fn is_beside(&self, old: u64) -> bool {
+        let its: Vec<Place> = self.groups().filter(|group| group.old == Some(old)).map(|group| group.place).collect();
+        let is_beside = |group: &Group| its.iter().any(|place| group.place.conflicts(place));
+        self.groups().any(|group| (group.joined || group.has_news()) && is_beside(group))
+    }
+
+    /// Lets go of the listeners of an old server, while somebody else steers.
+    pub fn forget_handles(&mut self, old: u64) {
+        for group in self.groups_mut().filter(|group| group.old == Some(old)) {
+            group.members.leave_all(Member::is_new);
+            group.members.doubt_order();
+        }
+    }
+
+    /// Steers again what somebody else has steered meanwhile. `own`: the listeners of the new server.
+    pub fn resume(&mut self, own: &[TcpSocket], listeners: &Listeners, fetch: Fetch<'_>) {
+        for group in self.groups_mut() {
+            let listening = group.listening(listeners);
+            let left = group.members.leave_all(|member| listening.contains(&member.inode));
+            let mut joined = 0;
+            let place = group.place;
+            for socket in own.iter().filter(|socket| socket.place() == place) {
+                joined += usize::from(group.add_new(socket.inode, Proof::Proven));
+            }
+            if left + joined > 0 {
+                group.members.doubt_order();
+            }
+            let _ = group.steer(fetch);
+        }
     }
 
     /// Whether listeners of old servers are kept open.
@@ -140,9 +177,7 @@ impl Sharing {
     /// The lock of this old server may be somebody else's by now: lets go of its listeners, and of the port as it is
     /// steered. `false`, and all stays, if the new server listens beside them.
     pub fn lose(&mut self, old: u64) -> bool {
-        let its: Vec<Place> = self.groups().filter(|group| group.old == Some(old)).map(|group| group.place).collect();
-        let is_beside = |group: &Group| its.iter().any(|place| group.place.conflicts(place));
-        if self.groups().any(|group| (group.joined || group.has_news()) && is_beside(group)) {
+        if self.is_beside(old) {
             return false;
         }
         self.keep(|group| group.old != Some(old));

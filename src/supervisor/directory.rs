@@ -74,6 +74,8 @@ impl Supervisor {
             | Effect::Up
             | Effect::TellWaits(..)
             | Effect::Sure
+            | Effect::Passed
+            | Effect::Hasten
             | Effect::Done => Part::After,
             Effect::Say(..)
             | Effect::Admit(_)

@@ -6,7 +6,7 @@ use crate::address::Address;
 use crate::cli::Wait;
 use crate::error::status;
 use crate::message;
-use crate::protocol::{HolderWord, PeerWord, SupervisorWord};
+use crate::protocol::{CopyWord, HolderWord, PeerWord, SupervisorWord};
 use crate::swap::{ClaimerId, Effect, Event, Level, SpeakerId};
 use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
@@ -58,8 +58,9 @@ impl Supervisor {
             Effect::Resume(timer) => self.agenda.timers.resume(timer),
             Effect::Report(level, address, text) => self.report(level, address.as_ref(), text),
             Effect::Up => self.up(),
-            Effect::Sure if self.run.wait == Wait::Up => self.dismiss(),
-            Effect::Sure => {}
+            Effect::Sure => self.sure(),
+            Effect::Passed => self.passed(),
+            Effect::Hasten => self.limit_draining(0),
             Effect::Done => self.done(),
             Effect::End(status) => self.end(status),
             Effect::Unhold(_)
@@ -109,7 +110,8 @@ impl Supervisor {
 
     fn take(&mut self, address: Address) {
         let locked = self.peers.olds.values().filter(|old| old.locked);
-        let locked: Vec<Pid> = locked.map(|old| old.holder.pid).collect();
+        let mut locked: Vec<Pid> = locked.map(|old| old.holder.pid).collect();
+        locked.extend(self.live.iter().flat_map(|live| &live.names.replaced));
         if !self.register(&address, &locked) {
             self.look_up(address);
         }
@@ -227,9 +229,21 @@ impl Supervisor {
         self.tell_manager("READY=1");
     }
 
+    fn sure(&mut self) {
+        if self.run.wait == Wait::Up {
+            self.dismiss();
+        }
+        self.limit_draining(self.run.max_draining);
+    }
+
+    fn passed(&mut self) {
+        self.dismiss();
+        self.tell_front(&CopyWord::Passed);
+    }
+
     fn done(&mut self) {
         self.dismiss();
-        self.tell_front();
+        self.tell_front(&CopyWord::Done);
     }
 
     /// Whoever waits for the swap waits no longer.

@@ -27,9 +27,10 @@ impl Supervisor {
     /// Starts a copy as soon as nothing else is under way: reloads that were wanted during a swap become one more
     /// afterwards.
     pub(super) fn reload_if_possible(&mut self) {
-        let swaps = self.reloads.copies.values().any(|copy| copy.progress != Progress::Done);
+        let starts = |copy: &Child| copy.progress == Progress::Starting;
+        let swaps = self.reloads.copies.values().any(starts);
         let own_is_free = self.live.as_ref().is_some_and(|live| live.machine.is_free());
-        let has_heir = self.live.is_none() && !self.reloads.copies.is_empty();
+        let has_heir = !self.reloads.copies.is_empty();
         if self.caller.is_stopping() || swaps || !(own_is_free || has_heir) {
             return;
         }
@@ -39,7 +40,9 @@ impl Supervisor {
         if let Some(wanted) = self.reloads.wanted.take() {
             self.caller.manager.reloading();
             let Wanted { waiters, start } = wanted;
-            if let Err(error) = self.start_copy(&waiters, start.or_else(|| self.reloads.start.clone())) {
+            let last = self.reloads.copies.values().rev().find_map(|copy| copy.start.clone());
+            let start = start.or(last).or_else(|| self.reloads.start.clone());
+            if let Err(error) = self.start_copy(&waiters, start) {
                 self.say_failure(None, &error.text);
                 self.reload_failed(&waiters, error.status, &error.text);
             }
@@ -135,6 +138,11 @@ impl Supervisor {
                 self.tell_waiters(&waiters, &HolderWord::Reloaded);
                 self.supersede(line);
             }
+            CopyWord::Passed => {
+                copy.progress = Progress::Done;
+                let waiters = std::mem::take(&mut copy.waiters);
+                self.tell_waiters(&waiters, &HolderWord::Reloaded);
+            }
             CopyWord::Reload(peer, caller) => {
                 let waiter = Some(Waiter::Of(line, peer)).filter(|_| peer > 0);
                 match self.caller.is_stopping() {
@@ -153,7 +161,7 @@ impl Supervisor {
     /// The copy `by` has taken over: all other servers stop, even those that have no address in common with its server.
     fn supersede(&mut self, by: Id) {
         self.give_up_service();
-        for line in self.reloads.copies.keys().filter(|line| **line != by) {
+        for (line, _) in self.reloads.copies.range(..by) {
             self.tell(*line, &FrontWord::Superseded);
         }
     }
@@ -355,10 +363,10 @@ impl Supervisor {
         }
     }
 
-    /// Tells the front, if there is one, that our swap is done.
-    pub(super) fn tell_front(&self) {
+    /// Tells the front, if there is one, how our swap has gone.
+    pub(super) fn tell_front(&self, word: &CopyWord) {
         if let Some(front) = self.reloads.front {
-            self.tell(front, &CopyWord::Done);
+            self.tell(front, word);
         }
     }
 }

@@ -54,7 +54,10 @@ impl Supervisor {
             return;
         }
         // Without them the claimer says that it swaps in plain order.
-        let mut listeners = draining_listeners(&self.dir, &live.names.replaced, holds);
+        let mut listeners = live.joining.lend();
+        if listeners.is_empty() {
+            listeners = draining_listeners(&self.dir, &live.names.replaced, holds);
+        }
         let draining = listeners.len();
         listeners.extend(live.server.listeners(holds).unwrap_or_default());
         // First how many they are: some may get lost.
@@ -91,8 +94,8 @@ impl Supervisor {
     }
 }
 
-/// The listeners that replaced servers which still drain have at these addresses. When a supervisor grants its lock,
-/// it can have such servers only if it is a caretaker.
+/// The listeners that replaced servers which still drain have at these addresses, for a caretaker, which has no handles
+/// on them.
 fn draining_listeners(dir: &RunDir, replaced: &[Pid], holds: &[Address]) -> Vec<Socket> {
     let mut olds: Vec<Holder> = replaced.iter().filter_map(|pid| dir.holder(*pid).ok()).collect();
     olds.sort_by_key(|old| (old.generation, old.start));

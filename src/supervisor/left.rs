@@ -9,7 +9,7 @@ use crate::finder::{Beside, CARES_WITHIN};
 use crate::share;
 use crate::swap::{self, ClaimerId, Level};
 use crate::sys::net::{self, Listeners, TcpSocket};
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 /// What becomes of a new server whose supervisor died too early.
@@ -90,15 +90,17 @@ pub(super) fn left_alone(live: &mut Live, listeners: &Listeners, pending: &mut V
     if live.standing.left_by.is_none() && !live.standing.succeeded {
         return false;
     }
-    let (here, own) = (listeners.at_any(&live.machine.addresses()), live.server.socket_inodes());
+    let (mut here, own) = (listeners.at_any(&live.machine.addresses()), live.server.socket_inodes());
+    // What drains behind our server does not serve.
+    let behind: BTreeSet<u32> = live.joining.lent.iter().flat_map(|lent| lent.kept()).collect();
+    here.retain(|socket| !behind.contains(&socket.inode));
     let alone = own.is_some_and(|own| share::is_alone(here, |inode| own.contains(&inode)));
-    if let Some(left) = &live.standing.left_by {
-        let claimer = left.claimer;
+    if let Some((claimer, until)) = live.standing.left_by.as_ref().map(|left| (left.claimer, left.until)) {
         // What cannot be taken off now is taken off at a later look.
-        let served = alone && serve_alone(live);
+        let served = alone && serve_alone(live, listeners);
         // Whoever gets the lock next would take what is left of the other server for a stranger's.
         let waits = alone || !live.machine.is_giving_way() && live.is_shared();
-        if !served && waits && left.until > Instant::now() {
+        if !served && waits && until > Instant::now() {
             return true;
         }
         live.standing.left_by = None;
@@ -114,7 +116,7 @@ pub(super) fn left_alone(live: &mut Live, listeners: &Listeners, pending: &mut V
     live.standing.succeeded &= live.machine.is_up();
     // What a new claimer has put on the sockets is not ours to take off.
     let may = live.machine.is_free() || live.machine.is_giving_way();
-    if alone && may && live.standing.succeeded && serve_alone(live) {
+    if alone && may && live.standing.succeeded && serve_alone(live, listeners) {
         live.standing.succeeded = false;
         pending.push_back(swap::Event::Alone);
     }
@@ -122,6 +124,12 @@ pub(super) fn left_alone(live: &mut Live, listeners: &Listeners, pending: &mut V
 }
 
 /// Takes off what a claimer has left on the sockets of a server; `false` if that has to wait.
-fn serve_alone(live: &Live) -> bool {
+fn serve_alone(live: &mut Live, listeners: &Listeners) -> bool {
+    if let Some(mut lent) = live.joining.lent.take() {
+        let own = live.server.holds_of(&listeners.at_any(&live.machine.addresses())).unwrap_or_default();
+        lent.resume(&own, listeners, &live.server);
+        live.joining.sharing = lent;
+        return true;
+    }
     !live.is_shared() || live.listeners().and_then(share::serve_alone).unwrap_or(false)
 }

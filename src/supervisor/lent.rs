@@ -22,6 +22,10 @@ impl Supervisor {
     /// A listener of an old server joins.
     fn join_old(&mut self, id: Id, socket: &Socket, backlog: i32) -> std::io::Result<()> {
         let live = self.live.as_mut().ok_or(Errno::ESRCH)?;
+        if live.joining.lent.is_some() {
+            // Somebody else steers, and does not know of it.
+            return Err(Errno::EADDRINUSE.into());
+        }
         live.joining.sharing.join_old(id, socket.try_clone()?, backlog, &live.server)
     }
 

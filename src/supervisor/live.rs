@@ -106,6 +106,8 @@ impl Default for Passed {
 pub(super) struct Joining {
     /// Its listeners, and those of old servers until those servers are gone.
     pub(super) sharing: Sharing,
+    /// The same while somebody else has the lock, and steers, although older servers still drain.
+    pub(super) lent: Option<Sharing>,
     /// It turned out that its ports cannot be shared.
     pub(super) unshared: bool,
     /// Shared addresses that it has not proven yet; `settled`: it wants no more sockets.
@@ -193,6 +195,32 @@ pub(super) struct Lent {
     /// `None` once it was let listen without waiting any longer: the answer is still to come.
     pub(super) waiting: Option<Waiting>,
     pub(super) until: Instant,
+}
+
+impl Joining {
+    /// Whoever gets the lock steers from here on. Handles on the listeners of servers that still drain.
+    pub(super) fn lend(&mut self) -> Vec<Socket> {
+        if self.lent.is_none() && self.sharing.has_olds() {
+            self.lent = Some(std::mem::take(&mut self.sharing));
+        }
+        self.lent.as_ref().map_or(Vec::new(), Sharing::handles_of_olds)
+    }
+
+    /// What is known of the ports, whoever steers.
+    pub(super) fn known(&self) -> &Sharing {
+        self.lent.as_ref().unwrap_or(&self.sharing)
+    }
+
+    /// An old server is gone: lets go of its listeners. Whether the kernel has closed them.
+    pub(super) fn drop_olds(&mut self, old: threads::Id, server: &Server) -> bool {
+        match &mut self.lent {
+            Some(lent) => {
+                lent.forget_handles(old);
+                true
+            }
+            None => self.sharing.drop_olds(old, server),
+        }
+    }
 }
 
 impl Live {

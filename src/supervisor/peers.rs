@@ -146,6 +146,12 @@ impl Supervisor {
             PeerWord::Stay => self.feed(swap::Event::AskedStay(claimer)),
             PeerWord::Stop => self.feed(swap::Event::AskedStop(claimer)),
             PeerWord::Joined(errno) => self.joined(claimer, errno),
+            PeerWord::Superseded(hurry) => {
+                self.feed(swap::Event::Superseded);
+                if hurry {
+                    self.feed(swap::Event::TimeIsUp);
+                }
+            }
             PeerWord::Down(_) if full => conn.out.send_if_read(&HolderWord::Error("too many addresses".into())),
             PeerWord::Down(address) => {
                 if let Role::Peer(downs) = &mut conn.role {

@@ -4,10 +4,12 @@
 use super::care::TAKEN_OVER;
 use super::live::Live;
 use super::state::{Linger, Supervisor};
-use super::threads::Id;
+use super::threads::{self, Id};
 use crate::address::Address;
 use crate::drain::Drain;
-use crate::procfs;
+use crate::finder::Holder;
+use crate::procfs::{self, Held};
+use crate::protocol::PeerWord;
 use crate::swap::{self, Level, OldId};
 use crate::sys::process::Pid;
 use std::time::{Duration, Instant};
@@ -30,8 +32,30 @@ impl Supervisor {
             let text = format!("unable to steer the port: {} (the swap goes on)", crate::error::reason(&e));
             self.log.say(Level::Warning, None, &text);
         }
-        let replaced = self.peers.olds.values().filter(|old| old.locked);
-        self.write_replaced(replaced.map(|old| old.holder.pid).collect());
+        let locked: Vec<Pid> = self.peers.olds.values().filter(|old| old.locked).map(|old| old.holder.pid).collect();
+        // And those that drain behind them.
+        let behind = locked.iter().filter_map(|pid| self.dir.holder(*pid).ok()).flat_map(|old| old.replaced.clone());
+        let mut replaced: Vec<Pid> = behind.filter(|pid| self.dir.holder(*pid).is_ok()).collect();
+        replaced.extend(locked);
+        self.write_replaced(replaced);
+    }
+
+    /// Tells the servers that drain behind ours that it has their connections, and that their time is up if more than
+    /// `most` drain.
+    pub(super) fn limit_draining(&self, most: usize) {
+        let Some(live) = self.live.as_ref() else { return };
+        let mut behind: Vec<Holder> = live.names.replaced.iter().filter_map(|pid| self.dir.holder(*pid).ok()).collect();
+        behind.sort_by_key(|old| std::cmp::Reverse((old.generation, old.start)));
+        for (newer, old) in behind.iter().enumerate() {
+            let word = PeerWord::Superseded(newer >= most);
+            let known = self.peers.olds.iter().find(|(_, known)| known.holder.pid == old.pid);
+            match known {
+                Some((id, _)) if newer >= most => self.tell(*id, &word),
+                Some(_) => {}
+                // Whoever has claimed it is gone.
+                None => _ = threads::tell(old.socket.clone(), old.owner, word),
+            }
+        }
     }
 
     pub(super) fn switch_back(&mut self) {
@@ -70,26 +94,20 @@ impl Supervisor {
     /// An old server is gone, as its supervisor says. As long as somebody holds a listener of its, connections could go
     /// there: what steers stays, and so does the claim.
     pub(super) fn old_gone(&mut self, id: Id) {
-        let Some(old) = self.peers.olds.get_mut(&id) else { return };
-        if let Some(holder) = self.live.as_ref().and_then(|live| live.joining.sharing.holder_of(id)) {
-            let linger = *old.lingers.get_or_insert(Linger::Since(Instant::now()));
-            if matches!(linger, Linger::Since(since) if since.elapsed() > LINGERS) {
-                old.lingers = Some(Linger::Named);
-                let (pid, command) = (holder.pid, procfs::command_line(holder.pid));
-                let text = format!(
-                    "the old server has ended, but pid {pid} ({command}) holds its listener (it is waited for)"
-                );
-                let name = self.live.as_ref().and_then(|live| live.names.name.clone());
-                self.log.say(Level::Warning, name.as_ref(), &text);
-            }
-            // The holder may be an orphan, such as an older server that drains: its caretaker brings it to an end.
-            if let Some(orphan) = self.dir.holder(holder.pid).ok().filter(|holder| holder.is_orphan) {
-                self.care(&orphan, TAKEN_OVER);
-            }
-            return self.poll_by(Instant::now() + LINGERS);
+        if !self.peers.olds.contains_key(&id) {
+            return;
         }
+        let known = self.live.as_ref().map(|live| live.joining.known());
+        if let Some(holder) = known.and_then(|known| known.holder_of(id)) {
+            let server = self.dir.holder(holder.pid).ok();
+            // One that drains behind it, and that ours does not listen beside yet, may serve again: it is looked for anew.
+            if server.is_none() || known.is_some_and(|known| known.is_beside(id)) {
+                return self.linger(id, holder, server);
+            }
+        }
+        let Some(old) = self.peers.olds.get_mut(&id) else { return };
         if let Some(live) = self.live.as_mut()
-            && !live.joining.sharing.drop_olds(id, &live.server)
+            && !live.joining.drop_olds(id, &live.server)
         {
             // Until the kernel has closed the listener, the next claimer would take it for a stranger's.
             old.lingers.get_or_insert(Linger::Since(Instant::now()));
@@ -98,6 +116,27 @@ impl Supervisor {
         self.peers.olds.remove(&id);
         self.claims_no_orphans();
         self.feed(swap::Event::OldGone(OldId(id)));
+    }
+
+    /// Somebody holds a listener of an old server that has ended: `server`, if it is one that drains behind that.
+    fn linger(&mut self, id: Id, holder: Held, server: Option<Holder>) {
+        let Some(old) = self.peers.olds.get_mut(&id) else { return };
+        let linger = *old.lingers.get_or_insert(Linger::Since(Instant::now()));
+        if matches!(linger, Linger::Since(since) if since.elapsed() > LINGERS) && server.is_none() {
+            old.lingers = Some(Linger::Named);
+            let (pid, command) = (holder.pid, procfs::command_line(holder.pid));
+            let text =
+                format!("the old server has ended, but pid {pid} ({command}) holds its listener (it is waited for)");
+            let name = self.live.as_ref().and_then(|live| live.names.name.clone());
+            self.log.say(Level::Warning, name.as_ref(), &text);
+        }
+        // An orphan that drains: its caretaker brings it to an end.
+        let behind = self.live.as_ref().map_or(Vec::new(), |live| live.names.replaced.clone());
+        let behind = behind.iter().filter_map(|pid| self.dir.holder(*pid).ok()).chain(server);
+        for orphan in behind.filter(|old| old.is_orphan).collect::<Vec<Holder>>() {
+            self.care(&orphan, TAKEN_OVER);
+        }
+        self.poll_by(Instant::now() + LINGERS);
     }
 
     pub(super) fn drain(&mut self) {
@@ -133,6 +172,7 @@ impl Supervisor {
         live.opening.calls.clear();
         live.opening.lent.clear();
         live.joining.proving.clear();
+        live.joining.lent = None;
         std::mem::take(&mut live.joining.sharing).turn_back();
     }
 }

@@ -2,7 +2,7 @@
 //! decides anything.
 
 use super::held::{Steering, Waiting};
-use crate::protocol::Splitter;
+use crate::protocol::{PEER_VERSION, PeerWord, Splitter};
 use crate::rundir::RunDir;
 use crate::sys::process::{self, Pid, Pidfd};
 use crate::sys::socket;
@@ -10,7 +10,7 @@ use nix::sys::signal::Signal;
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithRawSiginfo;
 use std::fs::File;
-use std::io::{self, Read};
+use std::io::{self, Read, Write};
 use std::os::fd::{AsFd, OwnedFd};
 use std::os::unix::net::{UnixDatagram, UnixListener, UnixStream};
 use std::path::PathBuf;
@@ -255,6 +255,14 @@ pub fn connect(events: Events, id: Id, socket: PathBuf, server: Pid, dir: RunDir
             dir.is_released(server, None);
             let _ = events.send(Event::Closed(id));
         }
+    })
+}
+
+/// Says one word to the supervisor at a control socket, if it is the one that this user may have there.
+pub fn tell(socket: PathBuf, owner: u32, word: PeerWord) -> io::Result<()> {
+    start("tell", move || {
+        let _ = socket::connect_to(&socket, owner, None)
+            .and_then(|mut stream| write!(stream, "{}\n{word}\n", PeerWord::Peer(PEER_VERSION)));
     })
 }
 

@@ -107,9 +107,9 @@ impl Generation {
         self.ours.settings.drain
     }
 
-    /// Whether the server is up and nobody has its lock.
+    /// Whether the server is up and nobody has its lock. Older servers may drain behind it.
     pub fn is_free(&self) -> bool {
-        self.is_up() && self.claim.olds.is_empty() && self.tenure.lease == Lease::Free
+        self.is_up() && self.claim.has_replaced_all() && self.tenure.lease == Lease::Free
     }
 
     /// Whether the server drains or was told to stop.
@@ -185,7 +185,7 @@ impl Generation {
                 tenure.speaker_gone(ours, speaker);
             }
             Event::Listens(address) => claim.listens(ours, address),
-            Event::Calls(address, meets) => claim.calls(ours, address, meets),
+            Event::Calls(address, meets) => claim.calls(ours, address, meets, tenure.lease),
             Event::Closed(address) => claim.closed(ours, &address),
             Event::Foreign(own) if ours.slots.kind(&own) == Some(Kind::Looking) => claim.foreign(ours, &own),
             Event::Hindered(address, why) => drop(claim.wants.hindrances.insert(address, why)),
@@ -216,13 +216,14 @@ impl Generation {
             Event::Alone => tenure.is_alone(ours),
             Event::AskedDrain(claimer) => tenure.asked_drain(ours, claimer),
             Event::Superseded => tenure.superseded(ours),
+            Event::TimeIsUp if up && lease.is_draining() => self.follow(Tenure::drain_time_is_up),
             Event::AskedStay(by) if up && tenure.is_drained_for(by) => tenure.drain_no_more(ours),
             Event::AskedTakedown(claimer, address) => tenure.asked_takedown(ours, claimer, address),
             Event::Free(own) => tenure.release(ours, &own),
             Event::Quiesced => self.follow(Tenure::quiesced),
             Event::Drained if up && lease.is_draining() => self.leave(Why::Requested),
             Event::AskedStop(by) if up && tenure.is_locked_by(by) => self.leave(Why::Requested),
-            Event::AskedStay(_) | Event::Drained | Event::AskedStop(_) => {}
+            Event::AskedStay(_) | Event::Drained | Event::AskedStop(_) | Event::TimeIsUp => {}
             Event::Down(claimer, addresses) => self.down(claimer, addresses),
             Event::Stop { signalled } => self.stop(signalled),
             Event::Exited(status) => self.exited(status),
@@ -281,6 +282,10 @@ impl Generation {
             tenure.lease.lend(Some(claimer));
             self.leave(Why::Requested);
         } else {
+            // What drains behind the server would serve in its place.
+            if !claim.olds.is_empty() || tenure.older == Older::Drain {
+                ours.effects.push(Effect::Hasten);
+            }
             tenure.enqueue(claimer, Wish::Down(addresses));
         }
     }
@@ -325,7 +330,7 @@ impl Generation {
             | Stage::Ended => own,
         };
         // Whoever waits for the swap must not take this for a success.
-        let undone = status == status::DONE && ours.settings.awaited && claim.reported != Reported::Done;
+        let undone = status == status::DONE && ours.settings.awaited && claim.reported < Reported::Passed;
         let status = if undone { status::NOT_UP } else { status };
         if stage == Stage::Starting {
             let untouched = claim.harmed.is_empty() && !claim.olds.is_empty();
@@ -344,9 +349,11 @@ impl Generation {
         if !self.is_leaving() {
             self.claim.settle(&mut self.ours);
             if self.is_free() && !self.ours.slots.is_acquiring() {
-                self.follow(Tenure::lend);
+                let behind = if self.claim.olds.is_empty() { Older::Gone } else { Older::Drain };
+                self.follow(|tenure, ours| tenure.lend(ours, behind));
             }
-            if self.is_up() {
+            // In plain order nobody can bind while a server that drains listens there.
+            if self.is_up() && !self.claim.is_followed() {
                 self.follow(Tenure::hand_over);
             }
         }
@@ -366,7 +373,7 @@ impl Generation {
     }
 
     /// Lets the old side do something, and does what follows for the server.
-    fn follow(&mut self, act: fn(&mut Tenure, &mut Ours) -> Next) {
+    fn follow(&mut self, act: impl FnOnce(&mut Tenure, &mut Ours) -> Next) {
         match act(&mut self.tenure, &mut self.ours) {
             Next::Stays => {}
             Next::Leaves => self.leave(Why::Requested),
@@ -386,6 +393,9 @@ impl Generation {
     fn leave(&mut self, why: Why) {
         let Generation { ours, claim, tenure } = self;
         let before = tenure.end_drain(ours);
+        if before.is_draining() {
+            claim.pass_on(ours);
+        }
         let gave_back = claim.give_up(ours);
         ours.disarm_all();
         ours.arm(Timer::Kill, ours.settings.kill_after);

@@ -61,6 +61,8 @@ pub enum Event {
     AskedDrain(ClaimerId),
     /// The record of another server, whose supervisor has died, says that it serves in our place.
     Superseded,
+    /// If the server drains, its time for that is up.
+    TimeIsUp,
     /// The holder of the lock has turned its switch back.
     AskedStay(ClaimerId),
     /// The holder of the lock has gone away, but its server serves in our place.
@@ -201,6 +203,8 @@ pub enum Effect {
     Watch(Address),
     /// Tell when nobody listens on the address.
     WatchRelease(Address),
+    /// The servers that drain behind ours are to be told that their time is up.
+    Hasten,
     /// Send the server its stop signal.
     Signal,
     /// SIGKILL to all of the server.
@@ -228,8 +232,10 @@ pub enum Effect {
     Report(Level, Option<Address>, String),
     /// The server is up.
     Up,
-    /// The server has all new connections, and nobody can turn that back any more.
+    /// The server has all new connections, and those that had them were told to go.
     Sure,
+    /// The server is replaced before those that it has replaced are gone: they are the newer one's to wait for.
+    Passed,
     /// The swap is done: the server is up and whom it replaced is gone.
     Done,
     /// The generation has ended, and what is still registered as its is to be removed; the status for

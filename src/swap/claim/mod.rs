@@ -33,6 +33,8 @@ pub(super) enum Reported {
     Nothing,
     /// [`Effect::Sure`]
     Sure,
+    /// [`Effect::Passed`]
+    Passed,
     /// [`Effect::Done`]
     Done,
 }
@@ -148,6 +150,26 @@ impl Claim {
 
     pub fn is_switched(&self) -> bool {
         self.reach == Reach::Switched
+    }
+
+    /// Whether every old server was told to go: the swap is over, but for what these still have to finish.
+    pub fn has_replaced_all(&self) -> bool {
+        self.olds.values().all(Old::is_stopped)
+    }
+
+    /// Whether an old server may listen behind ours.
+    pub fn is_followed(&self) -> bool {
+        self.olds.values().any(Old::shares)
+    }
+
+    /// A newer server has the new connections: what drains behind ours drains behind that one.
+    pub fn pass_on(&mut self, ours: &mut Ours) {
+        self.harmed.clear();
+        self.reach = self.reach.min(Reach::Committed);
+        if self.reported == Reported::Sure {
+            self.reported = Reported::Passed;
+            ours.effects.push(Effect::Passed);
+        }
     }
 
     fn commit(&mut self, ours: &mut Ours, reach: Reach) {

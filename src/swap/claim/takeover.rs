@@ -1,6 +1,6 @@
 //! The steps of the new side: it acquires addresses, switches, stops the old servers, and is up.
 
-use super::{Claim, Contact, Demand, Old, Reach, Reported};
+use super::{Claim, Contact, Demand, Reach, Reported};
 use crate::address::Address;
 use crate::error::status;
 use crate::swap::ours::{Gait, Ours, Stage};
@@ -184,21 +184,13 @@ impl Claim {
         }
         let end = match () {
             () if ours.is_up() && self.olds.is_empty() => Reported::Done,
-            () if ours.is_up() && !acquiring && self.olds.values().all(|old| self.cannot_return(old)) => Reported::Sure,
+            () if ours.is_up() && !acquiring && self.has_replaced_all() => Reported::Sure,
             () => Reported::Nothing,
         };
         if end > self.reported {
             self.reported = end;
             ours.effects.push(if end == Reported::Done { Effect::Done } else { Effect::Sure });
         }
-    }
-
-    /// Whether an old server was told to go for good, whatever becomes of the new one.
-    fn cannot_return(&self, old: &Old) -> bool {
-        // One that shares its port can return if it was only asked for names.
-        let counts = |held: &&Address| held.is_port() || !old.shares();
-        let is_harmed = |held: &Address| self.harmed.iter().any(|harmed| harmed.collides(held));
-        old.is_stopped() && old.lock().is_some_and(|lock| lock.holds().iter().filter(counts).any(is_harmed))
     }
 
     /// The ready clock stands still while the server waits for an old one, unless others wait for this server.

@@ -3,6 +3,7 @@
 use super::{Claim, Reach};
 use crate::address::Address;
 use crate::protocol::SupervisorWord;
+use crate::swap::lease::Lease;
 use crate::swap::ours::{Leaving, Ours, Stage};
 use crate::swap::slots::Slot;
 use crate::swap::warrant::{Proof, Ready, Wanted};
@@ -79,7 +80,7 @@ impl Claim {
 
     /// The server waits in `listen`: before it is up, and where it meets an older server, it wants the address. What it
     /// opens later may be closed again soon.
-    pub fn calls(&mut self, ours: &mut Ours, address: Address, meets: Meets) {
+    pub fn calls(&mut self, ours: &mut Ours, address: Address, meets: Meets, lease: Lease) {
         let own = ours.slots.own(&address);
         if let Stage::Leaving(Leaving { gave_back, .. }) = ours.stage {
             let may = |slot: &Slot| matches!(slot, Slot::Going | Slot::Proving | Slot::Held | Slot::Asked | Slot::Told);
@@ -111,7 +112,8 @@ impl Claim {
                 });
                 ours.effects.push(Effect::Join(address));
             }
-            Some((_, Slot::Held)) if self.is_switched() && !self.olds.is_empty() => {
+            // Whoever has the lock steers.
+            Some((_, Slot::Held)) if self.is_switched() && !self.olds.is_empty() && lease == Lease::Free => {
                 ours.effects.push(Effect::Join(address))
             }
             Some((own, Slot::Going | Slot::Proving | Slot::Held)) if starting => {
