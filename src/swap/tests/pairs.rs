@@ -137,7 +137,7 @@ impl Watcher {
                 self.holder = self.holder.filter(|c| c != claimer);
             }
             // What a drain is there for: before one of these it asks nothing of the server.
-            Event::Quiesced | Event::Drained => self.requested |= self.draining,
+            Event::Quiesced | Event::Drained | Event::TimeIsUp => self.requested |= self.draining,
             Event::AskedTakedown(claimer, _) | Event::AskedStop(claimer) if self.holder == Some(*claimer) => {
                 self.requested = true;
             }
@@ -279,12 +279,14 @@ impl Watcher {
                 assert!(!std::mem::replace(&mut self.draining, true), "it drains twice");
             }
             Effect::SwitchBack => {
-                assert!(!self.sure, "turned back, although that was sure");
                 assert!(!self.drained.is_empty(), "no switch to turn back");
             }
             Effect::AskStay(old) => assert!(self.drained.contains(old), "{old:?} does not drain"),
             Effect::StopDrain => assert!(std::mem::take(&mut self.draining), "it does not drain"),
-            Effect::CutOff => assert!(self.draining && matches!(event, Event::Timer(Timer::Drain) | Event::Quiesced)),
+            Effect::CutOff => {
+                let is_late = matches!(event, Event::Timer(Timer::Drain) | Event::Quiesced | Event::TimeIsUp);
+                assert!(self.draining && is_late);
+            }
             Effect::Say(speaker, SupervisorWord::Go(address)) => {
                 let first = self.owed.remove(&(*speaker, address.clone()));
                 assert!(first, "GO {address} to {speaker:?}, who is not waiting for it");
@@ -362,6 +364,10 @@ impl Watcher {
             Effect::Sure => {
                 assert!(self.up && !std::mem::replace(&mut self.sure, true), "sure twice, or too early");
             }
+            Effect::Passed => {
+                assert!(self.sure && !self.holds.is_empty() && !std::mem::replace(&mut self.done, true), "passed");
+            }
+            Effect::Hasten => assert!(matches!(event, Event::Down(..))),
             Effect::Done => {
                 assert!(!std::mem::replace(&mut self.done, true), "done twice");
                 assert!(self.holds.is_empty(), "done, and an old server lives");
@@ -549,7 +555,7 @@ fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
         events.push(Event::AskedStay(ClaimerId(*id)));
         events.push(Event::Succeeded(ClaimerId(*id)));
         events.push(Event::Alone);
-        events.push(Event::Superseded);
+        events.extend([Event::Superseded, Event::TimeIsUp]);
         events.push(Event::Shares(OldId(*id), Ok(())));
         events.push(Event::Shares(OldId(*id), Err("a stranger listens on the same port".into())));
         events.push(Event::Down(ClaimerId(*id), vec![all[0].clone()]));

@@ -130,7 +130,7 @@ fn a_swap_by_signal() {
         [Effect::Commit, go_to(0, ":1"), Effect::Watch(a(":1")), Effect::Resume(Timer::Ready)]
     );
     assert_eq!(listens(&mut machine, ":1"), [Effect::Up, Effect::Sure, Effect::Disarm(Timer::Ready)]);
-    assert!(!machine.is_free(), "the old one lives");
+    assert!(machine.is_free(), "the old one was told to go");
     assert_eq!(machine.step(Event::OldGone(OLD)), [Effect::Done]);
     assert!(machine.is_free());
     // From here on its end is its own.
@@ -1121,7 +1121,7 @@ fn an_orphan_in_whose_place_another_serves_drains_and_goes_unless_it_is_alone() 
 fn an_orphan_behind_which_older_ones_drain_is_replaced_at_once_and_taken_down_after_them() {
     let orphan = || Generation::adopted(settings(true), [a(":1")], Orphan::Follows).0;
     let (mut machine, mut replaced) = (orphan(), orphan());
-    assert_eq!(machine.step(Event::Down(ClaimerId(1), vec![a(":1")])), []);
+    assert_eq!(machine.step(Event::Down(ClaimerId(1), vec![a(":1")])), [Effect::Hasten]);
     assert!(machine.step(Event::Alone).contains(&Effect::Signal));
     let claimer = ClaimerId(1);
     assert_eq!(replaced.step(Event::Claim(claimer)), [Effect::Grant(claimer, vec![a(":1")])]);

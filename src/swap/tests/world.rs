@@ -74,7 +74,6 @@ struct Server {
     watched: BTreeSet<Address>,
     watched_release: BTreeSet<Address>,
     up: bool,
-    sure: bool,
     done: bool,
     status: Option<u8>,
     /// By a person, or by an accident.
@@ -191,7 +190,6 @@ impl World {
             watched: BTreeSet::new(),
             watched_release: BTreeSet::new(),
             up: false,
-            sure: false,
             done: false,
             status: None,
             ended_from_outside: false,
@@ -470,7 +468,8 @@ impl World {
     /// The lock is had: its server's ports are steered to it, if they can be shared.
     fn share(&mut self, k: usize, holds: &[Address]) -> bool {
         let (new, old) = (self.peers[k].new, self.peers[k].old);
-        let known = |j: usize| j == new || j == old;
+        // Its supervisor knows those that drain behind the old one.
+        let known = |j: usize| j == new || j == old || self.servers[j].draining;
         let strangers = self.servers.iter().enumerate().filter(|(j, _)| !known(*j));
         let mut others = strangers.flat_map(|(_, s)| &s.process.listens);
         let shared = self.servers[new].shared && self.servers[old].shared && self.servers[old].process.alive;
@@ -486,6 +485,11 @@ impl World {
     fn share_no_more(&mut self, k: usize) {
         let (new, old) = (self.peers[k].new, self.peers[k].old);
         self.steered.retain(|_, (by, _, of)| (*by, *of) != (new, old));
+        // The supervisor of the old one steers again what drains behind that.
+        for behind in self.peers.iter().filter(|peer| peer.new == old && peer.locked && peer.open) {
+            let beside = self.servers[behind.old].process.listens.intersection(&self.servers[old].process.listens);
+            self.steered.extend(beside.map(|l| (l.clone(), (old, old, behind.old))));
+        }
     }
 
     /// What the old server's supervisor finds when the claimer has gone away.
@@ -671,7 +675,6 @@ impl World {
                     self.ask(k, Event::AskedDrain(ClaimerId(k)));
                 }
                 Effect::SwitchBack => {
-                    assert!(!self.servers[i].sure, "server {i} turns back what was sure");
                     for (address, (_, to, _)) in self.steered.iter_mut().filter(|(_, (by, ..))| *by == i) {
                         let mut olds = self.peers.iter().filter(|p| p.new == i && p.locked).map(|p| p.old);
                         let had = |j: &usize| self.servers[*j].process.listens.contains(address);
@@ -766,7 +769,10 @@ impl World {
                 }
                 Effect::Up => self.servers[i].up = true,
                 Effect::TellWaits(..) => {}
-                Effect::Sure => self.servers[i].sure = true,
+                Effect::Sure => {}
+                Effect::Passed => self.servers[i].done = true,
+                // Nobody is behind a server here that is taken down.
+                Effect::Hasten => {}
                 Effect::Done => {
                     self.servers[i].done = true;
                     self.check_done(i);

@@ -6,7 +6,7 @@ use crate::protocol::{HolderWord, PeerWord};
 use crate::swap::{ClaimerId, Effect, Event, OldId};
 use crate::sys::clock::Instant;
 use crate::sys::pid::Pid;
-use crate::world::land::Land;
+use crate::world::land::{Land, MAX_DRAINING};
 use std::time::Duration;
 
 /// The product's `REGAIN_FOR`.
@@ -50,8 +50,11 @@ impl Supervisor {
             Effect::Resume(timer) => self.agenda.timers.resume(timer),
             Effect::Report(level, address, text) => land.watch.hear(self.pid, level, address, text),
             Effect::Up => self.up(land),
-            // Only people hear of these.
-            Effect::TellWaits(..) | Effect::Sure => {}
+            // Only people hear of it.
+            Effect::TellWaits(..) => {}
+            Effect::Sure => self.limit_draining(land, MAX_DRAINING),
+            Effect::Hasten => self.limit_draining(land, 0),
+            Effect::Passed => self.is_done = true,
             Effect::Done => {
                 self.is_done = true;
                 land.watch.done(self.server.0);
@@ -94,7 +97,8 @@ impl Supervisor {
 
     fn take(&mut self, land: &mut Land, address: Address) {
         let locked = self.peers.olds.values().filter(|old| old.locked);
-        let locked: Vec<Pid> = locked.map(|old| old.holder.pid).collect();
+        let mut locked: Vec<Pid> = locked.map(|old| old.holder.pid).collect();
+        locked.extend(self.live.iter().flat_map(|live| &live.names.replaced));
         if !self.register(land, &address, &locked) {
             self.look_up(land, address);
         }
@@ -167,8 +171,26 @@ impl Supervisor {
         let server = self.server;
         let (_, result) = live.joining.sharing.switch(&server);
         land.watch.switched(self.server.0, &result);
-        let replaced = self.peers.olds.values().filter(|old| old.locked);
-        self.write_replaced(land, replaced.map(|old| old.holder.pid).collect());
+        let locked: Vec<Pid> = self.peers.olds.values().filter(|old| old.locked).map(|old| old.holder.pid).collect();
+        let behind = locked.iter().filter_map(|pid| land.dir.holder(pid.raw())).flat_map(|old| old.replaced);
+        let mut replaced: Vec<Pid> = behind.filter(|pid| land.dir.holder(pid.raw()).is_some()).collect();
+        replaced.extend(locked);
+        self.write_replaced(land, replaced);
+    }
+
+    fn limit_draining(&mut self, land: &mut Land, most: usize) {
+        let Some(live) = self.live.as_ref() else { return };
+        let mut behind: Vec<_> = live.names.replaced.iter().filter_map(|pid| land.dir.holder(pid.raw())).collect();
+        behind.sort_by_key(|old| std::cmp::Reverse((old.generation, old.pid)));
+        for (newer, old) in behind.iter().enumerate() {
+            let word = PeerWord::Superseded(newer >= most);
+            let known = self.peers.olds.iter().find(|(_, known)| known.holder.pid == old.pid).map(|(id, _)| *id);
+            match known {
+                Some(id) if newer >= most => self.tell_old(land, id, &word),
+                Some(_) => {}
+                None => land.say_to_supervisor(self.pid, old.pid.raw(), &word),
+            }
+        }
     }
 
     pub(super) fn switch_back(&mut self, land: &mut Land) {

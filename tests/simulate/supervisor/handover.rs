@@ -38,9 +38,12 @@ impl Supervisor {
         if !live.standing.handed_over {
             return;
         }
-        let mut olds: Vec<_> = live.names.replaced.iter().filter_map(|pid| land.dir.holder(pid.raw())).collect();
-        olds.sort_by_key(|old| (old.generation, old.pid));
-        let mut listeners: Vec<Socket> = olds.iter().flat_map(|old| Server(old.pid.raw()).listeners(holds)).collect();
+        let mut listeners = live.joining.lend();
+        if listeners.is_empty() {
+            let mut olds: Vec<_> = live.names.replaced.iter().filter_map(|pid| land.dir.holder(pid.raw())).collect();
+            olds.sort_by_key(|old| (old.generation, old.pid));
+            listeners = olds.iter().flat_map(|old| Server(old.pid.raw()).listeners(holds)).collect();
+        }
         let draining = listeners.len();
         listeners.extend(self.server.listeners(holds));
         self.tell(land, claimer, &HolderWord::Sockets(listeners.len()));
@@ -74,6 +77,8 @@ impl Supervisor {
         let Some(old) = self.peers.olds.get_mut(&id) else { return };
         let socket = old.sockets.pop();
         let result = match (socket, self.live.as_mut()) {
+            // Somebody else steers, and does not know of it.
+            (_, Some(live)) if live.joining.lent.is_some() => Err(nix::errno::Errno::EADDRINUSE.into()),
             (Some(socket), Some(live)) => live.joining.sharing.join_old(id, socket, backlog, &server),
             _ => Err(nix::errno::Errno::EBADF.into()),
         };

@@ -8,7 +8,7 @@ use crate::swap::{ClaimerId, Event, Orphan};
 use crate::sys::clock::Instant;
 use crate::sys::net::{self, Listeners, TcpSocket};
 use crate::world::land::Land;
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 impl Supervisor {
     pub(super) fn claimer_closed(&mut self, land: &mut Land, claimer: ClaimerId) {
@@ -63,7 +63,9 @@ impl Supervisor {
 }
 
 fn is_alone(live: &Live, server: Server, listeners: &Listeners) -> bool {
-    let here = listeners.at_any(&live.machine.addresses());
+    let mut here = listeners.at_any(&live.machine.addresses());
+    let behind: BTreeSet<u32> = live.joining.lent.iter().flat_map(|lent| lent.kept()).collect();
+    here.retain(|socket| !behind.contains(&socket.inode));
     share::is_alone(here, |inode| server.has(inode))
 }
 
@@ -72,11 +74,10 @@ pub fn left_alone(live: &mut Live, server: Server, listeners: &Listeners, pendin
         return false;
     }
     let alone = is_alone(live, server, listeners);
-    if let Some(left) = &live.standing.left_by {
-        let claimer = left.claimer;
-        let served = alone && serve_alone(live, server);
+    if let Some((claimer, until)) = live.standing.left_by.as_ref().map(|left| (left.claimer, left.until)) {
+        let served = alone && serve_alone(live, server, listeners);
         let waits = alone || !live.machine.is_giving_way() && live.is_shared();
-        if !served && waits && left.until > Instant::now() {
+        if !served && waits && until > Instant::now() {
             return true;
         }
         live.standing.left_by = None;
@@ -85,13 +86,19 @@ pub fn left_alone(live: &mut Live, server: Server, listeners: &Listeners, pendin
     }
     live.standing.succeeded &= live.machine.is_up();
     let may = live.machine.is_free() || live.machine.is_giving_way();
-    if alone && may && live.standing.succeeded && serve_alone(live, server) {
+    if alone && may && live.standing.succeeded && serve_alone(live, server, listeners) {
         live.standing.succeeded = false;
         pending.push_back(Event::Alone);
     }
     live.standing.succeeded
 }
 
-fn serve_alone(live: &Live, server: Server) -> bool {
+fn serve_alone(live: &mut Live, server: Server, listeners: &Listeners) -> bool {
+    if let Some(mut lent) = live.joining.lent.take() {
+        let own = server.holds_of(&listeners.at_any(&live.machine.addresses()));
+        lent.resume(&own, listeners, &server);
+        live.joining.sharing = lent;
+        return true;
+    }
     !live.is_shared() || share::serve_alone(live.listeners(server)).unwrap_or(false)
 }

@@ -83,6 +83,8 @@ pub struct Opening {
 #[derive(Default)]
 pub struct Joining {
     pub sharing: Sharing,
+    /// The same while somebody else has the lock, and steers, although older servers still drain.
+    pub lent: Option<Sharing>,
     pub unshared: bool,
     pub proving: BTreeSet<Address>,
     pub settled: bool,

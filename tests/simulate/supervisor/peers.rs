@@ -54,6 +54,12 @@ impl Supervisor {
             PeerWord::Stay => self.feed(Event::AskedStay(claimer)),
             PeerWord::Stop => self.feed(Event::AskedStop(claimer)),
             PeerWord::Joined(errno) => self.joined(land, claimer, errno),
+            PeerWord::Superseded(hurry) => {
+                self.feed(Event::Superseded);
+                if hurry {
+                    self.feed(Event::TimeIsUp);
+                }
+            }
             PeerWord::Down(address) => named.push(address),
             PeerWord::Commit => {
                 let downs = named.clone();

@@ -1,14 +1,17 @@
 //! `src/supervisor/{switching,sharing}.rs`: the shared port in the hands of a supervisor.
 
 use super::olds::Linger;
-use super::{Lent, Live, Supervisor, Waiting};
+use super::{Joining, Lent, Live, Supervisor, Waiting};
 use crate::address::Address;
 use crate::drain::Drain;
 use crate::protocol::HolderWord;
 use crate::server::Server;
+use crate::share::Sharing;
 use crate::swap::{Event, OldId};
 use crate::sys::clock::Instant;
 use crate::sys::net::{self, Listeners};
+use crate::sys::steer::Socket;
+use crate::world::dir::Holder;
 use crate::world::land::Land;
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -145,23 +148,34 @@ impl Supervisor {
     }
 
     pub(super) fn old_gone(&mut self, land: &mut Land, id: u64) {
-        let Some(old) = self.peers.olds.get_mut(&id) else { return };
-        if let Some(held) = self.live.as_ref().and_then(|live| live.joining.sharing.holder_of(id)) {
-            old.lingers.get_or_insert(Linger);
-            if let Some(orphan) = land.dir.holder(held.pid.raw()).filter(|orphan| orphan.is_orphan) {
-                self.care(land, &orphan);
-            }
-            return self.poll_by(Instant::now() + LINGERS);
+        if !self.peers.olds.contains_key(&id) {
+            return;
         }
+        let known = self.live.as_ref().map(|live| live.joining.known());
+        if let Some(held) = known.and_then(|known| known.holder_of(id)) {
+            let server = land.dir.holder(held.pid.raw());
+            if server.is_none() || known.is_some_and(|known| known.is_beside(id)) {
+                return self.linger(land, id, server);
+            }
+        }
+        let Some(old) = self.peers.olds.get_mut(&id) else { return };
         if let Some(live) = self.live.as_mut() {
             let server = self.server;
-            if !live.joining.sharing.drop_olds(id, &server) {
+            if !live.joining.drop_olds(id, server) {
                 old.lingers.get_or_insert(Linger);
                 return self.poll_soon();
             }
         }
         self.peers.olds.remove(&id);
         self.feed(Event::OldGone(OldId(id)));
+    }
+
+    fn linger(&mut self, land: &mut Land, id: u64, server: Option<Holder>) {
+        self.peers.olds.get_mut(&id).into_iter().for_each(|old| _ = old.lingers.get_or_insert(Linger));
+        let behind = self.live.as_ref().map_or(Vec::new(), |live| live.names.replaced.clone());
+        let behind: Vec<Holder> = behind.iter().filter_map(|pid| land.dir.holder(pid.raw())).chain(server).collect();
+        behind.iter().filter(|old| old.is_orphan).for_each(|orphan| self.care(land, orphan));
+        self.poll_by(Instant::now() + LINGERS);
     }
 
     pub(super) fn look_at_lingering(&mut self, land: &mut Land) {
@@ -175,7 +189,31 @@ impl Supervisor {
         live.opening.calls.clear();
         live.opening.lent.clear();
         live.joining.proving.clear();
+        live.joining.lent = None;
         std::mem::take(&mut live.joining.sharing).turn_back();
+    }
+}
+
+impl Joining {
+    pub(super) fn lend(&mut self) -> Vec<Socket> {
+        if self.lent.is_none() && self.sharing.has_olds() {
+            self.lent = Some(std::mem::take(&mut self.sharing));
+        }
+        self.lent.as_ref().map_or(Vec::new(), Sharing::handles_of_olds)
+    }
+
+    fn known(&self) -> &Sharing {
+        self.lent.as_ref().unwrap_or(&self.sharing)
+    }
+
+    fn drop_olds(&mut self, old: u64, server: Server) -> bool {
+        match &mut self.lent {
+            Some(lent) => {
+                lent.forget_handles(old);
+                true
+            }
+            None => self.sharing.drop_olds(old, &server),
+        }
     }
 }
 

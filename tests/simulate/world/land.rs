@@ -4,7 +4,7 @@ use super::dir::{Dir, Record};
 use super::streams::{Pipe, Stream};
 use super::watch::Watch;
 use crate::kernel::{self, Process as Entry};
-use crate::protocol::SupervisorWord;
+use crate::protocol::{PEER_VERSION, PeerWord, SupervisorWord};
 use crate::server::{Call, Life, Process, Server, Step, Will};
 use crate::sys::steer::Socket;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -14,6 +14,8 @@ use std::time::Duration;
 /// `--drain` and `--kill-after` of all of them.
 pub const DRAIN: Duration = Duration::from_secs(2);
 pub const KILL_AFTER: Duration = Duration::from_secs(5);
+/// `--max-draining` of all of them.
+pub const MAX_DRAINING: usize = 2;
 
 #[derive(Default)]
 pub struct Land {
@@ -169,6 +171,14 @@ impl Land {
         let Some(stream) = self.streams.get_mut(&stream) else { return };
         let pipe = if stream.claimer == writer { &mut stream.forth } else { &mut stream.back };
         pipe.send(word, files);
+    }
+
+    /// A word to the supervisor of a server to which there is no connection.
+    pub fn say_to_supervisor(&mut self, speaker: i32, server: i32, word: &PeerWord) {
+        let Some(stream) = self.connect(speaker, 0, server) else { return };
+        self.write(stream, speaker, &PeerWord::Peer(PEER_VERSION), Vec::new());
+        self.write(stream, speaker, word, Vec::new());
+        self.close(stream, speaker);
     }
 
     /// One end closes a connection; what it has written arrives.
