@@ -36,11 +36,17 @@ impl<M> Members<M> {
         self.order.push(member);
     }
 
-    /// Nobody has seen those that are there join: which of them has which index is not known.
-    pub fn doubt_order(&mut self) {
-        if self.order.len() > 1 {
-            self.unsure = (0..self.order.len()).collect();
+    /// Nobody has seen those join that `of` picks: which of them has which of their indexes is not known.
+    pub fn doubt(&mut self, of: impl Fn(&M) -> bool) {
+        self.unsure.extend((0..self.order.len()).filter(|at| of(&self.order[*at])));
+        if self.unsure.len() < 2 {
+            self.unsure.clear();
         }
+    }
+
+    /// Whether the member at this index is known to be there.
+    pub fn is_known(&self, index: usize) -> bool {
+        !self.unsure.contains(&index)
     }
 
     /// Whether nobody knows which index the last member takes when this one leaves.
@@ -149,7 +155,7 @@ mod tests {
     fn whose_order_is_not_known_may_take_any_of_their_indexes() {
         let mut members = Members::default();
         "oo".chars().for_each(|side| members.join(side));
-        members.doubt_order();
+        members.doubt(|_| true);
         assert!(!members.is_lost_with(0), "whichever it is, the other one is left");
         "nn".chars().for_each(|side| members.join(side));
         assert!(!members.mixes(|side| *side == 'n') && members.is_lost_with(0) && !members.is_lost_with(2));
@@ -222,7 +228,7 @@ mod tests {
             // What the kernel does: one leaves after the other.
             let (mut kernel, mut members) = ((1000..1000 + found).collect::<Vec<usize>>(), Members::default());
             kernel.iter().for_each(|member| members.join(*member));
-            members.doubt_order();
+            members.doubt(|_| true);
             if found > 0 {
                 kernel.rotate_left(turned % found);
             }

@@ -230,8 +230,9 @@ words! {
         /// In the first such line, the number of listeners that the server has. In each later line, the number of listeners that
         /// come with it as files. All of them come before `Locked`.
         Sockets(count: usize) = "SOCKETS",
-        /// How many of the listeners, from the first one on, are of servers that it replaced itself and that still drain.
-        Draining(count: usize) = "DRAINING",
+        /// For each of the listeners that come next a letter: `s`, it is the server's; `d`, it is that of an older one, which
+        /// drains behind the server. A capital: those of one place come in the order in which they have joined.
+        Order(letters: String) = "ORDER",
         /// The claim waits, and for what.
         Waits(why: String) = "WAITS",
         /// The server is yours to replace, and nobody else's until you are done.

@@ -93,7 +93,7 @@ pub fn ask_status(holder: &Holder) -> (BTreeMap<String, String>, Vec<Address>) {
                 | HolderWord::Field(..)
                 | HolderWord::Holds(_)
                 | HolderWord::Sockets(_)
-                | HolderWord::Draining(_)
+                | HolderWord::Order(_)
                 | HolderWord::Locked
                 | HolderWord::Joins(_)
                 | HolderWord::Released(_)

@@ -98,7 +98,7 @@ fn ask(holder: &Holder, addresses: &[Address]) -> io::Result<Answer> {
             HolderWord::Peer(_)
             | HolderWord::Holds(_)
             | HolderWord::Sockets(_)
-            | HolderWord::Draining(_)
+            | HolderWord::Order(_)
             | HolderWord::Locked
             | HolderWord::Joins(_)
             | HolderWord::Reloaded

@@ -1,13 +1,13 @@
 //! Steering for a server that proves nothing: new connections go to whoever listens beside it, or to it alone again.
 
-use super::Sharing;
 use super::group::{Group, NOBODY};
+use super::{Handed, Sharing, Whose};
 use crate::sys::net::{Listeners, TcpSocket};
 use crate::sys::steer::{Program, Range, Socket};
 use std::io;
 
 fn alone(sockets: Vec<Socket>) -> io::Result<Sharing> {
-    Sharing::of(None, Vec::new(), sockets)
+    Sharing::of(None, sockets.into_iter().map(|socket| Handed::unknown(socket, Whose::Serving)).collect())
 }
 
 /// New connections go to whoever listens beside these sockets, which joined last and are all that a server has there.

@@ -40,7 +40,7 @@ impl Group {
         };
         let is_over = |m: &&Member| m.handle().and_then(|h| h.closed).is_some_and(|since| since.elapsed() >= spared);
         let mut closed: Vec<u32> = self.members.iter().filter(is_over).map(|m| m.inode).collect();
-        if closed.len() < self.olds().count() && self.is_lost_with_any() {
+        if closed.len() < self.olds().count() && self.is_lost_with_any(closed.len()) {
             self.shun(&std::mem::take(&mut closed), fetch);
         }
         if !closed.is_empty() {
@@ -49,10 +49,10 @@ impl Group {
         }
     }
 
-    /// Whether nobody knows which index a new socket takes, as the last member, when one of the old server leaves.
-    fn is_lost_with_any(&self) -> bool {
+    /// Whether nobody knows which index a new socket takes, as one of the last members, when so many of the old server leave.
+    fn is_lost_with_any(&self, leaving: usize) -> bool {
         let mut members = self.members.iter().enumerate();
-        self.members.last().is_some_and(Member::is_new)
+        self.members.iter().rev().take(leaving).any(Member::is_new)
             && members.any(|(index, member)| member.handle().is_some() && self.members.is_lost_with(index))
     }
 

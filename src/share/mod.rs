@@ -6,12 +6,14 @@
 mod alone;
 mod closing;
 mod group;
+mod handed;
 mod member;
 mod olds;
 mod probing;
 
 pub use alone::{is_alone, serve_alone, steer_away};
 pub use group::Handles;
+pub use handed::{Handed, Whose};
 
 use crate::address::Address;
 use crate::place::Place;
@@ -19,6 +21,7 @@ use crate::sys::clock::Instant;
 use crate::sys::net::{self, Diag, Listeners, TcpSocket};
 use crate::sys::steer::{OwnProgram, Socket};
 use group::{Fetch, Group, Stage};
+use handed::Order;
 use member::{Proof, STEADY};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -80,14 +83,16 @@ impl Sharing {
         &mut groups[at]
     }
 
-    /// Groups the sockets of a server by place, behind those of older ones that it has replaced and that still drain.
-    fn of(old: Option<u64>, draining: Vec<Socket>, own: Vec<Socket>) -> io::Result<Sharing> {
-        let mut sharing = Sharing::default();
-        for (sockets, serves) in [(draining, false), (own, true)] {
-            for socket in sockets {
-                sharing.at(socket.place()?, old).add_old(socket, serves)?;
+    /// Groups listeners by place.
+    fn of(old: Option<u64>, sockets: Vec<Handed>) -> io::Result<Sharing> {
+        let (mut sharing, mut unknown) = (Sharing::default(), BTreeSet::new());
+        for Handed { socket, whose, order } in sockets {
+            if order == Order::Unknown {
+                unknown.insert(socket.inode()?);
             }
+            sharing.at(socket.place()?, old).add_old(socket, whose == Whose::Serving)?;
         }
+        sharing.groups_mut().for_each(|group| group.members.doubt(|member| unknown.contains(&member.inode)));
         Ok(sharing)
     }
 

@@ -1,14 +1,15 @@
 //! The listeners of old servers, which we keep open: how they are taken over, and when we let go of them.
 
-use super::Sharing;
 use super::group::{Fetch, Group, NOBODY};
+use super::handed::Order;
 use super::member::{Member, Proof, REOPENS_WITHIN, Side};
+use super::{Handed, Sharing, Whose};
 use crate::place::Place;
 use crate::procfs::{self, Held, Holders};
 use crate::sys::clock::Instant;
 use crate::sys::net::{self, Listeners, TcpSocket};
 use crate::sys::steer::Socket;
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::time::Duration;
 
@@ -16,22 +17,18 @@ use std::time::Duration;
 const BLIND_FOR: Duration = Duration::from_millis(500);
 
 impl Sharing {
-    /// Adds the listeners of an old server under its number, behind those of older ones that it has replaced and that
-    /// still drain: a dead supervisor may have left both. The error says why the ports cannot be shared; no listener is
-    /// kept then. `since`: when the oldest of these servers started.
-    pub fn add_old(&mut self, old: u64, since: u64, draining: Vec<Socket>, own: Vec<Socket>) -> Result<(), String> {
+    /// Adds the listeners of an old server, and those of older ones that drain behind it, under its number. The error says
+    /// why the ports cannot be shared; no listener is kept then. `since`: when the oldest of these servers started.
+    pub fn add_old(&mut self, old: u64, since: u64, sockets: Vec<Handed>) -> Result<(), String> {
         let failed = |e: io::Error| crate::error::reason(&e);
-        let sockets = || draining.iter().chain(&own);
-        if sockets().next().is_none() || !sockets().all(Socket::shares) {
+        if sockets.is_empty() || !sockets.iter().all(|handed| handed.socket.shares()) {
             return Err("the old server does not share its port".into());
         }
-        let mut added = Sharing::of(Some(old), draining, own).map_err(failed)?;
+        let mut added = Sharing::of(Some(old), sockets).map_err(failed)?;
         let is_taken = |group: &Group| self.groups_at(group.place.address.port()).any(|g| g.place == group.place);
         if !added.is_known().map_err(failed)? || added.groups().any(is_taken) {
             return Err("a stranger listens on the same port".into());
         }
-        // It may have had several of them for long, and some may have moved since: a server closes its sockets as it likes.
-        added.groups_mut().for_each(|group| group.members.doubt_order());
         added.groups_mut().try_for_each(|group| group.steer(&NOBODY)).map_err(failed)?;
         self.since = if self.has_olds() { self.since.min(since) } else { since };
         added.groups.into_iter().for_each(|(port, groups)| self.at_port(port).extend(groups));
@@ -59,9 +56,26 @@ impl Sharing {
         Ok(())
     }
 
-    /// Handles on the listeners of old servers, as their groups have them.
-    pub fn handles_of_olds(&self) -> Vec<Socket> {
-        self.groups().flat_map(Group::olds).filter_map(|old| old.try_clone().ok()).collect()
+    /// All listeners in their order, for whoever steers next. `own`: those of the new server.
+    pub fn hand_over(&self, own: Vec<Socket>) -> Vec<Handed> {
+        let mut own: BTreeMap<u32, Socket> =
+            own.into_iter().filter_map(|socket| Some((socket.inode().ok()?, socket))).collect();
+        let mut all = Vec::new();
+        for group in self.groups() {
+            let is_closing = group.members.iter().any(|member| matches!(member.side, Side::Dropped));
+            for (index, member) in group.members.iter().enumerate() {
+                let (socket, whose) = match &member.side {
+                    Side::Old(handle) => (handle.socket.try_clone().ok(), Whose::Draining),
+                    Side::New(_) => (own.remove(&member.inode), Whose::Serving),
+                    Side::Dropped => (None, Whose::Draining),
+                };
+                let is_known = group.in_order && !is_closing && group.members.is_known(index);
+                let order = if is_known { Order::Known } else { Order::Unknown };
+                all.extend(socket.map(|socket| Handed { socket, whose, order }));
+            }
+        }
+        all.extend(own.into_values().map(|socket| Handed::unknown(socket, Whose::Serving)));
+        all
     }
 
     /// Whether the new server has listened where this old one does.
@@ -75,7 +89,7 @@ impl Sharing {
     pub fn forget_handles(&mut self, old: u64) {
         for group in self.groups_mut().filter(|group| group.old == Some(old)) {
             group.members.leave_all(Member::is_new);
-            group.members.doubt_order();
+            group.members.doubt(|_| true);
         }
     }
 
@@ -90,7 +104,7 @@ impl Sharing {
                 joined += usize::from(group.add_new(socket.inode, Proof::Proven));
             }
             if left + joined > 0 {
-                group.members.doubt_order();
+                group.members.doubt(|_| true);
             }
             let _ = group.steer(fetch);
         }

@@ -8,6 +8,7 @@ use crate::finder::Holder;
 use crate::protocol::HolderWord;
 use crate::rundir::RunDir;
 use crate::server::Server;
+use crate::share::{Handed, Whose};
 use crate::swap::{self, ClaimerId, OldId};
 use crate::sys::process::Pid;
 use crate::sys::socket::FILES_MAX;
@@ -54,19 +55,20 @@ impl Supervisor {
             return;
         }
         // Without them the claimer says that it swaps in plain order.
-        let mut listeners = live.joining.lend();
-        if listeners.is_empty() {
-            listeners = draining_listeners(&self.dir, &live.names.replaced, holds);
-        }
-        let draining = listeners.len();
-        listeners.extend(live.server.listeners(holds).unwrap_or_default());
+        let own = live.server.listeners(holds).unwrap_or_default();
+        let listeners = match live.joining.lend() {
+            Some(lent) => lent.hand_over(own),
+            None => {
+                let draining = draining_listeners(&self.dir, &live.names.replaced, holds).into_iter();
+                let draining = draining.map(|socket| Handed::unknown(socket, Whose::Draining));
+                draining.chain(own.into_iter().map(|socket| Handed::unknown(socket, Whose::Serving))).collect()
+            }
+        };
         // First how many they are: some may get lost.
         conn.out.send(&HolderWord::Sockets(listeners.len()));
-        if draining > 0 {
-            conn.out.send(&HolderWord::Draining(draining));
-        }
         for some in listeners.chunks(FILES_MAX) {
-            let files: Vec<RawFd> = some.iter().map(|socket| socket.fd().as_fd().as_raw_fd()).collect();
+            conn.out.send(&HolderWord::Order(some.iter().map(Handed::letter).collect()));
+            let files: Vec<RawFd> = some.iter().map(|it| it.socket.fd().as_fd().as_raw_fd()).collect();
             conn.out.send_files(&HolderWord::Sockets(files.len()), &files);
         }
     }
@@ -75,22 +77,22 @@ impl Supervisor {
         let old = self.peers.olds.get(&id).ok_or("it is gone")?;
         // A word of a later version may bring a listener a second time: it counts once.
         let mut inodes = BTreeSet::new();
-        let mut draining: Vec<Socket> = sockets.into_iter().map(Socket::new).collect();
-        draining.retain(|socket| socket.inode().is_ok_and(|inode| inodes.insert(inode)));
-        if draining.len() < old.promised {
+        let letters = old.order.chars().chain(std::iter::repeat('s'));
+        let mut listeners: Vec<Handed> =
+            sockets.into_iter().map(Socket::new).zip(letters).map(|(socket, letter)| Handed::new(socket, letter)).collect();
+        listeners.retain(|it| it.socket.inode().is_ok_and(|inode| inodes.insert(inode)));
+        if listeners.len() < old.promised {
             // Where nobody steers, the new server would get connections before its time.
-            return Err(format!("only {} of its {} listeners can be had", draining.len(), old.promised));
+            return Err(format!("only {} of its {} listeners can be had", listeners.len(), old.promised));
         }
-        let mut own = draining.split_off(old.draining.min(draining.len()));
         // The servers that still drain are older than `old`, and it is not known how much.
-        let since = if draining.is_empty() { old.holder.start } else { 0 };
+        let since = if listeners.iter().all(|it| it.whose == Whose::Serving) { old.holder.start } else { 0 };
         let held = Address::all(holds);
         let is_held = |at: SocketAddr| Address::from(at).among(&held).next().is_some();
         let fits = |socket: &Socket| socket.listens() && socket.is_tcp() && socket.address().is_ok_and(is_held);
-        draining.retain(fits);
-        own.retain(fits);
+        listeners.retain(|it| fits(&it.socket));
         let live = self.live.as_mut().ok_or("it is gone")?;
-        live.joining.sharing.add_old(id, since, draining, own)
+        live.joining.sharing.add_old(id, since, listeners)
     }
 }
 

@@ -198,12 +198,12 @@ pub(super) struct Lent {
 }
 
 impl Joining {
-    /// Whoever gets the lock steers from here on. Handles on the listeners of servers that still drain.
-    pub(super) fn lend(&mut self) -> Vec<Socket> {
+    /// Whoever gets the lock steers from here on, if older servers still drain.
+    pub(super) fn lend(&mut self) -> Option<&Sharing> {
         if self.lent.is_none() && self.sharing.has_olds() {
             self.lent = Some(std::mem::take(&mut self.sharing));
         }
-        self.lent.as_ref().map_or(Vec::new(), Sharing::handles_of_olds)
+        self.lent.as_ref()
     }
 
     /// What is known of the ports, whoever steers.

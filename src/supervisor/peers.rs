@@ -214,10 +214,7 @@ impl Supervisor {
                 return self.locked(id, holds);
             }
             HolderWord::Joins(backlog) => return self.joins(id, backlog),
-            HolderWord::Draining(count) => {
-                old.draining = count;
-                return;
-            }
+            HolderWord::Order(letters) => return old.order.push_str(&letters),
             HolderWord::Released(address) => {
                 let asked = PeerWord::Takedown(address.clone());
                 old.asked.retain(|word| *word != asked);

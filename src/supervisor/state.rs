@@ -201,8 +201,8 @@ pub(super) struct Old {
     pub(super) sockets: Vec<OwnedFd>,
     /// How many listeners its supervisor announced.
     pub(super) promised: usize,
-    /// How many of them, the first ones, are of servers that it has replaced itself and that still drain.
-    pub(super) draining: usize,
+    /// Whose each of them is, and what is known of its order, by a letter.
+    pub(super) order: String,
     pub(super) locked: bool,
     /// What it was asked for, without the takedowns that it has released; asked again when a caretaker takes it over.
     pub(super) asked: Vec<PeerWord>,

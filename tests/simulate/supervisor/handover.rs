@@ -5,6 +5,7 @@ use super::{Supervisor, Waiting};
 use crate::address::Address;
 use crate::protocol::{HolderWord, PeerWord};
 use crate::server::Server;
+use crate::share::{Handed, Whose};
 use crate::swap::{ClaimerId, Event, OldId};
 use crate::sys::steer::Socket;
 use crate::world::land::Land;
@@ -38,37 +39,39 @@ impl Supervisor {
         if !live.standing.handed_over {
             return;
         }
-        let mut listeners = live.joining.lend();
-        if listeners.is_empty() {
-            let mut olds: Vec<_> = live.names.replaced.iter().filter_map(|pid| land.dir.holder(pid.raw())).collect();
-            olds.sort_by_key(|old| (old.generation, old.pid));
-            listeners = olds.iter().flat_map(|old| Server(old.pid.raw()).listeners(holds)).collect();
-        }
-        let draining = listeners.len();
-        listeners.extend(self.server.listeners(holds));
+        let own = self.server.listeners(holds);
+        let listeners: Vec<Handed> = match live.joining.lend() {
+            Some(lent) => lent.hand_over(own),
+            None => {
+                let replaced = &live.names.replaced;
+                let mut olds: Vec<_> = replaced.iter().filter_map(|pid| land.dir.holder(pid.raw())).collect();
+                olds.sort_by_key(|old| (old.generation, old.pid));
+                let draining = olds.iter().flat_map(|old| Server(old.pid.raw()).listeners(holds));
+                let draining = draining.map(|socket| Handed::unknown(socket, Whose::Draining));
+                draining.chain(own.into_iter().map(|socket| Handed::unknown(socket, Whose::Serving))).collect()
+            }
+        };
         self.tell(land, claimer, &HolderWord::Sockets(listeners.len()));
-        if draining > 0 {
-            self.tell(land, claimer, &HolderWord::Draining(draining));
-        }
-        let files: Vec<Socket> = listeners.iter().map(Socket::send).collect();
+        self.tell(land, claimer, &HolderWord::Order(listeners.iter().map(Handed::letter).collect()));
+        let files: Vec<Socket> = listeners.iter().map(|it| it.socket.send()).collect();
         land.write(claimer.0, self.pid, &HolderWord::Sockets(files.len()), files);
     }
 
-    fn share(&mut self, id: u64, holds: &[Address], mut draining: Vec<Socket>) -> Result<(), String> {
+    fn share(&mut self, id: u64, holds: &[Address], sockets: Vec<Socket>) -> Result<(), String> {
         let old = self.peers.olds.get(&id).ok_or("it is gone")?;
         let mut inodes = BTreeSet::new();
-        draining.retain(|socket| socket.inode().is_ok_and(|inode| inodes.insert(inode)));
-        if draining.len() < old.promised {
-            return Err(format!("only {} of its {} listeners can be had", draining.len(), old.promised));
+        let letters = old.order.chars().chain(std::iter::repeat('s'));
+        let mut listeners: Vec<Handed> = sockets.into_iter().zip(letters).map(|(s, letter)| Handed::new(s, letter)).collect();
+        listeners.retain(|it| it.socket.inode().is_ok_and(|inode| inodes.insert(inode)));
+        if listeners.len() < old.promised {
+            return Err(format!("only {} of its {} listeners can be had", listeners.len(), old.promised));
         }
-        let mut own = draining.split_off(old.draining.min(draining.len()));
         let held = Address::all(holds);
         let is_held = |at: SocketAddr| Address::from(at).among(&held).next().is_some();
         let fits = |socket: &Socket| socket.listens() && socket.is_tcp() && socket.address().is_ok_and(is_held);
-        draining.retain(fits);
-        own.retain(fits);
+        listeners.retain(|it| fits(&it.socket));
         let live = self.live.as_mut().ok_or("it is gone")?;
-        live.joining.sharing.add_old(id, 0, draining, own)
+        live.joining.sharing.add_old(id, 0, listeners)
     }
 
     /// The supervisor of an old server asks us to let a listener of that join.

@@ -21,7 +21,7 @@ pub struct Old {
     pub holds: Vec<Address>,
     pub sockets: Vec<Socket>,
     pub promised: usize,
-    pub draining: usize,
+    pub order: String,
     pub locked: bool,
     pub asked: Vec<PeerWord>,
     pub told: bool,
@@ -61,7 +61,7 @@ impl Supervisor {
             holds: Vec::new(),
             sockets: Vec::new(),
             promised: 0,
-            draining: 0,
+            order: String::new(),
             locked: false,
             asked: Vec::new(),
             told: false,
@@ -149,7 +149,8 @@ impl Supervisor {
         if let Some(old) = self.peers.olds.get_mut(&id).filter(|old| !old.told)
             && live.joining.sharing.lose(id)
         {
-            (old.locked, old.promised, old.draining) = (false, 0, 0);
+            (old.locked, old.promised) = (false, 0);
+            old.order.clear();
             old.sockets.clear();
             old.holds.clear();
         }

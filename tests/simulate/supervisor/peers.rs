@@ -76,7 +76,7 @@ impl Supervisor {
             HolderWord::Peer(_) => Event::Attended(old_id),
             HolderWord::Holds(address) => return old.holds.push(address),
             HolderWord::Sockets(count) => return old.promised = old.promised.max(count),
-            HolderWord::Draining(count) => return old.draining = count,
+            HolderWord::Order(letters) => return old.order.push_str(&letters),
             HolderWord::Locked => {
                 let holds = std::mem::take(&mut old.holds);
                 return self.locked(land, id, holds);

@@ -10,7 +10,6 @@ use crate::share::Sharing;
 use crate::swap::{Event, OldId};
 use crate::sys::clock::Instant;
 use crate::sys::net::{self, Listeners};
-use crate::sys::steer::Socket;
 use crate::world::dir::Holder;
 use crate::world::land::Land;
 use std::collections::VecDeque;
@@ -195,11 +194,11 @@ impl Supervisor {
 }
 
 impl Joining {
-    pub(super) fn lend(&mut self) -> Vec<Socket> {
+    pub(super) fn lend(&mut self) -> Option<&Sharing> {
         if self.lent.is_none() && self.sharing.has_olds() {
             self.lent = Some(std::mem::take(&mut self.sharing));
         }
-        self.lent.as_ref().map_or(Vec::new(), Sharing::handles_of_olds)
+        self.lent.as_ref()
     }
 
     fn known(&self) -> &Sharing {
