@@ -393,7 +393,8 @@ impl Generation {
     fn leave(&mut self, why: Why) {
         let Generation { ours, claim, tenure } = self;
         let before = tenure.end_drain(ours);
-        if before.is_draining() {
+        // Whoever has the lock steers, and knows who drains behind the server.
+        if before != Lease::Free {
             claim.pass_on(ours);
         }
         let gave_back = claim.give_up(ours);
