@@ -57,8 +57,8 @@ impl Client {
     /// A request and its answer.
     pub fn ask(&mut self, head: &str, body: &[u8]) -> io::Result<Answer> {
         let method = head.split(' ').next().unwrap().to_owned();
-        self.send(format!("{head} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len()))?;
-        self.send(body)?;
+        let head = format!("{head} HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n", body.len());
+        self.send([head.as_bytes(), body].concat())?;
         self.answer(&method)
     }
 

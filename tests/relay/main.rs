@@ -8,7 +8,7 @@ mod kinds;
 mod outside;
 
 use client::{Answer, Client};
-use common::{DEADLINE, Running, Sandbox, until};
+use common::{Running, Sandbox, until};
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
@@ -88,23 +88,23 @@ impl Scene {
 fn loses_nothing(scene: &Scene, clients: usize, pauses: &[u64], swaps: u64) {
     let mut old = scene.start();
     let stop = AtomicBool::new(false);
-    let asked: Vec<Vec<String>> = std::thread::scope(|scope| {
-        let ask = |nth: usize| {
-            let (mut asked, mut client) = (Vec::new(), scene.client());
-            while !stop.load(Ordering::Relaxed) {
-                let id = format!("{nth}.{}", asked.len());
-                let since = Instant::now();
-                let answer = client.post(&id).unwrap_or_else(|e| panic!("{id} after {:?}: {e}", since.elapsed()));
-                assert_eq!(answer.status, 200, "{id}: {answer:?}");
-                asked.push(id);
-                if answer.closes() {
-                    client = scene.client();
-                }
-                std::thread::sleep(Duration::from_millis(pauses[nth % pauses.len()]));
+    let ask = |nth: usize| {
+        let (mut asked, mut client) = (Vec::new(), scene.client());
+        while !stop.load(Ordering::Relaxed) {
+            let id = format!("{nth}.{}", asked.len());
+            let since = Instant::now();
+            let answer = client.post(&id).unwrap_or_else(|e| panic!("{id} after {:?}: {e}", since.elapsed()));
+            assert_eq!(answer.status, 200, "{id}: {answer:?}");
+            asked.push(id);
+            if answer.closes() {
+                client = scene.client();
             }
-            asked
-        };
-        let ask = &ask;
+            std::thread::sleep(Duration::from_millis(pauses[nth % pauses.len()]));
+        }
+        asked
+    };
+    let ask = &ask;
+    let asked: Vec<Vec<String>> = std::thread::scope(|scope| {
         let threads: Vec<_> = (0..clients).map(|nth| scope.spawn(move || ask(nth))).collect();
         for _ in 0..swaps {
             let new = scene.start();
