@@ -148,7 +148,7 @@ mod tests {
         assert_eq!(taken(Body::of(3), &[b"ab", b"cde"]), Ok((3, true)));
         assert_eq!(taken(Body::of(0), &[b"x"]), Ok((0, true)));
         assert_eq!(taken(Body::UntilEnd, &[b"ab", b"c"]), Ok((3, false)));
-        assert_eq!(taken(Body::chunked(), &[b"3;a=b\r\nabc\r\n0\r\nT: x\r\n\r\nGET"]), Ok((24, true)));
+        assert_eq!(taken(Body::chunked(), &[b"3;a=b\r\nabc\r\n0\r\nT: x\r\n\r\nGET"]), Ok((23, true)));
         assert_eq!(taken(Body::chunked(), &[b"0\r\n\r\n"]), Ok((5, true)));
     }
 
