@@ -2,10 +2,12 @@
 
 #![forbid(unsafe_code)]
 
-use super::head::Malformed;
-
 /// Longest line between chunks, and most bytes of all trailers.
 const LINES_MAX: usize = 16 * 1024;
+
+/// What was read is no HTTP/1 message, or two readers could take it for two different ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed;
 
 /// What is left of a body.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -288,7 +288,7 @@ impl Watcher {
                 assert!(std::mem::take(&mut self.draining), "it does not drain");
                 self.parking = false;
             }
-            Effect::Park => {
+            Effect::Park(_) => {
                 assert!(self.draining && matches!(event, Event::Timer(Timer::Drain) | Event::Quiesced));
                 assert!(!std::mem::replace(&mut self.parking, true), "it parks twice");
             }
