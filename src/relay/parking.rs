@@ -106,7 +106,7 @@ impl Parking {
 
     /// How it stands. `rest`: after which time without a move it is idle.
     pub fn stands(&self, look: &Look, now: Instant, rest: Duration) -> Stands {
-        if !look.moved.is_busy(look.unread, look.unacknowledged, rest) {
+        if !look.moved.is_busy(look.state, look.unread, look.unacknowledged, rest) {
             return Stands::Idle;
         }
         match self.filter {
