@@ -2,10 +2,13 @@
 
 #![forbid(unsafe_code)]
 
+mod values;
+
 use crate::address::Address;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::protocol::Surroundings;
 use crate::record::parse_number;
+use crate::relay::Reach;
 use crate::sys::pid::Pid;
 use lexopt::prelude::*;
 use nix::sys::signal::Signal;
@@ -13,6 +16,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
+use values::{reach, seconds, signal, text, usage, value};
 
 /// What the user wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -99,6 +103,8 @@ pub struct Run {
     pub drain: Duration,
     /// How many older servers may drain behind this one; of more, the oldest is told to stop.
     pub max_draining: usize,
+    /// Whose requests on kept connections are answered by the server that replaces this one.
+    pub relay: Reach,
     /// From being told to stop to SIGKILL.
     pub kill_after: Duration,
     /// How this server is told to stop.
@@ -153,6 +159,10 @@ one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
                            what it has before it is told to stop [10]
       --max-draining N     when more than N older servers still drain, the oldest
                            is told to stop [8]
+      --relay WHOSE        whose requests on kept connections are answered by the
+                           new server when this one is replaced: clients' on this
+                           machine [local], or all
+      --no-relay           nobody's
       --kill-after SECS    from being told to stop to SIGKILL [10]
       --stop-signal SIGNAL how this server is told to stop [TERM]
       --run-dir DIR        where servers find each other, also $SERVERSWAP_RUN_DIR
@@ -177,9 +187,6 @@ Exit status: the server's own; 0 when it was replaced or taken down on request;
 
 Manual: man serverswap; the control channel: man 7 serverswap.
 ";
-
-/// The longest time that an option takes, in seconds: a year.
-const TIME_MAX: u64 = 31_536_000;
 
 /// Reads the arguments (without the program's name).
 pub fn parse<I>(arguments: I) -> Result<Cli>
@@ -255,10 +262,14 @@ fn set(run: &mut Run, name: &str, parser: &mut lexopt::Parser) -> Result<&'stati
             run.probe = false;
             return Ok("--no-probe");
         }
+        "no-relay" => {
+            run.relay = Reach::None;
+            return Ok("--no-relay");
+        }
         _ => {}
     }
     let with_value =
-        ["--wait", "--log", "--ready-timeout", "--drain", "--max-draining", "--kill-after", "--stop-signal"];
+        ["--wait", "--log", "--ready-timeout", "--drain", "--max-draining", "--relay", "--kill-after", "--stop-signal"];
     let option = with_value
         .into_iter()
         .find(|option| &option[2..] == name)
@@ -272,6 +283,7 @@ fn set(run: &mut Run, name: &str, parser: &mut lexopt::Parser) -> Result<&'stati
         "--ready-timeout" => run.ready_timeout = Some(seconds(parser, option)?),
         "--drain" => run.drain = seconds(parser, option)?,
         "--max-draining" => run.max_draining = count(&text(parser, option)?)?,
+        "--relay" => run.relay = reach(&text(parser, option)?)?,
         "--kill-after" => run.kill_after = seconds(parser, option)?,
         _ => run.stop_signal = signal(&text(parser, option)?)?,
     }
@@ -289,6 +301,7 @@ fn defaults() -> Run {
         ready_timeout: None,
         drain: Duration::from_secs(10),
         max_draining: 8,
+        relay: Reach::Local,
         kill_after: Duration::from_secs(10),
         stop_signal: Signal::SIGTERM,
     }
@@ -326,51 +339,6 @@ fn one_verb(verb: &mut Option<&'static str>, new: &'static str) -> Result<()> {
     match verb.replace(new) {
         Some(old) if old != new => Err(usage(format!("--{old} and --{new} exclude each other"))),
         _ => Ok(()),
-    }
-}
-
-fn usage(text: impl Into<String>) -> Error {
-    Error::failed(format!("{} (nothing was done; see serverswap --help)", text.into()))
-}
-
-fn value(parser: &mut lexopt::Parser) -> Result<OsString> {
-    let value = parser.value().map_err(|e| usage(e.to_string()))?;
-    if value.is_empty() { Err(usage("the value of an option is empty")) } else { Ok(value) }
-}
-
-fn text(parser: &mut lexopt::Parser, option: &str) -> Result<String> {
-    value(parser)?.into_string().map_err(|_| usage(format!("{option}: not UTF-8")))
-}
-
-fn seconds(parser: &mut lexopt::Parser, option: &str) -> Result<Duration> {
-    let text = text(parser, option)?;
-    let bad = || usage(format!("{option}: {text:?} is not a number of seconds from 0 to {TIME_MAX}"));
-    decimal(&text).filter(|time| *time <= Duration::from_secs(TIME_MAX)).ok_or_else(bad)
-}
-
-/// A plain decimal number of seconds, without sign or exponent. What is less than a nanosecond is dropped.
-fn decimal(text: &str) -> Option<Duration> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let is_plain =
-        !(whole.is_empty() && fraction.is_empty()) && whole.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit());
-    let nanos = format!("{fraction:0<9.9}");
-    is_plain.then(|| Some(Duration::new(format!("0{whole}").parse().ok()?, nanos.parse().ok()?)))?
-}
-
-fn signal(text: &str) -> Result<Signal> {
-    let name = text.to_ascii_uppercase();
-    let named = || format!("SIG{}", name.strip_prefix("SIG").unwrap_or(&name)).parse::<Signal>();
-    let signal = match text.parse::<i32>() {
-        Ok(number) => Signal::try_from(number),
-        Err(_) => named(),
-    };
-    match signal {
-        // By default these suspend or continue a process, or are ignored: none of them ends a server.
-        Ok(
-            Signal::SIGSTOP | Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT | Signal::SIGCHLD,
-        )
-        | Err(_) => Err(usage(format!("--stop-signal: {text:?} is no signal that stops a server"))),
-        Ok(signal) => Ok(signal),
     }
 }
 

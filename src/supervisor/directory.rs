@@ -86,6 +86,7 @@ impl Supervisor {
             | Effect::Switch(_)
             | Effect::SwitchBack
             | Effect::Drain
+            | Effect::Park(_)
             | Effect::StopDrain
             | Effect::CutOff
             | Effect::Commit

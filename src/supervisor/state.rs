@@ -15,6 +15,7 @@ use crate::notify::Manager;
 use crate::output::Output;
 use crate::procfs::Start;
 use crate::protocol::PeerWord;
+use crate::relay::Remains;
 use crate::rundir::{Notes, RunDir};
 use crate::swap::{self, Effect, SpeakerId};
 use crate::sys::process::{self, End, Pid};
@@ -78,6 +79,8 @@ pub(super) struct Agenda {
     pub(super) pending: VecDeque<swap::Event>,
     /// Old servers whose locks were ours and that have no supervisor, and since when.
     pub(super) orphaned: BTreeMap<Id, Instant>,
+    /// Connections of a server that was told to stop.
+    pub(super) kept: Remains,
 }
 
 /// The supervisor of the server for which this process stands.

@@ -1,6 +1,6 @@
 //! Who has the lock of a server, and how far its drain is.
 
-use super::words::ClaimerId;
+use super::words::{ClaimerId, Parting};
 
 /// Who has the lock of the server, and how far its drain is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -22,6 +22,8 @@ pub(super) enum Drainage {
     Overdue,
     /// Nothing is any more.
     Quiesced,
+    /// Requests are kept from the server for a moment, before it leaves.
+    Parking(Parting),
 }
 
 impl Lease {

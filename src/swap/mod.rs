@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod claim;
+mod drain;
 mod lease;
 mod ours;
 mod said;
@@ -23,8 +24,8 @@ mod warrant;
 mod words;
 
 pub use words::{
-    ADDRESSES_MAX, ClaimerId, Effect, Event, Level, Meets, OldId, Order, Orphan, QUIET, READY_TIMEOUT, Settings,
-    SpeakerId, Timer,
+    ADDRESSES_MAX, ClaimerId, Effect, Event, Level, Meets, OldId, Order, Orphan, Parting, QUIET, READY_TIMEOUT,
+    Settings, SpeakerId, Timer,
 };
 
 use crate::address::Address;
@@ -221,6 +222,7 @@ impl Generation {
             Event::AskedTakedown(claimer, address) => tenure.asked_takedown(ours, claimer, address),
             Event::Free(own) => tenure.release(ours, &own),
             Event::Quiesced => self.follow(Tenure::quiesced),
+            Event::Parked => self.follow(Tenure::parked),
             Event::Drained if up && lease.is_draining() => self.leave(Why::Requested),
             Event::AskedStop(by) if up && tenure.is_locked_by(by) => self.leave(Why::Requested),
             Event::AskedStay(_) | Event::Drained | Event::AskedStop(_) | Event::TimeIsUp => {}

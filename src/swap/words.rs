@@ -73,6 +73,8 @@ pub enum Event {
     Quiesced,
     /// No connection of the server's is busy (asked for by [`Effect::Drain`]).
     Drained,
+    /// What can be parked is parked, or the time for that is up (asked for by [`Effect::Park`]).
+    Parked,
     /// Nobody listens on the address any more (asked for by [`Effect::WatchRelease`]).
     Free(Address),
     /// The server is gone, with this status.
@@ -137,6 +139,15 @@ pub enum Orphan {
     Told,
 }
 
+/// How a server that drains leaves when what can be parked is parked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Parting {
+    /// The time for its drain is up.
+    IsCutOff,
+    /// It drains itself.
+    DrainsItself,
+}
+
 /// How much a report matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
@@ -185,7 +196,9 @@ pub enum Effect {
     AskStay(OldId),
     /// Watch the connections of our server, which gets no new ones.
     Drain,
-    /// Watch them no more.
+    /// Keep requests from our server until it is told to go, for a moment.
+    Park(Parting),
+    /// Watch them no more. If the server leaves, what is parked stays so.
     StopDrain,
     /// The time for the drain is up: say what is still open.
     CutOff,
@@ -282,5 +295,7 @@ pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
 pub const QUIET: Duration = Duration::from_secs(3);
 /// How long what is on its way to a server may take to arrive after the time for its drain.
 pub const ARRIVALS: Duration = Duration::from_secs(3);
+/// How long it may take to park what can be parked; the glue is done earlier.
+pub const PARKS: Duration = Duration::from_secs(2);
 /// Most addresses of one server: a server that asks for more babbles.
 pub const ADDRESSES_MAX: usize = 4096;
