@@ -56,7 +56,7 @@ impl Supervisor {
         }
         // Without them the claimer says that it swaps in plain order.
         let own = live.server.listeners(holds).unwrap_or_default();
-        let listeners = match live.joining.lend() {
+        let listeners = match live.joining.lend(&live.server) {
             Some(lent) => lent.hand_over(own),
             None => {
                 let draining = draining_listeners(&self.dir, &live.names.replaced, holds).into_iter();
@@ -78,8 +78,12 @@ impl Supervisor {
         // A word of a later version may bring a listener a second time: it counts once.
         let mut inodes = BTreeSet::new();
         let letters = old.order.chars().chain(std::iter::repeat('s'));
-        let mut listeners: Vec<Handed> =
-            sockets.into_iter().map(Socket::new).zip(letters).map(|(socket, letter)| Handed::new(socket, letter)).collect();
+        let mut listeners: Vec<Handed> = sockets
+            .into_iter()
+            .map(Socket::new)
+            .zip(letters)
+            .map(|(socket, letter)| Handed::new(socket, letter))
+            .collect();
         listeners.retain(|it| it.socket.inode().is_ok_and(|inode| inodes.insert(inode)));
         if listeners.len() < old.promised {
             // Where nobody steers, the new server would get connections before its time.

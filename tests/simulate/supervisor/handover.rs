@@ -40,7 +40,7 @@ impl Supervisor {
             return;
         }
         let own = self.server.listeners(holds);
-        let listeners: Vec<Handed> = match live.joining.lend() {
+        let listeners: Vec<Handed> = match live.joining.lend(self.server) {
             Some(lent) => lent.hand_over(own),
             None => {
                 let replaced = &live.names.replaced;
@@ -61,7 +61,8 @@ impl Supervisor {
         let old = self.peers.olds.get(&id).ok_or("it is gone")?;
         let mut inodes = BTreeSet::new();
         let letters = old.order.chars().chain(std::iter::repeat('s'));
-        let mut listeners: Vec<Handed> = sockets.into_iter().zip(letters).map(|(s, letter)| Handed::new(s, letter)).collect();
+        let mut listeners: Vec<Handed> =
+            sockets.into_iter().zip(letters).map(|(s, letter)| Handed::new(s, letter)).collect();
         listeners.retain(|it| it.socket.inode().is_ok_and(|inode| inodes.insert(inode)));
         if listeners.len() < old.promised {
             return Err(format!("only {} of its {} listeners can be had", listeners.len(), old.promised));
