@@ -56,6 +56,14 @@ impl Sharing {
         Ok(())
     }
 
+    /// The last look before somebody else steers: what was closed until now leaves, and the program follows.
+    pub fn look_once_more(&mut self, fetch: Fetch<'_>) {
+        if let Ok(listeners) = net::listeners() {
+            self.follow_olds(&listeners, fetch);
+            self.groups_mut().for_each(|group| group.catch_up(&listeners, fetch));
+        }
+    }
+
     /// All listeners in their order, for whoever steers next. `own`: those of the new server.
     pub fn hand_over(&self, own: Vec<Socket>) -> Vec<Handed> {
         let mut own: BTreeMap<u32, Socket> =

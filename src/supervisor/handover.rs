@@ -56,7 +56,7 @@ impl Supervisor {
         }
         // Without them the claimer says that it swaps in plain order.
         let own = live.server.listeners(holds).unwrap_or_default();
-        let listeners = match live.joining.lend() {
+        let listeners = match live.joining.lend(&live.server) {
             Some(lent) => lent.hand_over(own),
             None => {
                 let draining = draining_listeners(&self.dir, &live.names.replaced, holds).into_iter();

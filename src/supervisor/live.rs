@@ -202,8 +202,9 @@ pub(super) struct Lent {
 
 impl Joining {
     /// Whoever gets the lock steers from here on, if older servers still drain.
-    pub(super) fn lend(&mut self) -> Option<&Sharing> {
+    pub(super) fn lend(&mut self, server: &Server) -> Option<&Sharing> {
         if self.lent.is_none() && self.sharing.has_olds() {
+            self.sharing.look_once_more(server);
             self.lent = Some(std::mem::take(&mut self.sharing));
         }
         self.lent.as_ref()

@@ -40,7 +40,7 @@ impl Supervisor {
             return;
         }
         let own = self.server.listeners(holds);
-        let listeners: Vec<Handed> = match live.joining.lend() {
+        let listeners: Vec<Handed> = match live.joining.lend(self.server) {
             Some(lent) => lent.hand_over(own),
             None => {
                 let replaced = &live.names.replaced;
