@@ -203,9 +203,12 @@ pub(super) struct Lent {
 impl Joining {
     /// Whoever gets the lock steers from here on, if older servers still drain.
     pub(super) fn lend(&mut self, server: &Server) -> Option<&Sharing> {
-        if self.lent.is_none() && self.sharing.has_olds() {
+        if self.lent.is_none() && !self.sharing.is_empty() {
             self.sharing.look_once_more(server);
-            self.lent = Some(std::mem::take(&mut self.sharing));
+            // What is steered for nobody any more is taken off.
+            if self.sharing.has_olds() || !self.sharing.finish(server) {
+                self.lent = Some(std::mem::take(&mut self.sharing));
+            }
         }
         self.lent.as_ref()
     }

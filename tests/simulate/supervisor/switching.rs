@@ -195,9 +195,11 @@ impl Supervisor {
 
 impl Joining {
     pub(super) fn lend(&mut self, server: Server) -> Option<&Sharing> {
-        if self.lent.is_none() && self.sharing.has_olds() {
+        if self.lent.is_none() && !self.sharing.is_empty() {
             self.sharing.look_once_more(&server);
-            self.lent = Some(std::mem::take(&mut self.sharing));
+            if self.sharing.has_olds() || !self.sharing.finish(&server) {
+                self.lent = Some(std::mem::take(&mut self.sharing));
+            }
         }
         self.lent.as_ref()
     }
