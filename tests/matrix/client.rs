@@ -10,6 +10,9 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// For a connection, and for each read of an answer.
+const PATIENCE: Duration = Duration::from_secs(10);
+
 /// How a client behaves.
 #[derive(Clone, Copy)]
 pub enum Habit {
@@ -125,7 +128,7 @@ impl Client {
             if matches!(result, Err(Failure::Empty | Failure::Reset)) {
                 self.seen.lock().unwrap().retried += usize::from(connection.is_some());
                 let address = self.addresses[turn % self.addresses.len()];
-                let fresh = Connection::open(address).map_err(|e| Failure::of(&e));
+                let fresh = Connection::open(address, PATIENCE).map_err(|e| Failure::of(&e));
                 (connection, result) = match fresh {
                     Ok(mut fresh) => {
                         let result = generation(&mut fresh, close);

@@ -4,9 +4,6 @@ use std::io::{self, BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
-/// For a connection, and for each read of an answer.
-const PATIENCE: Duration = Duration::from_secs(10);
-
 /// How a request failed.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Failure {
@@ -41,9 +38,10 @@ pub struct Connection {
 }
 
 impl Connection {
-    pub fn open(address: SocketAddr) -> io::Result<Connection> {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
+    /// The patience is for the connection, and for each read of an answer.
+    pub fn open(address: SocketAddr, patience: Duration) -> io::Result<Connection> {
+        let stream = TcpStream::connect_timeout(&address, patience)?;
+        stream.set_read_timeout(Some(patience))?;
         stream.set_nodelay(true)?;
         Ok(Connection { stream: BufReader::new(stream), asked: 0, closing: false })
     }

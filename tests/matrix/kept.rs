@@ -11,11 +11,8 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-/// Clients of a row, and how many swaps.
-const CROWDS: [(usize, u64); 3] = [(16, 20), (4, 20), (256, 5)];
-
-/// The clients keep the machine busy.
-const LANES: usize = 4;
+/// Clients of a row, how many swaps, and how many rows run at a time: the clients keep the machine busy.
+const CROWDS: [(usize, u64, usize); 3] = [(16, 20, 4), (4, 20, 4), (256, 5, 2)];
 
 /// A swap that takes so long has waited for `--drain`, which is 10 s.
 const TOO_LONG: Duration = Duration::from_secs(8);
@@ -41,15 +38,15 @@ struct Outcome {
 
 /// Swaps all servers that are asked for.
 pub fn run(settings: &Settings) -> Report {
-    let mut rows = Vec::new();
-    for (clients, swaps) in CROWDS {
-        for manner in [Manner::Closed, Manner::Pauses] {
+    let rows = |clients, swaps: u64| -> Vec<Row> {
+        let swaps = settings.swaps.map_or(swaps, |most| most.min(swaps));
+        let of = |manner| {
             let servers = servers::kept().into_iter().filter(|server| settings.wants(server.name));
-            let swaps = settings.swaps.map_or(swaps, |most| most.min(swaps));
-            rows.extend(servers.map(|server| Row { server, clients, manner, swaps }));
-        }
-    }
-    if rows.is_empty() {
+            servers.map(move |server| Row { server, clients, manner, swaps })
+        };
+        of(Manner::Closed).chain(of(Manner::Pauses)).collect()
+    };
+    if rows(1, 1).is_empty() {
         return (0, Vec::new());
     }
     println!("\nkept connections: POST, never tried again, no look at the connection before");
@@ -69,13 +66,19 @@ pub fn run(settings: &Settings) -> Report {
         "slowest answer",
         "slowest swap"
     );
-    let faults = in_lanes(LANES, &rows, |row| {
+    let run = |row: &Row| {
         let outcome = row.run(&settings.options);
         println!("{}", row.line(&outcome));
         let name = format!("{}, {} clients, {}", row.server.name, row.clients, manner(row.manner));
         outcome.faults.into_iter().map(|fault| format!("{name}: {fault}")).collect()
-    });
-    (rows.len(), faults)
+    };
+    let (mut count, mut faults) = (0, Vec::new());
+    for (clients, swaps, lanes) in CROWDS {
+        let rows = rows(clients, swaps);
+        count += rows.len();
+        faults.extend(in_lanes(lanes, &rows, run));
+    }
+    (count, faults)
 }
 
 /// How a manner is called in a table.

@@ -37,6 +37,9 @@ impl Settings {
 /// How many rows were run, and what is wrong.
 type Report = (usize, Vec<String>);
 
+/// A table.
+type Part = fn(&Settings) -> Report;
+
 fn main() {
     let mut settings = Settings { options: Vec::new(), names: Vec::new(), swaps: None };
     let mut part = None;
@@ -49,7 +52,7 @@ fn main() {
         }
     }
     let started = Instant::now();
-    let parts: [(&str, fn(&Settings) -> Report); 3] = [("new", fresh::run), ("kept", kept::run), ("other", other::run)];
+    let parts: [(&str, Part); 3] = [("new", fresh::run), ("kept", kept::run), ("other", other::run)];
     let (mut rows, mut red) = (0, Vec::new());
     for (name, run) in parts {
         if part.as_ref().is_none_or(|part| part == name) {

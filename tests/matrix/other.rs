@@ -9,11 +9,8 @@ use super::target::Target;
 use super::{Report, Settings, in_lanes, kept};
 use std::time::{Duration, Instant};
 
-/// Clients of a row, and how many swaps.
-const CROWDS: [(usize, u64); 3] = [(16, 10), (4, 10), (256, 3)];
-
-/// The clients keep the machine busy.
-const LANES: usize = 4;
+/// Clients of a row, how many swaps, and how many rows run at a time: the clients keep the machine busy.
+const CROWDS: [(usize, u64, usize); 3] = [(16, 10, 4), (4, 10, 4), (256, 3, 2)];
 
 /// Seconds that a swap waits for connections that are never idle.
 const DRAIN: &str = "1";
@@ -37,15 +34,15 @@ struct Outcome {
 
 /// Swaps all servers that are asked for.
 pub fn run(settings: &Settings) -> Report {
-    let mut rows = Vec::new();
-    for (clients, swaps) in CROWDS {
-        for manner in [Manner::Closed, Manner::Pauses] {
+    let rows = |clients, swaps: u64| -> Vec<Row> {
+        let swaps = settings.swaps.map_or(swaps, |most| most.min(swaps));
+        let of = |manner| {
             let servers = servers::spoken().into_iter().filter(|server| settings.wants(server.name));
-            let swaps = settings.swaps.map_or(swaps, |most| most.min(swaps));
-            rows.extend(servers.map(|server| Row { server, clients, manner, swaps }));
-        }
-    }
-    if rows.is_empty() {
+            servers.map(move |server| Row { server, clients, manner, swaps })
+        };
+        of(Manner::Closed).chain(of(Manner::Pauses)).collect()
+    };
+    if rows(1, 1).is_empty() {
         return (0, Vec::new());
     }
     println!("\nkept connections of other protocols, drained for {DRAIN} s, with --relay local and with --no-relay");
@@ -53,7 +50,7 @@ pub fn run(settings: &Settings) -> Report {
         "{:<16} {:>7} {:<6} {:>5}   {:>8} {:>5} {:>12}   {:>8} {:>5} {:>12}",
         "server", "clients", "manner", "swaps", "requests", "lost", "slowest swap", "requests", "lost", "slowest swap"
     );
-    let faults = in_lanes(LANES, &rows, |row| {
+    let run = |row: &Row| {
         let with = row.run(&["--relay", "local"], &settings.options);
         let without = row.run(&["--no-relay"], &settings.options);
         let mut faults = [with.faults.clone(), without.faults.clone()].concat();
@@ -63,8 +60,14 @@ pub fn run(settings: &Settings) -> Report {
         println!("{}", row.line(&with, &without, faults.is_empty()));
         let name = format!("{}, {} clients, {}", row.server.name, row.clients, kept::manner(row.manner));
         faults.into_iter().map(|fault| format!("{name}: {fault}")).collect()
-    });
-    (rows.len(), faults)
+    };
+    let (mut count, mut faults) = (0, Vec::new());
+    for (clients, swaps, lanes) in CROWDS {
+        let rows = rows(clients, swaps);
+        count += rows.len();
+        faults.extend(in_lanes(lanes, &rows, run));
+    }
+    (count, faults)
 }
 
 impl Row {

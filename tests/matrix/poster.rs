@@ -9,6 +9,9 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+/// Long: 256 clients that never rest make any server late.
+const PATIENCE: Duration = Duration::from_secs(30);
+
 /// What is between an answer and the next request.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Manner {
@@ -129,7 +132,7 @@ fn post(address: SocketAddr, number: usize, manner: Manner, stop: &AtomicBool, n
 /// the one or the other back.
 fn ask(address: SocketAddr, connection: &mut Option<Connection>, id: &str) -> Result<u64, Failure> {
     if connection.is_none() {
-        *connection = Some(Connection::open(address).map_err(|e| Failure::of(&e))?);
+        *connection = Some(Connection::open(address, PATIENCE).map_err(|e| Failure::of(&e))?);
     }
     let Some(connection) = connection else { return Err(Failure::Other) };
     let head = format!("POST / HTTP/1.1\r\nHost: x\r\nX-Id: {id}\r\nContent-Type: text/plain");

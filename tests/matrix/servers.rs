@@ -201,7 +201,8 @@ pub fn kept() -> Vec<Kept> {
         ),
         module("uvicorn", "uvicorn", &["--host", "0.0.0.0", "--port", "PORT", "--no-access-log", "web:asgi"]),
         module("hypercorn", "hypercorn", &["--bind", any, "web:asgi"]),
-        row("puma", &[&start, "puma", "PORT"]),
+        // With fewer threads than connections it lets those starve that come later.
+        row("puma", &[&start, "puma", "PORT", "--threads", "0:300"]),
         // It keeps no more than 200 idle connections if it is not told so.
         row(
             "Java HttpServer",
