@@ -6,6 +6,7 @@ use crate::address::Address;
 use crate::error::{Error, Result};
 use crate::protocol::Surroundings;
 use crate::record::parse_number;
+use crate::relay::Reach;
 use crate::sys::pid::Pid;
 use lexopt::prelude::*;
 use nix::sys::signal::Signal;
@@ -97,6 +98,8 @@ pub struct Run {
     pub ready_timeout: Option<Duration>,
     /// How long this server may finish what it has when it is replaced on a shared port.
     pub drain: Duration,
+    /// Whose requests on kept connections are answered by the server that replaces this one.
+    pub relay: Reach,
     /// From being told to stop to SIGKILL.
     pub kill_after: Duration,
     /// How this server is told to stop.
@@ -149,6 +152,10 @@ one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
                            a first server in the foreground: none]
       --drain SECS         how long this server, when it is replaced, may finish
                            what it has before it is told to stop [10]
+      --relay WHOSE        whose requests on kept connections are answered by the
+                           new server when this one is replaced: clients' on this
+                           machine [local], or all
+      --no-relay           nobody's
       --kill-after SECS    from being told to stop to SIGKILL [10]
       --stop-signal SIGNAL how this server is told to stop [TERM]
       --run-dir DIR        where servers find each other, also $SERVERSWAP_RUN_DIR
@@ -251,9 +258,13 @@ fn set(run: &mut Run, name: &str, parser: &mut lexopt::Parser) -> Result<&'stati
             run.probe = false;
             return Ok("--no-probe");
         }
+        "no-relay" => {
+            run.relay = Reach::None;
+            return Ok("--no-relay");
+        }
         _ => {}
     }
-    let option = ["--wait", "--log", "--ready-timeout", "--drain", "--kill-after", "--stop-signal"]
+    let option = ["--wait", "--log", "--ready-timeout", "--drain", "--relay", "--kill-after", "--stop-signal"]
         .into_iter()
         .find(|option| &option[2..] == name)
         .ok_or_else(|| usage(Long(name).unexpected().to_string()))?;
@@ -265,6 +276,7 @@ fn set(run: &mut Run, name: &str, parser: &mut lexopt::Parser) -> Result<&'stati
         }
         "--ready-timeout" => run.ready_timeout = Some(seconds(parser, option)?),
         "--drain" => run.drain = seconds(parser, option)?,
+        "--relay" => run.relay = reach(&text(parser, option)?)?,
         "--kill-after" => run.kill_after = seconds(parser, option)?,
         _ => run.stop_signal = signal(&text(parser, option)?)?,
     }
@@ -281,6 +293,7 @@ fn defaults() -> Run {
         probe: true,
         ready_timeout: None,
         drain: Duration::from_secs(10),
+        relay: Reach::Local,
         kill_after: Duration::from_secs(10),
         stop_signal: Signal::SIGTERM,
     }
@@ -382,6 +395,14 @@ fn wait(text: &str) -> Result<Wait> {
         "up" => Ok(Wait::Up),
         "gone" => Ok(Wait::Gone),
         _ => Err(usage(format!("--wait: {text:?} is neither up nor gone"))),
+    }
+}
+
+fn reach(text: &str) -> Result<Reach> {
+    match text {
+        "local" => Ok(Reach::Local),
+        "all" => Ok(Reach::All),
+        _ => Err(usage(format!("--relay: {text:?} is neither local nor all"))),
     }
 }
 

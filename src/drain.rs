@@ -32,15 +32,17 @@ fn handshakes(ports: &BTreeSet<u16>) -> io::Result<Vec<Ends>> {
 
 /// How long nothing may have moved on a connection before it counts as idle, by `--drain`: half of that leaves the other
 /// half to what still comes. Below a second an answer that is streamed would look finished between two parts.
-fn rest(drain: Duration) -> Duration {
+pub fn rest(drain: Duration) -> Duration {
     (drain / 2).max(Duration::from_secs(1))
 }
 
 /// A connection of the server's: its ends may soon be those of another.
 #[derive(Debug, Clone, Copy)]
-struct Connection {
-    ends: Ends,
-    inode: u32,
+pub struct Connection {
+    /// Its ends.
+    pub ends: Ends,
+    /// Its inode.
+    pub inode: u32,
 }
 
 impl Connection {
@@ -113,8 +115,13 @@ impl Drain {
         if self.idle_looks > 1 { Drained::Idle } else { Drained::Quiesced }
     }
 
+    /// What the kernel says of a connection; `None`: the server has closed it.
+    pub fn find(&self, connection: &Connection) -> io::Result<Option<TcpSocket>> {
+        connection.find(&self.diag)
+    }
+
     /// The connections of the server, but for those that it opened itself, to a database say.
-    fn connections(&self, server: &Server) -> io::Result<Vec<Connection>> {
+    pub fn connections(&self, server: &Server) -> io::Result<Vec<Connection>> {
         let inodes = server.socket_inodes().ok_or_else(|| io::Error::other("unable to read /proc"))?;
         let taken = |s: &TcpSocket| self.ports.contains(&s.ends.local.port()) && inodes.contains(&s.inode);
         let all = net::connections()?.into_iter().filter(taken);
@@ -141,9 +148,10 @@ impl Drain {
     }
 
     /// How many connections are busy at this moment, and would be cut. The client needs no answer where it has closed.
-    pub fn busy(&self, server: &Server) -> io::Result<usize> {
+    /// `spared`: the inodes of those that are not cut.
+    pub fn busy(&self, server: &Server, spared: &BTreeSet<u32>) -> io::Result<usize> {
         let mut busy = 0;
-        for connection in self.connections(server)? {
+        for connection in self.connections(server)?.into_iter().filter(|c| !spared.contains(&c.inode)) {
             let is_cut = |socket: TcpSocket| socket.is_busy(self.rest) && !socket.is_closed_by_peer();
             busy += usize::from(connection.find(&self.diag)?.is_some_and(is_cut));
         }

@@ -23,6 +23,7 @@ mod procfs;
 mod protocol;
 mod record;
 mod recovery;
+mod relay;
 mod rundir;
 mod server;
 mod share;

@@ -2,13 +2,24 @@
 
 use super::Server;
 use crate::address::Address;
-use crate::procfs::{self, Snapshot};
+use crate::procfs::{self, Held, Snapshot};
 use crate::sys::net;
 use crate::sys::process::Pidfd;
 use crate::sys::steer::Socket;
 use nix::libc;
 use std::collections::BTreeSet;
 use std::io;
+
+/// A handle of our own on a connection.
+#[derive(Debug)]
+pub struct Found {
+    /// The handle.
+    pub socket: Socket,
+    /// Its inode.
+    pub inode: u32,
+    /// Where the server has it.
+    pub at: Held,
+}
 
 impl Server {
     /// Handles of our own on the listeners that the server has at these addresses.
@@ -39,6 +50,24 @@ impl Server {
             }
         }
         Ok(found)
+    }
+
+    /// Handles of our own on those of these connections that the server holds, as many as can be had.
+    pub fn connections(&self, mut left: BTreeSet<u32>) -> Vec<Found> {
+        let (mut found, snapshot) = (Vec::new(), Snapshot::take());
+        for stat in self.family.members(&snapshot) {
+            let held = procfs::find_sockets(stat.pid).ok().flatten().unwrap_or_default();
+            let wanted: Vec<(i32, u32)> = held.into_iter().filter(|(_, inode)| left.contains(inode)).collect();
+            let Some(process) = (!wanted.is_empty()).then(|| Pidfd::open(stat.pid).ok()).flatten() else { continue };
+            for (number, inode) in wanted {
+                let Ok(socket) = process.fd(number).map(Socket::new) else { continue };
+                // The number may have become another file since the look.
+                if socket.inode().is_ok_and(|own| own == inode) && left.remove(&inode) {
+                    found.push(Found { socket, inode, at: Held::at(stat.pid, number) });
+                }
+            }
+        }
+        found
     }
 
     /// Inodes of all sockets that the server holds; `None` if one of its processes may not be looked at.

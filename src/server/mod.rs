@@ -7,6 +7,7 @@ mod sockets;
 mod spawn;
 mod watch;
 
+pub use handles::Found;
 pub use sockets::Rest;
 pub use spawn::Surroundings;
 pub use watch::Watch;

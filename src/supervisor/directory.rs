@@ -84,6 +84,7 @@ impl Supervisor {
             | Effect::Switch(_)
             | Effect::SwitchBack
             | Effect::Drain
+            | Effect::Park
             | Effect::StopDrain
             | Effect::CutOff
             | Effect::Commit

@@ -41,6 +41,8 @@ impl Supervisor {
             Effect::Switch(_) => self.switch(),
             Effect::SwitchBack => self.switch_back(),
             Effect::Drain => self.drain(),
+            Effect::Park => self.park(),
+            Effect::StopDrain => self.stop_draining(),
             Effect::CutOff => self.cut_off(),
             Effect::Kill => self.kill(),
             Effect::Grant(claimer, holds) => self.grant(claimer, holds),
@@ -64,7 +66,6 @@ impl Supervisor {
             Effect::End(status) => self.end(status),
             Effect::Unhold(_)
             | Effect::Settle
-            | Effect::StopDrain
             | Effect::Commit
             | Effect::Watch(_)
             | Effect::WatchRelease(_)
@@ -80,11 +81,6 @@ impl Supervisor {
                 live.names.held.remove(&address);
                 live.names.regaining.remove(&address);
                 return self.dir.unhold(&address, live.server.pid);
-            }
-            Effect::StopDrain => {
-                live.stop_drain();
-                live.standing.gave_way = live.machine.is_leaving();
-                return;
             }
             Effect::Commit => return live.server.outlives_us(),
             Effect::Signal => {

@@ -8,6 +8,7 @@ use crate::drain::Drain;
 use crate::family::Jobs;
 use crate::finder::Registration;
 use crate::place::Place;
+use crate::relay::Keeping;
 use crate::server::{Server, Watch};
 use crate::share::Sharing;
 use crate::swap::{self, ClaimerId};
@@ -134,6 +135,8 @@ pub(super) struct Standing {
     pub(super) drains: bool,
     pub(super) drain: Option<Drain>,
     pub(super) quiesced: bool,
+    /// Requests are kept from it before it is told to stop; `None` if they are not, or all that is left is its end.
+    pub(super) keeping: Option<Keeping>,
 }
 
 /// Whether it lives.

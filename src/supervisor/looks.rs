@@ -1,6 +1,7 @@
 //! Looking at what the kernel tells nobody by itself: who listens, who has ended, how far probes and drains are. Soon after
 //! something has happened, and then ever more rarely.
 
+use super::kept::look_at_kept;
 use super::left::left_alone;
 use super::live::{Live, UNCLEAR_FOR};
 use super::sharing::listen_alone;
@@ -62,11 +63,12 @@ impl Supervisor {
         let Ok(sockets) = net::listeners() else { return self.cannot_look(now) };
         let mut swapping = self.look_at(now, &sockets) | self.look_at_passed();
         let discovering = self.live.as_ref().is_some_and(|live| live.looks.discover_until.is_some());
-        swapping |= self.regain(now) | !self.kin.leftovers.is_empty();
+        swapping |= self.look_at_held() | self.regain(now) | !self.kin.leftovers.is_empty();
         let since = now.saturating_duration_since(self.clock.poll_since);
         // What an old server closes meanwhile has to be seen soon.
         let steers = self.live.iter().any(|live| live.joining.sharing.has_olds());
         let slowest = match () {
+            () if self.keeps() => POLL_SWAP,
             () if steers => POLL_SWAP.max(since / 100).min(POLL_STEERS),
             () if swapping => POLL_SWAP.max(since / 100),
             () => POLL_DISCOVER,
@@ -261,14 +263,16 @@ fn look_at_drain(live: &mut Live, pending: &mut VecDeque<swap::Event>) {
         let _ = start_drain(live);
     }
     if let Some(drain) = &mut live.standing.drain {
-        match drain.look(&live.server) {
+        let drained = drain.look(&live.server);
+        match drained {
             Drained::Arriving => {}
             Drained::Quiesced if !live.standing.quiesced => {
                 live.standing.quiesced = true;
                 pending.push_back(swap::Event::Quiesced);
             }
-            Drained::Quiesced => {}
-            Drained::Idle => pending.push_back(swap::Event::Drained),
+            Drained::Quiesced | Drained::Idle => {
+                pending.extend(look_at_kept(&mut live.standing, &live.server, drained))
+            }
         }
     }
 }

@@ -12,6 +12,7 @@ mod first;
 mod front;
 mod handover;
 mod held;
+mod kept;
 mod left;
 mod lent;
 mod live;
@@ -221,6 +222,7 @@ impl Supervisor {
             && self.kin.leftovers.is_empty()
             && self.reloads.copies.is_empty()
             && self.reloads.asked.is_empty()
+            && (self.agenda.kept.is_over() || self.caller.is_stopping())
     }
 
     fn finish(mut self) -> u8 {
@@ -270,6 +272,7 @@ impl Supervisor {
                 self.called(waiting);
             }
             Event::Steers(steering) => self.steers(steering),
+            Event::Relayed(tally) => self.relayed(tally),
             Event::Directory(lock) => self.directory_is_ours(lock),
             Event::HungUp(id) => self.hung_up(id),
             Event::Orphaned(id) => self.orphaned(id),

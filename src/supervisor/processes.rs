@@ -34,6 +34,7 @@ impl Supervisor {
                 self.main_ended(end.status(), &end.to_string());
             }
         }
+        self.look_at_held();
         if !self.kin.leftovers.is_empty() || self.live.iter().any(|live| live.life.ended.is_some()) {
             self.poll_soon();
         }

@@ -1,5 +1,6 @@
 //! What a supervisor knows besides its server ([`super::live`]): all of it belongs to the main thread.
 
+use super::kept::Kept;
 use super::live::{Leftover, Live};
 use super::outbox::Outbox;
 use super::threads::{EndOf, Event, Events, Id, Link, Signals};
@@ -78,6 +79,8 @@ pub(super) struct Agenda {
     pub(super) pending: VecDeque<swap::Event>,
     /// Old servers whose locks were ours and that have no supervisor, and since when.
     pub(super) orphaned: BTreeMap<Id, Instant>,
+    /// Connections of a server that was told to stop.
+    pub(super) kept: Kept,
 }
 
 /// The supervisor of the server for which this process stands.

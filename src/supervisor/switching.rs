@@ -8,8 +8,10 @@ use super::threads::Id;
 use crate::address::Address;
 use crate::drain::Drain;
 use crate::procfs;
+use crate::relay::Keeping;
 use crate::swap::{self, Level, OldId};
 use crate::sys::process::Pid;
+use std::collections::BTreeSet;
 use std::time::{Duration, Instant};
 
 /// How often to look for a holder of an ended old server's listener. One that stays longer than this is named.
@@ -107,15 +109,17 @@ impl Supervisor {
             let text = format!("unable to watch its connections: {} (it is tried again)", crate::error::reason(&e));
             self.log.say(Level::Warning, live.names.name.as_ref(), &text);
         }
+        self.keep();
         self.poll_soon();
     }
 
     pub(super) fn cut_off(&mut self) {
-        let Some(live) = self.live.as_ref() else { return };
+        let Some(live) = self.live.as_mut() else { return };
         if !live.standing.drains {
             return;
         }
-        let text = match live.standing.drain.as_ref().map(|drain| drain.busy(&live.server)) {
+        let held = live.standing.keeping.as_mut().map_or(BTreeSet::new(), Keeping::held);
+        let text = match live.standing.drain.as_ref().map(|drain| drain.busy(&live.server, &held)) {
             Some(Ok(0)) => return,
             Some(Ok(busy)) => format!("the time to drain is up with {busy} busy connections (they are cut)"),
             Some(Err(_)) | None => {
@@ -128,6 +132,7 @@ impl Supervisor {
     /// The server is gone: nobody may wait for it, and no handle of ours may hold a
     /// queue open that nobody reads.
     pub(super) fn server_is_gone(&mut self) {
+        self.hold_kept();
         let Some(live) = self.live.as_mut() else { return };
         live.stop_drain();
         live.opening.calls.clear();
@@ -140,7 +145,7 @@ impl Supervisor {
 impl Live {
     /// Ends the watch on the drain: the server gets new connections again, was told to stop, or is gone.
     pub(super) fn stop_drain(&mut self) {
-        (self.standing.drains, self.standing.drain) = (false, None);
+        (self.standing.drains, self.standing.drain, self.standing.keeping) = (false, None, None);
     }
 }
 

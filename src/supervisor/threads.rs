@@ -3,6 +3,7 @@
 
 use super::held::{Steering, Waiting};
 use crate::protocol::Splitter;
+use crate::relay::Tally;
 use crate::rundir::RunDir;
 use crate::sys::process::{self, Pid, Pidfd};
 use crate::sys::socket;
@@ -66,6 +67,8 @@ pub enum Event {
     Directory(io::Result<File>),
     /// It attaches a program to a port, or detaches it.
     Steers(Steering),
+    /// What became of requests on kept connections.
+    Relayed(Tally),
     /// The supervisor of an old server has closed its connection and lives on.
     HungUp(Id),
     /// The supervisor of an old server is gone: the lock of the server's record is free.

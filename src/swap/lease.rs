@@ -22,6 +22,17 @@ pub(super) enum Drainage {
     Overdue,
     /// Nothing is any more.
     Quiesced,
+    /// Requests are kept from the server for a moment, before it leaves.
+    Parking(Then),
+}
+
+/// How the server leaves when what can be parked is parked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Then {
+    /// The time for its drain is up.
+    IsCutOff,
+    /// It drains itself.
+    DrainsItself,
 }
 
 impl Lease {
@@ -44,6 +55,10 @@ impl Lease {
 
     pub fn is_draining(self) -> bool {
         matches!(self, Lease::Draining(..))
+    }
+
+    pub fn drains_itself(self) -> bool {
+        matches!(self, Lease::Draining(_, Drainage::Parking(Then::DrainsItself)))
     }
 
     /// The server drains no more; what it was before.

@@ -117,6 +117,11 @@ impl Generation {
         self.tenure.lease.is_draining() || self.is_leaving()
     }
 
+    /// Whether the server, when what it has is parked, is told to finish the rest itself.
+    pub fn drains_itself(&self) -> bool {
+        self.tenure.lease.drains_itself()
+    }
+
     /// Whether this claimer has the server's lock.
     pub fn is_locked_by(&self, claimer: ClaimerId) -> bool {
         self.tenure.is_locked_by(claimer)
@@ -220,6 +225,7 @@ impl Generation {
             Event::AskedTakedown(claimer, address) => tenure.asked_takedown(ours, claimer, address),
             Event::Free(own) => tenure.release(ours, &own),
             Event::Quiesced => self.follow(Tenure::quiesced),
+            Event::Parked => self.follow(Tenure::parked),
             Event::Drained if up && lease.is_draining() => self.leave(Why::Requested),
             Event::AskedStop(by) if up && tenure.is_locked_by(by) => self.leave(Why::Requested),
             Event::AskedStay(_) | Event::Drained | Event::AskedStop(_) => {}

@@ -2,10 +2,10 @@
 //!
 //! It knows nothing of what the server itself wants of older ones: that is the claim.
 
-use super::lease::{Drainage, Lease};
+use super::lease::{Drainage, Lease, Then};
 use super::ours::{Leaving, Ours, Stage};
 use super::slots::{Kind, Slot, list};
-use super::words::{ADDRESSES_MAX, ARRIVALS, ClaimerId, Effect, Level, SpeakerId, Timer};
+use super::words::{ADDRESSES_MAX, ARRIVALS, ClaimerId, Effect, Level, PARKS, SpeakerId, Timer};
 use crate::address::Address;
 use crate::protocol::SupervisorWord;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -266,21 +266,51 @@ impl Tenure {
     /// One that would close only some could not go on with all if the switch is turned back.
     pub fn quiesced(&mut self, ours: &mut Ours) -> Next {
         let (Lease::Draining(claimer, how), true) = (self.lease, ours.is_up()) else { return Next::Stays };
-        self.lease = Lease::Draining(claimer, Drainage::Quiesced);
         let takes_all = !self.takers.is_empty() && ours.slots.keys().all(|own| self.is_taken(own));
         match how {
-            Drainage::Overdue => Next::IsCutOff,
-            Drainage::Arriving | Drainage::Quiesced if takes_all => Next::DrainsItself,
-            Drainage::Arriving | Drainage::Quiesced => Next::Stays,
+            Drainage::Overdue => self.park(ours, Then::IsCutOff),
+            Drainage::Arriving | Drainage::Quiesced if takes_all => self.park(ours, Then::DrainsItself),
+            Drainage::Arriving | Drainage::Quiesced => self.lease = Lease::Draining(claimer, Drainage::Quiesced),
+            Drainage::Parking(_) => {}
+        }
+        Next::Stays
+    }
+
+    /// Has what can be parked parked, before the server leaves.
+    fn park(&mut self, ours: &mut Ours, then: Then) {
+        let Lease::Draining(claimer, _) = self.lease else { return };
+        self.lease = Lease::Draining(claimer, Drainage::Parking(then));
+        ours.effects.push(Effect::Park);
+        // Whatever hinders it: the server does not wait for that.
+        ours.arm(Timer::Drain, PARKS);
+    }
+
+    /// What can be parked is parked.
+    pub fn parked(&mut self, ours: &mut Ours) -> Next {
+        match self.lease {
+            Lease::Draining(_, Drainage::Parking(then)) if ours.is_up() => match then {
+                Then::IsCutOff => Next::IsCutOff,
+                Then::DrainsItself => Next::DrainsItself,
+            },
+            Lease::Free | Lease::Lent(_) | Lease::Draining(..) => Next::Stays,
         }
     }
 
     /// However short the drain is to be: what is on its way to the server is not lost.
     pub fn drain_time_is_up(&mut self, ours: &mut Ours) -> Next {
-        let Lease::Draining(claimer, Drainage::Arriving) = self.lease else { return Next::IsCutOff };
-        self.lease = Lease::Draining(claimer, Drainage::Overdue);
-        ours.arm(Timer::Drain, ARRIVALS);
-        Next::Stays
+        match self.lease {
+            Lease::Draining(claimer, Drainage::Arriving) => {
+                self.lease = Lease::Draining(claimer, Drainage::Overdue);
+                ours.arm(Timer::Drain, ARRIVALS);
+                Next::Stays
+            }
+            Lease::Draining(_, Drainage::Quiesced) => {
+                self.park(ours, Then::IsCutOff);
+                Next::Stays
+            }
+            Lease::Draining(_, Drainage::Parking(_)) => self.parked(ours),
+            Lease::Draining(_, Drainage::Overdue) | Lease::Lent(_) | Lease::Free => Next::IsCutOff,
+        }
     }
 
     /// The claimer has gone away, and its server serves in our place.

@@ -71,6 +71,8 @@ pub enum Event {
     Quiesced,
     /// No connection of the server's is busy (asked for by [`Effect::Drain`]).
     Drained,
+    /// What can be parked is parked, or the time for that is up (asked for by [`Effect::Park`]).
+    Parked,
     /// Nobody listens on the address any more (asked for by [`Effect::WatchRelease`]).
     Free(Address),
     /// The server is gone, with this status.
@@ -183,7 +185,9 @@ pub enum Effect {
     AskStay(OldId),
     /// Watch the connections of our server, which gets no new ones.
     Drain,
-    /// Watch them no more.
+    /// Keep requests from our server until it is told to go, for a moment.
+    Park,
+    /// Watch them no more. If the server leaves, what is parked stays so.
     StopDrain,
     /// The time for the drain is up: say what is still open.
     CutOff,
@@ -276,5 +280,7 @@ pub const READY_TIMEOUT: Duration = Duration::from_secs(60);
 pub const QUIET: Duration = Duration::from_secs(3);
 /// How long what is on its way to a server may take to arrive after the time for its drain.
 pub const ARRIVALS: Duration = Duration::from_secs(3);
+/// How long it may take to park what can be parked; the glue is done earlier.
+pub const PARKS: Duration = Duration::from_secs(2);
 /// Most addresses of one server: a server that asks for more babbles.
 pub const ADDRESSES_MAX: usize = 4096;

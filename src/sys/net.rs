@@ -5,7 +5,7 @@
 pub use super::diag::{Diag, listens_at};
 pub use super::namespace::cookie as namespace;
 pub use super::table::find as find_in_table;
-pub use super::tcp::{Ends, TcpSocket};
+pub use super::tcp::{Ends, Moved, TcpSocket};
 
 use super::copy::passed_sockets;
 use super::diag;

@@ -67,8 +67,13 @@ impl Moved {
     /// Whether the last byte was certainly the peer's. The clock of these times ticks every few milliseconds. In a tie the
     /// answer may have come before or after the question, and counts as the last, unless the peer was never sent
     /// anything.
-    fn is_peers_last(&self) -> bool {
+    pub fn is_peers_last(&self) -> bool {
         self.bytes_received > 0 && (self.bytes_sent == 0 || self.received < self.sent)
+    }
+
+    /// Whether the end that this describes may owe the other one something. See [`TcpSocket::is_busy`].
+    pub fn is_busy(&self, unread: u32, unacknowledged: u32, rest: Duration) -> bool {
+        unread > 0 || unacknowledged > 0 || self.is_peers_last() || self.rested() < rest
     }
 
     /// How long nothing has moved.
@@ -93,8 +98,8 @@ impl TcpSocket {
         }
         let Some(moved) = self.moved else { return true };
         // The end of what the client sends counts as a byte.
-        let unread = self.unread > u32::from(self.state == TCP_CLOSE_WAIT);
-        unread || self.unacknowledged > 0 || moved.is_peers_last() || moved.rested() < rest
+        let end = u32::from(self.state == TCP_CLOSE_WAIT);
+        moved.is_busy(self.unread.saturating_sub(end), self.unacknowledged, rest)
     }
 
     /// Whether the server has not closed it.

@@ -2,6 +2,7 @@
 //! (socket(7), SO_ATTACH_REUSEPORT_CBPF, Linux 4.5). It needs no privilege, is replaced atomically, and outlives the
 //! process that attached it.
 
+mod parking;
 mod probe;
 mod program;
 mod refusal;
@@ -10,6 +11,8 @@ mod socket;
 mod tests;
 mod visit;
 
+pub use parking::Look;
+pub(super) use parking::unpark_raw;
 pub use probe::Probe;
 pub use program::{OwnProgram, Program, Range};
 pub use socket::Socket;

@@ -7,8 +7,8 @@ use crate::sys::bpf::stmt;
 use nix::libc;
 use std::io;
 
-/// Most instructions that a [`refusal`] has.
-const REFUSAL_MAX: usize = 24;
+/// Most instructions that a filter of ours has.
+pub(super) const FILTER_MAX: usize = 48;
 /// An instruction that does nothing, by which a refusal of ours is known.
 const OURS: u32 = 0x5E12_7E12;
 
@@ -35,7 +35,7 @@ impl Socket {
     /// The filter on the socket (SO_GET_FILTER, Linux 3.8); empty if there is none.
     pub(super) fn filter(&self) -> io::Result<Vec<libc::sock_filter>> {
         // A longer filter is not ours.
-        let mut filter = [stmt(0, 0); REFUSAL_MAX];
+        let mut filter = [stmt(0, 0); FILTER_MAX];
         let mut len = 0;
         // SAFETY: a null pointer with a length of 0 asks for the number of instructions. A filter is read only if there
         // is room for all of it.
@@ -50,7 +50,7 @@ impl Socket {
                     e => Err(e),
                 };
             }
-            if len as usize > REFUSAL_MAX {
+            if len as usize > FILTER_MAX {
                 return Ok(filter.to_vec());
             }
             if len > 0 && get(filter.as_mut_ptr().cast(), &mut len) < 0 {

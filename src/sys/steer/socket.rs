@@ -142,7 +142,7 @@ impl Socket {
         self.set_option(libc::SOL_SOCKET, option, &program)
     }
 
-    pub(super) fn set_option<T>(&self, level: i32, name: i32, value: &T) -> io::Result<()> {
+    pub(in crate::sys) fn set_option<T>(&self, level: i32, name: i32, value: &T) -> io::Result<()> {
         let len = size_of::<T>() as libc::socklen_t;
         // SAFETY: the value is valid for its own size; a program in it is valid through the call, and
         // the kernel copies it.
@@ -153,7 +153,7 @@ impl Socket {
 
     /// Reads an option. `T` is plain data for which all zeroes are valid: an integer, or `tcp_info`, of which an older
     /// kernel fills less.
-    fn option<T: Copy>(&self, level: i32, name: i32) -> io::Result<T> {
+    pub(super) fn option<T: Copy>(&self, level: i32, name: i32) -> io::Result<T> {
         let mut len = size_of::<T>() as libc::socklen_t;
         // SAFETY: see above; the kernel writes at most `len` bytes.
         unsafe {

@@ -1,0 +1,154 @@
+//! Handles of ours on the connections of a server, with the filters on them.
+
+#![forbid(unsafe_code)]
+
+use super::parking::{Parking, Sight, Speaks, Stands};
+use super::route::Route;
+use crate::drain::{Connection, Drain};
+use crate::procfs;
+use crate::server::{Found, Server};
+use crate::sys::clock::Instant;
+use crate::sys::guard::Guard;
+use crate::sys::process::open_files_max;
+use crate::sys::steer::{Look, Socket};
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::time::Duration;
+
+/// Most connections on which handles are held at a time, if as many open files are allowed twice.
+const HANDLES_MAX: usize = 16_384;
+
+/// A handle on a connection that may be parked. The filter goes with it.
+#[derive(Debug)]
+pub struct Handle {
+    pub(super) socket: Socket,
+    pub(super) connection: Connection,
+    /// Where the server has it.
+    pub(super) at: procfs::Held,
+    pub(super) route: Route,
+    pub(super) parking: Parking,
+}
+
+impl Handle {
+    /// Puts the filter on. `false` if it cannot be put there, or must not.
+    fn park(&mut self) -> bool {
+        let parked = || -> io::Result<(Look, Look)> {
+            let before = self.socket.look()?;
+            if !self.socket.park()? {
+                return Err(io::ErrorKind::AlreadyExists.into());
+            }
+            Ok((before, self.socket.look()?))
+        };
+        match parked() {
+            Ok((before, after)) => self.parking.put_on(before, after),
+            Err(_) => return false,
+        }
+        true
+    }
+
+    /// Whether the server has it where it was found. Another process of the server's may have it too.
+    pub(super) fn is_servers(&self) -> bool {
+        self.at.is_still(self.connection.inode)
+    }
+
+    /// Looks at it; `None` if it cannot be seen.
+    pub(super) fn look(&mut self, now: Instant) -> Option<Look> {
+        let look = self.socket.look().ok()?;
+        self.parking.sees(&look, now);
+        Some(look)
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        let _ = self.socket.unpark();
+    }
+}
+
+/// Handles on all connections that can be parked, and who lifts the filters if we die. Dropping it lifts them.
+#[derive(Debug, Default)]
+pub struct Grip {
+    // Dropped in this order: the filters are off before the guard is gone.
+    pub(super) handles: Vec<Handle>,
+    pub(super) guard: Option<Guard>,
+    /// Connections that are not to be parked, or cannot be.
+    others: Vec<Connection>,
+    /// Inodes of those whose clients ask ahead.
+    pub(super) ahead: Vec<u32>,
+}
+
+/// A connection that may be parked.
+#[derive(Debug, Clone, Copy)]
+pub struct Wanted {
+    /// The connection.
+    pub connection: Connection,
+    /// How its request is relayed.
+    pub route: Route,
+    /// What is known of it.
+    pub speaks: Speaks,
+}
+
+impl Grip {
+    /// Takes hold of connections of a server and puts the filters on. `wanted`: those that may be parked, those first that
+    /// matter most; `all`: these and the others.
+    pub fn take(server: &Server, all: &[Connection], wanted: Vec<Wanted>) -> Grip {
+        let limit = HANDLES_MAX.min(open_files_max() / 2);
+        let wanted: BTreeMap<u32, Wanted> = wanted.into_iter().take(limit).map(|w| (w.connection.inode, w)).collect();
+        let handle = |Found { socket, inode, at }: Found| {
+            let Wanted { connection, route, speaks } = *wanted.get(&inode)?;
+            Some(Handle { socket, connection, at, route, parking: Parking::new(speaks) })
+        };
+        let inodes = wanted.keys().copied().collect();
+        let mut handles: Vec<Handle> = server.connections(inodes).into_iter().filter_map(handle).collect();
+        // Before the filters go on.
+        let guard = Guard::start(handles.iter().map(|handle| &handle.socket));
+        match handles.is_empty() || guard.is_err() {
+            true => handles.clear(),
+            false => handles.retain_mut(Handle::park),
+        }
+        let held: BTreeSet<u32> = handles.iter().map(|handle| handle.connection.inode).collect();
+        let others = all.iter().filter(|c| !held.contains(&c.inode)).copied().collect();
+        let guard = guard.ok().filter(|_| !handles.is_empty());
+        Grip { handles, guard, others, ahead: Vec::new() }
+    }
+
+    /// How the most restless connection stands. Those that their server has closed, or whose client asks ahead, are let go.
+    pub fn look(&mut self, drain: &Drain, now: Instant, rest: Duration) -> Sight {
+        let (mut sight, before) = (Sight::AllIdle, self.handles.len());
+        let (others, ahead) = (&mut self.others, &mut self.ahead);
+        self.handles.retain_mut(|handle| {
+            let look = if handle.is_servers() { handle.look(now) } else { None };
+            ahead.extend((!handle.parking.may_be_parked()).then_some(handle.connection.inode));
+            let Some(look) = look.filter(|_| handle.parking.may_be_parked()) else {
+                // If it is closed, that shows once we have let go of it.
+                others.push(handle.connection);
+                return false;
+            };
+            sight = sight.max(Sight::of(handle.parking.stands(&look, now, rest)));
+            true
+        });
+        if self.handles.len() != before {
+            self.guard_anew();
+        }
+        for connection in &self.others {
+            let stands = match drain.find(connection) {
+                Ok(None) => Stands::Idle,
+                Ok(Some(socket)) if !socket.is_busy(rest) => Stands::Idle,
+                // It cannot be parked, and neither can one that cannot be asked.
+                Ok(Some(_)) | Err(_) => Stands::Slow,
+            };
+            sight = sight.max(Sight::of(stands));
+        }
+        sight
+    }
+
+    /// The guard is to hold what we hold: its hold too keeps a connection open.
+    pub(super) fn guard_anew(&mut self) {
+        let guard =
+            if self.handles.is_empty() { None } else { Guard::start(self.handles.iter().map(|h| &h.socket)).ok() };
+        if guard.is_none() {
+            self.handles.clear();
+        }
+        self.guard = guard;
+    }
+}

@@ -1,0 +1,203 @@
+//! Keeping requests from a server that drains, until it is told to go.
+
+#![forbid(unsafe_code)]
+
+use super::grip::{Grip, Wanted};
+use super::held::Held;
+use super::parking::{Attempts, FAST, PARKS_BRIEFLY, PARKS_WITHIN, Sight, Speaks, Stands, Step};
+use super::route::{Reach, Route};
+use crate::drain::{self, Connection, Drain, Drained};
+use crate::server::Server;
+use crate::sys::clock::Instant;
+use crate::sys::interfaces;
+use crate::sys::net::TcpSocket;
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::net::IpAddr;
+use std::time::Duration;
+
+/// How far the keeping of requests from a server is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Progress {
+    /// It goes on, or has not begun.
+    Open,
+    /// Each connection is idle or parked: the server may be told.
+    Closed,
+    /// The last attempt is over: the server is to be told.
+    Over,
+}
+
+/// The connections of a server that drains, and what is known of them.
+#[derive(Debug)]
+pub struct Keeping {
+    reach: Reach,
+    /// The addresses of this machine.
+    own: BTreeSet<IpAddr>,
+    /// The server's `--drain`.
+    drain: Duration,
+    attempts: Attempts,
+    stage: Stage,
+    /// Those of which something is known, by their inodes.
+    speaks: BTreeMap<u32, Speaks>,
+    /// Those of the server, a restless one first; none before the first look.
+    listed: Option<Vec<Connection>>,
+    grip: Grip,
+}
+
+/// Whether the server is told after the attempt that is under way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Stage {
+    Early,
+    Last,
+}
+
+impl Keeping {
+    /// Begins with the drain of a server. `drain`: its `--drain`.
+    pub fn new(reach: Reach, drain: Duration) -> io::Result<Keeping> {
+        let own = interfaces::addresses()?;
+        let (attempts, stage) = (Attempts::default(), Stage::Early);
+        Ok(Keeping { reach, own, drain, attempts, stage, speaks: BTreeMap::new(), listed: None, grip: Grip::default() })
+    }
+
+    /// Whether filters are on: looks have to follow soon.
+    pub fn is_under_way(&self) -> bool {
+        self.attempts.is_under_way()
+    }
+
+    /// The last attempt begins. A server that finishes what it has is not kept waiting for long.
+    pub fn last(&mut self, drain: &Drain, server: &Server, ends: Ends) {
+        self.stage = Stage::Last;
+        if !self.is_under_way() {
+            self.begin(drain, server);
+        }
+        let within = match ends {
+            Ends::Cut => PARKS_WITHIN,
+            Ends::Drains => PARKS_BRIEFLY,
+        };
+        self.attempts.last(Instant::now(), if self.grip.handles.is_empty() { Duration::ZERO } else { within });
+    }
+
+    /// Moves on. Nothing is on its way to the server any more; `drained` is how far its drain is by itself.
+    pub fn look(&mut self, drain: &Drain, server: &Server, drained: Drained) -> Progress {
+        let now = Instant::now();
+        let rest = drain::rest(self.drain);
+        let mut sight = match drained {
+            _ if self.is_under_way() => self.grip.look(drain, now, rest),
+            Drained::Idle => Sight::AllIdle,
+            Drained::Arriving | Drained::Quiesced => self.sight(drain, server, rest),
+        };
+        let mut step = self.attempts.next(sight, now);
+        if step == Step::Begin {
+            self.begin(drain, server);
+            sight = self.grip.look(drain, now, rest);
+            step = self.attempts.next(sight, now);
+        }
+        match step {
+            Step::Wait | Step::Begin => Progress::Open,
+            Step::GiveUp => {
+                self.note();
+                self.grip = Grip::default();
+                Progress::Open
+            }
+            Step::Close if self.stage == Stage::Last => Progress::Over,
+            Step::Close => Progress::Closed,
+        }
+    }
+
+    /// The server is told to go, or is gone: what is parked is held, and all else let go.
+    pub fn hold(self) -> Option<Held> {
+        Held::of(self.grip, self.drain)
+    }
+
+    /// Inodes of the connections that would be held now.
+    pub fn held(&mut self) -> BTreeSet<u32> {
+        let now = Instant::now();
+        let handles = self.grip.handles.iter_mut();
+        let may =
+            handles.filter_map(|h| h.look(now).filter(|look| h.parking.may_be_held(look)).map(|_| h.connection.inode));
+        may.collect()
+    }
+
+    fn begin(&mut self, drain: &Drain, server: &Server) {
+        let mut all = match drain.connections(server) {
+            Ok(all) => all,
+            Err(_) => return self.grip = Grip::default(),
+        };
+        let rest = drain::rest(self.drain);
+        // There may be more than we can have handles on.
+        all.sort_by_cached_key(|c| drain.find(c).is_ok_and(|socket| socket.is_none_or(|s| !s.is_busy(rest))));
+        let wanted = |c: &Connection| {
+            let (connection, speaks) = (*c, self.speaks(c.inode));
+            Some(Wanted { connection, route: self.route(c)?, speaks })
+        };
+        self.grip = Grip::take(server, &all, all.iter().filter_map(wanted).collect());
+        self.listed = Some(all);
+    }
+
+    /// Remembers what the attempt has taught.
+    fn note(&mut self) {
+        for handle in &self.grip.handles {
+            self.speaks.insert(handle.connection.inode, handle.parking.speaks());
+        }
+        self.speaks.extend(self.grip.ahead.iter().map(|inode| (*inode, Speaks::Ahead)));
+    }
+
+    fn speaks(&self, inode: u32) -> Speaks {
+        self.speaks.get(&inode).copied().unwrap_or_default()
+    }
+
+    /// How a request on it is relayed; `None` if it is not.
+    fn route(&self, connection: &Connection) -> Option<Route> {
+        let ends = connection.ends;
+        // A socket of ours would not be bound to the same interface.
+        let may = ends.interface == 0 && self.speaks(connection.inode) != Speaks::Ahead;
+        may.then(|| Route::of(ends.local, ends.peer, &self.own, self.reach)).flatten()
+    }
+
+    /// How the most restless connection stands, without filters. A slow one that is found is looked at first the next
+    /// time: as long as it is slow the others need no look.
+    fn sight(&mut self, drain: &Drain, server: &Server, rest: Duration) -> Sight {
+        if self.listed.is_none() {
+            self.listed = drain.connections(server).ok();
+        }
+        let Some(mut listed) = self.listed.take() else { return Sight::SomeSlow };
+        let (mut sight, mut at) = (Sight::AllIdle, 0);
+        while let Some(connection) = listed.get(at) {
+            let stands = match drain.find(connection) {
+                Ok(None) => {
+                    listed.swap_remove(at);
+                    continue;
+                }
+                Ok(Some(socket)) => stands(&socket, rest, self.route(connection)),
+                Err(_) => Stands::Slow,
+            };
+            sight = sight.max(Sight::of(stands));
+            if stands == Stands::Slow {
+                listed.swap(0, at);
+                break;
+            }
+            at += 1;
+        }
+        self.listed = Some(listed);
+        sight
+    }
+}
+
+/// How a server ends that is told.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Ends {
+    /// What is still busy is cut.
+    Cut,
+    /// It finishes what it has.
+    Drains,
+}
+
+/// How a connection without a filter stands. One that cannot be parked has to become idle.
+fn stands(socket: &TcpSocket, rest: Duration, route: Option<Route>) -> Stands {
+    let is_fast = || socket.moved.is_some_and(|moved| Duration::from_millis(moved.received.into()) < FAST);
+    match route {
+        _ if !socket.is_busy(rest) => Stands::Idle,
+        Some(_) if is_fast() => Stands::Fast,
+        Some(_) | None => Stands::Slow,
+    }
+}
