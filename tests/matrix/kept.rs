@@ -3,29 +3,29 @@
 
 use super::common::until;
 use super::connection::Failure;
+use super::loads::{self, Load};
 use super::poster::{Manner, Posted, Posters};
 use super::servers::{self, Kept};
 use super::target::Target;
-use super::{Report, Settings, in_lanes};
+use super::{Report, Settings};
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::{Duration, Instant};
 
-/// Clients of a row, how many swaps, and how many rows run at a time: the clients keep the machine busy.
-const CROWDS: [(usize, u64, usize); 3] = [(16, 20, 4), (4, 20, 4), (256, 5, 2)];
+/// Of each server. Those with many clients have fewer swaps: the table says how many.
+const LOADS: [Load; 6] = [
+    Load { clients: 16, manner: Manner::Closed, swaps: 20, lanes: 4 },
+    Load { clients: 16, manner: Manner::Pauses, swaps: 20, lanes: 8 },
+    Load { clients: 4, manner: Manner::Closed, swaps: 20, lanes: 4 },
+    Load { clients: 4, manner: Manner::Pauses, swaps: 20, lanes: 8 },
+    Load { clients: 256, manner: Manner::Closed, swaps: 3, lanes: 1 },
+    Load { clients: 256, manner: Manner::Pauses, swaps: 3, lanes: 3 },
+];
 
 /// A swap that takes so long has waited for `--drain`, which is 10 s.
 const TOO_LONG: Duration = Duration::from_secs(8);
 
-/// A row.
-struct Row {
-    server: Kept,
-    clients: usize,
-    manner: Manner,
-    swaps: u64,
-}
-
-/// What came of it.
+/// What came of a row.
 #[derive(Default)]
 struct Outcome {
     posted: Posted,
@@ -38,15 +38,8 @@ struct Outcome {
 
 /// Swaps all servers that are asked for.
 pub fn run(settings: &Settings) -> Report {
-    let rows = |clients, swaps: u64| -> Vec<Row> {
-        let swaps = settings.swaps.map_or(swaps, |most| most.min(swaps));
-        let of = |manner| {
-            let servers = servers::kept().into_iter().filter(|server| settings.wants(server.name));
-            servers.map(move |server| Row { server, clients, manner, swaps })
-        };
-        of(Manner::Closed).chain(of(Manner::Pauses)).collect()
-    };
-    if rows(1, 1).is_empty() {
+    let servers: Vec<Kept> = servers::kept().into_iter().filter(|server| settings.wants(server.name)).collect();
+    if servers.is_empty() {
         return (0, Vec::new());
     }
     println!("\nkept connections: POST, never tried again, no look at the connection before");
@@ -66,41 +59,26 @@ pub fn run(settings: &Settings) -> Report {
         "slowest answer",
         "slowest swap"
     );
-    let run = |row: &Row| {
-        let outcome = row.run(&settings.options);
-        println!("{}", row.line(&outcome));
-        let name = format!("{}, {} clients, {}", row.server.name, row.clients, manner(row.manner));
+    loads::run(settings, &LOADS, &servers, |server, load| {
+        let outcome = Outcome::of(server, load, &settings.options);
+        println!("{}", outcome.line(server, load));
+        let name = format!("{}, {} clients, {}", server.name, load.clients, load.manner());
         outcome.faults.into_iter().map(|fault| format!("{name}: {fault}")).collect()
-    };
-    let (mut count, mut faults) = (0, Vec::new());
-    for (clients, swaps, lanes) in CROWDS {
-        let rows = rows(clients, swaps);
-        count += rows.len();
-        faults.extend(in_lanes(lanes, &rows, run));
-    }
-    (count, faults)
+    })
 }
 
-/// How a manner is called in a table.
-pub fn manner(manner: Manner) -> &'static str {
-    match manner {
-        Manner::Closed => "closed",
-        Manner::Pauses => "pauses",
-    }
-}
-
-impl Row {
-    fn run(&self, options: &[String]) -> Outcome {
+impl Outcome {
+    fn of(server: &Kept, load: &Load, options: &[String]) -> Outcome {
         let mut outcome = Outcome::default();
-        let options = self.server.options.iter().map(|word| (*word).to_owned()).chain(options.iter().cloned());
-        let target = Target::new(options, &self.server.command);
+        let options = server.options.iter().map(|word| (*word).to_owned()).chain(options.iter().cloned());
+        let target = Target::new(options, &server.command);
         outcome.faults.extend(target.deploy(1));
         if !outcome.faults.is_empty() {
             return outcome;
         }
-        let posters = Posters::start((Ipv4Addr::LOCALHOST, target.port).into(), self.clients, self.manner);
+        let posters = Posters::start((Ipv4Addr::LOCALHOST, target.port).into(), load.clients, load.manner);
         until("all clients are answered", || posters.all_saw(1));
-        for generation in 2..=self.swaps + 1 {
+        for generation in 2..=load.swaps + 1 {
             let began = Instant::now();
             outcome.faults.extend(target.deploy(generation));
             outcome.slowest_swap = outcome.slowest_swap.max(began.elapsed());
@@ -118,29 +96,27 @@ impl Row {
         outcome
     }
 
-    fn line(&self, outcome: &Outcome) -> String {
-        let count = |failure| outcome.posted.failures.get(&failure).copied().unwrap_or(0);
+    fn line(&self, server: &Kept, load: &Load) -> String {
+        let count = |failure| self.posted.failures.get(&failure).copied().unwrap_or(0);
         format!(
             "{:<28} {:>7} {:<6} {:>5} {:>8} {:>7} {:>5} {:>6} {:>9} {:>5} {:>5} {:>11} ms {:>9} ms{}",
-            self.server.name,
-            self.clients,
-            manner(self.manner),
-            outcome.swaps,
-            outcome.posted.requests,
+            server.name,
+            load.clients,
+            load.manner(),
+            self.swaps,
+            self.posted.requests,
             count(Failure::Refused),
             count(Failure::Reset),
             count(Failure::Empty),
             count(Failure::TimedOut),
             count(Failure::Other),
-            outcome.twice.map_or("-".into(), |count| count.to_string()),
-            outcome.posted.slowest.as_millis(),
-            outcome.slowest_swap.as_millis(),
-            if outcome.faults.is_empty() { "" } else { "  NOT ok" },
+            self.twice.map_or("-".into(), |count| count.to_string()),
+            self.posted.slowest.as_millis(),
+            self.slowest_swap.as_millis(),
+            if self.faults.is_empty() { "" } else { "  NOT ok" },
         )
     }
-}
 
-impl Outcome {
     fn judge(&mut self) {
         if self.posted.lost() > 0 {
             self.faults.push(format!("lost {:?}: {:#?}", self.posted.failures, self.posted.notes));

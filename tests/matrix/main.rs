@@ -11,6 +11,7 @@ mod client;
 mod connection;
 mod fresh;
 mod kept;
+mod loads;
 mod other;
 mod poster;
 mod servers;

@@ -3,25 +3,25 @@
 
 use super::client::Crowd;
 use super::common::until;
+use super::loads::{self, Load};
 use super::poster::Manner;
 use super::servers::{self, Spoken};
 use super::target::Target;
-use super::{Report, Settings, in_lanes, kept};
+use super::{Report, Settings};
 use std::time::{Duration, Instant};
 
-/// Clients of a row, how many swaps, and how many rows run at a time: the clients keep the machine busy.
-const CROWDS: [(usize, u64, usize); 3] = [(16, 10, 4), (4, 10, 4), (256, 3, 2)];
+/// Of each server, and of each way.
+const LOADS: [Load; 6] = [
+    Load { clients: 16, manner: Manner::Closed, swaps: 5, lanes: 4 },
+    Load { clients: 16, manner: Manner::Pauses, swaps: 5, lanes: 8 },
+    Load { clients: 4, manner: Manner::Closed, swaps: 5, lanes: 4 },
+    Load { clients: 4, manner: Manner::Pauses, swaps: 5, lanes: 8 },
+    Load { clients: 256, manner: Manner::Closed, swaps: 2, lanes: 2 },
+    Load { clients: 256, manner: Manner::Pauses, swaps: 2, lanes: 3 },
+];
 
 /// Seconds that a swap waits for connections that are never idle.
 const DRAIN: &str = "1";
-
-/// A row.
-struct Row {
-    server: Spoken,
-    clients: usize,
-    manner: Manner,
-    swaps: u64,
-}
 
 /// What came of one of the two ways.
 #[derive(Default)]
@@ -34,56 +34,48 @@ struct Outcome {
 
 /// Swaps all servers that are asked for.
 pub fn run(settings: &Settings) -> Report {
-    let rows = |clients, swaps: u64| -> Vec<Row> {
-        let swaps = settings.swaps.map_or(swaps, |most| most.min(swaps));
-        let of = |manner| {
-            let servers = servers::spoken().into_iter().filter(|server| settings.wants(server.name));
-            servers.map(move |server| Row { server, clients, manner, swaps })
-        };
-        of(Manner::Closed).chain(of(Manner::Pauses)).collect()
-    };
-    if rows(1, 1).is_empty() {
+    let servers: Vec<Spoken> = servers::spoken().into_iter().filter(|server| settings.wants(server.name)).collect();
+    if servers.is_empty() {
         return (0, Vec::new());
     }
     println!("\nkept connections of other protocols, drained for {DRAIN} s, with --relay local and with --no-relay");
     println!(
-        "{:<16} {:>7} {:<6} {:>5}   {:>8} {:>5} {:>12}   {:>8} {:>5} {:>12}",
+        "{:<22} {:>7} {:<6} {:>5}   {:>8} {:>5} {:>12}   {:>8} {:>5} {:>12}",
         "server", "clients", "manner", "swaps", "requests", "lost", "slowest swap", "requests", "lost", "slowest swap"
     );
-    let run = |row: &Row| {
-        let with = row.run(&["--relay", "local"], &settings.options);
-        let without = row.run(&["--no-relay"], &settings.options);
+    loads::run(settings, &LOADS, &servers, |server, load| {
+        let way = |relay: &[&str]| {
+            let relay = relay.iter().map(ToString::to_string).chain(settings.options.iter().cloned());
+            Outcome::of(server, load, relay)
+        };
+        let (with, without) = (way(&["--relay", "local"]), way(&["--no-relay"]));
         let mut faults = [with.faults.clone(), without.faults.clone()].concat();
-        if with.lost > without.lost + row.chance(&without) {
+        if with.lost > without.lost + chance(load, &without) {
             faults.push(format!("{} lost with the relay, {} without", with.lost, without.lost));
         }
-        println!("{}", row.line(&with, &without, faults.is_empty()));
-        let name = format!("{}, {} clients, {}", row.server.name, row.clients, kept::manner(row.manner));
+        let (with, without, verdict) =
+            (with.columns(), without.columns(), if faults.is_empty() { "" } else { "  NOT ok" });
+        let head = format!("{:<22} {:>7} {:<6} {:>5}", server.name, load.clients, load.manner(), load.swaps);
+        println!("{head}   {with}   {without}{verdict}");
+        let name = format!("{}, {} clients, {}", server.name, load.clients, load.manner());
         faults.into_iter().map(|fault| format!("{name}: {fault}")).collect()
-    };
-    let (mut count, mut faults) = (0, Vec::new());
-    for (clients, swaps, lanes) in CROWDS {
-        let rows = rows(clients, swaps);
-        count += rows.len();
-        faults.extend(in_lanes(lanes, &rows, run));
-    }
-    (count, faults)
+    })
 }
 
-impl Row {
-    fn run(&self, relay: &[&str], options: &[String]) -> Outcome {
+impl Outcome {
+    fn of(server: &Spoken, load: &Load, options: impl Iterator<Item = String>) -> Outcome {
         let mut outcome = Outcome::default();
-        let options = ["--drain", DRAIN].iter().chain(relay).map(ToString::to_string).chain(options.iter().cloned());
-        let target = Target::new(options, &self.server.command);
+        let options = ["--drain", DRAIN].iter().map(ToString::to_string).chain(options);
+        let target = Target::new(options, &server.command);
         outcome.faults.extend(target.deploy(1));
         if !outcome.faults.is_empty() {
             return outcome;
         }
-        let mut clients = target.sandbox.command(&self.server.clients[0]);
-        clients.args(&self.server.clients[1..]).arg(kept::manner(self.manner)).arg(target.port.to_string());
-        let crowd = Crowd::program(clients, self.clients);
+        let mut clients = target.sandbox.command(&server.clients[0]);
+        clients.args(&server.clients[1..]).arg(load.manner()).arg(target.port.to_string());
+        let crowd = Crowd::program(clients, load.clients);
         until("all clients are answered", || crowd.all_saw(1));
-        for generation in 2..=self.swaps + 1 {
+        for generation in 2..=load.swaps + 1 {
             let began = Instant::now();
             outcome.faults.extend(target.deploy(generation));
             outcome.slowest_swap = outcome.slowest_swap.max(began.elapsed());
@@ -98,26 +90,15 @@ impl Row {
         outcome
     }
 
-    /// How many more one of two equal ways may lose by chance. Each connection meets each swap at most once, with about
-    /// the same chance: three standard deviations of the difference.
-    fn chance(&self, without: &Outcome) -> usize {
-        let tries = self.clients as f64 * self.swaps as f64;
-        let chance = ((without.lost as f64 + 1.0) / (tries + 1.0)).min(1.0);
-        (3.0 * (2.0 * tries * chance * (1.0 - chance)).sqrt()).ceil() as usize
+    fn columns(&self) -> String {
+        format!("{:>8} {:>5} {:>9} ms", self.requests, self.lost, self.slowest_swap.as_millis())
     }
+}
 
-    fn line(&self, with: &Outcome, without: &Outcome, is_green: bool) -> String {
-        let [with, without] = [with, without].map(|outcome| {
-            let swap = outcome.slowest_swap.as_millis();
-            format!("{:>8} {:>5} {swap:>9} ms", outcome.requests, outcome.lost)
-        });
-        format!(
-            "{:<16} {:>7} {:<6} {:>5}   {with}   {without}{}",
-            self.server.name,
-            self.clients,
-            kept::manner(self.manner),
-            self.swaps,
-            if is_green { "" } else { "  NOT ok" },
-        )
-    }
+/// How many more one of two equal ways may lose by chance. Each connection meets each swap at most once, with about the
+/// same chance: three standard deviations of the difference.
+fn chance(load: &Load, without: &Outcome) -> usize {
+    let tries = load.clients as f64 * load.swaps as f64;
+    let chance = ((without.lost as f64 + 1.0) / (tries + 1.0)).min(1.0);
+    (3.0 * (2.0 * tries * chance * (1.0 - chance)).sqrt()).ceil() as usize
 }

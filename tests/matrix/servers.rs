@@ -223,20 +223,18 @@ pub struct Spoken {
 
 /// Of these nothing is promised for kept connections.
 pub fn spoken() -> Vec<Spoken> {
-    let row = |name, kind: &str| Spoken {
-        name,
-        command: [
-            "env",
-            &format!("KEY={}", installed("key.pem")),
-            &format!("CERT={}", installed("cert.pem")),
-            "node",
-            &file("web.js"),
-            "0.0.0.0:PORT",
-            kind,
-        ]
-        .map(str::to_owned)
-        .to_vec(),
-        clients: ["node", &file("keep.js"), kind].map(str::to_owned).to_vec(),
+    let (key, cert) = (format!("KEY={}", installed("key.pem")), format!("CERT={}", installed("cert.pem")));
+    let web = file("web.js");
+    let row = |name, kind: &str, rest: &[&str]| {
+        let command = [&["env", &key, &cert, "node", &web, "0.0.0.0:PORT", kind], rest].concat();
+        let clients = ["node", &file("keep.js"), kind].map(str::to_owned).to_vec();
+        Spoken { name, command: command.iter().map(|word| (*word).to_owned()).collect(), clients }
     };
-    vec![row("Node https", "https"), row("Node http2", "http2"), row("Node WebSocket", "websocket")]
+    vec![
+        row("Node https", "https", &[]),
+        row("Node https, graceful", "https", &["graceful"]),
+        row("Node http2", "http2", &[]),
+        row("Node http2, graceful", "http2", &["graceful"]),
+        row("Node WebSocket", "websocket", &[]),
+    ]
 }

@@ -1,7 +1,8 @@
 // make test-nginx: a server behind nginx, and behind HAProxy, which keep their connections, is swapped under load: one
 // with the lines of the README, and one that knows nothing of serverswap. No request may fail, POST included; nothing is
 // tried again by anybody. Then the time of a swap in which nothing runs. Arguments: how many rounds, then what is to be
-// run only: `nginx` or `haproxy`, and how the server goes: `client` or `plain` (`close` shows what else happens).
+// run only: `nginx` or `haproxy`, and how the server goes: `client` or `plain` (`close` shows what else happens). A word
+// that begins with `-` goes to serverswap: `--no-relay` shows what a plain server loses.
 
 import { spawn } from 'node:child_process';
 import fs from 'node:fs';
@@ -16,6 +17,7 @@ const [rounds = '3', ...only] = process.argv.slice(2);
 const chosen = (names) => names.filter((name) => only.includes(name));
 const or = (some, others) => (some.length > 0 ? some : others);
 const PROXIES = or(chosen(['nginx', 'haproxy']), ['nginx', 'haproxy']);
+const OPTIONS = only.filter((word) => word.startsWith('-'));
 const WAYS = or(chosen(['client', 'plain', 'close']), ['client', 'plain']);
 
 const SWAPS = 20;
@@ -61,7 +63,7 @@ const end = (child) => new Promise((resolve, reject) => child.on('error', reject
 async function swap() {
   const began = performance.now();
   const server = [path.join(here, 'server.js'), scene.upstream, scene.posted, scene.way];
-  const status = await end(start(serverswap, ['-d', '--ready-timeout', 20, process.execPath, ...server]));
+  const status = await end(start(serverswap, ['-d', ...OPTIONS, '--ready-timeout', 20, process.execPath, ...server]));
   if (status !== 0) throw new Error(`serverswap: status ${status}`);
   return performance.now() - began;
 }
@@ -174,11 +176,14 @@ async function quick(what, prepare) {
 
 let proxy;
 let green = true;
+async function stopProxy() {
+  if (proxy === undefined) return;
+  proxy.kill('SIGTERM');
+  await end(proxy);
+  proxy = undefined;
+}
 async function takeDown() {
-  if (proxy?.exitCode === null) {
-    proxy.kill('SIGTERM');
-    await end(proxy);
-  }
+  await stopProxy();
   await end(start(serverswap, ['-q', '--takedown', `127.0.0.1:${scene.upstream}`]));
 }
 async function run(kind, way) {
@@ -191,8 +196,7 @@ async function run(kind, way) {
   if (way === 'client') {
     const idle = () => Promise.all(Array.from({ length: CLIENTS }, (_, i) => ask('POST', `idle.${i}`, 50)));
     green = await quick('a swap with idle connections only', idle) && green;
-    proxy.kill('SIGTERM');
-    await end(proxy);
+    await stopProxy();
     green = await quick('a swap without a connection', () => {}) && green;
   }
   await takeDown();

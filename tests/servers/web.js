@@ -1,12 +1,13 @@
 // Servers of Node that speak something else than HTTP/1, and know nothing of serverswap. Arguments: an address, then
-// `https`, `http2` or `websocket`; then perhaps `hold=FIFO`: /hold is answered when the fifo was opened and closed. /slow
-// is answered after 2.5 s. What is posted is repeated, and so is the short text of a WebSocket frame. KEY and CERT are PEM
-// files.
+// `https`, `http2` or `websocket`; then perhaps `hold=FIFO`: /hold is answered when the fifo was opened and closed;
+// `graceful`: the handler for SIGTERM that servers have, which finishes what is running. /slow is answered after 2.5 s.
+// What is posted is repeated, and so is the short text of a WebSocket frame. KEY and CERT are PEM files.
 
 const crypto = require('crypto');
 const fs = require('fs');
 
-const [address, kind, hold] = process.argv.slice(2);
+const [address, kind, ...words] = process.argv.slice(2);
+const hold = words.find((word) => word.startsWith('hold='));
 const who = `${process.env.SERVERSWAP_GENERATION} ${process.pid}`;
 let gate;
 const answer = async (request, response) => {
@@ -42,4 +43,12 @@ const start = {
   websocket: () => require('http').createServer(answer).on('upgrade', echo),
 };
 const [host, port] = address.split(':');
-start[kind]().listen({ host, port: Number(port) });
+const server = start[kind]().listen({ host, port: Number(port) });
+if (words.includes('graceful')) {
+  const sessions = new Set();
+  server.on('session', (session) => sessions.add(session.once('close', () => sessions.delete(session))));
+  process.on('SIGTERM', () => {
+    server.close();
+    sessions.forEach((session) => session.close());
+  });
+}
