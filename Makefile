@@ -18,7 +18,8 @@
 #                    for SIMULATE seconds (25), and four faults put back: each has to be
 #                    found. SEED=7 RUNS=1 repeats a run
 #   make bench       figures; those with wrk and start_server (Debian: wrk,
-#                    libserver-starter-perl) only where these are installed
+#                    libserver-starter-perl), and beside what test-servers
+#                    installs, only where these are installed
 #   make soak        random servers, random faults, constant load, for SOAK
 #                    seconds (600): SOAK=120 SEED=7 repeats the choices of a run
 #   make scale       a thousand addresses, five hundred servers, ten thousand

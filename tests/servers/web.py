@@ -1,16 +1,20 @@
 """Applications that know nothing of serverswap: `wsgi` for gunicorn, `asgi` for uvicorn. What is posted, an id, is
-repeated, and appended to the file that IDS names."""
+repeated, and appended to the file that IDS names. A file may tell the generation: GENERATION_FILE."""
 
 import os
 
-
 ids = os.open(os.environ["IDS"], os.O_WRONLY | os.O_APPEND | os.O_CREAT) if "IDS" in os.environ else None
+if "GENERATION_FILE" in os.environ:
+    with open(os.environ["GENERATION_FILE"]) as file:
+        generation = file.read()
+else:
+    generation = os.environ["SERVERSWAP_GENERATION"]
 
 
 def body(posted):
     if posted and ids is not None:
         os.write(ids, posted + b"\n")
-    return f"{os.environ.get('SERVERSWAP_GENERATION', 0)} {os.getpid()} ".encode() + posted + b"\n"
+    return f"{generation} {os.getpid()} ".encode() + posted + b"\n"
 
 
 def wsgi(environ, start_response):
