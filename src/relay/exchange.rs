@@ -17,6 +17,8 @@ const PART: usize = 16 * 1024;
 /// How long what the client still sends is read after its answer: to close at once would reset the connection, and the
 /// client might lose what it has not read yet.
 const LINGERS: Duration = Duration::from_secs(2);
+/// How long a connection within this machine may take to stand.
+const CONNECTS_WITHIN: Duration = Duration::from_millis(50);
 /// What the client hears if nobody takes its request.
 const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 35\r\n\
     Connection: close\r\n\r\nThe new server cannot be reached.\r\n";
@@ -38,7 +40,7 @@ pub fn relay(mut client: TcpStream, route: Route, deadline: Instant) -> Outcome 
         return Outcome::Closed;
     }
     let Some((request, more)) = read_request(&mut client, deadline) else { return Outcome::Closed };
-    let outcome = match connect_from(route.from, route.to).and_then(|server| connected(server, deadline)) {
+    let outcome = match connected(route, deadline) {
         Ok(server) => Exchange::new(&client, &server, request, &more, deadline).run(),
         Err(_) => {
             // The answer fits into an empty buffer.
@@ -73,12 +75,18 @@ fn read_request(client: &mut TcpStream, deadline: Instant) -> Option<(Request, V
     }
 }
 
-/// Waits until a connection that is being made stands.
-fn connected(server: TcpStream, deadline: Instant) -> io::Result<TcpStream> {
-    if !is_ready(&server, PollFlags::POLLOUT, deadline) {
-        return Err(io::ErrorKind::TimedOut.into());
+/// Connects to the new server, which is on this machine. Where its accept queue is full, as when many requests come at
+/// once, the kernel drops the SYN, and would send it again after a second: a new attempt is made sooner.
+fn connected(route: Route, deadline: Instant) -> io::Result<TcpStream> {
+    loop {
+        let server = connect_from(route.from, route.to)?;
+        if is_ready(&server, PollFlags::POLLOUT, deadline.min(Instant::now() + CONNECTS_WITHIN)) {
+            return server.take_error()?.map_or(Ok(server), Err);
+        }
+        if Instant::now() >= deadline {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
     }
-    server.take_error()?.map_or(Ok(server), Err)
 }
 
 /// The client is told that nothing follows; what it still sends is read.

@@ -72,7 +72,7 @@ pub struct Grip {
     pub(super) handles: Vec<Handle>,
     pub(super) guard: Option<Guard>,
     /// Connections that are not to be parked, or cannot be.
-    others: Vec<Connection>,
+    pub(super) others: Vec<Connection>,
     /// Inodes of those whose clients ask ahead.
     pub(super) ahead: Vec<u32>,
 }
@@ -92,24 +92,42 @@ impl Grip {
     /// Takes hold of connections of a server and puts the filters on. `wanted`: those that may be parked, those first that
     /// matter most; `all`: these and the others.
     pub fn take(server: &Server, all: &[Connection], wanted: Vec<Wanted>) -> Grip {
-        let limit = HANDLES_MAX.min(open_files_max() / 2);
-        let wanted: BTreeMap<u32, Wanted> = wanted.into_iter().take(limit).map(|w| (w.connection.inode, w)).collect();
+        let mut grip = Grip::default();
+        grip.add(server, wanted);
+        let held: BTreeSet<u32> = grip.handles.iter().map(|handle| handle.connection.inode).collect();
+        grip.others = all.iter().filter(|c| !held.contains(&c.inode)).copied().collect();
+        grip
+    }
+
+    /// Takes hold of more.
+    pub fn add(&mut self, server: &Server, wanted: Vec<Wanted>) {
+        let room = HANDLES_MAX.min(open_files_max() / 2).saturating_sub(self.handles.len());
+        let wanted: BTreeMap<u32, Wanted> = wanted.into_iter().take(room).map(|w| (w.connection.inode, w)).collect();
         let handle = |Found { socket, inode, at }: Found| {
             let Wanted { connection, route, speaks } = *wanted.get(&inode)?;
             Some(Handle { socket, connection, at, route, parking: Parking::new(speaks) })
         };
-        let inodes = wanted.keys().copied().collect();
-        let mut handles: Vec<Handle> = server.connections(inodes).into_iter().filter_map(handle).collect();
-        // Before the filters go on.
-        let guard = Guard::start(handles.iter().map(|handle| &handle.socket));
-        match handles.is_empty() || guard.is_err() {
-            true => handles.clear(),
-            false => handles.retain_mut(Handle::park),
+        let before = self.handles.len();
+        self.handles.extend(server.connections(wanted.keys().copied().collect()).into_iter().filter_map(handle));
+        if self.handles.len() == before {
+            return;
         }
-        let held: BTreeSet<u32> = handles.iter().map(|handle| handle.connection.inode).collect();
-        let others = all.iter().filter(|c| !held.contains(&c.inode)).copied().collect();
-        let guard = guard.ok().filter(|_| !handles.is_empty());
-        Grip { handles, guard, others, ahead: Vec::new() }
+        // Before the filters go on.
+        self.guard_anew();
+        let mut at = 0;
+        self.handles.retain_mut(|handle| {
+            at += 1;
+            at <= before || handle.park()
+        });
+    }
+
+    /// Lets go of those that are not to be kept.
+    pub fn keep(&mut self, is_kept: impl FnMut(&Handle) -> bool) {
+        let before = self.handles.len();
+        self.handles.retain(is_kept);
+        if self.handles.len() != before {
+            self.guard_anew();
+        }
     }
 
     /// How the most restless connection stands. Those that their server has closed, or whose client asks ahead, are let go.

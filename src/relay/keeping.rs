@@ -2,6 +2,7 @@
 
 #![forbid(unsafe_code)]
 
+use super::detecting::{DETECTS_FOR, Detecting};
 use super::grip::{Grip, Wanted};
 use super::held::Held;
 use super::parking::{Attempts, FAST, PARKS_BRIEFLY, PARKS_WITHIN, Sight, Speaks, Stands, Step};
@@ -42,6 +43,9 @@ pub struct Keeping {
     /// Those of the server, a restless one first; none before the first look.
     listed: Option<Vec<Connection>>,
     grip: Grip,
+    detecting: Detecting,
+    /// When the time for the drain is up.
+    ends: Instant,
 }
 
 /// Whether the server is told after the attempt that is under way.
@@ -55,19 +59,29 @@ impl Keeping {
     /// Begins with the drain of a server. `drain`: its `--drain`.
     pub fn new(reach: Reach, drain: Duration) -> io::Result<Keeping> {
         let own = interfaces::addresses()?;
-        let (attempts, stage) = (Attempts::default(), Stage::Early);
-        Ok(Keeping { reach, own, drain, attempts, stage, speaks: BTreeMap::new(), listed: None, grip: Grip::default() })
+        Ok(Keeping {
+            reach,
+            own,
+            drain,
+            attempts: Attempts::default(),
+            stage: Stage::Early,
+            speaks: BTreeMap::new(),
+            listed: None,
+            grip: Grip::default(),
+            detecting: Detecting::default(),
+            ends: Instant::now() + drain,
+        })
     }
 
     /// Whether filters are on: looks have to follow soon.
     pub fn is_under_way(&self) -> bool {
-        self.attempts.is_under_way()
+        self.attempts.is_under_way() || self.detecting.is_under_way()
     }
 
     /// The last attempt begins. A server that finishes what it has is not kept waiting for long.
     pub fn last(&mut self, drain: &Drain, server: &Server, ends: Ends) {
         self.stage = Stage::Last;
-        if !self.is_under_way() {
+        if !self.attempts.is_under_way() {
             self.begin(drain, server);
         }
         let within = match ends {
@@ -82,7 +96,7 @@ impl Keeping {
         let now = Instant::now();
         let rest = drain::rest(self.drain);
         let mut sight = match drained {
-            _ if self.is_under_way() => self.grip.look(drain, now, rest),
+            _ if self.attempts.is_under_way() => self.grip.look(drain, now, rest),
             Drained::Idle => Sight::AllIdle,
             Drained::Arriving | Drained::Quiesced => self.sight(drain, server, rest),
         };
@@ -93,7 +107,10 @@ impl Keeping {
             step = self.attempts.next(sight, now);
         }
         match step {
-            Step::Wait | Step::Begin => Progress::Open,
+            Step::Wait | Step::Begin => {
+                self.detect(drain, server, rest);
+                Progress::Open
+            }
             Step::GiveUp => {
                 self.note();
                 self.grip = Grip::default();
@@ -118,7 +135,27 @@ impl Keeping {
         may.collect()
     }
 
+    /// Finds out who speaks HTTP/1 of those that are slow.
+    fn detect(&mut self, drain: &Drain, server: &Server, rest: Duration) {
+        let now = Instant::now();
+        if self.attempts.is_under_way() || now + DETECTS_FOR < self.ends {
+            return;
+        }
+        for inode in self.detecting.look(drain, now, rest) {
+            self.speaks.insert(inode, Speaks::Http);
+        }
+        if self.detecting.scans(now) {
+            let is_slow = |c: &&Connection| {
+                let socket = drain.find(c).ok().flatten();
+                socket.is_some_and(|socket| stands(&socket, rest, self.route(c)) == Stands::Slow)
+            };
+            let slow = self.listed.iter().flatten().filter(is_slow).filter_map(|c| self.wanted(c)).collect();
+            self.detecting.add(server, slow, now);
+        }
+    }
+
     fn begin(&mut self, drain: &Drain, server: &Server) {
+        self.detecting = Detecting::default();
         let mut all = match drain.connections(server) {
             Ok(all) => all,
             Err(_) => return self.grip = Grip::default(),
@@ -126,11 +163,8 @@ impl Keeping {
         let rest = drain::rest(self.drain);
         // There may be more than we can have handles on.
         all.sort_by_cached_key(|c| drain.find(c).is_ok_and(|socket| socket.is_none_or(|s| !s.is_busy(rest))));
-        let wanted = |c: &Connection| {
-            let (connection, speaks) = (*c, self.speaks(c.inode));
-            Some(Wanted { connection, route: self.route(c)?, speaks })
-        };
-        self.grip = Grip::take(server, &all, all.iter().filter_map(wanted).collect());
+        let wanted = all.iter().filter_map(|c| self.wanted(c)).collect();
+        self.grip = Grip::take(server, &all, wanted);
         self.listed = Some(all);
     }
 
@@ -144,6 +178,12 @@ impl Keeping {
 
     fn speaks(&self, inode: u32) -> Speaks {
         self.speaks.get(&inode).copied().unwrap_or_default()
+    }
+
+    /// A connection that may be parked.
+    fn wanted(&self, connection: &Connection) -> Option<Wanted> {
+        let (route, speaks) = (self.route(connection)?, self.speaks(connection.inode));
+        Some(Wanted { connection: *connection, route, speaks })
     }
 
     /// How a request on it is relayed; `None` if it is not.

@@ -8,6 +8,7 @@
 #![forbid(unsafe_code)]
 
 mod body;
+mod detecting;
 mod exchange;
 mod grip;
 mod head;

@@ -45,6 +45,7 @@ struct Watcher {
     /// Old servers that were told to stop: at another address that cannot be shared all they have was asked for.
     stopped: BTreeSet<OldId>,
     draining: bool,
+    parking: bool,
     /// The claimer for whom the server drains has gone away.
     turned_back: bool,
     claimers: BTreeSet<ClaimerId>,
@@ -137,7 +138,7 @@ impl Watcher {
                 self.holder = self.holder.filter(|c| c != claimer);
             }
             // What a drain is there for: before one of these it asks nothing of the server.
-            Event::Quiesced | Event::Drained => self.requested |= self.draining,
+            Event::Quiesced | Event::Drained | Event::Parked => self.requested |= self.draining,
             Event::AskedTakedown(claimer, _) | Event::AskedStop(claimer) if self.holder == Some(*claimer) => {
                 self.requested = true;
             }
@@ -283,8 +284,18 @@ impl Watcher {
                 assert!(!self.drained.is_empty(), "no switch to turn back");
             }
             Effect::AskStay(old) => assert!(self.drained.contains(old), "{old:?} does not drain"),
-            Effect::StopDrain => assert!(std::mem::take(&mut self.draining), "it does not drain"),
-            Effect::CutOff => assert!(self.draining && matches!(event, Event::Timer(Timer::Drain) | Event::Quiesced)),
+            Effect::StopDrain => {
+                assert!(std::mem::take(&mut self.draining), "it does not drain");
+                self.parking = false;
+            }
+            Effect::Park => {
+                assert!(self.draining && matches!(event, Event::Timer(Timer::Drain) | Event::Quiesced));
+                assert!(!std::mem::replace(&mut self.parking, true), "it parks twice");
+            }
+            Effect::CutOff => {
+                assert!(self.draining && self.parking, "it is cut off before what can be parked is");
+                assert!(matches!(event, Event::Timer(Timer::Drain) | Event::Parked));
+            }
             Effect::Say(speaker, SupervisorWord::Go(address)) => {
                 let first = self.owed.remove(&(*speaker, address.clone()));
                 assert!(first, "GO {address} to {speaker:?}, who is not waiting for it");
@@ -500,6 +511,7 @@ fn vocabulary(addresses: &[&str], two: bool) -> Vec<Event> {
         Event::Bound,
         Event::Quiesced,
         Event::Drained,
+        Event::Parked,
     ];
     if two {
         events.extend([Event::HeirAwaited, Event::HeirClaims(ClaimerId(1)), Event::HeirGone]);

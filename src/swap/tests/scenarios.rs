@@ -859,6 +859,35 @@ fn a_swap_on_a_shared_port() {
 }
 
 #[test]
+fn what_can_be_parked_is_parked_before_an_old_server_is_cut_off() {
+    let drains = |words: &[&str]| {
+        let mut old = claimed(serving(&[":1"], words));
+        old.step(Event::AskedDrain(CLAIMER));
+        old
+    };
+    let parks = [Effect::Park, Effect::Arm(Timer::Drain, Duration::from_secs(2))];
+    let mut old = drains(&[]);
+    old.step(Event::Quiesced);
+    assert_eq!(old.step(Event::Timer(Timer::Drain)), parks);
+    assert_eq!(old.step(Event::Quiesced), []);
+    // Whatever hinders it.
+    assert_has(&old.clone().step(Event::Timer(Timer::Drain)), &[Effect::CutOff, Effect::Signal]);
+    assert_has(&old.clone().step(Event::Parked), &[Effect::CutOff, Effect::StopDrain, Effect::Signal]);
+    assert!(!old.clone().step(Event::Drained).contains(&Effect::CutOff), "nothing is busy any more");
+    assert!(old.step(Event::AskedStay(CLAIMER)).contains(&Effect::StopDrain));
+    assert_eq!(old.step(Event::Parked), []);
+
+    let mut overdue = drains(&[]);
+    overdue.step(Event::Timer(Timer::Drain));
+    assert_eq!(overdue.step(Event::Quiesced), parks);
+    let mut takes = drains(&["TAKEDOWN :1"]);
+    assert_eq!(takes.step(Event::Quiesced), parks);
+    let effects = takes.step(Event::Parked);
+    assert!(!effects.contains(&Effect::CutOff));
+    assert_has(&effects, &[takedown_to(0, ":1")]);
+}
+
+#[test]
 fn a_switch_is_turned_back() {
     let mut machine = joining(":1");
     machine.step(Event::Accepts(a(":1")));

@@ -69,6 +69,7 @@ struct Server {
     proving: BTreeSet<Address>,
     draining: bool,
     quiesced: bool,
+    parking: bool,
     committed: bool,
     timers: BTreeMap<Timer, bool>,
     watched: BTreeSet<Address>,
@@ -135,6 +136,7 @@ enum Action {
     Call(usize, Address),
     Prove(usize, Address),
     Quiesce(usize),
+    Park(usize),
     Drain(usize),
     SeeListening(usize, Address),
     SeeFree(usize, Address),
@@ -186,6 +188,7 @@ impl World {
             proving: BTreeSet::new(),
             draining: false,
             quiesced: false,
+            parking: false,
             committed: false,
             timers: BTreeMap::new(),
             watched: BTreeSet::new(),
@@ -274,6 +277,7 @@ impl World {
             }
             if server.draining && process.alive {
                 actions.push(if server.quiesced { Action::Drain(i) } else { Action::Quiesce(i) });
+                actions.extend(server.parking.then_some(Action::Park(i)));
             }
             for address in &server.watched {
                 if process.listens.contains(address) {
@@ -364,6 +368,10 @@ impl World {
                 self.feed(i, Event::Quiesced);
             }
             Action::Drain(i) => self.feed(i, Event::Drained),
+            Action::Park(i) => {
+                self.servers[i].parking = false;
+                self.feed(i, Event::Parked);
+            }
             Action::Read(i) => {
                 let shared = self.servers[i].shared;
                 let process = &mut self.servers[i].process;
@@ -566,7 +574,7 @@ impl World {
             // The keeper lets every call run.
             let calls = std::mem::take(&mut server.process.calls);
             server.process.listens.extend(calls.into_keys());
-            (server.draining, server.proving) = (false, BTreeSet::new());
+            (server.draining, server.parking, server.proving) = (false, false, BTreeSet::new());
             server.ended_from_outside = true;
             if !server.committed {
                 self.end_process(j, 137);
@@ -680,7 +688,8 @@ impl World {
                 }
                 Effect::AskStay(OldId(k)) => self.ask(k, Event::AskedStay(ClaimerId(k))),
                 Effect::Drain => (self.servers[i].draining, self.servers[i].quiesced) = (true, false),
-                Effect::StopDrain => self.servers[i].draining = false,
+                Effect::Park => self.servers[i].parking = true,
+                Effect::StopDrain => (self.servers[i].draining, self.servers[i].parking) = (false, false),
                 Effect::CutOff => {}
                 Effect::Say(_, word) => {
                     if let SupervisorWord::Takedown(_) = word {
