@@ -38,7 +38,9 @@ pub fn run(settings: &Settings) -> Report {
     if servers.is_empty() {
         return (0, Vec::new());
     }
-    println!("\nkept connections of other protocols, drained for {DRAIN} s, with --relay local and with --no-relay");
+    println!(
+        "\nother protocols, drained for {DRAIN} s, with --relay local and with --no-relay; \"looks\": a server that ends gracefully"
+    );
     println!(
         "{:<22} {:>7} {:<6} {:>5}   {:>8} {:>5} {:>12}   {:>8} {:>5} {:>12}",
         "server", "clients", "manner", "swaps", "requests", "lost", "slowest swap", "requests", "lost", "slowest swap"

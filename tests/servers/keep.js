@@ -1,7 +1,7 @@
-// Clients that keep their connections, of protocols that are not HTTP/1 in the clear. They never ask again, and do not
-// look whether the server has closed the connection before they ask. Lines on standard output as those of ask.py.
-// Arguments: `https`, `http2` or `websocket`, as web.js has them; what is between an answer and the next request, `closed`:
-// nothing, or `pauses`: 50 to 500 ms; a port; how many clients; 0: until the end of standard input.
+// Clients that keep their connections, of protocols that are not HTTP/1 in the clear. They never ask again. Lines on
+// standard output as those of ask.py. Arguments: `https`, `http2` or `websocket`, as web.js has them; `looks` or `blind`:
+// whether it is noticed before a request that the server has closed the connection; what is between an answer and the next
+// request, `closed`: nothing, or `pauses`: 50 to 500 ms; a port; how many clients; 0: until the end of standard input.
 
 const crypto = require('crypto');
 const http2 = require('http2');
@@ -9,8 +9,8 @@ const net = require('net');
 const tls = require('tls');
 
 const PATIENCE = 30_000;
-const [kind, manner] = process.argv.slice(2);
-const [port, clients] = process.argv.slice(4).map(Number);
+const [kind, sight, manner] = process.argv.slice(2);
+const [port, clients] = process.argv.slice(5).map(Number);
 let stopped = false;
 process.stdin.on('end', () => { stopped = true; }).resume();
 
@@ -42,6 +42,10 @@ class Stream {
     }
   }
 
+  isOver() {
+    return this.#over !== undefined;
+  }
+
   destroy() {
     this.socket.destroy();
   }
@@ -52,7 +56,8 @@ const opened = (socket, event) => new Promise((resolve, reject) => {
   socket.once('close', () => reject('empty'));
 });
 
-// Each opens a connection: what asks for an id and tells the answer, and ends the connection.
+// Each opens a connection: what asks for an id and tells the answer, whether the other side has closed it, and what ends
+// it.
 const PROTOCOLS = {
   async https() {
     const socket = tls.connect({ host: '127.0.0.1', port, rejectUnauthorized: false });
@@ -63,6 +68,7 @@ const PROTOCOLS = {
     });
     return {
       ask: (id) => stream.ask(`POST / HTTP/1.1\r\nHost: x\r\nContent-Length: ${id.length}\r\n\r\n${id}`),
+      isOver: () => stream.isOver(),
       destroy: () => stream.destroy(),
     };
   },
@@ -87,6 +93,7 @@ const PROTOCOLS = {
           reject('reset');
         }
       }),
+      isOver: () => last || session.closed || session.destroyed,
       destroy: () => session.destroy(),
     };
   },
@@ -108,6 +115,7 @@ const PROTOCOLS = {
         text.forEach((byte, i) => { text[i] = byte ^ mask[i % 4]; });
         return hands.ask(Buffer.concat([Buffer.from([0x81, 0x80 | text.length]), mask, text]));
       },
+      isOver: () => hands.isOver(),
       destroy: () => hands.destroy(),
     };
   },
@@ -124,6 +132,10 @@ async function run(client) {
   for (let turn = 0; !stopped; turn += 1) {
     const [id, began] = [`${client}.${turn}`, Date.now()];
     let said;
+    if (sight === 'looks' && connection?.isOver()) {
+      connection.destroy();
+      connection = undefined;
+    }
     try {
       connection ??= await limit(PROTOCOLS[kind]());
       const { text, last } = await limit(connection.ask(id));
