@@ -2,8 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+mod values;
+
 use crate::address::Address;
-use crate::error::{Error, Result};
+use crate::error::Result;
 use crate::protocol::Surroundings;
 use crate::record::parse_number;
 use crate::relay::Reach;
@@ -14,6 +16,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
+use values::{reach, seconds, signal, text, usage, value};
 
 /// What the user wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -181,9 +184,6 @@ Exit status: the server's own; 0 when it was replaced or taken down on request;
 Manual: man serverswap; the control channel: man 7 serverswap.
 ";
 
-/// The longest time that an option takes, in seconds: a year.
-const TIME_MAX: u64 = 31_536_000;
-
 /// Reads the arguments (without the program's name).
 pub fn parse<I>(arguments: I) -> Result<Cli>
 where
@@ -334,51 +334,6 @@ fn one_verb(verb: &mut Option<&'static str>, new: &'static str) -> Result<()> {
     }
 }
 
-fn usage(text: impl Into<String>) -> Error {
-    Error::failed(format!("{} (nothing was done; see serverswap --help)", text.into()))
-}
-
-fn value(parser: &mut lexopt::Parser) -> Result<OsString> {
-    let value = parser.value().map_err(|e| usage(e.to_string()))?;
-    if value.is_empty() { Err(usage("the value of an option is empty")) } else { Ok(value) }
-}
-
-fn text(parser: &mut lexopt::Parser, option: &str) -> Result<String> {
-    value(parser)?.into_string().map_err(|_| usage(format!("{option}: not UTF-8")))
-}
-
-fn seconds(parser: &mut lexopt::Parser, option: &str) -> Result<Duration> {
-    let text = text(parser, option)?;
-    let bad = || usage(format!("{option}: {text:?} is not a number of seconds from 0 to {TIME_MAX}"));
-    decimal(&text).filter(|time| *time <= Duration::from_secs(TIME_MAX)).ok_or_else(bad)
-}
-
-/// A plain decimal number of seconds, without sign or exponent. What is less than a nanosecond is dropped.
-fn decimal(text: &str) -> Option<Duration> {
-    let (whole, fraction) = text.split_once('.').unwrap_or((text, ""));
-    let is_plain =
-        !(whole.is_empty() && fraction.is_empty()) && whole.bytes().chain(fraction.bytes()).all(|b| b.is_ascii_digit());
-    let nanos = format!("{fraction:0<9.9}");
-    is_plain.then(|| Some(Duration::new(format!("0{whole}").parse().ok()?, nanos.parse().ok()?)))?
-}
-
-fn signal(text: &str) -> Result<Signal> {
-    let name = text.to_ascii_uppercase();
-    let named = || format!("SIG{}", name.strip_prefix("SIG").unwrap_or(&name)).parse::<Signal>();
-    let signal = match text.parse::<i32>() {
-        Ok(number) => Signal::try_from(number),
-        Err(_) => named(),
-    };
-    match signal {
-        // By default these suspend or continue a process, or are ignored: none of them ends a server.
-        Ok(
-            Signal::SIGSTOP | Signal::SIGTSTP | Signal::SIGTTIN | Signal::SIGTTOU | Signal::SIGCONT | Signal::SIGCHLD,
-        )
-        | Err(_) => Err(usage(format!("--stop-signal: {text:?} is no signal that stops a server"))),
-        Ok(signal) => Ok(signal),
-    }
-}
-
 fn targets(words: &[OsString]) -> Result<Vec<Target>> {
     let target = |word: &OsString| {
         let text = word.to_string_lossy();
@@ -395,14 +350,6 @@ fn wait(text: &str) -> Result<Wait> {
         "up" => Ok(Wait::Up),
         "gone" => Ok(Wait::Gone),
         _ => Err(usage(format!("--wait: {text:?} is neither up nor gone"))),
-    }
-}
-
-fn reach(text: &str) -> Result<Reach> {
-    match text {
-        "local" => Ok(Reach::Local),
-        "all" => Ok(Reach::All),
-        _ => Err(usage(format!("--relay: {text:?} is neither local nor all"))),
     }
 }
 

@@ -2,10 +2,12 @@
 
 #![forbid(unsafe_code)]
 
-use super::head::Malformed;
-
 /// Longest line between chunks, and most bytes of all trailers.
 const LINES_MAX: usize = 16 * 1024;
+
+/// What was read is no HTTP/1 message, or two readers could take it for two different ones.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Malformed;
 
 /// What is left of a body.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -148,7 +150,7 @@ mod tests {
         assert_eq!(taken(Body::of(3), &[b"ab", b"cde"]), Ok((3, true)));
         assert_eq!(taken(Body::of(0), &[b"x"]), Ok((0, true)));
         assert_eq!(taken(Body::UntilEnd, &[b"ab", b"c"]), Ok((3, false)));
-        assert_eq!(taken(Body::chunked(), &[b"3;a=b\r\nabc\r\n0\r\nT: x\r\n\r\nGET"]), Ok((24, true)));
+        assert_eq!(taken(Body::chunked(), &[b"3;a=b\r\nabc\r\n0\r\nT: x\r\n\r\nGET"]), Ok((23, true)));
         assert_eq!(taken(Body::chunked(), &[b"0\r\n\r\n"]), Ok((5, true)));
     }
 

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::body::Body;
+use super::body::{Body, Malformed};
 use super::head::{self, Answer, Asks, Request};
 use super::route::Route;
 use crate::sys::connect::connect_from;
@@ -203,7 +203,7 @@ impl<'a> Exchange<'a> {
         match self.request.take(bytes) {
             Ok(taken) => self.up.extend_from_slice(&bytes[..taken]),
             // The server has had the begin, and says what it thinks of it.
-            Err(head::Malformed) => self.sending = Sending::Over,
+            Err(Malformed) => self.sending = Sending::Over,
         }
     }
 

@@ -2,14 +2,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::body::Body;
+use super::body::{Body, Malformed};
 
 /// Longest head that is read, in bytes.
 pub const HEAD_MAX: usize = 64 * 1024;
-
-/// What was read is no HTTP/1 message, or two readers could take it for two different ones.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub struct Malformed;
 
 /// Headers that concern one connection only and are replaced by our own `Connection: close`.
 const OF_CONNECTION: [&str; 3] = ["connection", "keep-alive", "proxy-connection"];
@@ -68,7 +64,7 @@ pub fn request(head: &[u8]) -> Result<Request, Malformed> {
     let (line, headers) = split(head)?;
     let (method, version) = method_of(line)?;
     let mut lengths = Lengths::default();
-    for (name, value) in headers.clone() {
+    for &(name, value) in &headers {
         // It would not be HTTP/1 any more.
         if name.eq_ignore_ascii_case("upgrade") {
             return Err(Malformed);
@@ -81,7 +77,7 @@ pub fn request(head: &[u8]) -> Result<Request, Malformed> {
         Lengths { coding: None, length } => Body::of(length.unwrap_or(0)),
     };
     let asks = if method == b"HEAD" { Asks::Head } else { Asks::All };
-    Ok(Request { head: closing(line, headers), body, asks })
+    Ok(Request { head: closing(line, &headers), body, asks })
 }
 
 /// Reads the head of an answer, which is complete.
@@ -95,7 +91,7 @@ pub fn answer(head: &[u8], asks: Asks) -> Result<Answer, Malformed> {
         _ => {}
     }
     let mut lengths = Lengths::default();
-    headers.clone().try_for_each(|(name, value)| lengths.note(name, value))?;
+    headers.iter().try_for_each(|(name, value)| lengths.note(name, value))?;
     let body = match lengths {
         _ if asks == Asks::Head || status == 204 || status == 304 => Body::of(0),
         Lengths { coding: Some(_), length: Some(_) } => return Err(Malformed),
@@ -103,7 +99,7 @@ pub fn answer(head: &[u8], asks: Asks) -> Result<Answer, Malformed> {
         Lengths { coding: Some(Coding::Other), .. } | Lengths { coding: None, length: None } => Body::UntilEnd,
         Lengths { coding: None, length: Some(length) } => Body::of(length),
     };
-    Ok(Answer::Final(closing(line, headers), body))
+    Ok(Answer::Final(closing(line, &headers), body))
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -143,26 +139,28 @@ impl Lengths {
 }
 
 /// The first line, and the headers with their values.
-fn split(head: &[u8]) -> Result<(&[u8], impl Iterator<Item = (&str, &[u8])> + Clone), Malformed> {
+fn split(head: &[u8]) -> Result<(&[u8], Vec<Header<'_>>), Malformed> {
     let text = head.strip_suffix(b"\r\n\r\n").ok_or(Malformed)?;
     // A lone CR or LF is a line end for some readers and none for others.
-    let mut ends = text.iter().enumerate().filter(|(_, byte)| matches!(byte, b'\r' | b'\n'));
-    if !ends.all(|(at, &byte)| match byte {
+    let is_whole = |(at, byte): (usize, &u8)| match byte {
         b'\r' => text.get(at + 1) == Some(&b'\n'),
-        _ => at > 0 && text[at - 1] == b'\r',
-    }) {
+        b'\n' => at > 0 && text[at - 1] == b'\r',
+        _ => true,
+    };
+    if !text.iter().enumerate().all(is_whole) {
         return Err(Malformed);
     }
     let mut lines = text.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     let first = lines.next().ok_or(Malformed)?;
-    if !lines.clone().all(|line| header(line).is_some()) {
-        return Err(Malformed);
-    }
-    Ok((first, lines.filter_map(header)))
+    let headers = lines.map(header).collect::<Option<Vec<Header>>>().ok_or(Malformed)?;
+    Ok((first, headers))
 }
 
+/// Name and value of a header.
+type Header<'a> = (&'a str, &'a [u8]);
+
 /// Name and value of a header line.
-fn header(line: &[u8]) -> Option<(&str, &[u8])> {
+fn header(line: &[u8]) -> Option<Header<'_>> {
     let colon = line.iter().position(|&byte| byte == b':')?;
     let name = std::str::from_utf8(&line[..colon]).ok()?;
     let is_name = !name.is_empty() && name.bytes().all(is_token);
@@ -199,9 +197,10 @@ fn status_of(line: &[u8]) -> Result<u16, Malformed> {
 }
 
 /// The head with `Connection: close` in place of what it says of its connection.
-fn closing<'a>(line: &[u8], headers: impl Iterator<Item = (&'a str, &'a [u8])>) -> Vec<u8> {
+fn closing(line: &[u8], headers: &[Header<'_>]) -> Vec<u8> {
     let mut head = [line, b"\r\n"].concat();
-    for (name, value) in headers.filter(|(name, _)| !OF_CONNECTION.iter().any(|own| name.eq_ignore_ascii_case(own))) {
+    let is_ours = |name: &str| OF_CONNECTION.iter().any(|own| name.eq_ignore_ascii_case(own));
+    for (name, value) in headers.iter().filter(|(name, _)| !is_ours(name)) {
         head.extend([name.as_bytes(), b": ", value, b"\r\n"].concat());
     }
     head.extend_from_slice(CLOSE);

@@ -9,6 +9,7 @@ use super::parking::{Attempts, FAST, PARKS_BRIEFLY, PARKS_WITHIN, Sight, Speaks,
 use super::route::{Reach, Route};
 use crate::drain::{self, Connection, Drain, Drained};
 use crate::server::Server;
+use crate::swap::Parting;
 use crate::sys::clock::Instant;
 use crate::sys::interfaces;
 use crate::sys::net::TcpSocket;
@@ -79,14 +80,14 @@ impl Keeping {
     }
 
     /// The last attempt begins. A server that finishes what it has is not kept waiting for long.
-    pub fn last(&mut self, drain: &Drain, server: &Server, ends: Ends) {
+    pub fn last(&mut self, drain: &Drain, server: &Server, parting: Parting) {
         self.stage = Stage::Last;
         if !self.attempts.is_under_way() {
             self.begin(drain, server);
         }
-        let within = match ends {
-            Ends::Cut => PARKS_WITHIN,
-            Ends::Drains => PARKS_BRIEFLY,
+        let within = match parting {
+            Parting::IsCutOff => PARKS_WITHIN,
+            Parting::DrainsItself => PARKS_BRIEFLY,
         };
         self.attempts.last(Instant::now(), if self.grip.handles.is_empty() { Duration::ZERO } else { within });
     }
@@ -221,15 +222,6 @@ impl Keeping {
         self.listed = Some(listed);
         sight
     }
-}
-
-/// How a server ends that is told.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Ends {
-    /// What is still busy is cut.
-    Cut,
-    /// It finishes what it has.
-    Drains,
 }
 
 /// How a connection without a filter stands. One that cannot be parked has to become idle.

@@ -15,10 +15,11 @@ mod head;
 mod held;
 mod keeping;
 mod parking;
+mod remains;
 mod route;
 pub mod waiting;
 
-pub use held::Held;
-pub use keeping::{Ends, Keeping, Progress};
+pub use keeping::{Keeping, Progress};
+pub use remains::Remains;
 pub use route::Reach;
 pub use waiting::Tally;

@@ -84,7 +84,7 @@ impl Supervisor {
             | Effect::Switch(_)
             | Effect::SwitchBack
             | Effect::Drain
-            | Effect::Park
+            | Effect::Park(_)
             | Effect::StopDrain
             | Effect::CutOff
             | Effect::Commit

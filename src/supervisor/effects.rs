@@ -41,7 +41,7 @@ impl Supervisor {
             Effect::Switch(_) => self.switch(),
             Effect::SwitchBack => self.switch_back(),
             Effect::Drain => self.drain(),
-            Effect::Park => self.park(),
+            Effect::Park(parting) => self.park(parting),
             Effect::StopDrain => self.stop_draining(),
             Effect::CutOff => self.cut_off(),
             Effect::Kill => self.kill(),

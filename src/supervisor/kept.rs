@@ -2,32 +2,13 @@
 //! gone is answered by the new one.
 
 use super::live::Standing;
-use super::looks::POLL_SWAP;
 use super::state::Supervisor;
 use super::threads::Event;
 use crate::drain::Drained;
-use crate::relay::{Ends, Held, Keeping, Progress, Reach, Tally, waiting};
+use crate::relay::{Keeping, Progress, Reach, Tally, waiting};
 use crate::server::Server;
-use crate::swap::{self, Level};
+use crate::swap::{self, Level, Parting};
 use std::collections::BTreeSet;
-use std::time::Instant;
-
-/// What is left of the connections of a server that was told to stop.
-#[derive(Default)]
-pub(super) struct Kept {
-    /// Those that it may still have.
-    held: Option<Held>,
-    /// How many threads wait for requests on others.
-    waiting: usize,
-    tally: Tally,
-}
-
-impl Kept {
-    /// Whether nothing waits any more.
-    pub(super) fn is_over(&self) -> bool {
-        self.held.is_none() && self.waiting == 0
-    }
-}
 
 impl Supervisor {
     /// Its server drains: what it has may be parked.
@@ -39,11 +20,10 @@ impl Supervisor {
     }
 
     /// Parks what can be parked, before the server is told to go.
-    pub(super) fn park(&mut self) {
+    pub(super) fn park(&mut self, parting: Parting) {
         let Some(live) = self.live.as_mut() else { return };
-        let ends = if live.machine.drains_itself() { Ends::Drains } else { Ends::Cut };
         match (&mut live.standing.keeping, &live.standing.drain) {
-            (Some(keeping), Some(drain)) => keeping.last(drain, &live.server, ends),
+            (Some(keeping), Some(drain)) => keeping.last(drain, &live.server, parting),
             (Some(_), None) | (None, _) => self.feed(swap::Event::Parked),
         }
         self.poll_soon();
@@ -97,9 +77,6 @@ impl Supervisor {
             }
         }
         self.say_kept();
-        if !is_over {
-            self.poll_by(Instant::now() + POLL_SWAP);
-        }
         !is_over
     }
 

@@ -1,6 +1,5 @@
 //! What a supervisor knows besides its server ([`super::live`]): all of it belongs to the main thread.
 
-use super::kept::Kept;
 use super::live::{Leftover, Live};
 use super::outbox::Outbox;
 use super::threads::{EndOf, Event, Events, Id, Link, Signals};
@@ -16,6 +15,7 @@ use crate::notify::Manager;
 use crate::output::Output;
 use crate::procfs::Start;
 use crate::protocol::PeerWord;
+use crate::relay::Remains;
 use crate::rundir::{Notes, RunDir};
 use crate::swap::{self, Effect, SpeakerId};
 use crate::sys::process::{self, End, Pid};
@@ -80,7 +80,7 @@ pub(super) struct Agenda {
     /// Old servers whose locks were ours and that have no supervisor, and since when.
     pub(super) orphaned: BTreeMap<Id, Instant>,
     /// Connections of a server that was told to stop.
-    pub(super) kept: Kept,
+    pub(super) kept: Remains,
 }
 
 /// The supervisor of the server for which this process stands.

@@ -1,6 +1,6 @@
 //! Who has the lock of a server, and how far its drain is.
 
-use super::words::ClaimerId;
+use super::words::{ClaimerId, Parting};
 
 /// Who has the lock of the server, and how far its drain is.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
@@ -23,16 +23,7 @@ pub(super) enum Drainage {
     /// Nothing is any more.
     Quiesced,
     /// Requests are kept from the server for a moment, before it leaves.
-    Parking(Then),
-}
-
-/// How the server leaves when what can be parked is parked.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub(super) enum Then {
-    /// The time for its drain is up.
-    IsCutOff,
-    /// It drains itself.
-    DrainsItself,
+    Parking(Parting),
 }
 
 impl Lease {
@@ -55,10 +46,6 @@ impl Lease {
 
     pub fn is_draining(self) -> bool {
         matches!(self, Lease::Draining(..))
-    }
-
-    pub fn drains_itself(self) -> bool {
-        matches!(self, Lease::Draining(_, Drainage::Parking(Then::DrainsItself)))
     }
 
     /// The server drains no more; what it was before.

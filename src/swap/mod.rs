@@ -12,6 +12,7 @@
 #![forbid(unsafe_code)]
 
 mod claim;
+mod drain;
 mod lease;
 mod ours;
 mod said;
@@ -23,8 +24,8 @@ mod warrant;
 mod words;
 
 pub use words::{
-    ADDRESSES_MAX, ClaimerId, Effect, Event, Level, Meets, OldId, Order, Orphan, QUIET, READY_TIMEOUT, Settings,
-    SpeakerId, Timer,
+    ADDRESSES_MAX, ClaimerId, Effect, Event, Level, Meets, OldId, Order, Orphan, Parting, QUIET, READY_TIMEOUT,
+    Settings, SpeakerId, Timer,
 };
 
 use crate::address::Address;
@@ -115,11 +116,6 @@ impl Generation {
     /// Whether the server drains or was told to stop.
     pub fn is_giving_way(&self) -> bool {
         self.tenure.lease.is_draining() || self.is_leaving()
-    }
-
-    /// Whether the server, when what it has is parked, is told to finish the rest itself.
-    pub fn drains_itself(&self) -> bool {
-        self.tenure.lease.drains_itself()
     }
 
     /// Whether this claimer has the server's lock.

@@ -2,10 +2,10 @@
 //!
 //! It knows nothing of what the server itself wants of older ones: that is the claim.
 
-use super::lease::{Drainage, Lease, Then};
+use super::lease::Lease;
 use super::ours::{Leaving, Ours, Stage};
 use super::slots::{Kind, Slot, list};
-use super::words::{ADDRESSES_MAX, ARRIVALS, ClaimerId, Effect, Level, PARKS, SpeakerId, Timer};
+use super::words::{ADDRESSES_MAX, ClaimerId, Effect, Level, SpeakerId, Timer};
 use crate::address::Address;
 use crate::protocol::SupervisorWord;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -229,90 +229,6 @@ impl Tenure {
         ours.effects.extend(released.map(|asked| Effect::TellReleased(claimer, asked)));
     }
 
-    pub fn asked_drain(&mut self, ours: &mut Ours, claimer: ClaimerId) {
-        if self.lease == Lease::Lent(claimer) && ours.is_up() {
-            self.drain(ours, Some(claimer));
-        }
-    }
-
-    pub fn superseded(&mut self, ours: &mut Ours) {
-        if !self.lease.is_draining() && ours.is_up() {
-            self.drain(ours, self.lease.claimer());
-        }
-    }
-
-    fn drain(&mut self, ours: &mut Ours, claimer: Option<ClaimerId>) {
-        self.lease = Lease::Draining(claimer, Drainage::Arriving);
-        ours.effects.push(Effect::Drain);
-        ours.arm(Timer::Drain, ours.settings.drain);
-    }
-
-    /// Nobody else listens where it does.
-    pub fn is_alone(&mut self, ours: &mut Ours) {
-        self.older = Older::Gone;
-        if self.lease.is_draining() && self.lease.claimer().is_none() {
-            self.resume(ours);
-        }
-    }
-
-    pub fn drain_no_more(&mut self, ours: &mut Ours) {
-        if self.lease.stay().is_draining() {
-            ours.disarm(Timer::Drain);
-            ours.effects.push(Effect::StopDrain);
-        }
-    }
-
-    /// Closing the listeners loses nothing now: a server that takes TAKEDOWN for all it has drains itself.
-    /// One that would close only some could not go on with all if the switch is turned back.
-    pub fn quiesced(&mut self, ours: &mut Ours) -> Next {
-        let (Lease::Draining(claimer, how), true) = (self.lease, ours.is_up()) else { return Next::Stays };
-        let takes_all = !self.takers.is_empty() && ours.slots.keys().all(|own| self.is_taken(own));
-        match how {
-            Drainage::Overdue => self.park(ours, Then::IsCutOff),
-            Drainage::Arriving | Drainage::Quiesced if takes_all => self.park(ours, Then::DrainsItself),
-            Drainage::Arriving | Drainage::Quiesced => self.lease = Lease::Draining(claimer, Drainage::Quiesced),
-            Drainage::Parking(_) => {}
-        }
-        Next::Stays
-    }
-
-    /// Has what can be parked parked, before the server leaves.
-    fn park(&mut self, ours: &mut Ours, then: Then) {
-        let Lease::Draining(claimer, _) = self.lease else { return };
-        self.lease = Lease::Draining(claimer, Drainage::Parking(then));
-        ours.effects.push(Effect::Park);
-        // Whatever hinders it: the server does not wait for that.
-        ours.arm(Timer::Drain, PARKS);
-    }
-
-    /// What can be parked is parked.
-    pub fn parked(&mut self, ours: &mut Ours) -> Next {
-        match self.lease {
-            Lease::Draining(_, Drainage::Parking(then)) if ours.is_up() => match then {
-                Then::IsCutOff => Next::IsCutOff,
-                Then::DrainsItself => Next::DrainsItself,
-            },
-            Lease::Free | Lease::Lent(_) | Lease::Draining(..) => Next::Stays,
-        }
-    }
-
-    /// However short the drain is to be: what is on its way to the server is not lost.
-    pub fn drain_time_is_up(&mut self, ours: &mut Ours) -> Next {
-        match self.lease {
-            Lease::Draining(claimer, Drainage::Arriving) => {
-                self.lease = Lease::Draining(claimer, Drainage::Overdue);
-                ours.arm(Timer::Drain, ARRIVALS);
-                Next::Stays
-            }
-            Lease::Draining(_, Drainage::Quiesced) => {
-                self.park(ours, Then::IsCutOff);
-                Next::Stays
-            }
-            Lease::Draining(_, Drainage::Parking(_)) => self.parked(ours),
-            Lease::Draining(_, Drainage::Overdue) | Lease::Lent(_) | Lease::Free => Next::IsCutOff,
-        }
-    }
-
     /// The claimer has gone away, and its server serves in our place.
     pub fn succeeded(&mut self, ours: &mut Ours, claimer: ClaimerId) {
         if self.is_locked_by(claimer) && (self.lease.is_draining() || ours.is_leaving()) {
@@ -356,15 +272,6 @@ impl Tenure {
         });
     }
 
-    /// The server leaves, so its drain is over. Returns the lease as it was before.
-    pub fn end_drain(&mut self, ours: &mut Ours) -> Lease {
-        let before = self.lease.stay();
-        if before.is_draining() {
-            ours.effects.push(Effect::StopDrain);
-        }
-        before
-    }
-
     /// Tells the server to take down all that it has. Returns the addresses that its claimer has for good from here on.
     pub fn tell_all(&mut self, ours: &mut Ours, before: Lease) -> Vec<Address> {
         ours.slots.change_all(|own, slot| {
@@ -391,6 +298,11 @@ impl Tenure {
         }
         let claimers = self.lease.claimer().into_iter().chain(self.queue.iter().map(|(c, _)| *c));
         ours.effects.extend(claimers.map(Effect::TellGone));
+    }
+
+    /// Whether the server takes TAKEDOWN for all that it has.
+    pub fn takes_all(&self, ours: &Ours) -> bool {
+        !self.takers.is_empty() && ours.slots.keys().all(|own| self.is_taken(own))
     }
 
     pub fn is_taken(&self, own: &Address) -> bool {

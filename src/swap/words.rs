@@ -137,6 +137,15 @@ pub enum Orphan {
     Told,
 }
 
+/// How a server that drains leaves when what can be parked is parked.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub enum Parting {
+    /// The time for its drain is up.
+    IsCutOff,
+    /// It drains itself.
+    DrainsItself,
+}
+
 /// How much a report matters.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Level {
@@ -186,7 +195,7 @@ pub enum Effect {
     /// Watch the connections of our server, which gets no new ones.
     Drain,
     /// Keep requests from our server until it is told to go, for a moment.
-    Park,
+    Park(Parting),
     /// Watch them no more. If the server leaves, what is parked stays so.
     StopDrain,
     /// The time for the drain is up: say what is still open.

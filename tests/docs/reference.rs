@@ -4,7 +4,7 @@ use super::Stage;
 use super::text::{between, chapter, file, literal_blocks, manual, options_in, plain, section, sources, tags};
 use crate::common::{Sandbox, kill, until};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Write;
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -170,6 +170,7 @@ fn value_for(kind: &str) -> &'static str {
         "DIR" => "/nowhere",
         "FILE" => "-",
         "WHEN" => "up",
+        "WHOSE" => "all",
         "NAME" => "node",
         other => panic!("no value for {other}"),
     }
@@ -558,6 +559,22 @@ fn messages_of_the_manual_are_those_of_the_program() {
     assert_eq!((status, busy.wait()), (0, 0), "{log}{}", busy.log());
     logs += &busy.log();
     assert_eq!(stage.sandbox.run(["--takedown", &address]).0, 0);
+    // One that dies of a request that waited on a kept connection.
+    let deadly =
+        format!("exec serverswap --drain 20 node {}/tests/relay/server.js 8080 ids", env!("CARGO_MANIFEST_DIR"));
+    let mut old = stage.start(&dir, &deadly);
+    old.says("is up");
+    let mut kept = TcpStream::connect(("127.0.0.1", stage.port)).unwrap();
+    let mut asks = || {
+        kept.write_all(b"GET /die HTTP/1.1\r\nHost: x\r\n\r\n").is_ok()
+            && kept.read(&mut [0; 1024]).is_ok_and(|len| len > 0)
+    };
+    assert!(asks());
+    let mut new = stage.start(&dir, &deadly);
+    new.says("is up");
+    while asks() {}
+    assert_eq!((old.wait(), new.wait()), (0, 137), "{}", old.log());
+    logs += &old.log();
     // One place of two.
     let python = format!("python3 {}/tests/servers/unmodified.py 0.0.0.0:8080", env!("CARGO_MANIFEST_DIR"));
     assert_eq!(stage.run(&dir, &format!("serverswap -d {python} [::]:8080")).0, 0);

@@ -119,7 +119,8 @@ fn loses_nothing(scene: &Scene, clients: usize, pauses: &[u64], swaps: u64) {
     });
     let mut asked: Vec<String> = asked.into_iter().flatten().collect();
     let mut done = scene.ids();
-    (asked.sort(), done.sort());
+    asked.sort();
+    done.sort();
     assert_eq!(asked, done, "asked, and done");
     scene.end(old);
 }

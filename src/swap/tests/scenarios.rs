@@ -865,10 +865,10 @@ fn what_can_be_parked_is_parked_before_an_old_server_is_cut_off() {
         old.step(Event::AskedDrain(CLAIMER));
         old
     };
-    let parks = [Effect::Park, Effect::Arm(Timer::Drain, Duration::from_secs(2))];
+    let parks = |parting| [Effect::Park(parting), Effect::Arm(Timer::Drain, Duration::from_secs(2))];
     let mut old = drains(&[]);
     old.step(Event::Quiesced);
-    assert_eq!(old.step(Event::Timer(Timer::Drain)), parks);
+    assert_eq!(old.step(Event::Timer(Timer::Drain)), parks(Parting::IsCutOff));
     assert_eq!(old.step(Event::Quiesced), []);
     // Whatever hinders it.
     assert_has(&old.clone().step(Event::Timer(Timer::Drain)), &[Effect::CutOff, Effect::Signal]);
@@ -879,9 +879,9 @@ fn what_can_be_parked_is_parked_before_an_old_server_is_cut_off() {
 
     let mut overdue = drains(&[]);
     overdue.step(Event::Timer(Timer::Drain));
-    assert_eq!(overdue.step(Event::Quiesced), parks);
+    assert_eq!(overdue.step(Event::Quiesced), parks(Parting::IsCutOff));
     let mut takes = drains(&["TAKEDOWN :1"]);
-    assert_eq!(takes.step(Event::Quiesced), parks);
+    assert_eq!(takes.step(Event::Quiesced), parks(Parting::DrainsItself));
     let effects = takes.step(Event::Parked);
     assert!(!effects.contains(&Effect::CutOff));
     assert_has(&effects, &[takedown_to(0, ":1")]);

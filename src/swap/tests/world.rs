@@ -688,7 +688,7 @@ impl World {
                 }
                 Effect::AskStay(OldId(k)) => self.ask(k, Event::AskedStay(ClaimerId(k))),
                 Effect::Drain => (self.servers[i].draining, self.servers[i].quiesced) = (true, false),
-                Effect::Park => self.servers[i].parking = true,
+                Effect::Park(_) => self.servers[i].parking = true,
                 Effect::StopDrain => (self.servers[i].draining, self.servers[i].parking) = (false, false),
                 Effect::CutOff => {}
                 Effect::Say(_, word) => {

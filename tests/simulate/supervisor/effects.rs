@@ -36,7 +36,7 @@ impl Supervisor {
             Effect::SwitchBack => self.switch_back(land),
             Effect::Drain => self.drain(),
             // No connection is kept there.
-            Effect::Park => self.feed(Event::Parked),
+            Effect::Park(_) => self.feed(Event::Parked),
             Effect::CutOff => land.watch.cut_off(self.server.0),
             Effect::Kill => land.kill(self.server.0),
             Effect::Grant(claimer, holds) => self.grant(land, claimer, holds),
