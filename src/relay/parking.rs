@@ -6,7 +6,7 @@
 #![forbid(unsafe_code)]
 
 use crate::sys::clock::Instant;
-use crate::sys::steer::Look;
+use crate::sys::steer::{Exchanged, Look};
 use std::time::Duration;
 
 /// How long a connection stands still after its request was dropped before it counts as parked: by then a server that was
@@ -106,7 +106,7 @@ impl Parking {
 
     /// How it stands. `rest`: after which time without a move it is idle.
     pub fn stands(&self, look: &Look, now: Instant, rest: Duration) -> Stands {
-        if !look.moved.is_busy(look.unread, look.unacknowledged, rest) {
+        if !look.moved.is_busy(look.state, look.unread, look.unacknowledged, rest) {
             return Stands::Idle;
         }
         match self.filter {
@@ -132,6 +132,12 @@ fn is_dropped(base: &Look, look: &Look) -> bool {
 /// Whether nothing waits for the server, and the last byte was its own.
 pub fn is_at_rest(look: &Look) -> bool {
     look.state == ESTABLISHED && look.unread == 0 && !look.moved.is_peers_last()
+}
+
+/// Whether a server that is gone has read and said nothing since then, and owed nothing. What waits unread is a new request.
+pub fn is_untouched(look: &Look, before: Exchanged) -> bool {
+    let owes = look.unread == 0 && look.moved.is_peers_last();
+    look.state == ESTABLISHED && look.exchanged() == before && !owes
 }
 
 /// How long an attempt lasts to have all connections idle or parked.
@@ -296,6 +302,20 @@ mod tests {
         assert_eq!(parked(&[Look { moved: asked, ..dropped }]).1, Stands::Fast);
         // Its client has closed it.
         assert_eq!(parked(&[Look { state: 8, ..dropped }]).1, Stands::Fast);
+    }
+
+    #[test]
+    fn what_a_server_has_read_is_never_relayed() {
+        let before = answered().exchanged();
+        assert!(is_untouched(&answered(), before));
+        let moved = |received, sent| Moved { bytes_received: received, sent, ..answered().moved };
+        // A request came and waits unread.
+        assert!(is_untouched(&Look { unread: 10, moved: moved(60, 9), ..answered() }, before));
+        assert!(!is_untouched(&Look { unread: 0, moved: moved(60, 9), ..answered() }, before));
+        assert!(!is_untouched(&Look { unread: 9, moved: moved(60, 9), ..answered() }, before));
+        assert!(!is_untouched(&Look { sent_first: 101, ..answered() }, before));
+        assert!(!is_untouched(&Look { moved: moved(50, 9), ..answered() }, before));
+        assert!(!is_untouched(&Look { state: 8, ..answered() }, before));
     }
 
     #[test]

@@ -93,15 +93,16 @@ impl Supervisor {
             return;
         }
         let Tally { answered, unanswered } = std::mem::take(&mut self.agenda.kept.tally);
-        let name = self.kin.given.first();
+        let named = self.live.as_ref().and_then(|live| live.names.name.clone());
+        let name = named.or_else(|| self.kin.given.first().cloned());
         if unanswered > 0 {
             let text =
                 format!("{unanswered} requests on kept connections got no answer from the new server (they are cut)");
-            self.log.say(Level::Warning, name, &text);
+            self.log.say(Level::Warning, name.as_ref(), &text);
         }
         if answered > 0 {
             let text = format!("{answered} requests on kept connections were answered by the new server");
-            self.log.say(Level::Detail, name, &text);
+            self.log.say(Level::Detail, name.as_ref(), &text);
         }
     }
 }

@@ -71,9 +71,11 @@ impl Moved {
         self.bytes_received > 0 && (self.bytes_sent == 0 || self.received < self.sent)
     }
 
-    /// Whether the end that this describes may owe the other one something. See [`TcpSocket::is_busy`].
-    pub fn is_busy(&self, unread: u32, unacknowledged: u32, rest: Duration) -> bool {
-        unread > 0 || unacknowledged > 0 || self.is_peers_last() || self.rested() < rest
+    /// Whether the end that this describes may owe the other one something. See [`TcpSocket::is_busy`]. Who has sent nothing
+    /// but the end of what it sends, which counts as a byte, and was sent nothing, is owed nothing: a probe, for example.
+    pub fn is_busy(&self, state: u8, unread: u32, unacknowledged: u32, rest: Duration) -> bool {
+        let has_left = state == TCP_CLOSE_WAIT && self.bytes_received <= 1 && self.bytes_sent == 0;
+        unread > 0 || unacknowledged > 0 || !has_left && (self.is_peers_last() || self.rested() < rest)
     }
 
     /// How long nothing has moved.
@@ -99,7 +101,7 @@ impl TcpSocket {
         let Some(moved) = self.moved else { return true };
         // The end of what the client sends counts as a byte.
         let end = u32::from(self.state == TCP_CLOSE_WAIT);
-        moved.is_busy(self.unread.saturating_sub(end), self.unacknowledged, rest)
+        moved.is_busy(self.state, self.unread.saturating_sub(end), self.unacknowledged, rest)
     }
 
     /// Whether the server has not closed it.

@@ -11,8 +11,8 @@ mod socket;
 mod tests;
 mod visit;
 
-pub use parking::Look;
 pub(super) use parking::unpark_raw;
+pub use parking::{Exchanged, Look};
 pub use probe::Probe;
 pub use program::{OwnProgram, Program, Range};
 pub use socket::Socket;

@@ -47,6 +47,20 @@ pub struct Look {
     pub early: u32,
 }
 
+/// How much a server has read and said on a connection.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Exchanged {
+    read: u64,
+    sent: u64,
+}
+
+impl Look {
+    /// How much the server has read and said.
+    pub fn exchanged(&self) -> Exchanged {
+        Exchanged { read: self.moved.bytes_received.saturating_sub(self.unread.into()), sent: self.sent_first }
+    }
+}
+
 impl Socket {
     /// Drops what begins like a request from here on. `false` if the connection has a filter of the server's, which stays.
     pub fn park(&self) -> io::Result<bool> {

@@ -129,6 +129,9 @@ fn data_under_way_is_busy_and_what_the_server_has_closed_is_not() {
     assert!(TcpSocket { moved: None, ..idle.clone() }.is_busy(rest));
     let half = |unread| TcpSocket { state: TCP_CLOSE_WAIT, unread, ..idle.clone() };
     assert!(!half(0).is_busy(rest) && !half(1).is_busy(rest) && half(2).is_busy(rest));
+    // The end of what it sends is all that has come.
+    let probe = connection(None, Some(0), 0);
+    assert!(probe.is_busy(rest) && !TcpSocket { state: TCP_CLOSE_WAIT, unread: 1, ..probe }.is_busy(rest));
     for state in [TCP_SYN_RECV, TCP_LISTEN, TCP_NEW_SYN_RECV, 4, 5, 6, 7, 9, 11] {
         let closed = TcpSocket { state, unread: 1, unacknowledged: 1, moved: None, ..idle.clone() };
         assert!(!closed.is_busy(rest), "{state}");
