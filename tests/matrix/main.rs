@@ -59,7 +59,6 @@ fn main() {
         if part.as_ref().is_none_or(|part| part == name) {
             let (count, faults) = run(&settings);
             rows += count;
-            faults.iter().for_each(|fault| println!("{fault}"));
             red.extend(faults);
         }
     }
@@ -79,7 +78,10 @@ fn in_lanes<T: Sync>(lanes: usize, rows: &[T], run: impl Fn(&T) -> Vec<String> +
                     let Some(row) = next else { break };
                     // The sandbox says on standard error what it knows, and ends every process of the row.
                     let result = std::thread::scope(|scope| scope.spawn(|| run(row)).join());
-                    red.lock().unwrap().extend(result.unwrap_or_else(|_| vec!["a row failed, see above".into()]));
+                    let faults = result.unwrap_or_else(|_| vec!["a row failed, see above".into()]);
+                    // At once: whoever ends a long run has seen why.
+                    faults.iter().for_each(|fault| eprintln!("{fault}"));
+                    red.lock().unwrap().extend(faults);
                 }
             });
         }
