@@ -6,7 +6,7 @@
 #   make house       measures the source, and fails where something is too big
 #   make test-servers  swaps of real servers under load; installs them (Debian,
 #                    as root or by sudo)
-#   make test-nginx  a Node server behind nginx, swapped 60 times: no request may fail
+#   make test-nginx  Node servers behind nginx and HAProxy, each swapped 60 times: no request may fail
 #   make npm         the package for npm, below target/npm, with a program that needs no library;
 #                    make deb: the one for Debian, below target/debian, with cargo-deb
 #   make test-deploy deploys over a real sshd, and the unit under a real systemd
@@ -18,7 +18,8 @@
 #                    for SIMULATE seconds (25), and four faults put back: each has to be
 #                    found. SEED=7 RUNS=1 repeats a run
 #   make bench       figures; those with wrk and start_server (Debian: wrk,
-#                    libserver-starter-perl) only where these are installed
+#                    libserver-starter-perl), and beside what test-servers
+#                    installs, only where these are installed
 #   make soak        random servers, random faults, constant load, for SOAK
 #                    seconds (600): SOAK=120 SEED=7 repeats the choices of a run
 #   make scale       a thousand addresses, five hundred servers, ten thousand
@@ -114,17 +115,19 @@ faults:
 	@$(need_cargo)
 	$(CARGO) test --locked --test faults -- --all $(ONLY)
 
-# Below target: a Python environment, npm packages, what has to be compiled.
+# Below target: a Python environment, npm packages, what has to be compiled. ROWS='words' that the name of a row must
+# hold, or `part=kept`; SWAPS=2 makes the rows of kept connections shorter.
 test-servers:
 	@$(need_cargo)
 	tests/servers/install.sh '$(TARGET)/servers'
-	$(CARGO) test --locked --test matrix
+	$(CARGO) test --locked --test matrix -- $(if $(SWAPS),swaps=$(SWAPS)) $(ROWS)
 
-# Two minutes. ROUNDS=1 is a third of it; WAY=close shows what server.close() and a timer do.
+# Ten minutes. ROUNDS=1 is a third of it; WAY='nginx plain' is one of the four parts; WAY=close shows what server.close()
+# and a timer do.
 test-nginx: SETUP = nginx
 test-nginx: all
 	@$(need_node)
-	SERVERSWAP='$(BIN)' $(NODE) tests/nginx/run.mjs $(or $(WAY),client) $(or $(ROUNDS),3)
+	SERVERSWAP='$(BIN)' $(NODE) tests/nginx/run.mjs $(or $(ROUNDS),3) $(WAY)
 
 # What it finds is below target/fuzz; what breaks, below tests/fuzz/artifacts. An input that is worth keeping
 # goes to tests/fuzz/corpus, where "make test" replays it.

@@ -45,6 +45,7 @@ set_up() { # WHAT FOR
     nginx)
         set_up demo
         want nginx nginx-light
+        want haproxy haproxy
         ;;
     deploy)
         set_up test

@@ -2,7 +2,14 @@
 
 #[path = "../common/mod.rs"]
 mod common;
+#[allow(dead_code)]
+#[path = "../matrix/connection.rs"]
+mod connection;
+mod kept;
 mod orders;
+#[allow(dead_code)]
+#[path = "../matrix/poster.rs"]
+mod poster;
 mod throughput;
 
 use common::{SERVERSWAP, Sandbox, answered_by, plain_server};
@@ -13,6 +20,10 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 fn main() {
+    // Arguments: "kept" for one table only.
+    if std::env::args().any(|word| word == "kept") {
+        return kept::table();
+    }
     println!("{:<58} {:>14}   bound", "figure", "measured");
     row("binary, KiB", fs::metadata(SERVERSWAP).map(|m| m.len() / 1024).unwrap_or(0), "1280");
     let delay = start_delay();
@@ -26,6 +37,7 @@ fn main() {
     orders::shared(&server);
     orders::plain();
     orders::server_starter(&server);
+    kept::table();
 }
 
 fn row(name: &str, value: impl std::fmt::Display, bound: &str) {

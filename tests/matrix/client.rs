@@ -1,8 +1,9 @@
 //! The people outside: clients that count every failure by kind, as they would see it.
 
+use super::connection::{Connection, Failure};
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::{self, BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
+use std::io::{BufRead, BufReader};
+use std::net::SocketAddr;
 use std::process::{ChildStdin, Command, Stdio};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
@@ -11,29 +12,6 @@ use std::time::{Duration, Instant};
 
 /// For a connection, and for each read of an answer.
 const PATIENCE: Duration = Duration::from_secs(10);
-
-/// How a request failed.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Failure {
-    Refused,
-    Reset,
-    /// The connection was closed before the first byte of an answer.
-    Empty,
-    TimedOut,
-    /// An answer that was cut, or is none.
-    Other,
-}
-
-impl Failure {
-    fn of(e: &io::Error) -> Failure {
-        match e.kind() {
-            io::ErrorKind::ConnectionRefused => Failure::Refused,
-            io::ErrorKind::ConnectionReset | io::ErrorKind::BrokenPipe => Failure::Reset,
-            io::ErrorKind::TimedOut | io::ErrorKind::WouldBlock => Failure::TimedOut,
-            _ => Failure::Other,
-        }
-    }
-}
 
 /// How a client behaves.
 #[derive(Clone, Copy)]
@@ -137,22 +115,23 @@ struct Client {
 impl Client {
     fn run(self) {
         let mut connection: Option<Connection> = None;
+        let close = if matches!(self.habit, Habit::Fresh) { "Connection: close\r\n" } else { "" };
         for turn in 0.. {
             if self.stop.load(Ordering::Relaxed) {
                 return;
             }
             let started = Instant::now();
             let mut result = match connection.as_mut() {
-                Some(used) => used.ask(false),
+                Some(used) => generation(used, ""),
                 None => Err(Failure::Empty),
             };
             if matches!(result, Err(Failure::Empty | Failure::Reset)) {
                 self.seen.lock().unwrap().retried += usize::from(connection.is_some());
                 let address = self.addresses[turn % self.addresses.len()];
-                let fresh = Connection::open(address).map_err(|e| Failure::of(&e));
+                let fresh = Connection::open(address, PATIENCE).map_err(|e| Failure::of(&e));
                 (connection, result) = match fresh {
                     Ok(mut fresh) => {
-                        let result = fresh.ask(matches!(self.habit, Habit::Fresh));
+                        let result = generation(&mut fresh, close);
                         (Some(fresh), result)
                     }
                     Err(failure) => (None, Err(failure)),
@@ -178,6 +157,12 @@ impl Client {
     fn note(&self, result: Result<u64, Failure>, took: Duration) {
         self.seen.lock().unwrap().note(self.number, result, took, "");
     }
+}
+
+/// One request, with more lines in its head: the generation that answered.
+fn generation(connection: &mut Connection, head: &str) -> Result<u64, Failure> {
+    let answer = connection.ask(&format!("GET / HTTP/1.1\r\nHost: x\r\n{head}\r\n"))?;
+    answer.split_whitespace().next().and_then(|word| word.parse().ok()).ok_or(Failure::Other)
 }
 
 impl Seen {
@@ -211,65 +196,5 @@ impl Seen {
         };
         let (client, took) = (next().parse().unwrap(), Duration::from_millis(next().parse().unwrap()));
         self.note(client, result, took, next());
-    }
-}
-
-struct Connection {
-    stream: BufReader<TcpStream>,
-    asked: usize,
-    /// The server will take no other request.
-    closing: bool,
-}
-
-impl Connection {
-    fn open(address: SocketAddr) -> io::Result<Connection> {
-        let stream = TcpStream::connect_timeout(&address, PATIENCE)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(Connection { stream: BufReader::new(stream), asked: 0, closing: false })
-    }
-
-    /// One request: the generation that answered. Empty and Reset mean that not a byte of an answer came.
-    fn ask(&mut self, last: bool) -> Result<u64, Failure> {
-        self.asked += 1;
-        self.closing = last;
-        let close = if last { "Connection: close\r\n" } else { "" };
-        let request = format!("GET / HTTP/1.1\r\nHost: x\r\n{close}\r\n");
-        let stream = self.stream.get_mut();
-        let written = stream.write_all(request.as_bytes());
-        let started = written.and_then(|()| self.stream.fill_buf());
-        if started.map_err(|e| Failure::of(&e))?.is_empty() {
-            return Err(Failure::Empty);
-        }
-        let answer = self.answer().map_err(|e| match Failure::of(&e) {
-            Failure::TimedOut => Failure::TimedOut,
-            _ => Failure::Other,
-        })?;
-        answer.split_whitespace().next().and_then(|word| word.parse().ok()).ok_or(Failure::Other)
-    }
-
-    /// The body of an answer, which has a length.
-    fn answer(&mut self) -> io::Result<String> {
-        let (mut length, mut line, mut first) = (None, String::new(), true);
-        loop {
-            line.clear();
-            self.stream.read_line(&mut line)?;
-            let lower = line.trim_end().to_ascii_lowercase();
-            if first && !(lower.starts_with("http/1.1 200") || lower.starts_with("http/1.0 200")) {
-                return Err(io::ErrorKind::InvalidData.into());
-            }
-            self.closing |= first && lower.starts_with("http/1.0");
-            first = false;
-            match lower.split_once(':') {
-                Some(("content-length", value)) => length = value.trim().parse().ok(),
-                Some(("connection", value)) => self.closing |= value.trim() == "close",
-                Some(_) | None => {}
-            }
-            if lower.is_empty() {
-                break;
-            }
-        }
-        let mut body = vec![0; length.ok_or(io::ErrorKind::InvalidData)?];
-        self.stream.read_exact(&mut body)?;
-        String::from_utf8(body).map_err(|_| io::ErrorKind::InvalidData.into())
     }
 }

@@ -165,3 +165,77 @@ pub fn all() -> Vec<Server> {
         asked("grpc", 4, row("gRPC", &[&python, &file("rpc.py"), "PORT"])),
     ]
 }
+
+/// A row of kept connections.
+#[derive(Clone)]
+pub struct Kept {
+    pub name: &'static str,
+    /// Of serverswap.
+    pub options: &'static [&'static str],
+    pub command: Vec<String>,
+}
+
+/// Those that keep connections open and answer POST. PORT in a command is the port; one that says FILE appends the id of
+/// each request there.
+pub fn kept() -> Vec<Kept> {
+    let row = |name, command: &[&str]| Kept {
+        name,
+        options: &[],
+        command: command.iter().map(|word| (*word).to_owned()).collect(),
+    };
+    let (node, python, web) = (file("unmodified.js"), installed("venv/bin/python"), file(""));
+    let (any, path, start) = ("0.0.0.0:PORT", format!("PYTHONPATH={web}"), file("start.sh"));
+    let module = |name: &'static str, module: &str, rest: &[&str]| {
+        row(name, &[&["env", &path, "IDS=FILE", &python, "-m", module], rest].concat())
+    };
+    vec![
+        row("Node http", &["node", &node, any, "ids=FILE"]),
+        row("Node http, graceful", &["node", &node, any, "graceful", "ids=FILE"]),
+        row("Node http, onTakedown", &["node", &file("client.js"), ":PORT", "takedown", "ids=FILE"]),
+        row("Node cluster", &["node", &node, any, "workers=2", "ids=FILE"]),
+        row("Python http.server", &[&python, &file("unmodified.py"), any, "ids=FILE"]),
+        module(
+            "gunicorn, gthread",
+            "gunicorn",
+            &["--threads", "8", "-w", "2", "--keep-alive", "30", "-b", any, "--log-level", "error", "web:wsgi"],
+        ),
+        module("uvicorn", "uvicorn", &["--host", "0.0.0.0", "--port", "PORT", "--no-access-log", "web:asgi"]),
+        module("hypercorn", "hypercorn", &["--bind", any, "web:asgi"]),
+        // With fewer threads than connections it lets those starve that come later.
+        row("puma", &[&start, "puma", "PORT", "--threads", "0:300"]),
+        // It keeps no more than 200 idle connections if it is not told so.
+        row(
+            "Java HttpServer",
+            &["java", "-Dsun.net.httpserver.maxIdleConnections=1000", "-cp", &installed(""), "Web", "PORT"],
+        ),
+        row("Go net/http", &[&installed("web-go"), ":PORT"]),
+        Kept { options: &["--stop-signal", "QUIT"], ..row("nginx", &[&start, "nginx", "PORT", ""]) },
+    ]
+}
+
+/// A server that speaks something else than HTTP/1 over kept connections, and its clients.
+pub struct Spoken {
+    pub name: &'static str,
+    pub command: Vec<String>,
+    /// A program as in [`Clients::Program`], without the manner and the port.
+    pub clients: Vec<String>,
+}
+
+/// Of these nothing is promised for kept connections.
+pub fn spoken() -> Vec<Spoken> {
+    let (key, cert) = (format!("KEY={}", installed("key.pem")), format!("CERT={}", installed("cert.pem")));
+    let web = file("web.js");
+    // With a server that ends gracefully nothing much is lost by clients that look, so that any harm would show.
+    let row = |name, kind: &str, sight: &str, rest: &[&str]| {
+        let command = [&["env", &key, &cert, "node", &web, "0.0.0.0:PORT", kind], rest].concat();
+        let clients = ["node", &file("keep.js"), kind, sight].map(str::to_owned).to_vec();
+        Spoken { name, command: command.iter().map(|word| (*word).to_owned()).collect(), clients }
+    };
+    vec![
+        row("Node https", "https", "blind", &[]),
+        row("Node https, looks", "https", "looks", &["graceful"]),
+        row("Node http2", "http2", "blind", &[]),
+        row("Node http2, looks", "http2", "looks", &["graceful"]),
+        row("Node WebSocket", "websocket", "blind", &[]),
+    ]
+}

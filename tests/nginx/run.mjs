@@ -1,6 +1,8 @@
-// make test-nginx: a server with the lines of the README, behind nginx, which keeps its connections, is swapped under
-// load. No request may fail, POST included; nothing is tried again by anybody. Then the time of a swap in which nothing
-// runs. Arguments: how the server goes (`client`; `close` shows what else happens), and how many rounds.
+// make test-nginx: a server behind nginx, and behind HAProxy, which keep their connections, is swapped under load: one
+// with the lines of the README, and one that knows nothing of serverswap. No request may fail, POST included; nothing is
+// tried again by anybody. Then the time of a swap in which nothing runs. Arguments: how many rounds, then what is to be
+// run only: `nginx` or `haproxy`, and how the server goes: `client` or `plain` (`close` shows what else happens). A word
+// that begins with `-` goes to serverswap: `--no-relay` shows what a plain server loses.
 
 import { spawn } from 'node:child_process';
 import fs from 'node:fs';
@@ -11,7 +13,12 @@ import path from 'node:path';
 import { setTimeout as delay } from 'node:timers/promises';
 import { fileURLToPath } from 'node:url';
 
-const [way = 'client', rounds = '3'] = process.argv.slice(2);
+const [rounds = '3', ...only] = process.argv.slice(2);
+const chosen = (names) => names.filter((name) => only.includes(name));
+const or = (some, others) => (some.length > 0 ? some : others);
+const PROXIES = or(chosen(['nginx', 'haproxy']), ['nginx', 'haproxy']);
+const OPTIONS = only.filter((word) => word.startsWith('-'));
+const WAYS = or(chosen(['client', 'plain', 'close']), ['client', 'plain']);
 
 const SWAPS = 20;
 const REQUESTS = 20_000;
@@ -39,8 +46,13 @@ async function until(what, condition) {
   }
 }
 
-const [upstream, port] = [await freePort(), await freePort()];
-const posted = path.join(dir, 'posted');
+// The proxy and the server that are tried, at ports of their own.
+let scene;
+async function setUp(proxy, way) {
+  const [upstream, port] = [await freePort(), await freePort()];
+  const agent = new http.Agent({ keepAlive: true });
+  scene = { way, upstream, port, agent, posted: path.join(dir, `posted.${proxy}.${way}`) };
+}
 
 // What all of them say goes to a file, which is shown if something fails.
 const log = fs.openSync(path.join(dir, 'log'), 'a');
@@ -50,22 +62,24 @@ const end = (child) => new Promise((resolve, reject) => child.on('error', reject
 // A swap; the time that it took, in ms.
 async function swap() {
   const began = performance.now();
-  const server = [path.join(here, 'server.js'), upstream, posted, way];
-  const status = await end(start(serverswap, ['-d', '--ready-timeout', 20, process.execPath, ...server]));
+  const server = [path.join(here, 'server.js'), scene.upstream, scene.posted, scene.way];
+  const status = await end(start(serverswap, ['-d', ...OPTIONS, '--ready-timeout', 20, process.execPath, ...server]));
   if (status !== 0) throw new Error(`serverswap: status ${status}`);
   return performance.now() - began;
 }
 
-function startNginx() {
-  const config = fs.readFileSync(path.join(here, 'nginx.conf.in'), 'utf8');
-  fs.writeFileSync(path.join(dir, 'nginx.conf'), config.replace('@SERVER@', upstream).replace('@PORT@', port));
-  return start('nginx', ['-p', dir, '-c', path.join(dir, 'nginx.conf'), '-e', 'stderr']);
+function startProxy(proxy) {
+  const name = { nginx: 'nginx.conf', haproxy: 'haproxy.cfg' }[proxy];
+  const config = fs.readFileSync(path.join(here, `${name}.in`), 'utf8');
+  const file = path.join(dir, name);
+  fs.writeFileSync(file, config.replace('@SERVER@', scene.upstream).replace('@PORT@', scene.port));
+  const words = { nginx: ['-p', dir, '-c', file, '-e', 'stderr'], haproxy: ['-db', '-f', file] };
+  return start(proxy, words[proxy]);
 }
-
-const agent = new http.Agent({ keepAlive: true });
 
 // A request: the generation that answered.
 const ask = (method, number, wait) => new Promise((resolve, reject) => {
+  const { agent, port } = scene;
   const request = http.request({ agent, host: '127.0.0.1', port, method, path: `/?wait=${wait}` }, async (response) => {
     try {
       const body = (await response.setEncoding('utf8').toArray()).join('');
@@ -105,7 +119,7 @@ class Crowd {
         this.newest = Math.max(this.newest, generation);
         if (method === 'POST') this.posts.add(number);
       } catch (err) {
-        console.log('FAIL', Date.now(), number, err.message); const kind = `${method}: ${err.code ?? err.message}`;
+        const kind = `${method}: ${err.code ?? err.message}`;
         this.failures.set(kind, (this.failures.get(kind) ?? 0) + 1);
       }
       // Of all lengths, so that the connections of nginx rest for all lengths too.
@@ -135,7 +149,7 @@ async function round(number) {
     await until('the load', () => crowd.sum >= due);
   }
   await crowd.stop();
-  const lines = fs.readFileSync(posted, 'utf8').split('\n').filter((line) => line.startsWith(`${number}.`));
+  const lines = fs.readFileSync(scene.posted, 'utf8').split('\n').filter((line) => line.startsWith(`${number}.`));
   const counts = new Map();
   for (const line of lines) counts.set(line, (counts.get(line) ?? 0) + 1);
   const twice = [...counts.values()].filter((count) => count > 1).length;
@@ -160,27 +174,43 @@ async function quick(what, prepare) {
   return Math.min(...times) < 1000;
 }
 
-const down = () => start(serverswap, ['-q', '--takedown', `127.0.0.1:${upstream}`]);
-let nginx;
+let proxy;
 let green = true;
-async function stopNginx() {
-  if (nginx?.exitCode !== null) return;
-  nginx.kill('SIGTERM');
-  await end(nginx);
+async function stopProxy() {
+  if (proxy === undefined) return;
+  proxy.kill('SIGTERM');
+  await end(proxy);
+  proxy = undefined;
+}
+async function takeDown() {
+  await stopProxy();
+  await end(start(serverswap, ['-q', '--takedown', `127.0.0.1:${scene.upstream}`]));
+}
+async function run(kind, way) {
+  await setUp(kind, way);
+  await swap();
+  proxy = startProxy(kind);
+  await until(kind, () => ask('GET', '', 0).catch(() => 0));
+  for (let number = 0; number < Number(rounds); number++) green = await round(number) && green;
+  // A server without the client has its connections rest for half of --drain.
+  if (way === 'client') {
+    const idle = () => Promise.all(Array.from({ length: CLIENTS }, (_, i) => ask('POST', `idle.${i}`, 50)));
+    green = await quick('a swap with idle connections only', idle) && green;
+    await stopProxy();
+    green = await quick('a swap without a connection', () => {}) && green;
+  }
+  await takeDown();
 }
 async function main() {
-  await swap();
-  nginx = startNginx();
-  await until('nginx', () => ask('GET', '', 0).catch(() => 0));
-  for (let number = 0; number < Number(rounds); number++) green = await round(number) && green;
-  const idle = () => Promise.all(Array.from({ length: CLIENTS }, (_, i) => ask('POST', `idle.${i}`, 50)));
-  green = await quick('a swap with idle connections only', idle) && green;
-  await stopNginx();
-  green = await quick('a swap without a connection', () => {}) && green;
+  for (const kind of PROXIES) {
+    for (const way of WAYS) {
+      console.log(`${kind}, ${{ client: 'a server with the client', plain: 'a plain server', close: 'server.close()' }[way]}:`);
+      await run(kind, way);
+    }
+  }
 }
 async function clean() {
-  await end(down());
-  await stopNginx();
+  if (scene) await takeDown();
   fs.rmSync(dir, { recursive: true });
 }
 for (const signal of ['SIGINT', 'SIGTERM', 'SIGHUP']) process.once(signal, () => clean().then(() => process.exit(1)));
@@ -191,7 +221,6 @@ try {
   console.log(err);
 }
 if (!green) console.log(fs.readFileSync(path.join(dir, 'log'), 'utf8').slice(-5000));
-if(!green) fs.copyFileSync(path.join(dir,'log'),'/tmp/nginx-run.log');
 await clean();
 console.log(green ? 'ok' : 'NOT ok');
 // The clients may still be at work.

@@ -1,6 +1,6 @@
 // A server behind nginx. It answers with its generation and what was posted, which it appends to a file, so that
 // a request that is carried out twice is seen. Arguments: the port, the file, and how it goes: `client` (the lines
-// that the README recommends), `close` (server.close() and a timer) or `none` (by the stop signal).
+// that the README recommends), `close` (server.close() and a timer) or `plain` (knows nothing of serverswap).
 
 const fs = require('fs');
 const http = require('http');
@@ -21,7 +21,7 @@ const server = http.createServer(async (request, response) => {
 server.keepAliveTimeout = 75_000;
 
 const address = `127.0.0.1:${port}`;
-if (way === 'none') {
+if (way === 'plain') {
   server.listen(port, '127.0.0.1');
 } else {
   serverswap.readyFor(address, () => server.listen(port, '127.0.0.1'));

@@ -50,7 +50,7 @@ php-fpm)
     for fpm in /usr/sbin/php-fpm*; do :; done
     exec "$fpm" --allow-to-run-as-root --fpm-config "$here/php-fpm.conf" "$@"
     ;;
-puma) exec puma --config - --environment production --silent --bind "tcp://0.0.0.0:$PORT" "$here/config.ru" ;;
+puma) exec puma --config - --environment production --silent --bind "tcp://0.0.0.0:$PORT" "$@" "$here/config.ru" ;;
 redis)
     # The name for the system log, which is not used, takes any text.
     exec redis-server --port "$PORT" --protected-mode no --save '' --loglevel warning --syslog-ident "$GENERATION" "$@"

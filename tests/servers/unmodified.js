@@ -1,13 +1,16 @@
 // A server that knows nothing of serverswap: no control channel and no handler for signals. Arguments: addresses;
 // then any of `slow=MS`: every answer takes that long; `workers=N`: a cluster; `broken=N`: one whose workers
 // exit as soon as they listen; `graceful`: the handler for SIGTERM that servers have, which finishes what is running;
-// `keep`: idle connections stay open; `exclusive`: each worker of a cluster listens itself, so that only the first can.
+// `keep`: idle connections stay open; `exclusive`: each worker of a cluster listens itself, so that only the first can;
+// `ids=FILE`: what is posted, an id, is appended there. The answer repeats it.
 
 const cluster = require('cluster');
+const fs = require('fs');
 const http = require('http');
 
 const words = process.argv.slice(2);
-const value = (key) => Number((words.find((word) => word.startsWith(`${key}=`)) || '').slice(key.length + 1));
+const text = (key) => (words.find((word) => word.startsWith(`${key}=`)) || '').slice(key.length + 1);
+const value = (key) => Number(text(key));
 
 const workers = value('workers') + value('broken');
 
@@ -17,10 +20,16 @@ if (workers > 0 && cluster.isPrimary) {
   if (words.includes('graceful')) process.on('SIGTERM', () => cluster.disconnect());
 } else {
   const addresses = words.filter((word) => word.includes(':'));
+  const ids = text('ids') && fs.openSync(text('ids'), 'a');
   for (const address of addresses) {
     const server = http.createServer((request, response) => {
-      const answer = () => response.end(`${process.env.SERVERSWAP_GENERATION} ${process.pid}\n`);
+      let id = '';
+      const answer = () => {
+        if (ids && id) fs.writeSync(ids, `${id}\n`);
+        response.end(`${process.env.SERVERSWAP_GENERATION} ${process.pid} ${id}\n`);
+      };
       if (value('slow') > 0) setTimeout(answer, value('slow'));
+      else if (request.method === 'POST') request.setEncoding('utf8').on('data', (data) => { id += data; }).on('end', answer);
       else answer();
     });
     if (words.includes('keep')) server.keepAliveTimeout = 0;

@@ -5,7 +5,8 @@ never accepts; `die`: exits with 7 right after listen; `ready`: says that it is,
 what it has, and stays; `hold=FIFO`: answers a request for /hold only when the fifo was opened and closed;
 `again=FIFO`: afterwards, each line of the fifo is a port to listen on too; `reuseport`: sets the option; `twice`:
 listens, closes, and listens again; `steers`: puts a program of its own on the port; `forks=N`: so many processes
-listen on one socket and accept; `database=PORT`: keeps a connection open to a server of its own."""
+listen on one socket and accept; `database=PORT`: keeps a connection open to a server of its own; `ids=FILE`: what is posted, an id, is appended
+there. The answer repeats it."""
 
 import ctypes
 import http.server
@@ -19,6 +20,8 @@ import time
 
 words = sys.argv[1:]
 values = dict(word.split("=", 1) for word in words if "=" in word)
+
+ids = os.open(values["ids"], os.O_WRONLY | os.O_APPEND | os.O_CREAT) if "ids" in values else None
 
 
 def pass_gate(name):
@@ -34,7 +37,16 @@ class Handler(http.server.BaseHTTPRequestHandler):
         if self.path == "/hold":
             pass_gate("hold")
         time.sleep(int(values.get("slow", 0)) / 1000)
-        body = f"{os.environ['SERVERSWAP_GENERATION']} {os.getpid()}\n".encode()
+        self.answer("")
+
+    def do_POST(self):
+        posted = self.rfile.read(int(self.headers["Content-Length"])).decode()
+        if ids is not None:
+            os.write(ids, f"{posted}\n".encode())
+        self.answer(f" {posted}")
+
+    def answer(self, posted):
+        body = f"{os.environ['SERVERSWAP_GENERATION']} {os.getpid()}{posted}\n".encode()
         self.send_response(200)
         self.send_header("Content-Length", str(len(body)))
         self.end_headers()

@@ -1,9 +1,10 @@
 // A server that knows nothing of serverswap: no handler for signals, no control channel. Arguments: an
-// address; then perhaps the milliseconds that every answer takes.
+// address; then perhaps the milliseconds that every answer takes. What is posted is repeated.
 package main
 
 import (
 	"fmt"
+	"io"
 	"net/http"
 	"os"
 	"strconv"
@@ -17,7 +18,8 @@ func main() {
 	}
 	http.HandleFunc("/", func(response http.ResponseWriter, request *http.Request) {
 		time.Sleep(time.Duration(slow) * time.Millisecond)
-		fmt.Fprintf(response, "%s %d\n", os.Getenv("SERVERSWAP_GENERATION"), os.Getpid())
+		posted, _ := io.ReadAll(request.Body)
+		fmt.Fprintf(response, "%s %d %s\n", os.Getenv("SERVERSWAP_GENERATION"), os.Getpid(), posted)
 	})
 	fmt.Fprintln(os.Stderr, http.ListenAndServe(os.Args[1], nil))
 	os.Exit(1)

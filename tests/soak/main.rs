@@ -9,6 +9,9 @@ mod common;
 #[allow(dead_code)]
 #[path = "../matrix/client.rs"]
 mod client;
+#[allow(dead_code)]
+#[path = "../matrix/connection.rs"]
+mod connection;
 #[path = "../matrix/servers.rs"]
 #[allow(dead_code)]
 mod servers;
@@ -16,8 +19,9 @@ mod servers;
 mod faults;
 mod growth;
 
-use client::{Crowd, Failure, Habit, Seen};
+use client::{Crowd, Habit, Seen};
 use common::{Sandbox, until};
+use connection::Failure;
 use faults::Fault;
 use servers::{Clients, Server};
 use std::collections::BTreeMap;
