@@ -80,7 +80,7 @@ fn assert_unnoticed(load: Load) {
 }
 
 #[test]
-fn five_generations_drain_and_end_in_any_order() {
+fn promise_9_a_deploy_never_waits_for_older_generations_that_drain() {
     let sandbox = Sandbox::shared();
     let port = sandbox.port();
     let mut held: BTreeMap<u64, Held> = BTreeMap::from([(1, deploy(&sandbox, port, 1, &[]))]);

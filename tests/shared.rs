@@ -2,14 +2,19 @@
 
 #[path = "faults/channels.rs"]
 mod channels;
+#[allow(dead_code)]
+#[path = "relay/client.rs"]
+mod client;
 mod common;
 
+use client::Client;
 use common::{Answer, Load, Running, Sandbox, Seen, alive, answered_by, get, get_from, kill, plain_server, until};
 use nix::libc;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 /// A file beside this one.
@@ -83,6 +88,34 @@ fn promise_5_on_a_shared_port_no_connection_attempt_is_refused_or_reset_by_a_swa
         let words: Vec<&str> = command.iter().map(String::as_str).collect();
         swaps(&sandbox, port, 10, 4, &words);
     }
+    // And on connections that are kept.
+    let ids = sandbox.path("ids").to_str().unwrap().to_owned();
+    let words = ["node", &server("../relay/server.js"), &port.to_string(), &ids];
+    deploy(&sandbox, &words);
+    let over = AtomicBool::new(false);
+    std::thread::scope(|scope| {
+        let clients = (0..4).map(|client| {
+            let over = &over;
+            scope.spawn(move || {
+                let mut kept = Client::connect(port);
+                for id in 0.. {
+                    let answer = kept.post(&format!("{client}-{id}")).expect("an answer");
+                    assert_eq!(answer.status, 200);
+                    if over.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    if answer.closes() {
+                        kept = Client::connect(port);
+                    }
+                }
+            })
+        });
+        let clients: Vec<_> = clients.collect();
+        (0..3).for_each(|_| drop(deploy(&sandbox, &words)));
+        over.store(true, Ordering::Relaxed);
+        clients.into_iter().for_each(|client| client.join().unwrap());
+    });
+    sandbox.take_down(&port.to_string());
 }
 
 #[test]

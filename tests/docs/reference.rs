@@ -713,7 +713,7 @@ fn promises_stand_in_the_same_words_in_the_readme_and_the_manual() {
 
 #[test]
 fn promises_are_proven_by_the_tests_that_the_readme_names() {
-    let sources: Vec<String> = ["tests/promises.rs", "tests/shared.rs"]
+    let sources: Vec<String> = ["tests/promises.rs", "tests/shared.rs", "tests/chain.rs"]
         .iter()
         .filter_map(|path| std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).ok())
         .collect();

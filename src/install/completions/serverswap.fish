@@ -14,7 +14,7 @@ function __serverswap_form
                 test $i -le (count $words); and set dir $words[$i]
             case '--run-dir=*'
                 set dir (string replace -- --run-dir= '' $words[$i])
-            case --wait --log --ready-timeout --drain --relay --kill-after --stop-signal --client
+            case --wait --log --ready-timeout --drain --max-draining --relay --kill-after --stop-signal --client
                 set i (math $i + 1)
             case --status --reload --takedown
                 set mode $words[$i]
@@ -89,6 +89,7 @@ complete -c serverswap -n 'not __serverswap_is command' -l plain -d 'Do not watc
 complete -c serverswap -n 'not __serverswap_is command' -l no-probe -d 'Do not open the probe connection'
 complete -c serverswap -n 'not __serverswap_is command' -l ready-timeout -x -d 'The new server must be up within SECS'
 complete -c serverswap -n 'not __serverswap_is command' -l drain -x -d 'How long this server may finish what it has'
+complete -c serverswap -n 'not __serverswap_is command' -l max-draining -x -d 'How many older servers may still drain'
 complete -c serverswap -n 'not __serverswap_is command' -l relay -x -a 'local all' -d 'Whose requests on kept connections the new server answers'
 complete -c serverswap -n 'not __serverswap_is command' -l no-relay -d 'Requests on kept connections are not answered by the new server'
 complete -c serverswap -n 'not __serverswap_is command' -l kill-after -x -d 'From being told to stop to SIGKILL'
