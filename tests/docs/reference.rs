@@ -171,6 +171,7 @@ fn value_for(kind: &str) -> &'static str {
         "FILE" => "-",
         "WHEN" => "up",
         "WHOSE" => "all",
+        "N" => "3",
         "NAME" => "node",
         other => panic!("no value for {other}"),
     }
@@ -658,7 +659,7 @@ fn words_of_the_control_channel_are_those_of_the_code() {
 // Promises.
 
 /// The promises. They stand in these words in the README and in serverswap(1).
-const PROMISES: [&str; 8] = [
+const PROMISES: [&str; 9] = [
     "The old server is untouched until the new one is ready.",
     "A new server that dies, hangs or babbles changes nothing.",
     "Swaps of one address happen one at a time; many at once end with exactly one server, and on a shared port the \
@@ -668,12 +669,15 @@ const PROMISES: [&str; 8] = [
      This holds for a first server too: 0 means that it has accepted a connection at each of its addresses.",
     "On a shared port no connection attempt is refused or reset by a swap, and a request running on the old server \
      finishes if it ends within the drain time (an answer that pauses for over half of it looks finished, and so may a \
-     request over TLS or HTTP/2, or one right behind the answer before it).",
+     request over TLS or HTTP/2, or one right behind the answer before it). A request that \
+     arrives on a kept HTTP/1 connection of a client on this machine while the old server goes is \
+     answered by the new one.",
     "Whatever is killed with SIGKILL at whatever moment (a server, a supervisor), no serving server dies of it, and the \
      next serverswap takes over what is left.",
     "Nobody but the owner of a server, or root, can take it down or take its port.",
     "A process that no swap is about notices nothing: sockets outside the supervisor's network namespace, outgoing \
      connections, sockets of short life, and filters and programs of servers are left as they are.",
+    "A deploy never waits for older generations that drain.",
 ];
 
 /// The promises of the README: text, and what stands in parentheses behind it.
