@@ -36,7 +36,6 @@ use lease::Lease;
 use ours::{Leaving, Ours, Stage, Why};
 use slots::{Kind, Slot, Slots};
 use std::collections::BTreeMap;
-use std::time::Duration;
 use tenure::{Next, Older, Tenure, Wish};
 
 /// One generation of a server. See the module.
@@ -93,21 +92,6 @@ impl Generation {
         Generation { ours, claim: Claim::new(reach), tenure: Tenure::default() }
     }
 
-    /// The addresses that the server has or is about to bind.
-    pub fn addresses(&self) -> Vec<Address> {
-        self.ours.slots.active().cloned().collect()
-    }
-
-    /// All addresses of the server: those that it has, and those that it wants.
-    pub fn claims(&self) -> Vec<Address> {
-        self.ours.slots.keys().cloned().collect()
-    }
-
-    /// `--drain`: how long it may take when a newer server has taken over.
-    pub fn drain_time(&self) -> Duration {
-        self.ours.settings.drain
-    }
-
     /// Whether the server is up and nobody has its lock. Older servers may drain behind it.
     pub fn is_free(&self) -> bool {
         self.is_up() && self.claim.has_replaced_all() && self.tenure.lease == Lease::Free
@@ -128,11 +112,6 @@ impl Generation {
         self.ours.is_starting()
     }
 
-    /// Who has the server's lock.
-    pub fn claimer(&self) -> Option<ClaimerId> {
-        self.tenure.lease.claimer()
-    }
-
     /// Whether the server was told to stop.
     pub fn is_leaving(&self) -> bool {
         self.ours.is_leaving()
@@ -151,11 +130,6 @@ impl Generation {
     /// Whether the holder of the lock waits to bind what collides with this address.
     pub fn is_asked_for(&self, address: &Address) -> bool {
         self.tenure.is_asked_for(address)
-    }
-
-    /// The first address: the one that messages about the whole server name.
-    pub fn name(&self) -> Option<Address> {
-        self.ours.slots.name()
     }
 
     /// What follows from an event.

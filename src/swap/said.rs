@@ -1,9 +1,37 @@
-//! What people are told that a generation waits for.
+//! What a generation tells of itself, and what people are told that it waits for.
 
 use super::Generation;
 use super::ours::Stage;
+use super::words::ClaimerId;
+use crate::address::Address;
+use std::time::Duration;
 
 impl Generation {
+    /// The addresses that the server has or is about to bind.
+    pub fn addresses(&self) -> Vec<Address> {
+        self.ours.slots.active().cloned().collect()
+    }
+
+    /// All addresses of the server: those that it has, and those that it wants.
+    pub fn claims(&self) -> Vec<Address> {
+        self.ours.slots.keys().cloned().collect()
+    }
+
+    /// `--drain`: how long it may take when a newer server has taken over.
+    pub fn drain_time(&self) -> Duration {
+        self.ours.settings.drain
+    }
+
+    /// Who has the server's lock.
+    pub fn claimer(&self) -> Option<ClaimerId> {
+        self.tenure.lease.claimer()
+    }
+
+    /// The first address: the one that messages about the whole server name.
+    pub fn name(&self) -> Option<Address> {
+        self.ours.slots.name()
+    }
+
     /// `starting`, `serving` or `draining`, as `--status` says it.
     pub fn state(&self) -> &'static str {
         match self.ours.stage {
