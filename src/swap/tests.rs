@@ -8,6 +8,7 @@ mod world;
 use super::claim::Demand;
 use super::ours::Gait;
 use super::*;
+use std::time::Duration;
 use crate::protocol::SupervisorWord;
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
