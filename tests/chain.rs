@@ -18,7 +18,7 @@ struct Held {
 
 impl Held {
     /// Whether it is answered by the server that it went to, once its gate is open.
-    fn is_answered(mut self) -> bool {
+    fn answers(mut self) -> bool {
         self.gate.open();
         self.stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         let mut answer = String::new();
@@ -27,7 +27,7 @@ impl Held {
     }
 
     /// Whether its server has closed the connection without an answer.
-    fn is_cut(mut self) -> bool {
+    fn closes(mut self) -> bool {
         self.stream.set_read_timeout(Some(Duration::from_secs(60))).unwrap();
         !matches!(self.stream.read(&mut [0; 4096]), Ok(1..))
     }
@@ -93,11 +93,11 @@ fn promise_9_a_deploy_never_waits_for_older_generations_that_drain() {
     for generation in [3, 1, 4, 2] {
         let held = held.remove(&generation).unwrap();
         let server = held.server;
-        assert!(held.is_answered(), "generation {generation}");
+        assert!(held.answers(), "generation {generation}");
         until("it is gone", || !alive(server));
         load.is_answered();
     }
-    assert!(held.remove(&5).unwrap().is_answered());
+    assert!(held.remove(&5).unwrap().answers());
     assert_unnoticed(load);
     assert_alone(&sandbox, port, 5);
 }
@@ -110,13 +110,13 @@ fn of_more_than_may_drain_the_oldest_is_told_to_stop() {
     for generation in 1..=4 {
         held.push_back(deploy(&sandbox, port, generation, &["--max-draining", "2"]));
     }
-    assert!(held.pop_front().unwrap().is_cut());
+    assert!(held.pop_front().unwrap().closes());
     until("three are left", || states(&sandbox).len() == 3);
     held.push_back(deploy(&sandbox, port, 5, &["--max-draining", "0"]));
     for _ in 2..=4 {
-        assert!(held.pop_front().unwrap().is_cut());
+        assert!(held.pop_front().unwrap().closes());
     }
-    assert!(held.pop_front().unwrap().is_answered());
+    assert!(held.pop_front().unwrap().answers());
     assert_alone(&sandbox, port, 5);
 }
 
@@ -138,7 +138,7 @@ fn one_is_killed(victim: Victim) {
     match victim {
         Victim::Server(_) => {
             kill(server, libc::SIGKILL);
-            assert!(held.remove(&whose).unwrap().is_cut(), "{victim:?}");
+            assert!(held.remove(&whose).unwrap().closes(), "{victim:?}");
         }
         Victim::Supervisor(_) => kill(supervisor_of(&sandbox, server), libc::SIGKILL),
     }
@@ -148,7 +148,7 @@ fn one_is_killed(victim: Victim) {
     held.insert(4, deploy(&sandbox, port, next, &[]));
     let generations: Vec<u64> = held.keys().copied().collect();
     for generation in generations {
-        assert!(held.remove(&generation).unwrap().is_answered(), "{victim:?}: generation {generation}");
+        assert!(held.remove(&generation).unwrap().answers(), "{victim:?}: generation {generation}");
     }
     if !matches!(victim, Victim::Server(3)) {
         assert_unnoticed(load);
@@ -172,7 +172,7 @@ fn a_takedown_ends_those_that_drain_too() {
     let port = sandbox.port();
     let held: Vec<Held> = (1..=3).map(|generation| deploy(&sandbox, port, generation, &[])).collect();
     sandbox.take_down(&port.to_string());
-    assert!(held.into_iter().all(Held::is_cut));
+    assert!(held.into_iter().all(Held::closes));
 }
 
 /// `-d --wait gone` waits for those that were there before it, unless a newer one comes.
@@ -192,7 +192,7 @@ fn who_waits_for_those_that_drain_is_let_go_by_the_next_deploy() {
     assert_eq!(second.wait(), 0, "{}", second.log());
     until("the second is gone", || states(&sandbox) == ["draining", "serving"]);
     assert!(!third.ended(), "{}", third.log());
-    assert!(first.is_answered());
+    assert!(first.answers());
     assert_eq!(third.wait(), 0, "{}", third.log());
     assert_alone(&sandbox, port, 3);
 }
@@ -216,7 +216,7 @@ fn a_deploy_that_fails_changes_nothing_for_those_that_drain() {
     }
     let last = deploy(&sandbox, port, 3, &[]);
     load.sees(3);
-    assert!(held.into_iter().chain([last]).all(Held::is_answered));
+    assert!(held.into_iter().chain([last]).all(Held::answers));
     assert_unnoticed(load);
     assert_alone(&sandbox, port, 3);
 }
@@ -242,7 +242,7 @@ fn reloads_wait_for_nobody_that_drains() {
         assert_eq!(reload.wait(), 0, "{}", reload.log());
     }
     assert!(!last.ended(), "it waits for the first server: {}", last.log());
-    assert!(Held { gate, stream, server }.is_answered());
+    assert!(Held { gate, stream, server }.answers());
     assert_eq!(last.wait(), 0, "{}", last.log());
     assert_unnoticed(load);
     sandbox.take_down(&port.to_string());
@@ -273,7 +273,7 @@ fn many_deploys_with_ends_in_any_order() {
             0 => {
                 let victim = held.remove(below(older));
                 kill(victim.server, libc::SIGKILL);
-                assert!(victim.is_cut());
+                assert!(victim.closes());
             }
             1 => kill(supervisor_of(&sandbox, held[below(older)].server), libc::SIGKILL),
             _ => {}
@@ -281,12 +281,12 @@ fn many_deploys_with_ends_in_any_order() {
         while held.len() > 1 + below(6) {
             let one = held.remove(below(held.len()));
             let server = one.server;
-            assert!(one.is_answered(), "a request of server {server} at generation {generation}");
+            assert!(one.answers(), "a request of server {server} at generation {generation}");
         }
         cut += usize::from(held.len() > 6);
     }
     assert_eq!(cut, 0, "none had to be told to stop");
-    assert!(held.into_iter().all(Held::is_answered));
+    assert!(held.into_iter().all(Held::answers));
     crowd.into_iter().for_each(assert_unnoticed);
     println!("{deploys} deploys, the longest {} ms", longest.as_millis());
     assert_alone(&sandbox, port, deploys);

@@ -16,6 +16,7 @@ use crate::swap::Level;
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
 use crate::sys::user;
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
@@ -95,7 +96,9 @@ fn rows(dir: &RunDir, wanted: &[Wanted], layout: Layout, log: Log) -> Result<Vec
         }
     }
     // Servers whose successor has their pidfiles by now, workers, and servers that have not said yet what they want.
-    for holder in dir.servers().map_err(unlisted)?.into_iter().filter(|h| !shown.contains(&h.pid)) {
+    let mut others = dir.servers().map_err(unlisted)?;
+    others.sort_by_key(|other| Reverse((other.generation, other.start)));
+    for holder in others.into_iter().filter(|h| !shown.contains(&h.pid)) {
         let holds = look.at(&holder).holds.clone();
         if holds.is_empty() && is_wanted(holder.pid, None) {
             rows.push(About { pid: holder.pid, address: None, cells: look.row(None, &holder) });
@@ -110,8 +113,8 @@ fn rows(dir: &RunDir, wanted: &[Wanted], layout: Layout, log: Log) -> Result<Vec
 
 /// What the machine shows at one moment.
 struct Look {
-    /// `None` if they cannot be listed.
-    connections: Option<Vec<TcpSocket>>,
+    /// By their ports here; `None` if they cannot be listed.
+    connections: Option<BTreeMap<u16, Vec<TcpSocket>>>,
     snapshot: Snapshot,
     seen: BTreeMap<Pid, Seen>,
     layout: Layout,
@@ -129,7 +132,12 @@ struct Seen {
 
 impl Look {
     fn new(layout: Layout) -> Look {
-        Look { connections: net::connections().ok(), snapshot: Snapshot::take(), seen: BTreeMap::new(), layout }
+        let connections = net::connections().ok().map(|all| {
+            let mut by_port: BTreeMap<u16, Vec<TcpSocket>> = BTreeMap::new();
+            all.into_iter().for_each(|socket| by_port.entry(socket.ends.local.port()).or_default().push(socket));
+            by_port
+        });
+        Look { connections, snapshot: Snapshot::take(), seen: BTreeMap::new(), layout }
     }
 
     fn at(&mut self, holder: &Holder) -> &Seen {
@@ -145,9 +153,10 @@ impl Look {
         let field = |key: &str, or: &str| seen.fields.get(key).cloned().unwrap_or_else(|| or.to_owned());
         let state = if holder.is_orphan { "serving" } else { "not answering" };
         let here = |s: &&TcpSocket| address.is_some_and(|a| s.local.collides(a));
+        let port = if let Some(Address::Tcp(_, port)) = address { *port } else { 0 };
         // What cannot be counted is not 0.
         let count = self.connections.as_ref().zip(seen.sockets.as_ref()).map(|(all, own)| {
-            let those = all.iter().filter(here).filter(|s| own.contains(&s.inode));
+            let those = all.get(&port).into_iter().flatten().filter(here).filter(|s| own.contains(&s.inode));
             those.count().to_string()
         });
         let uptime = procfs::stat(holder.pid).and_then(|s| procfs::age(&s)).unwrap_or(0);

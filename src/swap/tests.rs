@@ -8,11 +8,11 @@ mod world;
 use super::claim::Demand;
 use super::ours::Gait;
 use super::*;
-use std::time::Duration;
 use crate::protocol::SupervisorWord;
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{Hash, Hasher};
+use std::time::Duration;
 
 fn a(text: &str) -> Address {
     Address::parse(text).unwrap()
