@@ -115,6 +115,11 @@ impl Drain {
         if self.idle_looks > 1 { Drained::Idle } else { Drained::Quiesced }
     }
 
+    /// Whether the server had no connection at the last list of them.
+    pub fn has_none(&self) -> bool {
+        self.connections.as_ref().is_some_and(Vec::is_empty)
+    }
+
     /// What the kernel says of a connection; `None`: the server has closed it.
     pub fn find(&self, connection: &Connection) -> io::Result<Option<TcpSocket>> {
         connection.find(&self.diag)

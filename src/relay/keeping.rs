@@ -80,22 +80,27 @@ impl Keeping {
     }
 
     /// The last attempt begins. A server that finishes what it has is not kept waiting for long.
-    pub fn last(&mut self, drain: &Drain, server: &Server, parting: Parting) {
+    /// `Over` if there is nothing to wait for.
+    pub fn last(&mut self, drain: &Drain, server: &Server, parting: Parting) -> Progress {
         self.stage = Stage::Last;
-        if !self.attempts.is_under_way() {
+        if !self.attempts.is_under_way() && !drain.has_none() {
             self.begin(drain, server);
         }
         let within = match parting {
             Parting::IsCutOff => PARKS_WITHIN,
             Parting::DrainsItself => PARKS_BRIEFLY,
         };
-        self.attempts.last(Instant::now(), if self.grip.handles.is_empty() { Duration::ZERO } else { within });
+        self.attempts.last(Instant::now(), within);
+        if self.grip.handles.is_empty() { Progress::Over } else { Progress::Open }
     }
 
     /// Moves on. Nothing is on its way to the server any more; `drained` is how far its drain is by itself.
     pub fn look(&mut self, drain: &Drain, server: &Server, drained: Drained) -> Progress {
         let now = Instant::now();
         let rest = drain::rest(self.drain);
+        if drained == Drained::Idle && drain.has_none() && !self.attempts.is_under_way() {
+            return Progress::Closed;
+        }
         let mut sight = match drained {
             _ if self.attempts.is_under_way() => self.grip.look(drain, now, rest),
             Drained::Idle => Sight::AllIdle,

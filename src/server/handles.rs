@@ -54,7 +54,11 @@ impl Server {
 
     /// Handles of our own on those of these connections that the server holds, as many as can be had.
     pub fn connections(&self, mut left: BTreeSet<u32>) -> Vec<Found> {
-        let (mut found, snapshot) = (Vec::new(), Snapshot::take());
+        let mut found = Vec::new();
+        if left.is_empty() {
+            return found;
+        }
+        let snapshot = Snapshot::take();
         for stat in self.family.members(&snapshot) {
             let held = procfs::find_sockets(stat.pid).ok().flatten().unwrap_or_default();
             let wanted: Vec<(i32, u32)> = held.into_iter().filter(|(_, inode)| left.contains(inode)).collect();

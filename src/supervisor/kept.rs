@@ -22,9 +22,12 @@ impl Supervisor {
     /// Parks what can be parked, before the server is told to go.
     pub(super) fn park(&mut self, parting: Parting) {
         let Some(live) = self.live.as_mut() else { return };
-        match (&mut live.standing.keeping, &live.standing.drain) {
+        let progress = match (&mut live.standing.keeping, &live.standing.drain) {
             (Some(keeping), Some(drain)) => keeping.last(drain, &live.server, parting),
-            (Some(_), None) | (None, _) => self.feed(swap::Event::Parked),
+            (Some(_), None) | (None, _) => Progress::Over,
+        };
+        if progress == Progress::Over {
+            return self.feed(swap::Event::Parked);
         }
         self.poll_soon();
     }
