@@ -345,7 +345,8 @@ impl Watcher {
             Effect::Grant(claimer, _) => {
                 assert!(self.claimers.contains(claimer) && self.holder.is_none(), "a lock for two");
                 assert!(self.up, "a lock of a server that is not up");
-                assert!(self.holds.is_empty() && !self.draining, "a lock in the middle of a swap");
+                let goes = |old: &OldId| self.drained.contains(old) || self.stopped.contains(old);
+                assert!(self.holds.keys().all(goes) && !self.draining, "a lock in the middle of a swap");
                 self.holder = Some(*claimer);
             }
             Effect::Refuse(claimer, why) => {

@@ -260,7 +260,9 @@ impl World {
             // On a shared port: what was said before an end is heard before it, or nobody could tell of a
             // turn-back that comes too late.
             let gone = |event: &Event| matches!(event, Event::ClaimerGone(_));
-            let unheard = |p: &Peer| p.old == i && p.to_old.iter().any(gone) || p.new == i && !p.to_new.is_empty();
+            let unheard = |p: &Peer| {
+                p.old == i && p.to_old.iter().any(gone) || p.new == i && !p.to_new.is_empty() && !self.lingers(p)
+            };
             let late = server.shared && self.peers.iter().any(unheard);
             if process.exited.is_some() && !late {
                 actions.push(Action::Reap(i));
@@ -292,7 +294,7 @@ impl World {
             if !peer.to_old.is_empty() {
                 actions.push(Action::ToOld(k));
             }
-            if !peer.to_new.is_empty() {
+            if !peer.to_new.is_empty() && !self.lingers(peer) {
                 actions.push(Action::ToNew(k));
             }
         }
@@ -471,6 +473,14 @@ impl World {
                 self.feed(i, Event::Stop { signalled: false });
             }
         }
+    }
+
+    /// Whether an old server that is gone is waited for all the same: servers that drain behind it listen where it did.
+    fn lingers(&self, peer: &Peer) -> bool {
+        let is_steered = |address: &Address| self.steered.get(address).is_some_and(|(by, ..)| *by == peer.new);
+        let drains = |j: &usize| self.servers[*j].draining && *j != peer.old;
+        let mut behind = (0..self.servers.len()).filter(drains).flat_map(|j| &self.servers[j].process.listens);
+        matches!(peer.to_new.front(), Some(Event::OldGone(_))) && peer.locked && behind.any(is_steered)
     }
 
     /// The lock is had: its server's ports are steered to it, if they can be shared.
