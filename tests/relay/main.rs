@@ -84,10 +84,20 @@ impl Scene {
     }
 }
 
+/// Ends the clients, also of a test that fails.
+struct Stops<'a>(&'a AtomicBool);
+
+impl Drop for Stops<'_> {
+    fn drop(&mut self) {
+        self.0.store(true, Ordering::Relaxed);
+    }
+}
+
 /// Swaps while clients ask, each again when it has its answer and a pause is over. Nothing is lost, and nothing done twice.
 fn loses_nothing(scene: &Scene, clients: usize, pauses: &[u64], swaps: u64) {
     let mut old = scene.start();
     let stop = AtomicBool::new(false);
+    let stops = Stops(&stop);
     let ask = |nth: usize| {
         let (mut asked, mut client) = (Vec::new(), scene.client());
         while !stop.load(Ordering::Relaxed) {
@@ -105,6 +115,7 @@ fn loses_nothing(scene: &Scene, clients: usize, pauses: &[u64], swaps: u64) {
     };
     let ask = &ask;
     let asked: Vec<Vec<String>> = std::thread::scope(|scope| {
+        let stops = stops;
         let threads: Vec<_> = (0..clients).map(|nth| scope.spawn(move || ask(nth))).collect();
         for _ in 0..swaps {
             let new = scene.start();
@@ -114,7 +125,7 @@ fn loses_nothing(scene: &Scene, clients: usize, pauses: &[u64], swaps: u64) {
             assert!(!old.log().contains("warning"), "{}", old.log());
             old = new;
         }
-        stop.store(true, Ordering::Relaxed);
+        drop(stops);
         threads.into_iter().map(|thread| thread.join().unwrap()).collect()
     });
     let mut asked: Vec<String> = asked.into_iter().flatten().collect();

@@ -26,6 +26,9 @@ const SK_MEMINFO_DROPS: usize = 8;
 /// Bytes of `tcp_info` up to `tcpi_rcv_ooopack` (linux/tcp.h, Linux 5.4), whole words.
 const INFO_LEN: usize = 232;
 
+/// How often a look is taken again in whose midst something has come.
+const LOOKS_MAX: u32 = 4;
+
 /// A connection at one moment, as the kernel describes it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Look {
@@ -79,10 +82,12 @@ impl Socket {
         }
     }
 
-    /// Looks at a connection: four calls of a microsecond together.
+    /// Looks at a connection: a few calls of a microsecond together.
     pub fn look(&self) -> io::Result<Look> {
-        let info: [u32; INFO_LEN / 4] = self.option(libc::IPPROTO_TCP, libc::TCP_INFO)?;
+        // What was dropped comes first: whoever is interrupted here must not take an answer that was sent before its client
+        // asked again for one that came after.
         let memory: [u32; SK_MEMINFO_DROPS + 1] = self.option(libc::SOL_SOCKET, SO_MEMINFO)?;
+        let (unread, info) = self.unread_and_info()?;
         let word = |at: usize| info[at / 4];
         let long = |at: usize| {
             let [low, high] = [word(at), word(at + 4)].map(u32::to_ne_bytes);
@@ -90,7 +95,7 @@ impl Socket {
         };
         Ok(Look {
             state: info[0].to_ne_bytes()[0],
-            unread: self.queued(libc::FIONREAD)?,
+            unread,
             unacknowledged: self.queued(libc::TIOCOUTQ)?,
             moved: Moved { sent: word(44), received: word(52), bytes_sent: long(200), bytes_received: long(128) },
             sent_first: long(200).wrapping_sub(long(208)),
@@ -98,6 +103,20 @@ impl Socket {
             segments: word(152),
             early: word(224),
         })
+    }
+
+    /// What is unread, and the rest at the same moment, unless something comes at every try.
+    fn unread_and_info(&self) -> io::Result<(u32, [u32; INFO_LEN / 4])> {
+        let mut unread = self.queued(libc::FIONREAD)?;
+        let mut tries = 0;
+        loop {
+            let info = self.option(libc::IPPROTO_TCP, libc::TCP_INFO)?;
+            let before = std::mem::replace(&mut unread, self.queued(libc::FIONREAD)?);
+            tries += 1;
+            if before == unread || tries == LOOKS_MAX {
+                return Ok((unread, info));
+            }
+        }
     }
 
     fn queued(&self, which: libc::Ioctl) -> io::Result<u32> {
