@@ -170,8 +170,15 @@ impl Sharing {
 
     /// Who holds a listener of this old server besides us; `None` if nobody does, as far as can be seen.
     pub fn holder_of(&self, old: u64) -> Option<Held> {
-        let inodes: BTreeSet<u32> = self.groups().filter(|g| g.old == Some(old)).flat_map(Group::kept).collect();
+        let its = || self.groups().filter(|g| g.old == Some(old));
+        let inodes: BTreeSet<u32> = its().flat_map(Group::kept).collect();
         inodes.first()?;
+        // To look at all processes takes long, and a server may drain for hours.
+        let mut members = its().flat_map(|group| group.members.iter());
+        let is_still = |member: &Member| Some(member.handle()?.seen?).filter(|seen| seen.is_still(member.inode));
+        if let Some(seen) = members.find_map(is_still) {
+            return Some(seen);
+        }
         // Holders that cannot be seen count as none: as a rule the listeners close with our own handles.
         procfs::holders(&inodes, self.since).ok()?.held.into_values().next()
     }

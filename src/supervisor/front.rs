@@ -139,7 +139,7 @@ impl Supervisor {
                 self.supersede(line);
             }
             CopyWord::Passed => {
-                copy.progress = Progress::Done;
+                (copy.progress, copy.start) = (Progress::Done, None);
                 let waiters = std::mem::take(&mut copy.waiters);
                 self.tell_waiters(&waiters, &HolderWord::Reloaded);
             }

@@ -17,11 +17,14 @@ use std::collections::BTreeSet;
 use std::net::SocketAddr;
 use std::os::fd::{AsFd, AsRawFd, OwnedFd, RawFd};
 
+/// Most listeners that are taken from one supervisor: its server's, and those of servers that drain behind it.
+const LISTENERS_MAX: usize = 4 * swap::ADDRESSES_MAX;
+
 impl Supervisor {
     /// Listeners of an old server came from its supervisor.
     pub(super) fn handed_over(&mut self, id: Id, files: Vec<OwnedFd>) {
         if let Some(old) = self.peers.olds.get_mut(&id)
-            && old.sockets.len() + files.len() <= swap::ADDRESSES_MAX
+            && old.sockets.len() + files.len() <= LISTENERS_MAX
         {
             old.sockets.extend(files);
         }
@@ -66,8 +69,12 @@ impl Supervisor {
         };
         // First how many they are: some may get lost.
         conn.out.send(&HolderWord::Sockets(listeners.len()));
+        // What is not said is that they are the server's, in any order.
+        let is_said = listeners.iter().any(|it| it.letter() != 's');
         for some in listeners.chunks(FILES_MAX) {
-            conn.out.send(&HolderWord::Order(some.iter().map(Handed::letter).collect()));
+            if is_said {
+                conn.out.send(&HolderWord::Order(some.iter().map(Handed::letter).collect()));
+            }
             let files: Vec<RawFd> = some.iter().map(|it| it.socket.fd().as_fd().as_raw_fd()).collect();
             conn.out.send_files(&HolderWord::Sockets(files.len()), &files);
         }

@@ -48,6 +48,11 @@ impl Lease {
         matches!(self, Lease::Draining(..))
     }
 
+    /// Whether the server drains, and nothing ends that yet.
+    pub fn may_be_hastened(self) -> bool {
+        matches!(self, Lease::Draining(_, Drainage::Arriving | Drainage::Quiesced))
+    }
+
     /// The server drains no more; what it was before.
     pub fn stay(&mut self) -> Lease {
         let before = *self;

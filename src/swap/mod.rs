@@ -191,7 +191,7 @@ impl Generation {
             Event::Alone => tenure.is_alone(ours),
             Event::AskedDrain(claimer) => tenure.asked_drain(ours, claimer),
             Event::Superseded => tenure.superseded(ours),
-            Event::TimeIsUp if up && lease.is_draining() => self.follow(Tenure::drain_time_is_up),
+            Event::TimeIsUp if up && lease.may_be_hastened() => self.follow(Tenure::drain_time_is_up),
             Event::AskedStay(by) if up && tenure.is_drained_for(by) => tenure.drain_no_more(ours),
             Event::AskedTakedown(claimer, address) => tenure.asked_takedown(ours, claimer, address),
             Event::Free(own) => tenure.release(ours, &own),
@@ -259,7 +259,7 @@ impl Generation {
             self.leave(Why::Requested);
         } else {
             // What drains behind the server would serve in its place.
-            if !claim.olds.is_empty() || tenure.older == Older::Drain {
+            if all && (!claim.olds.is_empty() || tenure.older == Older::Drain) {
                 ours.effects.push(Effect::Hasten);
             }
             tenure.enqueue(claimer, Wish::Down(addresses));
@@ -369,9 +369,10 @@ impl Generation {
     fn leave(&mut self, why: Why) {
         let Generation { ours, claim, tenure } = self;
         let before = tenure.end_drain(ours);
-        // Whoever has the lock steers, and knows who drains behind the server.
-        if before != Lease::Free {
-            claim.pass_on(ours);
+        match before {
+            Lease::Free => {}
+            Lease::Lent(_) => claim.gives_nothing_back(),
+            Lease::Draining(..) => claim.pass_on(ours),
         }
         let gave_back = claim.give_up(ours);
         ours.disarm_all();

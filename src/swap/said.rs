@@ -54,7 +54,6 @@ impl Generation {
             () if self.tenure.awaits_heir => "the supervisor that was about to replace it comes first",
             () if self.claimer().is_some() => "another server is about to replace it",
             () if self.claim.olds.values().any(|old| !old.is_stopped()) => "it is about to take over another address",
-            () if !self.claim.olds.is_empty() => "the server that it has replaced is not gone yet",
             () => "it is about to let go of an address",
         }
     }

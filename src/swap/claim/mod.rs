@@ -162,10 +162,15 @@ impl Claim {
         self.olds.values().any(Old::shares)
     }
 
+    /// Whoever has the lock steers, and knows who drains behind ours.
+    pub fn gives_nothing_back(&mut self) {
+        self.reach = self.reach.min(Reach::Committed);
+    }
+
     /// A newer server has the new connections: what drains behind ours drains behind that one.
     pub fn pass_on(&mut self, ours: &mut Ours) {
+        self.gives_nothing_back();
         self.harmed.clear();
-        self.reach = self.reach.min(Reach::Committed);
         if self.reported == Reported::Sure {
             self.reported = Reported::Passed;
             ours.effects.push(Effect::Passed);

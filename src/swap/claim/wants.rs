@@ -7,7 +7,7 @@ use crate::swap::lease::Lease;
 use crate::swap::ours::{Leaving, Ours, Stage};
 use crate::swap::slots::Slot;
 use crate::swap::warrant::{Proof, Ready, Wanted};
-use crate::swap::words::{ADDRESSES_MAX, Effect, Meets, SpeakerId, Timer};
+use crate::swap::words::{ADDRESSES_MAX, Effect, Meets, Order, SpeakerId, Timer};
 use std::collections::BTreeSet;
 
 impl Claim {
@@ -87,6 +87,11 @@ impl Claim {
             let has = !gave_back && own.is_some_and(|own| may(&ours.slots[&own]));
             // Beside an old server, with nobody to steer, a listener would get connections that end with this server.
             return ours.effects.push(if has { Effect::Admit(address) } else { Effect::Deny(address) });
+        }
+        if ours.settings.order == Order::Shared && matches!(lease, Lease::Draining(None, _)) {
+            // Whoever steers does not know of it.
+            self.wants.called.remove(&address);
+            return ours.effects.push(Effect::Deny(address));
         }
         self.wants.is_settled = false;
         self.stirs(ours);

@@ -478,7 +478,7 @@ impl World {
     /// Whether an old server that is gone is waited for all the same: servers that drain behind it listen where it did.
     fn lingers(&self, peer: &Peer) -> bool {
         let is_steered = |address: &Address| self.steered.get(address).is_some_and(|(by, ..)| *by == peer.new);
-        let drains = |j: &usize| self.servers[*j].draining && *j != peer.old;
+        let drains = |j: &usize| (self.servers[*j].draining || self.servers[*j].told) && *j != peer.old;
         let mut behind = (0..self.servers.len()).filter(drains).flat_map(|j| &self.servers[j].process.listens);
         matches!(peer.to_new.front(), Some(Event::OldGone(_))) && peer.locked && behind.any(is_steered)
     }
@@ -487,7 +487,7 @@ impl World {
     fn share(&mut self, k: usize, holds: &[Address]) -> bool {
         let (new, old) = (self.peers[k].new, self.peers[k].old);
         // Its supervisor knows those that drain behind the old one.
-        let known = |j: usize| j == new || j == old || self.servers[j].draining;
+        let known = |j: usize| j == new || j == old || self.servers[j].draining || self.servers[j].told;
         let strangers = self.servers.iter().enumerate().filter(|(j, _)| !known(*j));
         let mut others = strangers.flat_map(|(_, s)| &s.process.listens);
         let shared = self.servers[new].shared && self.servers[old].shared && self.servers[old].process.alive;
@@ -631,7 +631,11 @@ impl World {
     fn adopt(&mut self, orphan: usize, supervisor: usize) {
         let listens = self.servers[orphan].process.listens.clone();
         self.pidfiles.retain(|own, j| *j != orphan || listens.contains(own));
-        self.servers[orphan].machine = Some(Generation::adopted(settings(false), listens, Orphan::Alone).0);
+        let goes = |(j, server): &(usize, &Server)| *j != orphan && (server.draining || server.told);
+        let mut behind = self.servers.iter().enumerate().filter(goes);
+        let follows = behind.any(|(_, server)| listens.iter().any(|l| server.process.listens.contains(l)));
+        let found = if follows { Orphan::Follows } else { Orphan::Alone };
+        self.servers[orphan].machine = Some(Generation::adopted(settings(false), listens, found).0);
         self.servers[orphan].supervisor = supervisor;
         self.servers[orphan].done = true;
     }
