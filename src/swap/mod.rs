@@ -193,11 +193,16 @@ impl Generation {
             Event::Superseded => tenure.superseded(ours),
             Event::TimeIsUp if up && lease.may_be_hastened() => self.follow(Tenure::drain_time_is_up),
             Event::AskedStay(by) if up && tenure.is_drained_for(by) => tenure.drain_no_more(ours),
-            Event::AskedTakedown(claimer, address) => tenure.asked_takedown(ours, claimer, address),
+            Event::AskedTakedown(claimer, address) => {
+                // Nobody can bind while one that drains listens there.
+                ours.effects.extend(claim.is_followed().then_some(Effect::Hasten));
+                tenure.asked_takedown(ours, claimer, address);
+            }
             Event::Free(own) => tenure.release(ours, &own),
             Event::Quiesced => self.follow(Tenure::quiesced),
             Event::Parked => self.follow(Tenure::parked),
             Event::Drained if up && lease.is_draining() => self.leave(Why::Requested),
+            Event::AskedStop(by) if up && tenure.is_locked_by(by) && claim.is_followed() => tenure.asked_all(ours),
             Event::AskedStop(by) if up && tenure.is_locked_by(by) => self.leave(Why::Requested),
             Event::AskedStay(_) | Event::Drained | Event::AskedStop(_) | Event::TimeIsUp => {}
             Event::Down(claimer, addresses) => self.down(claimer, addresses),
@@ -313,6 +318,9 @@ impl Generation {
             let consequence = if untouched { " (the old one still serves)" } else { "" };
             let text = format!("the new server ended with status {own} before it was up{consequence}");
             ours.report(Level::Error, ours.slots.name(), text);
+        }
+        if claim.is_followed() {
+            tenure.older = Older::Drain;
         }
         claim.end(ours);
         tenure.end(ours);

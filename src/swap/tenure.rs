@@ -188,6 +188,11 @@ impl Tenure {
         }
     }
 
+    /// The holder of the lock asks for all, and gets it when nobody drains behind the server any more.
+    pub fn asked_all(&mut self, ours: &Ours) {
+        self.asked.extend(ours.slots.active().cloned());
+    }
+
     /// Does what the holder of the lock asked for.
     pub fn hand_over(&mut self, ours: &mut Ours) -> Next {
         if self.lease.claimer().is_none() {

@@ -379,7 +379,7 @@ impl Watcher {
             Effect::Passed => {
                 assert!(self.sure && !self.holds.is_empty() && !std::mem::replace(&mut self.done, true), "passed");
             }
-            Effect::Hasten => assert!(matches!(event, Event::Down(..))),
+            Effect::Hasten => assert!(matches!(event, Event::Down(..) | Event::AskedTakedown(..))),
             Effect::Done => {
                 assert!(!std::mem::replace(&mut self.done, true), "done twice");
                 assert!(self.holds.is_empty(), "done, and an old server lives");
