@@ -102,19 +102,9 @@ impl Generation {
         self.tenure.lease.is_draining() || self.is_leaving()
     }
 
-    /// Whether this claimer has the server's lock.
-    pub fn is_locked_by(&self, claimer: ClaimerId) -> bool {
-        self.tenure.is_locked_by(claimer)
-    }
-
     /// Whether the server is not up yet. One that was only presumed up can go back to this.
     pub fn is_starting(&self) -> bool {
         self.ours.is_starting()
-    }
-
-    /// Whether the server was told to stop.
-    pub fn is_leaving(&self) -> bool {
-        self.ours.is_leaving()
     }
 
     /// Whether the swap can be called off without a loss: no old server was asked to go.
@@ -189,22 +179,16 @@ impl Generation {
             Event::ClaimerGone(claimer) => tenure.claimer_gone(ours, claimer),
             Event::Succeeded(claimer) => tenure.succeeded(ours, claimer),
             Event::Alone => tenure.is_alone(ours),
-            Event::AskedDrain(claimer) => tenure.asked_drain(ours, claimer),
             Event::Superseded => tenure.superseded(ours),
             Event::TimeIsUp if up && lease.may_be_hastened() => self.follow(Tenure::drain_time_is_up),
-            Event::AskedStay(by) if up && tenure.is_drained_for(by) => tenure.drain_no_more(ours),
-            Event::AskedTakedown(claimer, address) => {
-                // Nobody can bind while one that drains listens there.
-                ours.effects.extend(claim.is_followed().then_some(Effect::Hasten));
-                tenure.asked_takedown(ours, claimer, address);
-            }
             Event::Free(own) => tenure.release(ours, &own),
             Event::Quiesced => self.follow(Tenure::quiesced),
             Event::Parked => self.follow(Tenure::parked),
             Event::Drained if up && lease.is_draining() => self.leave(Why::Requested),
-            Event::AskedStop(by) if up && tenure.is_locked_by(by) && claim.is_followed() => tenure.asked_all(ours),
-            Event::AskedStop(by) if up && tenure.is_locked_by(by) => self.leave(Why::Requested),
-            Event::AskedStay(_) | Event::Drained | Event::AskedStop(_) | Event::TimeIsUp => {}
+            Event::AskedDrain(_) | Event::AskedStay(_) | Event::AskedTakedown(..) | Event::AskedStop(_) => {
+                self.asked(event);
+            }
+            Event::Drained | Event::TimeIsUp => {}
             Event::Down(claimer, addresses) => self.down(claimer, addresses),
             Event::Stop { signalled } => self.stop(signalled),
             Event::Exited(status) => self.exited(status),
@@ -213,6 +197,24 @@ impl Generation {
         // A server that only seemed to be a worker wants something.
         if !self.ours.slots.is_empty() {
             self.presume_no_more();
+        }
+    }
+
+    /// Somebody with the lock asks for something.
+    fn asked(&mut self, event: Event) {
+        let Generation { ours, claim, tenure } = self;
+        let up = ours.is_up();
+        match event {
+            Event::AskedDrain(claimer) => tenure.asked_drain(ours, claimer),
+            Event::AskedStay(by) if up && tenure.is_drained_for(by) => tenure.drain_no_more(ours),
+            Event::AskedTakedown(claimer, address) => {
+                // Nobody can bind while one that drains listens there.
+                ours.effects.extend(claim.is_followed().then_some(Effect::Hasten));
+                tenure.asked_takedown(ours, claimer, address);
+            }
+            Event::AskedStop(by) if up && tenure.is_locked_by(by) && claim.is_followed() => tenure.asked_all(ours),
+            Event::AskedStop(by) if up && tenure.is_locked_by(by) => self.leave(Why::Requested),
+            _ => {}
         }
     }
 

@@ -7,6 +7,16 @@ use crate::address::Address;
 use std::time::Duration;
 
 impl Generation {
+    /// Whether this claimer has the server's lock.
+    pub fn is_locked_by(&self, claimer: ClaimerId) -> bool {
+        self.tenure.is_locked_by(claimer)
+    }
+
+    /// Whether the server was told to stop.
+    pub fn is_leaving(&self) -> bool {
+        self.ours.is_leaving()
+    }
+
     /// The addresses that the server has or is about to bind.
     pub fn addresses(&self) -> Vec<Address> {
         self.ours.slots.active().cloned().collect()
