@@ -93,10 +93,22 @@ impl Grip {
     /// matter most; `all`: these and the others.
     pub fn take(server: &Server, all: &[Connection], wanted: Vec<Wanted>) -> Grip {
         let mut grip = Grip::default();
-        grip.add(server, wanted);
-        let held: BTreeSet<u32> = grip.handles.iter().map(|handle| handle.connection.inode).collect();
-        grip.others = all.iter().filter(|c| !held.contains(&c.inode)).copied().collect();
+        grip.extend(server, all, wanted);
         grip
+    }
+
+    /// Takes hold of more, as [`Grip::take`] does.
+    pub fn extend(&mut self, server: &Server, all: &[Connection], wanted: Vec<Wanted>) {
+        self.add(server, wanted);
+        self.others.extend(self.unknown(all.to_vec()));
+    }
+
+    /// Those of these connections that it neither holds nor counts among the others.
+    pub fn unknown(&self, mut connections: Vec<Connection>) -> Vec<Connection> {
+        let held = self.handles.iter().map(|handle| handle.connection.inode);
+        let known: BTreeSet<u32> = held.chain(self.others.iter().map(|c| c.inode)).collect();
+        connections.retain(|c| !known.contains(&c.inode));
+        connections
     }
 
     /// Takes hold of more.

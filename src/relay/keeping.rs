@@ -123,6 +123,8 @@ impl Keeping {
                 Progress::Open
             }
             Step::Close if self.stage == Stage::Last => Progress::Over,
+            // One that had left the queue of a listener, but was no file of the server's yet, is one by now.
+            Step::Close if drained != Drained::Idle && self.finds_more(drain, server) => Progress::Open,
             Step::Close => Progress::Closed,
         }
     }
@@ -158,6 +160,16 @@ impl Keeping {
             let slow = self.listed.iter().flatten().filter(is_slow).filter_map(|c| self.wanted(c)).collect();
             self.detecting.add(server, slow, now);
         }
+    }
+
+    /// Whether the server has connections that nobody has seen yet. The filters go on these too.
+    fn finds_more(&mut self, drain: &Drain, server: &Server) -> bool {
+        // What cannot be looked at may be there.
+        let Ok(all) = drain.connections(server) else { return true };
+        let new = self.grip.unknown(all);
+        let wanted = new.iter().filter_map(|c| self.wanted(c)).collect();
+        self.grip.extend(server, &new, wanted);
+        !new.is_empty()
     }
 
     fn begin(&mut self, drain: &Drain, server: &Server) {
