@@ -6,10 +6,15 @@
 #[path = "../common/mod.rs"]
 mod common;
 
+#[allow(dead_code)]
+#[path = "../relay/client.rs"]
+mod client;
+
 mod calls;
 mod channels;
 mod entry;
 mod fault;
+mod kept;
 mod observer;
 mod scene;
 

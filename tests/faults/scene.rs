@@ -1,6 +1,7 @@
 //! A swap that stands still at one of its steps, and goes on to its end.
 
 use super::common::{self, Gate, Load, Running, Sandbox, alive, children, get, until};
+use super::kept::Kept;
 use super::observer::{self, Verdict};
 use std::io::Write;
 use std::net::TcpStream;
@@ -110,6 +111,8 @@ pub struct Swap {
     /// The server that was told to go: whatever happens, it goes.
     leaving: Option<i32>,
     pub crowd: Vec<Load>,
+    /// Clients that keep their connections, where the old server has some when it is told to go.
+    kept: Vec<Kept>,
     /// How many requests failed while it stood still.
     failed: usize,
     gates: Vec<Gate>,
@@ -165,6 +168,8 @@ impl Swap {
         });
         let crowd = crowd(port);
         crowd.iter().for_each(|load| load.sees_server(oldest.server));
+        let goes = shared && matches!(step, Step::Draining | Step::Told | Step::Closed);
+        let kept = (0..if goes { CLIENTS } else { 0 }).map(|_| Kept::start(port)).collect();
         let middle = (step == Step::Queued).then(|| {
             let middle = start(std::slice::from_ref(&address));
             gates[0].reached();
@@ -188,7 +193,7 @@ impl Swap {
             Some(middle) if shared => (middle, Some(oldest)),
             middle => (oldest, middle),
         };
-        let swap = Swap { sandbox, port, step, old, new, rest, leaving, crowd, failed: 0, gates, held };
+        let swap = Swap { sandbox, port, step, old, new, rest, leaving, crowd, kept, failed: 0, gates, held };
         if let Some(serving) = swap.serving() {
             swap.crowd.iter().for_each(|load| load.sees_server(serving));
         }
@@ -235,6 +240,9 @@ impl Swap {
             self.crowd.iter().for_each(|load| load.sees_server(server));
         }
         verdict.halted = self.failed;
+        for kept in self.kept {
+            kept.stop().map_err(wrong)?;
+        }
         // Who looks for a program takes connections away from whoever serves.
         verdict.add(self.crowd);
         // The next swap heals what this one has left.
