@@ -392,6 +392,7 @@ time.sleep(1000)";
     }
     let mut running = sandbox.start(command);
     running.says("is up");
+    running.says("fds 1 True");
     let count = |log: &str| log.matches("fds 1 True").count();
     assert_eq!(count(&running.log()), 1, "{}", running.log());
     let (status, log) = sandbox.run(["--reload", &format!("@{}", running.pid())]);
