@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attempts;
 mod body;
 mod detecting;
 mod exchange;
@@ -19,6 +20,7 @@ mod remains;
 mod route;
 pub mod waiting;
 
+pub use held::Held;
 pub use keeping::{Keeping, Progress};
 pub use remains::Remains;
 pub use route::Reach;
