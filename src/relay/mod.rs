@@ -18,6 +18,8 @@ mod keeping;
 mod parking;
 mod remains;
 mod route;
+#[cfg(test)]
+mod tests;
 pub mod waiting;
 
 pub use held::Held;
