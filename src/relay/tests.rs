@@ -1,7 +1,11 @@
 //! Exchanges over real connections, with threads as they are in use.
 
+use super::attempts::Sight;
+use super::grip::{Grip, Listing};
 use super::route::Route;
 use super::waiting::{self, Kept, Patience, Tally};
+use crate::drain::Drain;
+use crate::sys::clock;
 use std::io::{Read, Write};
 use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
 use std::sync::mpsc::{Receiver, channel};
@@ -121,4 +125,13 @@ fn clients_that_stop_in_their_request_keep_nobody_waiting_for_long() {
     drop(clients.remove(0));
     serves.join().unwrap();
     assert_eq!(told.recv_timeout(PATIENCE).unwrap(), Tally { answered: 1, unanswered: 256 });
+}
+
+/// Nobody knows what is under way on connections that could not be listed.
+#[test]
+fn what_was_not_listed_is_busy() {
+    let (drain, now) = (Drain::start(Vec::new(), PATIENCE).unwrap(), clock::Instant::now());
+    assert_eq!(Grip::default().look(&drain, now, PATIENCE), Sight::SomeSlow);
+    let mut listed = Grip { listing: Listing::Seen, ..Grip::default() };
+    assert_eq!(listed.look(&drain, now, PATIENCE), Sight::AllIdle);
 }
