@@ -49,13 +49,15 @@ impl Detecting {
         }
     }
 
-    /// Gives those whose client has sent a request, and lets go of them.
-    pub fn look(&mut self, drain: &Drain, now: Instant, rest: Duration) -> Vec<u32> {
+    /// Gives what was found out, by the inodes, and lets go of those whose client has sent a request.
+    pub fn look(&mut self, drain: &Drain, now: Instant, rest: Duration) -> Vec<(u32, Speaks)> {
         self.grip.look(drain, now, rest);
         self.grip.others.clear();
         let is_known = |speaks: Speaks| speaks == Speaks::Http;
         let handles = self.grip.handles.iter();
-        let known = handles.filter(|h| is_known(h.parking.speaks())).map(|h| h.connection.inode).collect();
+        let found = handles.map(|h| (h.connection.inode, h.parking.speaks())).filter(|(_, speaks)| is_known(*speaks));
+        let mut known: Vec<(u32, Speaks)> = found.collect();
+        known.append(&mut self.grip.barred);
         self.grip.keep(|handle| !is_known(handle.parking.speaks()));
         known
     }

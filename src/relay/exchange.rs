@@ -3,7 +3,7 @@
 #![forbid(unsafe_code)]
 
 use super::body::{Body, Malformed};
-use super::head::{self, Answer, Asks, Request};
+use super::head::{self, Answer, Asks, Partial, Request};
 use super::route::Route;
 use crate::sys::connect::connect_from;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -19,9 +19,13 @@ const PART: usize = 16 * 1024;
 const LINGERS: Duration = Duration::from_secs(2);
 /// How long a connection within this machine may take to stand.
 const CONNECTS_WITHIN: Duration = Duration::from_millis(50);
-/// What the client hears if nobody takes its request.
+/// How long the head of a request may take from its first byte. Its client has the whole of it to send by then, and others
+/// wait for their turn.
+const HEAD_WITHIN: Duration = Duration::from_secs(2);
+/// What the client hears if nobody takes its request: head and body.
 const UNAVAILABLE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nContent-Type: text/plain\r\nContent-Length: 35\r\n\
-    Connection: close\r\n\r\nThe new server cannot be reached.\r\n";
+    Connection: close\r\n\r\n";
+const UNAVAILABLE_TEXT: &[u8] = b"The new server cannot be reached.\r\n";
 
 /// What became of a kept connection.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,43 +38,62 @@ pub enum Outcome {
     Closed,
 }
 
-/// Reads a request, sends it to the new server and its answer to the client. All of it ends at the deadline.
-pub fn relay(mut client: TcpStream, route: Route, deadline: Instant) -> Outcome {
+/// What is left to do on a connection that had its answer.
+#[derive(Debug)]
+pub enum After {
+    /// [`linger`].
+    Linger(TcpStream),
+    /// Nothing: it is closed.
+    Nothing,
+}
+
+/// Reads a request, sends it to the new server and its answer to the client. All of it ends `within` this time.
+pub fn relay(mut client: TcpStream, route: Route, within: Duration) -> (Outcome, After) {
+    let deadline = Instant::now() + within;
     if client.set_nonblocking(true).is_err() {
-        return Outcome::Closed;
+        return (Outcome::Closed, After::Nothing);
     }
-    let Some((request, more)) = read_request(&mut client, deadline) else { return Outcome::Closed };
+    let (request, more) = match read_request(&mut client, deadline.min(Instant::now() + HEAD_WITHIN)) {
+        Ok(read) => read,
+        Err(outcome) => return (outcome, After::Nothing),
+    };
+    let asks = request.asks;
     let outcome = match connected(route, deadline) {
         Ok(server) => Exchange::new(&client, &server, request, &more, deadline).run(),
         Err(_) => {
+            let text = match asks {
+                Asks::Head => b"",
+                Asks::All => UNAVAILABLE_TEXT,
+            };
             // The answer fits into an empty buffer.
-            let _ = client.write_all(UNAVAILABLE);
-            linger(&mut client);
-            return Outcome::Unanswered;
+            let _ = client.write_all(&[UNAVAILABLE, text].concat());
+            return (Outcome::Unanswered, After::Linger(client));
         }
     };
-    if outcome == Outcome::Answered {
-        linger(&mut client);
-    }
-    outcome
+    let after = if outcome == Outcome::Answered { After::Linger(client) } else { After::Nothing };
+    (outcome, after)
 }
 
-/// Reads the head of a request. Returns what follows it too.
-fn read_request(client: &mut TcpStream, deadline: Instant) -> Option<(Request, Vec<u8>)> {
-    let (mut bytes, mut part) = (Vec::new(), vec![0; PART]);
+/// Reads the head of a request. Returns what follows it too, or what becomes of a connection without one.
+fn read_request(client: &mut TcpStream, deadline: Instant) -> Result<(Request, Vec<u8>), Outcome> {
+    let (mut head, mut part) = (Partial::default(), vec![0; PART]);
     loop {
-        if let Some(end) = head::end_of(&bytes).ok()? {
-            let request = head::request(&bytes[..end]).ok()?;
-            return Some((request, bytes.split_off(end)));
+        if !head::may_be_request(head.so_far()) {
+            return Err(Outcome::Closed);
         }
-        if !head::may_be_request(&bytes) || !is_ready(client, PollFlags::POLLIN, deadline) {
-            return None;
+        if !is_ready(client, PollFlags::POLLIN, deadline) {
+            // It has begun a request, or nothing was there to be read after all.
+            return Err(if head.so_far().is_empty() { Outcome::Closed } else { Outcome::Unanswered });
         }
-        match client.read(&mut part) {
-            Ok(0) => return None,
-            Ok(len) => bytes.extend_from_slice(&part[..len]),
-            Err(e) if is_not_yet(&e) => {}
-            Err(_) => return None,
+        let read = match client.read(&mut part) {
+            Ok(0) => return Err(Outcome::Closed),
+            Ok(len) => &part[..len],
+            Err(e) if is_not_yet(&e) => continue,
+            Err(_) => return Err(Outcome::Closed),
+        };
+        if let (Some(whole), taken) = head.take(read).map_err(|Malformed| Outcome::Closed)? {
+            let request = head::request(&whole).map_err(|Malformed| Outcome::Closed)?;
+            return Ok((request, read[taken..].to_vec()));
         }
     }
 }
@@ -90,12 +113,12 @@ fn connected(route: Route, deadline: Instant) -> io::Result<TcpStream> {
 }
 
 /// The client is told that nothing follows; what it still sends is read.
-fn linger(client: &mut TcpStream) {
+pub fn linger(mut client: TcpStream) {
     let (until, mut part) = (Instant::now() + LINGERS, vec![0; PART]);
     if client.shutdown(Shutdown::Write).is_err() {
         return;
     }
-    while is_ready(client, PollFlags::POLLIN, until) {
+    while is_ready(&client, PollFlags::POLLIN, until) {
         match client.read(&mut part) {
             Ok(1..) => {}
             Err(e) if is_not_yet(&e) => {}
@@ -106,7 +129,7 @@ fn linger(client: &mut TcpStream) {
 
 /// Where the answer is.
 enum Reading {
-    Head(Vec<u8>),
+    Head(Partial),
     Body(Body),
     Done,
 }
@@ -115,6 +138,8 @@ enum Reading {
 #[derive(PartialEq)]
 enum Sending {
     On,
+    /// What the client sends is no request any more: nothing follows what is there.
+    Ending,
     /// It reads no more. It may answer all the same.
     Over,
 }
@@ -142,7 +167,7 @@ impl<'a> Exchange<'a> {
         deadline: Instant,
     ) -> Exchange<'a> {
         let Request { head, body, asks } = request;
-        let answer = Reading::Head(Vec::new());
+        let answer = Reading::Head(Partial::default());
         let mut exchange = Exchange {
             client,
             server,
@@ -164,6 +189,7 @@ impl<'a> Exchange<'a> {
             if matches!(self.answer, Reading::Done) && self.down.is_empty() {
                 return Outcome::Answered;
             }
+            self.end_sending();
             let Some((client, server)) = self.wait() else { return Outcome::Unanswered };
             if client.intersects(PollFlags::POLLERR | PollFlags::POLLHUP) {
                 return Outcome::Closed;
@@ -203,7 +229,7 @@ impl<'a> Exchange<'a> {
         match self.request.take(bytes) {
             Ok(taken) => self.up.extend_from_slice(&bytes[..taken]),
             // The server has had the begin, and says what it thinks of it.
-            Err(Malformed) => self.sending = Sending::Over,
+            Err(Malformed) => self.sending = Sending::Ending,
         }
     }
 
@@ -236,6 +262,15 @@ impl<'a> Exchange<'a> {
         }
     }
 
+    /// Tells the server that nothing follows, once it has what was sound: it would wait for the rest.
+    fn end_sending(&mut self) {
+        if self.sending == Sending::Ending && self.up.is_empty() {
+            // If it fails the server has gone, which shows when its answer is read.
+            let _ = self.server.shutdown(Shutdown::Write);
+            self.sending = Sending::Over;
+        }
+    }
+
     fn write_server(&mut self, ready: PollFlags) {
         if self.up.is_empty() || !ready.intersects(PollFlags::POLLOUT | PollFlags::POLLERR | PollFlags::POLLHUP) {
             return;
@@ -264,32 +299,34 @@ impl<'a> Exchange<'a> {
         }
     }
 
-    fn take_answer(&mut self, bytes: &[u8]) -> Option<()> {
-        match &mut self.answer {
-            Reading::Done => Some(()),
-            Reading::Body(body) => {
-                let taken = body.take(bytes).ok()?;
-                self.down.extend_from_slice(&bytes[..taken]);
-                if body.is_done() {
-                    self.answer = Reading::Done;
+    /// Takes heads, of which there may be thousands in one part, and of the body.
+    fn take_answer(&mut self, mut bytes: &[u8]) -> Option<()> {
+        while !bytes.is_empty() {
+            match &mut self.answer {
+                Reading::Done => return Some(()),
+                Reading::Body(body) => {
+                    let taken = body.take(bytes).ok()?;
+                    self.down.extend_from_slice(&bytes[..taken]);
+                    if body.is_done() {
+                        self.answer = Reading::Done;
+                    }
+                    return Some(());
                 }
-                Some(())
-            }
-            Reading::Head(head) => {
-                head.extend_from_slice(bytes);
-                let Some(end) = head::end_of(head).ok()? else { return Some(()) };
-                let mut whole = std::mem::take(head);
-                let more = whole.split_off(end);
-                match head::answer(&whole, self.asks).ok()? {
-                    Answer::Interim => self.down.append(&mut whole),
-                    Answer::Final(mut head, body) => {
-                        self.down.append(&mut head);
-                        self.answer = if body.is_done() { Reading::Done } else { Reading::Body(body) };
+                Reading::Head(head) => {
+                    let (whole, taken) = head.take(bytes).ok()?;
+                    bytes = &bytes[taken..];
+                    let Some(mut whole) = whole else { return Some(()) };
+                    match head::answer(&whole, self.asks).ok()? {
+                        Answer::Interim => self.down.append(&mut whole),
+                        Answer::Final(mut head, body) => {
+                            self.down.append(&mut head);
+                            self.answer = if body.is_done() { Reading::Done } else { Reading::Body(body) };
+                        }
                     }
                 }
-                self.take_answer(&more)
             }
         }
+        Some(())
     }
 }
 

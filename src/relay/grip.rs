@@ -2,7 +2,8 @@
 
 #![forbid(unsafe_code)]
 
-use super::parking::{Parking, Sight, Speaks, Stands};
+use super::attempts::Sight;
+use super::parking::{Parking, Speaks, Stands};
 use super::route::Route;
 use crate::drain::{Connection, Drain};
 use crate::procfs;
@@ -73,8 +74,19 @@ pub struct Grip {
     pub(super) guard: Option<Guard>,
     /// Connections that are not to be parked, or cannot be.
     pub(super) others: Vec<Connection>,
-    /// Inodes of those whose clients ask ahead.
-    pub(super) ahead: Vec<u32>,
+    /// Inodes of those on which no filter is to be put again, and why.
+    pub(super) barred: Vec<(u32, Speaks)>,
+    /// Whether these are all connections.
+    pub(super) listing: Listing,
+}
+
+/// Whether the connections of a server could be listed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub(super) enum Listing {
+    /// They could not, or were not yet: any may be busy.
+    #[default]
+    Unseen,
+    Seen,
 }
 
 /// A connection that may be parked.
@@ -92,7 +104,7 @@ impl Grip {
     /// Takes hold of connections of a server and puts the filters on. `wanted`: those that may be parked, those first that
     /// matter most; `all`: these and the others.
     pub fn take(server: &Server, all: &[Connection], wanted: Vec<Wanted>) -> Grip {
-        let mut grip = Grip::default();
+        let mut grip = Grip { listing: Listing::Seen, ..Grip::default() };
         grip.extend(server, all, wanted);
         grip
     }
@@ -126,11 +138,17 @@ impl Grip {
         }
         // Before the filters go on.
         self.guard_anew();
-        let mut at = 0;
+        let (mut at, guarded) = (0, self.handles.len());
+        let barred = &mut self.barred;
         self.handles.retain_mut(|handle| {
             at += 1;
-            at <= before || handle.park()
+            let is_kept = at <= before || handle.park();
+            barred.extend((!is_kept).then_some((handle.connection.inode, Speaks::Unparkable)));
+            is_kept
         });
+        if self.handles.len() != guarded {
+            self.guard_anew();
+        }
     }
 
     /// Lets go of those that are not to be kept.
@@ -144,12 +162,17 @@ impl Grip {
 
     /// How the most restless connection stands. Those that their server has closed, or whose client asks ahead, are let go.
     pub fn look(&mut self, drain: &Drain, now: Instant, rest: Duration) -> Sight {
-        let (mut sight, before) = (Sight::AllIdle, self.handles.len());
-        let (others, ahead) = (&mut self.others, &mut self.ahead);
+        let mut sight = match self.listing {
+            Listing::Seen => Sight::AllIdle,
+            Listing::Unseen => Sight::SomeSlow,
+        };
+        let before = self.handles.len();
+        let (others, barred) = (&mut self.others, &mut self.barred);
         self.handles.retain_mut(|handle| {
             let look = if handle.is_servers() { handle.look(now) } else { None };
-            ahead.extend((!handle.parking.may_be_parked()).then_some(handle.connection.inode));
-            let Some(look) = look.filter(|_| handle.parking.may_be_parked()) else {
+            let speaks = handle.parking.speaks();
+            barred.extend((!speaks.may_be_parked()).then_some((handle.connection.inode, speaks)));
+            let Some(look) = look.filter(|_| speaks.may_be_parked()) else {
                 // If it is closed, that shows once we have let go of it.
                 others.push(handle.connection);
                 return false;
@@ -172,12 +195,13 @@ impl Grip {
         sight
     }
 
-    /// The guard is to hold what we hold: its hold too keeps a connection open.
+    /// The guard is to hold what we hold: its hold too keeps a connection open. Without one the filters come off, and the
+    /// connections count as those that cannot be parked.
     pub(super) fn guard_anew(&mut self) {
         let guard =
             if self.handles.is_empty() { None } else { Guard::start(self.handles.iter().map(|h| &h.socket)).ok() };
         if guard.is_none() {
-            self.handles.clear();
+            self.others.extend(self.handles.drain(..).map(|handle| handle.connection));
         }
         self.guard = guard;
     }

@@ -7,18 +7,43 @@ use super::body::{Body, Malformed};
 /// Longest head that is read, in bytes.
 pub const HEAD_MAX: usize = 64 * 1024;
 
+/// The end of a head: that of its last line, and the empty line.
+const END: &[u8] = b"\r\n\r\n";
+
 /// Headers that concern one connection only and are replaced by our own `Connection: close`.
 const OF_CONNECTION: [&str; 3] = ["connection", "keep-alive", "proxy-connection"];
 /// The one that is added.
 const CLOSE: &[u8] = b"Connection: close\r\n";
 
-/// How many bytes a head has that is read from the begin, with the empty line at its end; `None` if more is to come.
-pub fn end_of(bytes: &[u8]) -> Result<Option<usize>, Malformed> {
-    let end = bytes.windows(4).position(|four| four == b"\r\n\r\n").map(|at| at + 4);
-    match end {
-        None if bytes.len() > HEAD_MAX => Err(Malformed),
-        Some(end) if end > HEAD_MAX => Err(Malformed),
-        end => Ok(end),
+/// A head that is read in parts.
+#[derive(Debug, Default)]
+pub struct Partial {
+    read: Vec<u8>,
+}
+
+impl Partial {
+    /// Takes what belongs to the head from the begin of what was read. Gives the head, with the empty line at its end, once
+    /// it is whole, and how many bytes were taken.
+    pub fn take(&mut self, part: &[u8]) -> Result<(Option<Vec<u8>>, usize), Malformed> {
+        let before = self.read.len();
+        self.read.extend_from_slice(part);
+        // Its end may have begun in the part before.
+        let from = before.saturating_sub(END.len() - 1);
+        let end = self.read[from..].windows(END.len()).position(|four| four == END).map(|at| from + at + END.len());
+        match end {
+            None if self.read.len() > HEAD_MAX => Err(Malformed),
+            Some(end) if end > HEAD_MAX => Err(Malformed),
+            None => Ok((None, part.len())),
+            Some(end) => {
+                self.read.truncate(end);
+                Ok((Some(std::mem::take(&mut self.read)), end - before))
+            }
+        }
+    }
+
+    /// What has come so far.
+    pub fn so_far(&self) -> &[u8] {
+        &self.read
     }
 }
 
@@ -67,6 +92,9 @@ pub fn request(head: &[u8]) -> Result<Request, Malformed> {
     for &(name, value) in &headers {
         // It would not be HTTP/1 any more.
         if name.eq_ignore_ascii_case("upgrade") {
+            return Err(Malformed);
+        }
+        if value.iter().any(|&byte| byte.is_ascii_control() && byte != b'\t') {
             return Err(Malformed);
         }
         lengths.note(name, value)?;
@@ -164,7 +192,15 @@ fn header(line: &[u8]) -> Option<Header<'_>> {
     let colon = line.iter().position(|&byte| byte == b':')?;
     let name = std::str::from_utf8(&line[..colon]).ok()?;
     let is_name = !name.is_empty() && name.bytes().all(is_token);
-    is_name.then(|| (name, line[colon + 1..].trim_ascii()))
+    is_name.then(|| (name, trimmed(&line[colon + 1..])))
+}
+
+/// A value without the blanks around it: no other byte is one (RFC 9110, section 5.5).
+fn trimmed(value: &[u8]) -> &[u8] {
+    let is_blank = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let begin = value.iter().position(|byte| !is_blank(byte)).unwrap_or(value.len());
+    let end = value.iter().rposition(|byte| !is_blank(byte)).map_or(begin, |at| at + 1);
+    &value[begin..end]
 }
 
 /// Whether a byte may stand in a name (RFC 9110, section 5.6.2).
@@ -248,6 +284,10 @@ mod tests {
             "GET / HTTP/1.1\nA: b\r\n\r\n",
             "GET / HTTP/1.1\r\nA: b\rc\r\n\r\n",
             "GET / HTTP/1.1\r\nnothing\r\n\r\n",
+            "GET / HTTP/1.1\r\nA: b\0c\r\n\r\n",
+            "GET / HTTP/1.1\r\nA: \x0c\r\n\r\n",
+            "POST / HTTP/1.1\r\nTransfer-Encoding: \x0cchunked\r\n\r\n",
+            "POST / HTTP/1.1\r\nContent-Length: 1\x0c\r\n\r\n",
         ] {
             assert_eq!(request(head.as_bytes()), Err(Malformed), "{head:?}");
         }
@@ -273,9 +313,17 @@ mod tests {
 
     #[test]
     fn a_head_ends_with_its_empty_line_and_has_a_limit() {
-        assert_eq!(end_of(b"GET / HTTP/1.1\r\n\r\nrest"), Ok(Some(18)));
-        assert_eq!(end_of(b"GET / HTTP/1.1\r\n\r"), Ok(None));
-        assert_eq!(end_of(&vec![b'x'; HEAD_MAX + 1]), Err(Malformed));
+        let take = |bytes: &[u8]| Partial::default().take(bytes);
+        assert_eq!(take(b"GET / HTTP/1.1\r\n\r\nrest"), Ok((Some(b"GET / HTTP/1.1\r\n\r\n".to_vec()), 18)));
+        assert_eq!(take(b"GET / HTTP/1.1\r\n\r"), Ok((None, 17)));
+        assert_eq!(take(&vec![b'x'; HEAD_MAX + 1]), Err(Malformed));
+        // Wherever it is cut.
+        let whole = b"GET / HTTP/1.1\r\n\r\nrest";
+        for at in 0..18 {
+            let mut head = Partial::default();
+            assert_eq!(head.take(&whole[..at]), Ok((None, at)));
+            assert_eq!(head.take(&whole[at..]), Ok((Some(whole[..18].to_vec()), 18 - at)));
+        }
         assert!(may_be_request(b"") && may_be_request(b"GE") && may_be_request(b"GET / HTTP/1.1\r\nA"));
         assert!(!may_be_request(b"\x16\x03\x01") && !may_be_request(b"GET key\r\n") && !may_be_request(b"GET a\nb"));
     }
@@ -284,7 +332,7 @@ mod tests {
         #[test]
         fn no_bytes_make_it_panic(bytes in prop::collection::vec(any::<u8>(), 0..200)) {
             let mut head = bytes;
-            let _ = (may_be_request(&head), end_of(&head));
+            let _ = (may_be_request(&head), Partial::default().take(&head));
             head.extend_from_slice(b"\r\n\r\n");
             let _ = (request(&head), answer(&head, Asks::All));
         }

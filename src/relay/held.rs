@@ -19,6 +19,11 @@ const KEPT_FOR: Duration = Duration::from_millis(500);
 /// Shortest time that a request is given to be answered.
 const EXCHANGE_MIN: Duration = Duration::from_secs(10);
 
+/// Shortest and longest wait for a request: one that was kept back comes again after 1.6 s, and later if it was kept back
+/// before.
+const SILENT_MIN: Duration = Duration::from_secs(4);
+const SILENT_MAX: Duration = Duration::from_secs(15);
+
 /// Connections between two requests, of a server that was told to stop.
 #[derive(Debug)]
 pub struct Held {
@@ -49,9 +54,15 @@ impl Held {
         self.grip.handles.is_empty()
     }
 
+    /// Whether requests are still kept from the server.
+    pub fn keeps(&self) -> bool {
+        self.grip.guard.is_some()
+    }
+
     /// How long those have that [`Held::look`] gives.
     pub fn patience(&self) -> Patience {
-        Patience { silent: drain::rest(self.drain), exchange: self.drain.max(EXCHANGE_MIN) }
+        let silent = drain::rest(self.drain).clamp(SILENT_MIN, SILENT_MAX);
+        Patience { silent, exchange: self.drain.max(EXCHANGE_MIN) }
     }
 
     /// Gives the connections that their server does not hold any more, without their filters. `holds`: the sockets that the
@@ -89,9 +100,10 @@ fn is_unchanged(handle: &Handle, before: Exchanged) -> bool {
 }
 
 /// A connection whose server is gone, ready to be relayed. It is closed at once if the server has said more, or may have
-/// read something that it has not answered.
-fn relayed(handle: Handle, before: Exchanged) -> Option<Kept> {
-    let is_between = handle.socket.look().is_ok_and(|look| parking::is_untouched(&look, before));
+/// read something that it has not answered, or if nothing has come that may be a request where nobody knows of any.
+fn relayed(mut handle: Handle, before: Exchanged) -> Option<Kept> {
+    let look = handle.look(Instant::now()).filter(|look| parking::is_untouched(look, before));
+    let is_between = look.is_some_and(|look| handle.parking.may_be_relayed(&look));
     let route = handle.route;
     // This lifts the filter.
     let socket = handle.socket.try_clone();

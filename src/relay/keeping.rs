@@ -2,10 +2,11 @@
 
 #![forbid(unsafe_code)]
 
+use super::attempts::{Attempts, PARKS_BRIEFLY, PARKS_WITHIN, Sight, Step};
 use super::detecting::{DETECTS_FOR, Detecting};
-use super::grip::{Grip, Wanted};
+use super::grip::{Grip, Listing, Wanted};
 use super::held::Held;
-use super::parking::{Attempts, FAST, PARKS_BRIEFLY, PARKS_WITHIN, Sight, Speaks, Stands, Step};
+use super::parking::{FAST, Speaks, Stands};
 use super::route::{Reach, Route};
 use crate::drain::{self, Connection, Drain, Drained};
 use crate::server::Server;
@@ -83,7 +84,8 @@ impl Keeping {
     /// `Over` if there is nothing to wait for.
     pub fn last(&mut self, drain: &Drain, server: &Server, parting: Parting) -> Progress {
         self.stage = Stage::Last;
-        if !self.attempts.is_under_way() && !drain.has_none() {
+        let has_none = !self.attempts.is_under_way() && drain.has_none();
+        if !self.attempts.is_under_way() && !has_none {
             self.begin(drain, server);
         }
         let within = match parting {
@@ -91,7 +93,9 @@ impl Keeping {
             Parting::DrainsItself => PARKS_BRIEFLY,
         };
         self.attempts.last(Instant::now(), within);
-        if self.grip.handles.is_empty() { Progress::Over } else { Progress::Open }
+        // What could not be listed is looked for again.
+        let waits = !has_none && (self.grip.listing == Listing::Unseen || !self.grip.handles.is_empty());
+        if waits { Progress::Open } else { Progress::Over }
     }
 
     /// Moves on. Nothing is on its way to the server any more; `drained` is how far its drain is by itself.
@@ -102,7 +106,12 @@ impl Keeping {
             return Progress::Closed;
         }
         let mut sight = match drained {
-            _ if self.attempts.is_under_way() => self.grip.look(drain, now, rest),
+            _ if self.attempts.is_under_way() => {
+                if self.grip.listing == Listing::Unseen {
+                    self.begin(drain, server);
+                }
+                self.grip.look(drain, now, rest)
+            }
             Drained::Idle => Sight::AllIdle,
             Drained::Arriving | Drained::Quiesced => self.sight(drain, server, rest),
         };
@@ -139,7 +148,7 @@ impl Keeping {
         let now = Instant::now();
         let handles = self.grip.handles.iter_mut();
         let may =
-            handles.filter_map(|h| h.look(now).filter(|look| h.parking.may_be_held(look)).map(|_| h.connection.inode));
+            handles.filter_map(|h| h.look(now).filter(|look| h.parking.is_between(look)).map(|_| h.connection.inode));
         may.collect()
     }
 
@@ -149,9 +158,7 @@ impl Keeping {
         if self.attempts.is_under_way() || now + DETECTS_FOR < self.ends {
             return;
         }
-        for inode in self.detecting.look(drain, now, rest) {
-            self.speaks.insert(inode, Speaks::Http);
-        }
+        self.speaks.extend(self.detecting.look(drain, now, rest));
         if self.detecting.scans(now) {
             let is_slow = |c: &&Connection| {
                 let socket = drain.find(c).ok().flatten();
@@ -176,6 +183,7 @@ impl Keeping {
         self.detecting = Detecting::default();
         let mut all = match drain.connections(server) {
             Ok(all) => all,
+            // Nobody knows what is busy.
             Err(_) => return self.grip = Grip::default(),
         };
         let rest = drain::rest(self.drain);
@@ -191,7 +199,7 @@ impl Keeping {
         for handle in &self.grip.handles {
             self.speaks.insert(handle.connection.inode, handle.parking.speaks());
         }
-        self.speaks.extend(self.grip.ahead.iter().map(|inode| (*inode, Speaks::Ahead)));
+        self.speaks.extend(self.grip.barred.iter().copied());
     }
 
     fn speaks(&self, inode: u32) -> Speaks {
@@ -208,7 +216,7 @@ impl Keeping {
     fn route(&self, connection: &Connection) -> Option<Route> {
         let ends = connection.ends;
         // A socket of ours would not be bound to the same interface.
-        let may = ends.interface == 0 && self.speaks(connection.inode) != Speaks::Ahead;
+        let may = ends.interface == 0 && self.speaks(connection.inode).may_be_parked();
         may.then(|| Route::of(ends.local, ends.peer, &self.own, self.reach)).flatten()
     }
 

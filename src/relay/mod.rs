@@ -7,6 +7,7 @@
 
 #![forbid(unsafe_code)]
 
+mod attempts;
 mod body;
 mod detecting;
 mod exchange;
@@ -17,8 +18,11 @@ mod keeping;
 mod parking;
 mod remains;
 mod route;
+#[cfg(test)]
+mod tests;
 pub mod waiting;
 
+pub use held::Held;
 pub use keeping::{Keeping, Progress};
 pub use remains::Remains;
 pub use route::Reach;

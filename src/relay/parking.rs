@@ -1,7 +1,9 @@
 //! Which connections of a server that drains stand between two requests, by what the kernel says of them. Pure.
 //!
-//! While the filter is on, the kernel drops a segment that begins like a request, and counts it. That the client has begun a
-//! new request proves that it has its answer to the one before, unless it sends several without waiting.
+//! While the filter is on, the kernel drops a segment that begins like a request, and counts it. As a rule the client then
+//! has its answer to the request before. But it may ask ahead, and a body may begin like a request too, after an interim
+//! answer for example: where the server has said too little since the client's last data, what was dropped is let through.
+//! What it had said before the first look is taken for one answer if nothing else is known.
 
 #![forbid(unsafe_code)]
 
@@ -12,6 +14,9 @@ use std::time::Duration;
 /// How long a connection stands still after its request was dropped before it counts as parked: by then a server that was
 /// asked twice has said more.
 const SETTLES: Duration = Duration::from_millis(10);
+/// How many bytes an answer has at least: more than `HTTP/1.1 100 Continue` with its empty line, and less than a status line
+/// with one header.
+const ANSWER_MIN: u64 = 32;
 /// How long ago a client has sent something that will soon send again.
 pub const FAST: Duration = Duration::from_secs(1);
 /// The state of a connection that nobody has closed (linux/tcp_states.h).
@@ -32,20 +37,82 @@ pub enum Speaks {
     Unknown,
     /// HTTP/1: a request of its was dropped once.
     Http,
-    /// It asks again before it has its answer: it is let go.
+    /// It sends what begins like a request before it has its answer: it is let go.
     Ahead,
+    /// No filter can be put on it.
+    Unparkable,
+}
+
+impl Speaks {
+    /// Whether a filter may be put on its connection.
+    pub fn may_be_parked(self) -> bool {
+        match self {
+            Speaks::Unknown | Speaks::Http => true,
+            Speaks::Ahead | Speaks::Unparkable => false,
+        }
+    }
 }
 
 #[derive(Debug, Clone, PartialEq, Eq)]
 enum Filter {
     Off,
-    /// On, since the connection looked like this; nothing was dropped.
-    On(Look),
+    /// On; nothing was dropped.
+    On(Watched),
     /// A request was dropped; how much the server had sent when that was seen.
     Dropped {
         sent: u64,
         seen: Instant,
     },
+}
+
+/// What was seen of a connection with the filter on.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Watched {
+    /// Bytes of its client's.
+    received: u64,
+    /// How much the server had sent at the last look at which the client had sent less.
+    heard: u64,
+    /// How much it had sent at the last look.
+    sent: u64,
+    /// The least that [`balance`] was since the client's last data.
+    least: u32,
+}
+
+impl Watched {
+    fn begin(look: &Look, heard: u64) -> Watched {
+        Watched { received: look.moved.bytes_received, heard, sent: look.sent_first, least: balance(look) }
+    }
+
+    /// Takes a look in at which nothing was dropped.
+    fn after(self, look: &Look) -> Watched {
+        if self.received != look.moved.bytes_received {
+            // What was counted so far says nothing.
+            return Watched::begin(look, self.sent);
+        }
+        let least = if is_above(self.least, balance(look)) { balance(look) } else { self.least };
+        Watched { sent: look.sent_first, least, ..self }
+    }
+
+    /// Whether the filter has dropped something. Whatever comes past the filter counts as a segment, and only some of it as
+    /// a drop: a segment that came twice, the probe of a keep-alive.
+    fn has_dropped(&self, look: &Look) -> bool {
+        self.received == look.moved.bytes_received && is_above(balance(look), self.least)
+    }
+
+    /// Whether what the server has said since the client's last data may be an answer.
+    fn has_answer(&self, look: &Look) -> bool {
+        self.received == 0 || look.sent_first.saturating_sub(self.heard) >= ANSWER_MIN
+    }
+}
+
+/// Drops less what came past the filter. What was early waits behind something that is missing.
+fn balance(look: &Look) -> u32 {
+    look.drops.wrapping_sub(look.segments).wrapping_add(look.early)
+}
+
+/// Whether a balance is above another one. Both may have passed zero.
+fn is_above(one: u32, other: u32) -> bool {
+    one.wrapping_sub(other).cast_signed() > 0
 }
 
 /// How a connection stands at a moment.
@@ -72,15 +139,11 @@ impl Parking {
         self.speaks
     }
 
-    /// Whether a filter may be put on it.
-    pub fn may_be_parked(&self) -> bool {
-        self.speaks != Speaks::Ahead
-    }
-
     /// The filter was put on between these two looks. What came meanwhile may have come past it.
     pub fn put_on(&mut self, before: Look, after: Look) {
         let unmoved = before.moved.bytes_received == after.moved.bytes_received;
-        self.filter = Filter::On(if unmoved { before } else { after });
+        let watched = Watched::begin(&before, 0);
+        self.filter = Filter::On(if unmoved { watched } else { watched.after(&after) });
         self.sees(&after, Instant::now());
     }
 
@@ -88,15 +151,14 @@ impl Parking {
     pub fn sees(&mut self, look: &Look, now: Instant) {
         match &self.filter {
             Filter::Off => {}
-            // It has taken data in: what was counted so far says nothing.
-            Filter::On(base) if base.moved.bytes_received != look.moved.bytes_received => {
-                self.filter = Filter::On(*look)
-            }
-            Filter::On(base) if is_dropped(base, look) => {
+            Filter::On(watched) if watched.has_dropped(look) && watched.has_answer(look) => {
                 self.speaks = Speaks::Http;
                 self.filter = Filter::Dropped { sent: look.sent_first, seen: now };
             }
-            Filter::On(_) => {}
+            Filter::On(watched) if watched.has_dropped(look) => {
+                (self.speaks, self.filter) = (Speaks::Ahead, Filter::Off)
+            }
+            Filter::On(watched) => self.filter = Filter::On(watched.after(look)),
             Filter::Dropped { sent, .. } if *sent != look.sent_first => {
                 (self.speaks, self.filter) = (Speaks::Ahead, Filter::Off);
             }
@@ -116,17 +178,27 @@ impl Parking {
         }
     }
 
-    /// Whether it may be held while its server ends: its request was dropped, or it speaks HTTP/1 and has its answer.
-    pub fn may_be_held(&self, look: &Look) -> bool {
+    /// Whether it stands between two requests: one was dropped, or it speaks HTTP/1 and has its answer.
+    pub fn is_between(&self, look: &Look) -> bool {
         self.speaks == Speaks::Http && is_at_rest(look)
     }
-}
 
-/// Whether the filter has dropped something. The kernel also counts what brings nothing new, and that has come past the
-/// filter; what was early waits behind something that was dropped.
-fn is_dropped(base: &Look, look: &Look) -> bool {
-    let since = |of: fn(&Look) -> u32| of(look).wrapping_sub(of(base));
-    since(|l| l.drops) > since(|l| l.segments).saturating_sub(since(|l| l.early))
+    /// Whether to wait for a request on it, or read the one that is there, when its server is gone and it is untouched.
+    pub fn may_be_relayed(&self, look: &Look) -> bool {
+        match self.speaks {
+            Speaks::Http => true,
+            Speaks::Unknown => look.unread > 0,
+            Speaks::Ahead | Speaks::Unparkable => false,
+        }
+    }
+
+    /// Whether it may be held while its server ends. If nobody knows what its client speaks, what it sends next tells.
+    pub fn may_be_held(&self, look: &Look) -> bool {
+        match (self.speaks, &self.filter) {
+            (Speaks::Http, _) | (Speaks::Unknown, Filter::On(_)) => is_at_rest(look),
+            (Speaks::Unknown, Filter::Off | Filter::Dropped { .. }) | (Speaks::Ahead | Speaks::Unparkable, _) => false,
+        }
+    }
 }
 
 /// Whether nothing waits for the server, and the last byte was its own.
@@ -138,111 +210,6 @@ pub fn is_at_rest(look: &Look) -> bool {
 pub fn is_untouched(look: &Look, before: Exchanged) -> bool {
     let owes = look.unread == 0 && look.moved.is_peers_last();
     look.state == ESTABLISHED && look.exchanged() == before && !owes
-}
-
-/// How long an attempt lasts to have all connections idle or parked.
-pub const PARKS_WITHIN: Duration = Duration::from_secs(1);
-/// The same for a server that drains itself, since it can answer what is not parked.
-pub const PARKS_BRIEFLY: Duration = Duration::from_millis(300);
-/// How long after a failed attempt another one begins at the earliest: requests were late by it.
-const AGAIN_AFTER: Duration = Duration::from_secs(2);
-/// How many attempts may fail before the last one. One at which all connections are idle does not count.
-const ATTEMPTS_MAX: u32 = 2;
-
-/// When to try to have all connections idle or parked.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Attempts {
-    failed: u32,
-    not_before: Option<Instant>,
-    ends_at: Option<Instant>,
-    is_last: Last,
-}
-
-/// Whether something follows when the time of an attempt is up.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Last {
-    Others,
-    Nothing,
-}
-
-/// The most restless connection of all.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Sight {
-    /// Each is idle.
-    AllIdle,
-    /// Each is idle or parked.
-    AllParked,
-    /// Some are to send soon.
-    SomeFast,
-    /// There is a long request, or a stream.
-    SomeSlow,
-}
-
-impl Sight {
-    /// The sight of one connection; of several, the greatest counts.
-    pub fn of(stands: Stands) -> Sight {
-        match stands {
-            Stands::Idle => Sight::AllIdle,
-            Stands::Parked => Sight::AllParked,
-            Stands::Fast => Sight::SomeFast,
-            Stands::Slow => Sight::SomeSlow,
-        }
-    }
-}
-
-/// What is to be done.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Step {
-    /// Nothing.
-    Wait,
-    /// The filters go on.
-    Begin,
-    /// The filters come off.
-    GiveUp,
-    /// What can be parked is parked: the server may be told.
-    Close,
-}
-
-impl Default for Attempts {
-    fn default() -> Attempts {
-        Attempts { failed: 0, not_before: None, ends_at: None, is_last: Last::Others }
-    }
-}
-
-impl Attempts {
-    /// Whether the filters are on.
-    pub fn is_under_way(&self) -> bool {
-        self.ends_at.is_some()
-    }
-
-    /// The server is told after this attempt, whatever comes of it.
-    pub fn last(&mut self, now: Instant, within: Duration) {
-        (self.is_last, self.ends_at) = (Last::Nothing, Some(now + within));
-    }
-
-    /// What to do about what is seen.
-    pub fn next(&mut self, sight: Sight, now: Instant) -> Step {
-        match (self.ends_at, sight) {
-            (Some(_), Sight::AllIdle | Sight::AllParked) => Step::Close,
-            (Some(end), _) if now < end => Step::Wait,
-            (Some(_), _) if self.is_last == Last::Nothing => Step::Close,
-            (Some(_), _) => {
-                self.failed += 1;
-                (self.ends_at, self.not_before) = (None, Some(now + AGAIN_AFTER));
-                Step::GiveUp
-            }
-            (None, Sight::SomeSlow) => Step::Wait,
-            (None, Sight::SomeFast | Sight::AllParked)
-                if self.failed >= ATTEMPTS_MAX || self.not_before.is_some_and(|at| now < at) =>
-            {
-                Step::Wait
-            }
-            (None, Sight::AllIdle | Sight::AllParked | Sight::SomeFast) => {
-                self.ends_at = Some(now + PARKS_WITHIN);
-                Step::Begin
-            }
-        }
-    }
 }
 
 #[cfg(test)]
@@ -280,6 +247,11 @@ mod tests {
         let (parking, stands) = parked(&[dropped]);
         assert_eq!((stands, parking.speaks()), (Stands::Parked, Speaks::Http));
         assert!(parking.may_be_held(&dropped));
+        // Its body came behind it.
+        assert_eq!(parked(&[Look { drops: 8, segments: 4, early: 2, ..answered() }]).1, Stands::Parked);
+        // It came with the acknowledgement of the answer, and was sent again.
+        let acknowledged = Look { drops: 8, segments: 4, ..answered() };
+        assert_eq!(parked(&[acknowledged, Look { drops: 9, ..acknowledged }]).1, Stands::Parked);
         // Its body came behind it, and it was sent again.
         assert_eq!(parked(&[dropped, Look { drops: 10, segments: 5, early: 3, ..answered() }]).1, Stands::Parked);
         // What the server said was said again: its acknowledgement was dropped too.
@@ -323,9 +295,47 @@ mod tests {
         let dropped = Look { drops: 8, ..answered() };
         let (mut parking, stands) = parked(&[dropped, Look { sent_first: 150, ..dropped }]);
         assert_eq!((stands, parking.speaks()), (Stands::Fast, Speaks::Ahead));
-        assert!(!parking.may_be_parked() && !parking.may_be_held(&dropped));
+        assert!(!parking.speaks().may_be_parked() && !parking.may_be_held(&dropped));
         parking.sees(&Look { drops: 20, ..dropped }, Instant::now());
         assert_eq!(parking.speaks(), Speaks::Ahead);
+    }
+
+    /// After an interim answer a body follows, which may begin like a request.
+    #[test]
+    fn what_follows_less_than_an_answer_is_let_through() {
+        let asked = |received, sent| {
+            let moved = Moved { bytes_received: received, bytes_sent: sent, ..answered().moved };
+            Look { moved, sent_first: sent, segments: 4, ..answered() }
+        };
+        let (base, interim, whole) = (answered(), asked(90, 125), asked(90, 180));
+        let dropped = |look: Look| Look { drops: 8, ..look };
+        assert_eq!(parked(&[base, interim, dropped(interim)]).0.speaks(), Speaks::Ahead);
+        // It was seen before the interim answer came.
+        assert_eq!(parked(&[base, asked(90, 100), interim, interim, dropped(interim)]).0.speaks(), Speaks::Ahead);
+        assert_eq!(parked(&[base, whole, dropped(whole)]).1, Stands::Parked);
+        assert_eq!(parked(&[base, asked(90, 100), whole, dropped(whole)]).1, Stands::Parked);
+        // It is the first that this connection has said.
+        let mut first = Parking::new(Speaks::Unknown);
+        first.put_on(asked(90, 25), asked(90, 25));
+        first.sees(&dropped(asked(90, 25)), Instant::now());
+        assert_eq!(first.speaks(), Speaks::Ahead);
+        assert!(!first.may_be_held(&asked(90, 25)));
+    }
+
+    #[test]
+    fn an_idle_connection_of_which_nothing_is_known_may_be_held() {
+        let (parking, _) = parked(&[answered()]);
+        assert!(parking.may_be_held(&answered()) && !parking.is_between(&answered()));
+        assert!(!parking.may_be_held(&Look { unread: 1, ..answered() }));
+        assert!(!Parking::new(Speaks::Unknown).may_be_held(&answered()));
+        assert!(!Parking::new(Speaks::Unparkable).may_be_held(&answered()));
+    }
+
+    /// Of a keep-alive: it is counted as a segment.
+    #[test]
+    fn a_probe_does_not_park() {
+        let probed = Look { drops: 8, segments: 4, ..answered() };
+        assert_eq!(parked(&[probed, Look { drops: 9, segments: 5, ..probed }]).0.speaks(), Speaks::Unknown);
     }
 
     #[test]
@@ -347,31 +357,5 @@ mod tests {
         assert_eq!(stands(Moved { sent: 10, received: 1000, ..moved }), Stands::Slow);
         assert_eq!(stands(Moved { sent: 5000, received: 5000, ..moved }), Stands::Idle);
         assert_eq!(stands(Moved { sent: 6000, received: 5000, ..moved }), Stands::Slow);
-    }
-
-    #[test]
-    fn attempts_end_and_are_few() {
-        let (mut attempts, start) = (Attempts::default(), Instant::now());
-        assert_eq!(attempts.next(Sight::SomeSlow, start), Step::Wait);
-        let mut now = start;
-        for _ in 0..ATTEMPTS_MAX {
-            assert_eq!(attempts.next(Sight::SomeFast, now), Step::Begin);
-            assert_eq!(attempts.next(Sight::SomeSlow, now + PARKS_WITHIN / 2), Step::Wait);
-            assert_eq!(attempts.next(Sight::SomeFast, now + PARKS_WITHIN), Step::GiveUp);
-            assert_eq!(attempts.next(Sight::SomeFast, now + PARKS_WITHIN), Step::Wait);
-            now += PARKS_WITHIN + AGAIN_AFTER;
-        }
-        assert_eq!(attempts.next(Sight::SomeFast, now), Step::Wait);
-        // Without the relay the drain would be over too.
-        assert_eq!(attempts.next(Sight::AllIdle, now), Step::Begin);
-        assert_eq!(attempts.next(Sight::AllParked, now), Step::Close);
-    }
-
-    #[test]
-    fn after_the_last_attempt_the_server_is_told() {
-        let (mut attempts, now) = (Attempts::default(), Instant::now());
-        attempts.last(now, PARKS_BRIEFLY);
-        assert_eq!(attempts.next(Sight::SomeSlow, now), Step::Wait);
-        assert_eq!(attempts.next(Sight::SomeSlow, now + PARKS_BRIEFLY), Step::Close);
     }
 }

@@ -5,7 +5,7 @@ use super::live::Standing;
 use super::state::Supervisor;
 use super::threads::Event;
 use crate::drain::Drained;
-use crate::relay::{Keeping, Progress, Reach, Tally, waiting};
+use crate::relay::{Held, Keeping, Progress, Reach, Tally, waiting};
 use crate::server::Server;
 use crate::swap::{self, Level, Parting};
 use std::collections::BTreeSet;
@@ -55,7 +55,8 @@ impl Supervisor {
     /// Whether looks at kept connections have to follow soon.
     pub(super) fn keeps(&self) -> bool {
         let keeping = self.live.iter().flat_map(|live| &live.standing.keeping);
-        self.agenda.kept.held.is_some() || keeping.into_iter().any(Keeping::is_under_way)
+        // A server that keeps its connections after it was told to stop may have hours.
+        self.agenda.kept.held.as_ref().is_some_and(Held::keeps) || keeping.into_iter().any(Keeping::is_under_way)
     }
 
     /// Looks which held connections the server has let go of, and relays what comes on them; `true` if some are left.

@@ -1,4 +1,4 @@
-// A server with answers of every kind: node server.js PORT IDS [graceful]. Each body of a POST to / is an id, which it writes
+// A server with answers of every kind: node server.js PORT IDS [graceful|late]. Each body of a POST to / is an id, which it writes
 // to the file IDS before it answers with its generation, its pid and the id.
 const http = require('http');
 const fs = require('fs');
@@ -56,4 +56,5 @@ const server = http.createServer((request, response) => {
 });
 server.keepAliveTimeout = 60000;
 server.listen(Number(port), process.env.HOST || '127.0.0.1');
+if (mode === 'late') process.on('SIGTERM', () => { fs.writeFileSync(`${ids}.told`, ''); setTimeout(process.exit, 300); });
 if (mode === 'graceful') process.on('SIGTERM', () => server.close(() => process.exit(0)));

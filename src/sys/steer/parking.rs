@@ -44,7 +44,8 @@ pub struct Look {
     pub sent_first: u64,
     /// Segments that were dropped: by a filter, or because they brought nothing new (`sk_drops` of the kernel).
     pub drops: u32,
-    /// Segments with data that came past the filter (`tcpi_data_segs_in`, tcp_segs_in() of the kernel).
+    /// Segments that came past the filter, those without data too (`tcpi_segs_in`, tcp_segs_in() of the kernel). The probe of
+    /// a keep-alive is one, and the kernel drops it.
     pub segments: u32,
     /// How many of them came before others that were sent earlier (`tcpi_rcv_ooopack`).
     pub early: u32,
@@ -84,10 +85,7 @@ impl Socket {
 
     /// Looks at a connection: a few calls of a microsecond together.
     pub fn look(&self) -> io::Result<Look> {
-        // What was dropped comes first: whoever is interrupted here must not take an answer that was sent before its client
-        // asked again for one that came after.
-        let memory: [u32; SK_MEMINFO_DROPS + 1] = self.option(libc::SOL_SOCKET, SO_MEMINFO)?;
-        let (unread, info) = self.unread_and_info()?;
+        let (drops, unread, info) = self.counts()?;
         let word = |at: usize| info[at / 4];
         let long = |at: usize| {
             let [low, high] = [word(at), word(at + 4)].map(u32::to_ne_bytes);
@@ -99,24 +97,31 @@ impl Socket {
             unacknowledged: self.queued(libc::TIOCOUTQ)?,
             moved: Moved { sent: word(44), received: word(52), bytes_sent: long(200), bytes_received: long(128) },
             sent_first: long(200).wrapping_sub(long(208)),
-            drops: memory[SK_MEMINFO_DROPS],
-            segments: word(152),
+            drops,
+            segments: word(140),
             early: word(224),
         })
     }
 
-    /// What is unread, and the rest at the same moment, unless something comes at every try.
-    fn unread_and_info(&self) -> io::Result<(u32, [u32; INFO_LEN / 4])> {
-        let mut unread = self.queued(libc::FIONREAD)?;
+    /// What was dropped, what is unread, and the rest at the same moment, unless something comes at every try.
+    fn counts(&self) -> io::Result<(u32, u32, [u32; INFO_LEN / 4])> {
+        let now = || Ok::<_, io::Error>((self.dropped()?, self.queued(libc::FIONREAD)?));
+        let mut before = now()?;
         let mut tries = 0;
         loop {
             let info = self.option(libc::IPPROTO_TCP, libc::TCP_INFO)?;
-            let before = std::mem::replace(&mut unread, self.queued(libc::FIONREAD)?);
+            let (drops, unread) = before;
+            before = now()?;
             tries += 1;
-            if before == unread || tries == LOOKS_MAX {
-                return Ok((unread, info));
+            if before == (drops, unread) || tries == LOOKS_MAX {
+                return Ok((drops, before.1, info));
             }
         }
+    }
+
+    fn dropped(&self) -> io::Result<u32> {
+        let memory: [u32; SK_MEMINFO_DROPS + 1] = self.option(libc::SOL_SOCKET, SO_MEMINFO)?;
+        Ok(memory[SK_MEMINFO_DROPS])
     }
 
     fn queued(&self, which: libc::Ioctl) -> io::Result<u32> {
@@ -227,7 +232,8 @@ mod tests {
             client.write_all(request.as_bytes()).unwrap();
             until(&handle, "it is dropped", |look| look.drops > before.drops);
             let after = handle.look().unwrap();
-            assert_eq!((after.unread, after.segments, after.moved.bytes_received), (0, 0, 0), "{request}");
+            let is_same = after.segments == before.segments;
+            assert!(after.unread == 0 && is_same && after.moved.bytes_received == 0, "{request}: {after:?}");
             handle.unpark().unwrap();
             let mut read = vec![0; request.len()];
             server.read_exact(&mut read).unwrap();
@@ -286,7 +292,22 @@ mod tests {
         assert_eq!((look.sent_first, look.moved.bytes_sent, look.state), (5, 5, 1));
         client.write_all(b"123").unwrap();
         until(&handle, "it comes", |look| look.unread == 3);
-        let look = handle.look().unwrap();
-        assert_eq!((look.segments, look.early, look.drops), (1, 0, 0));
+        let after = handle.look().unwrap();
+        assert!(after.segments > look.segments);
+        assert_eq!((after.early, after.drops), (0, 0));
+    }
+
+    #[test]
+    fn the_probe_of_a_keep_alive_is_dropped_and_counted_as_a_segment() {
+        let (client, _server, handle) = connection();
+        assert!(handle.park().unwrap());
+        let before = handle.look().unwrap();
+        let client = Socket::new(OwnedFd::from(client));
+        client.set_option(libc::IPPROTO_TCP, libc::TCP_KEEPIDLE, &1i32).unwrap();
+        client.set_option(libc::IPPROTO_TCP, libc::TCP_KEEPINTVL, &1i32).unwrap();
+        client.set_option(libc::SOL_SOCKET, libc::SO_KEEPALIVE, &1i32).unwrap();
+        until(&handle, "a probe is dropped", |look| look.drops > before.drops);
+        let after = handle.look().unwrap();
+        assert!(after.segments - before.segments >= after.drops - before.drops, "{before:?} {after:?}");
     }
 }
