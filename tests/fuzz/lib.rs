@@ -11,11 +11,15 @@ mod src {
     pub mod notify;
     pub mod protocol;
     pub mod record;
+    pub mod relay {
+        pub mod route;
+        pub use route::Reach;
+    }
     pub mod sys {
         pub mod namespace;
         pub mod pid;
     }
 }
-use src::{address, cli, error, notify, protocol, record, sys};
+use src::{address, cli, error, notify, protocol, record, relay, sys};
 
 pub mod targets;
