@@ -34,7 +34,9 @@ impl Supervisor {
         if self.caller.is_stopping() || swaps || !(own_is_free || has_heir) {
             return;
         }
-        if self.reloads.in_charge.and_then(|line| self.reloads.copies.get(&line)).is_some_and(|copy| copy.leaves) {
+        // One that was replaced leaves too.
+        let youngest = self.reloads.copies.values().rev().find(|copy| !starts(copy));
+        if youngest.is_some_and(|copy| copy.leaves) {
             return self.refuse_reload();
         }
         if let Some(wanted) = self.reloads.wanted.take() {
