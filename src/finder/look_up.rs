@@ -8,6 +8,7 @@ use crate::recovery::{self, Supervision, Way};
 use crate::rundir::{Bad, CANNOT_BE_READ, Notes, RunDir, pidfile};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::pid::Pid;
+use std::collections::BTreeSet;
 
 /// How a server stands to one that wants an address of the same name.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,6 +31,18 @@ impl RunDir {
         self.look_up_locked(address, asker, notes).unwrap_or_else(|found| found)
     }
 
+    /// Of a server that drains behind a newer one at the address, that one: the older serves again only without it.
+    fn newest_instead_of(&self, holder: Holder, address: &Address) -> Holder {
+        let Address::Tcp(_, port) = *address else { return holder };
+        let here: BTreeSet<u32> =
+            net::listeners_at(port).iter().flat_map(|all| all.at(address)).map(|socket| socket.inode).collect();
+        let snapshot = Snapshot::take();
+        let listens = |server: &Holder| server.sockets(&snapshot).is_ok_and(|own| !own.is_disjoint(&here));
+        let has_replaced = |server: &Holder| server.replaced.contains(&holder.pid) && server.start >= holder.start;
+        let newer = self.servers().unwrap_or_default().into_iter().filter(|it| has_replaced(it) && listens(it));
+        newer.max_by_key(|server| (server.generation, server.start)).unwrap_or(holder)
+    }
+
     /// As [`RunDir::look_up`], with the lock held. The error is an answer as well: the one that ends the look early.
     fn look_up_locked(&self, address: &Address, asker: &Asker<'_>, notes: &mut Notes) -> Result<Found, Found> {
         let named = self.named_holders(address, asker.me, notes)?;
@@ -44,7 +57,7 @@ impl RunDir {
         if holders.is_empty() {
             match self.port_holder(address, asker)? {
                 Some(holder) if relation(&holder, asker.places) == Relation::Foreign => return Err(Found::Foreign),
-                found => holders.extend(found),
+                found => holders.extend(found.map(|holder| self.newest_instead_of(holder, address))),
             }
         }
         let supervision: Vec<Supervision> = holders.iter().map(Holder::supervision).collect();
