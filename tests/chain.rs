@@ -17,6 +17,14 @@ struct Held {
 }
 
 impl Held {
+    /// Asks the server that has the port, and waits until it has taken the request.
+    fn by(server: i32, port: u16, gate: Gate) -> Held {
+        let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
+        stream.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
+        gate.reached();
+        Held { gate, stream, server }
+    }
+
     /// Whether it is answered by the server that it went to, once its gate is open.
     fn answers(mut self) -> bool {
         self.gate.open();
@@ -47,10 +55,7 @@ fn deploy(sandbox: &Sandbox, port: u16, generation: u64, options: &[&str]) -> He
     let Answer { pid: server, generation: answered, .. } = get(port).unwrap();
     // Whoever comes after one that was killed may not know its number.
     assert!(answered == generation || generation == 0, "{log}");
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    gate.reached();
-    Held { gate, stream, server }
+    Held::by(server, port, gate)
 }
 
 /// The supervisor of a server, as `--status` says.
@@ -230,9 +235,7 @@ fn reloads_wait_for_nobody_that_drains() {
     let (gate, hold) = sandbox.gate("hold");
     let words = [&format!("0.0.0.0:{port}"), "mute", &hold];
     let (mut front, server) = sandbox.serving(port, &["--drain", "600"], &words);
-    let mut stream = TcpStream::connect(("127.0.0.1", port)).unwrap();
-    stream.write_all(b"GET /hold HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n").unwrap();
-    gate.reached();
+    let held = Held::by(server, port, gate);
     let load = Load::start(port, Duration::from_millis(1));
     let mut reloads: Vec<Running> = Vec::new();
     for generation in 2..=4 {
@@ -244,7 +247,7 @@ fn reloads_wait_for_nobody_that_drains() {
         assert_eq!(reload.wait(), 0, "{}", reload.log());
     }
     assert!(!last.ended(), "it waits for the first server: {}", last.log());
-    assert!(Held { gate, stream, server }.answers());
+    assert!(held.answers());
     assert_eq!(last.wait(), 0, "{}", last.log());
     assert_unnoticed(load);
     sandbox.take_down(&port.to_string());

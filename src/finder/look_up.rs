@@ -34,13 +34,17 @@ impl RunDir {
     /// Of a server that drains behind a newer one at the address, that one: the older serves again only without it.
     fn newest_instead_of(&self, holder: Holder, address: &Address) -> Holder {
         let Address::Tcp(_, port) = *address else { return holder };
+        let mut newer = self.servers().unwrap_or_default();
+        newer.retain(|server| server.replaced.contains(&holder.pid) && server.start >= holder.start);
+        if newer.is_empty() {
+            return holder;
+        }
         let here: BTreeSet<u32> =
             net::listeners_at(port).iter().flat_map(|all| all.at(address)).map(|socket| socket.inode).collect();
         let snapshot = Snapshot::take();
         let listens = |server: &Holder| server.sockets(&snapshot).is_ok_and(|own| !own.is_disjoint(&here));
-        let has_replaced = |server: &Holder| server.replaced.contains(&holder.pid) && server.start >= holder.start;
-        let newer = self.servers().unwrap_or_default().into_iter().filter(|it| has_replaced(it) && listens(it));
-        newer.max_by_key(|server| (server.generation, server.start)).unwrap_or(holder)
+        newer.retain(listens);
+        newer.into_iter().max_by_key(|server| (server.generation, server.start)).unwrap_or(holder)
     }
 
     /// As [`RunDir::look_up`], with the lock held. The error is an answer as well: the one that ends the look early.

@@ -53,12 +53,10 @@ impl Detecting {
     pub fn look(&mut self, drain: &Drain, now: Instant, rest: Duration) -> Vec<(u32, Speaks)> {
         self.grip.look(drain, now, rest);
         self.grip.others.clear();
-        let is_known = |speaks: Speaks| speaks == Speaks::Http;
-        let handles = self.grip.handles.iter();
-        let found = handles.map(|h| (h.connection.inode, h.parking.speaks())).filter(|(_, speaks)| is_known(*speaks));
-        let mut known: Vec<(u32, Speaks)> = found.collect();
+        let found = self.grip.handles.iter().map(|h| (h.connection.inode, h.parking.speaks()));
+        let mut known: Vec<(u32, Speaks)> = found.filter(|(_, speaks)| *speaks == Speaks::Http).collect();
         known.append(&mut self.grip.barred);
-        self.grip.keep(|handle| !is_known(handle.parking.speaks()));
+        self.grip.keep(|handle| handle.parking.speaks() != Speaks::Http);
         known
     }
 }

@@ -103,13 +103,6 @@ pub struct Wanted {
 impl Grip {
     /// Takes hold of connections of a server and puts the filters on. `wanted`: those that may be parked, those first that
     /// matter most; `all`: these and the others.
-    pub fn take(server: &Server, all: &[Connection], wanted: Vec<Wanted>) -> Grip {
-        let mut grip = Grip { listing: Listing::Seen, ..Grip::default() };
-        grip.extend(server, all, wanted);
-        grip
-    }
-
-    /// Takes hold of more, as [`Grip::take`] does.
     pub fn extend(&mut self, server: &Server, all: &[Connection], wanted: Vec<Wanted>) {
         self.add(server, wanted);
         self.others.extend(self.unknown(all.to_vec()));

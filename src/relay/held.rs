@@ -4,7 +4,7 @@
 
 use super::grip::{Grip, Handle};
 use super::parking;
-use super::waiting::{Kept, Patience};
+use super::waiting::{Kept, Patience, Tally};
 use crate::drain;
 use crate::sys::clock::Instant;
 use crate::sys::steer::Exchanged;
@@ -32,6 +32,24 @@ pub struct Held {
     before: Vec<Exchanged>,
     told: Instant,
     drain: Duration,
+}
+
+/// What is left of the connections of a server that was told to stop.
+#[derive(Debug, Default)]
+pub struct Remains {
+    /// Those that it may still have.
+    pub held: Option<Held>,
+    /// How many threads wait for requests on others.
+    pub waiting: usize,
+    /// What became of the requests so far.
+    pub tally: Tally,
+}
+
+impl Remains {
+    /// Whether nothing waits any more.
+    pub fn is_over(&self) -> bool {
+        self.held.is_none() && self.waiting == 0
+    }
 }
 
 impl Held {

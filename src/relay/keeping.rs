@@ -190,7 +190,8 @@ impl Keeping {
         // There may be more than we can have handles on.
         all.sort_by_cached_key(|c| drain.find(c).is_ok_and(|socket| socket.is_none_or(|s| !s.is_busy(rest))));
         let wanted = all.iter().filter_map(|c| self.wanted(c)).collect();
-        self.grip = Grip::take(server, &all, wanted);
+        self.grip = Grip { listing: Listing::Seen, ..Grip::default() };
+        self.grip.extend(server, &all, wanted);
         self.listed = Some(all);
     }
 

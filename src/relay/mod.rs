@@ -16,14 +16,12 @@ mod head;
 mod held;
 mod keeping;
 mod parking;
-mod remains;
 mod route;
 #[cfg(test)]
 mod tests;
 pub mod waiting;
 
-pub use held::Held;
+pub use held::{Held, Remains};
 pub use keeping::{Keeping, Progress};
-pub use remains::Remains;
 pub use route::Reach;
 pub use waiting::Tally;

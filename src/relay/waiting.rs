@@ -4,6 +4,7 @@
 
 use super::exchange::{self, After, Outcome};
 use super::route::Route;
+use crate::sys::thread;
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use std::collections::VecDeque;
@@ -67,11 +68,7 @@ impl Tally {
 
 /// Starts a thread that relays what comes on these connections, and says in the end what became of them.
 pub fn start(kept: Vec<Kept>, patience: Patience, done: impl FnOnce(Tally) + Send + 'static) -> io::Result<()> {
-    spawn("relay", move || done(wait(kept, patience))).map(drop)
-}
-
-fn spawn(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<std::thread::JoinHandle<()>> {
-    std::thread::Builder::new().name(name.into()).stack_size(64 * 1024).spawn(body)
+    thread::start("relay", move || done(wait(kept, patience)))
 }
 
 /// A connection on which something has come, and since when it waits for its turn.
@@ -148,7 +145,7 @@ fn start_exchange(stream: TcpStream, route: Route, within: Duration, told: &Send
         let _ = tells.send(outcome);
     };
     // Without a thread it is closed, and its client learns of it at once.
-    if spawn("exchange", run).is_err() {
+    if thread::start("exchange", run).is_err() {
         let _ = told.send(Outcome::Unanswered);
         EXCHANGES.free();
     }

@@ -106,11 +106,9 @@ impl Sharing {
         for group in self.groups_mut() {
             let listening = group.listening(listeners);
             let left = group.members.leave_all(|member| listening.contains(&member.inode));
-            let mut joined = 0;
             let place = group.place;
-            for socket in own.iter().filter(|socket| socket.place() == place) {
-                joined += usize::from(group.add_new(socket.inode, Proof::Proven));
-            }
+            let here = own.iter().filter(|socket| socket.place() == place);
+            let joined = here.fold(0, |joined, own| joined + usize::from(group.add_new(own.inode, Proof::Proven)));
             if left + joined > 0 {
                 group.members.doubt(|_| true);
             }

@@ -61,9 +61,9 @@ impl Supervisor {
             Effect::Report(level, address, text) => self.report(level, address.as_ref(), text),
             Effect::Up => self.up(),
             Effect::Sure => self.sure(),
-            Effect::Passed => self.passed(),
+            Effect::Passed => self.done(&CopyWord::Passed),
             Effect::Hasten => self.limit_draining(0),
-            Effect::Done => self.done(),
+            Effect::Done => self.done(&CopyWord::Done),
             Effect::End(status) => self.end(status),
             Effect::Unhold(_)
             | Effect::Settle
@@ -232,14 +232,10 @@ impl Supervisor {
         self.limit_draining(self.run.max_draining);
     }
 
-    fn passed(&mut self) {
+    /// `word`: how our front hears of it.
+    fn done(&mut self, word: &CopyWord) {
         self.dismiss();
-        self.tell_front(&CopyWord::Passed);
-    }
-
-    fn done(&mut self) {
-        self.dismiss();
-        self.tell_front(&CopyWord::Done);
+        self.tell_front(word);
     }
 
     /// Whoever waits for the swap waits no longer.

@@ -3,10 +3,10 @@
 
 #![forbid(unsafe_code)]
 
-use super::threads::{self, Link};
+use super::threads::Link;
 use crate::protocol::line_of;
 use crate::sys::process::Pid;
-use crate::sys::socket;
+use crate::sys::{socket, thread};
 use std::fmt::Display;
 use std::io::Write;
 use std::net::Shutdown;
@@ -127,7 +127,7 @@ impl Outbox {
         waiting.bytes.extend_from_slice(rest);
         if !waiting.writer {
             let (link, shared) = (self.link.clone(), self.waiting.clone());
-            waiting.writer = threads::start("write", move || write_out(&link.stream, &shared)).is_ok();
+            waiting.writer = thread::start("write", move || write_out(&link.stream, &shared)).is_ok();
         }
         if waiting.writer { Ok(()) } else { Err(Lost::Half) }
     }

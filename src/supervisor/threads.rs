@@ -7,6 +7,7 @@ use crate::relay::Tally;
 use crate::rundir::RunDir;
 use crate::sys::process::{self, Pid, Pidfd};
 use crate::sys::socket;
+use crate::sys::thread::start;
 use nix::sys::signal::Signal;
 use signal_hook::iterator::SignalsInfo;
 use signal_hook::iterator::exfiltrator::WithRawSiginfo;
@@ -122,11 +123,6 @@ impl Slots {
 /// A number that nothing else in this process has.
 pub fn next_id() -> Id {
     NEXT.fetch_add(1, Ordering::Relaxed)
-}
-
-/// Starts a thread with a small stack: none of ours goes deep.
-pub fn start(name: &str, body: impl FnOnce() + Send + 'static) -> io::Result<()> {
-    std::thread::Builder::new().name(name.into()).stack_size(64 * 1024).spawn(body).map(drop)
 }
 
 /// Signals that have come, or will: they wait until somebody reads them.

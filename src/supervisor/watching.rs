@@ -2,7 +2,7 @@
 //! meets an address of a server that is to be replaced; a `listen` waits for the main thread to answer it.
 
 use super::held::{Held, Steering, Waiting};
-use super::threads::{Event, Events, start};
+use super::threads::{Event, Events};
 use crate::address::Address;
 use crate::finder::May;
 use crate::place::Place;
@@ -14,6 +14,7 @@ use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
 use crate::sys::seccomp::{Call, Last, Notification};
 use crate::sys::steer::{OwnProgram, Socket};
+use crate::sys::thread::start;
 use nix::libc;
 use std::collections::BTreeSet;
 use std::io;

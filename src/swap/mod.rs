@@ -265,12 +265,17 @@ impl Generation {
             tenure.lease.lend(Some(claimer));
             self.leave(Why::Requested);
         } else {
-            // What drains behind the server would serve in its place.
-            if all && (!claim.olds.is_empty() || tenure.older == Older::Drain) {
-                ours.effects.push(Effect::Hasten);
-            }
             tenure.enqueue(claimer, Wish::Down(addresses));
+            // What drains behind the server would serve in its place.
+            if all && self.older() == Older::Drain {
+                self.ours.effects.push(Effect::Hasten);
+            }
         }
+    }
+
+    /// Whether servers that this one has replaced still drain, or are about to go.
+    fn older(&self) -> Older {
+        if self.claim.olds.is_empty() { self.tenure.older } else { Older::Drain }
     }
 
     fn stop(&mut self, signalled: bool) {
@@ -335,8 +340,8 @@ impl Generation {
         if !self.is_leaving() {
             self.claim.settle(&mut self.ours);
             if self.is_free() && !self.ours.slots.is_acquiring() {
-                let behind = if self.claim.olds.is_empty() { Older::Gone } else { Older::Drain };
-                self.follow(|tenure, ours| tenure.lend(ours, behind));
+                let older = self.older();
+                self.follow(|tenure, ours| tenure.lend(ours, older));
             }
             // In plain order nobody can bind while a server that drains listens there.
             if self.is_up() && !self.claim.is_followed() {

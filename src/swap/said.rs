@@ -63,7 +63,7 @@ impl Generation {
             () if self.is_giving_way() => "it is on its way out",
             () if self.tenure.awaits_heir => "the supervisor that was about to replace it comes first",
             () if self.claimer().is_some() => "another server is about to replace it",
-            () if self.claim.olds.values().any(|old| !old.is_stopped()) => "it is about to take over another address",
+            () if !self.claim.has_replaced_all() => "it is about to take over another address",
             () => "it is about to let go of an address",
         }
     }

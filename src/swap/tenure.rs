@@ -135,8 +135,8 @@ impl Tenure {
         }
     }
 
-    /// Gives the lock to the next in the queue. `behind`: whether older servers drain that ours has replaced.
-    pub fn lend(&mut self, ours: &mut Ours, behind: Older) -> Next {
+    /// Gives the lock to the next in the queue. `older`: whether servers that ours has replaced still drain.
+    pub fn lend(&mut self, ours: &mut Ours, older: Older) -> Next {
         let mut next = Next::Stays;
         let awaits_heir = self.awaits_heir;
         let may = |(_, wish): &(ClaimerId, Wish)| !(awaits_heir && *wish == Wish::Replace);
@@ -145,7 +145,7 @@ impl Tenure {
             && let Some((claimer, wish)) = self.queue.remove(at)
         {
             match wish {
-                Wish::Down(_) if behind == Older::Drain || self.older == Older::Drain => {
+                Wish::Down(_) if older == Older::Drain => {
                     self.queue.insert(at, (claimer, wish));
                     break;
                 }

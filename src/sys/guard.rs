@@ -1,6 +1,6 @@
 //! The guard: a tiny process that takes the filters off connections when their supervisor dies.
 
-use super::listing::each_number;
+use super::aside::step_aside;
 use super::pid::Pid;
 use super::pidfd::Pidfd;
 use super::steer::{Socket, unpark_raw};
@@ -39,7 +39,9 @@ impl Guard {
             Ok(process) => Ok(Guard { pid, process, line }),
             Err(e) => {
                 // Nobody else reaps it: it is our child, and this is the thread that reaps.
-                end(pid);
+                // SAFETY: two integers; the child is not reaped yet.
+                unsafe { libc::kill(pid.raw(), libc::SIGKILL) };
+                reap(pid);
                 Err(e)
             }
         }
@@ -53,12 +55,6 @@ impl Drop for Guard {
             reap(self.pid);
         }
     }
-}
-
-fn end(pid: Pid) {
-    // SAFETY: two integers; the child is not reaped yet.
-    unsafe { libc::kill(pid.raw(), libc::SIGKILL) };
-    reap(pid);
 }
 
 /// Waits for the end of a child that was killed.
@@ -76,48 +72,11 @@ fn reap(pid: Pid) {
 unsafe fn watch(line: RawFd, kept: &[RawFd]) -> ! {
     // SAFETY: every call here is async-signal-safe and takes integers or pointers to locals.
     unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
-        libc::setsid();
-        // An inherited lock would make a dead supervisor look alive, an inherited pipe would keep its reader waiting.
-        close_others(kept);
+        step_aside(kept);
         let mut byte = 0u8;
         while libc::read(line, (&raw mut byte).cast(), 1) < 0 && *libc::__errno_location() == libc::EINTR {}
         kept.iter().filter(|&&fd| fd != line).for_each(|&fd| unpark_raw(fd));
         libc::_exit(0)
-    }
-}
-
-/// Closes every fd that is not among these. Async-signal-safe.
-fn close_others(kept: &[RawFd]) {
-    let mut from = 0;
-    for until in kept.iter().copied().chain([RawFd::MAX]) {
-        if from < until {
-            // SAFETY: integers only. Linux 5.9; a container profile may refuse it.
-            if unsafe { libc::syscall(libc::SYS_close_range, from, until - 1, 0) } != 0 {
-                return close_listed(kept);
-            }
-        }
-        from = until.saturating_add(1);
-    }
-}
-
-fn close_listed(kept: &[RawFd]) {
-    // SAFETY: the calls take integers and a constant string.
-    unsafe {
-        let mut listing = libc::open(c"/proc/self/fd".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC);
-        if listing < 0 {
-            // Room for one more: the standard error is not the guard's.
-            libc::close(2);
-            listing = libc::open(c"/proc/self/fd".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC);
-        }
-        each_number(listing, |fd| {
-            if fd != listing && kept.binary_search(&fd).is_err() {
-                libc::close(fd);
-            }
-        });
-        libc::close(listing);
     }
 }
 

@@ -1,8 +1,8 @@
 //! The keeper: a tiny process that ends a new server with its supervisor, and later answers for a dead supervisor.
 
+use super::aside::step_aside;
 use super::below;
 use super::limits::{drop_pages, never_written};
-use super::listing::each_number;
 use super::pid::Pid;
 use super::pidfd::Pidfd;
 use super::seccomp::{self, Ledger, Notifier};
@@ -88,12 +88,8 @@ enum Outcome {
 unsafe fn keep(socket: RawFd, ledger: &Ledger, never_written: &[Range<usize>]) -> ! {
     // SAFETY: every call here is async-signal-safe and takes integers or pointers to locals.
     unsafe {
-        let mut all: libc::sigset_t = std::mem::zeroed();
-        libc::sigfillset(&raw mut all);
-        libc::sigprocmask(libc::SIG_SETMASK, &raw const all, std::ptr::null_mut());
-        libc::setsid();
         libc::dup2(socket, 0);
-        close_from(1);
+        step_aside(&[0]);
         // Without a server, the supervisor died before its server ran.
         let Some(kept) = receive() else { libc::_exit(0) };
         let outcome = wait(kept.notifier, never_written);
@@ -179,25 +175,5 @@ fn end(kept: &Kept) {
             }
         }
         libc::syscall(libc::SYS_pidfd_send_signal, kept.server, libc::SIGKILL, 0, 0);
-    }
-}
-
-/// Closes every fd from a number on. Async-signal-safe.
-fn close_from(first: RawFd) {
-    // SAFETY: the calls take integers and a constant string.
-    unsafe {
-        // Linux 5.9; a container profile may refuse it.
-        if libc::syscall(libc::SYS_close_range, first, u32::MAX, 0) == 0 {
-            return;
-        }
-        // Room for one more.
-        libc::close(first);
-        let listing = libc::open(c"/proc/self/fd".as_ptr(), libc::O_RDONLY | libc::O_DIRECTORY | libc::O_CLOEXEC);
-        each_number(listing, |fd| {
-            if fd >= first && fd != listing {
-                libc::close(fd);
-            }
-        });
-        libc::close(listing);
     }
 }

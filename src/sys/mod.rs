@@ -1,6 +1,7 @@
 //! The one layer that touches what is unsafe or Linux-only: every call is offered as a safe function
 //! with types. It decides nothing and prints nothing.
 
+mod aside;
 mod below;
 mod bpf;
 mod child;
@@ -27,5 +28,6 @@ pub mod steer;
 mod table;
 mod tcp;
 pub mod terminal;
+pub mod thread;
 mod unwind;
 pub mod user;

@@ -2,6 +2,7 @@
 //! (socket(7), SO_ATTACH_REUSEPORT_CBPF, Linux 4.5). It needs no privilege, is replaced atomically, and outlives the
 //! process that attached it.
 
+mod marked;
 mod parking;
 mod probe;
 mod program;

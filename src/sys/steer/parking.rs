@@ -1,16 +1,16 @@
 //! The filter that keeps requests out of one connection for a moment. The kernel drops a segment that begins like an HTTP/1
 //! request, and the client's kernel sends it again until the filter is off. All else passes: TLS, HTTP/2, WebSocket.
 
+use super::marked::{Mark, take_off};
 use super::program::equal;
-use super::refusal::FILTER_MAX;
 use super::socket::Socket;
 use crate::sys::bpf::{jump, stmt};
 use crate::sys::net::Moved;
 use nix::libc;
 use std::io;
 
-/// An instruction that does nothing, by which a filter of ours is known.
-const OURS: u32 = 0x5E12_7E13;
+/// By which the filter is known.
+const PARKING: Mark = Mark(0x5E12_7E13);
 /// How requests begin: the first four bytes of the methods of RFC 9110 and of WebDAV (RFC 4918). CONNECT is not among
 /// them, since what follows it is no HTTP.
 const METHODS: [&[u8; 4]; 15] = [
@@ -68,19 +68,12 @@ impl Look {
 impl Socket {
     /// Drops what begins like a request from here on. `false` if the connection has a filter of the server's, which stays.
     pub fn park(&self) -> io::Result<bool> {
-        let own = self.filter()?;
-        if !(own.is_empty() || is_ours(&own)) {
-            return Ok(false);
-        }
-        self.attach(libc::SO_ATTACH_FILTER, &program()).map(|()| true)
+        self.put_filter(PARKING, &program())
     }
 
     /// Takes the filter of [`Socket::park`] off again, if it is there.
     pub fn unpark(&self) -> io::Result<()> {
-        match is_ours(&self.filter()?) {
-            true => self.set_option(libc::SOL_SOCKET, libc::SO_DETACH_FILTER, &0i32),
-            false => Ok(()),
-        }
+        self.take_filter(PARKING)
     }
 
     /// Looks at a connection: a few calls of a microsecond together.
@@ -136,22 +129,7 @@ impl Socket {
 
 /// Takes the filter off a connection. Async-signal-safe.
 pub(in crate::sys) fn unpark_raw(fd: libc::c_int) {
-    let (mut filter, mut len) = ([stmt(0, 0); FILTER_MAX], 0 as libc::socklen_t);
-    // SAFETY: with a length of 0 the kernel only says how many instructions there are; it reads a filter only if there is
-    // room for all of it.
-    unsafe {
-        let get = |to: *mut libc::c_void, len: &mut libc::socklen_t| {
-            libc::getsockopt(fd, libc::SOL_SOCKET, libc::SO_ATTACH_FILTER, to, len)
-        };
-        if get(std::ptr::null_mut(), &mut len) < 0 || len as usize > FILTER_MAX || len == 0 {
-            return;
-        }
-        if get(filter.as_mut_ptr().cast(), &mut len) == 0 && is_ours(&filter) {
-            let none = 0i32;
-            let size = size_of::<i32>() as libc::socklen_t;
-            libc::setsockopt(fd, libc::SOL_SOCKET, libc::SO_DETACH_FILTER, (&raw const none).cast(), size);
-        }
-    }
+    let _ = take_off(fd, PARKING);
 }
 
 /// A filter that drops a segment whose payload begins like a request. A load past its end would drop it too
@@ -165,7 +143,7 @@ fn program() -> Vec<libc::sock_filter> {
     // The distance of a jump from one instruction to another.
     let to = |from: usize, target: usize| (target - from - 1) as u8;
     let mut program = vec![
-        stmt(libc::BPF_LD | libc::BPF_IMM, OURS),
+        PARKING.first(),
         // The length of the TCP header, in units of four bytes.
         stmt(libc::BPF_LD | libc::BPF_B | libc::BPF_ABS, 12),
         stmt(libc::BPF_ALU | libc::BPF_RSH | libc::BPF_K, 4),
@@ -186,10 +164,6 @@ fn program() -> Vec<libc::sock_filter> {
     }
     program.extend([stmt(libc::BPF_RET | libc::BPF_K, u32::MAX), stmt(libc::BPF_RET | libc::BPF_K, 0)]);
     program
-}
-
-fn is_ours(filter: &[libc::sock_filter]) -> bool {
-    filter.first().is_some_and(|first| u32::from(first.code) == libc::BPF_LD | libc::BPF_IMM && first.k == OURS)
 }
 
 #[cfg(test)]
