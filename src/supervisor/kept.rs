@@ -5,20 +5,12 @@ use super::live::Standing;
 use super::state::Supervisor;
 use super::threads::Event;
 use crate::drain::Drained;
-use crate::relay::{Held, Keeping, Progress, Reach, Tally, waiting};
+use crate::relay::{Held, Keeping, Progress, Tally, waiting};
 use crate::server::Server;
 use crate::swap::{self, Level, Parting};
 use std::collections::BTreeSet;
 
 impl Supervisor {
-    /// Its server drains: what it has may be parked.
-    pub(super) fn keep(&mut self) {
-        let Some(live) = self.live.as_mut() else { return };
-        let may = self.run.relay != Reach::None;
-        // Without the addresses of this machine nobody knows who is on it.
-        live.standing.keeping = may.then(|| Keeping::new(self.run.relay, live.machine.drain_time()).ok()).flatten();
-    }
-
     /// Parks what can be parked, before the server is told to go.
     pub(super) fn park(&mut self, parting: Parting) {
         let Some(live) = self.live.as_mut() else { return };

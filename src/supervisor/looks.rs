@@ -9,9 +9,11 @@ use super::state::Supervisor;
 use super::switching::{LINGERS, start_drain};
 use super::threads::Id;
 use crate::address::Address;
+use crate::cli::Run;
 use crate::drain::Drained;
 use crate::procfs;
 use crate::protocol::ServerWord;
+use crate::relay::Reach;
 use crate::rundir::LOCK_PATIENCE;
 use crate::swap::{self, SpeakerId};
 use crate::sys::net::{self, Listeners};
@@ -144,7 +146,7 @@ impl Supervisor {
             self.write_replaced(Vec::new());
         }
         let Some(live) = self.live.as_mut() else { return false };
-        let sharing = left | look_at_shared(live, sockets, &mut self.agenda.pending, self.run.probe);
+        let sharing = left | look_at_shared(live, sockets, &mut self.agenda.pending, &self.run);
         let looks = !live.looks.watching.is_empty() || !live.looks.releasing.is_empty() || live.standing.heir.is_some();
         let has_ended = live.life.ended.is_some();
         if has_ended {
@@ -217,7 +219,7 @@ pub(super) fn look_at_shared(
     live: &mut Live,
     listeners: &Listeners,
     pending: &mut VecDeque<swap::Event>,
-    prove: bool,
+    run: &Run,
 ) -> bool {
     live.follow_closed(None, listeners, pending);
     let server = &live.server;
@@ -230,7 +232,7 @@ pub(super) fn look_at_shared(
         }
     }
     let held = || Some(server.holds_of(listeners.all()).ok()?.into_iter().map(|socket| socket.inode).collect());
-    live.joining.sharing.look(listeners, prove, held, server);
+    live.joining.sharing.look(listeners, run.probe, held, server);
     let complete = !live.joining.settled;
     for address in live.joining.proving.extract_if(.., |a| live.joining.sharing.is_proven(a, complete)) {
         pending.push_back(swap::Event::Accepts(address));
@@ -252,15 +254,15 @@ pub(super) fn look_at_shared(
         // Whoever steers does not answer: our server must not wait for that.
         lent.waiting.take().into_iter().for_each(|waiting| _ = listen_alone(waiting, true));
     }
-    look_at_drain(live, pending);
+    look_at_drain(live, run.relay, pending);
     !live.joining.proving.is_empty() || live.standing.drains || !live.joining.sharing.is_empty()
 }
 
 /// Moves the drain of a server on.
-fn look_at_drain(live: &mut Live, pending: &mut VecDeque<swap::Event>) {
+fn look_at_drain(live: &mut Live, relay: Reach, pending: &mut VecDeque<swap::Event>) {
     if live.standing.drains && live.standing.drain.is_none() {
         // The failure was reported at the first attempt. Until the drain can be watched, the server may be busy.
-        let _ = start_drain(live);
+        let _ = start_drain(live, relay);
     }
     if let Some(drain) = &mut live.standing.drain {
         let drained = drain.look(&live.server);

@@ -10,7 +10,7 @@ use crate::drain::Drain;
 use crate::finder::Holder;
 use crate::procfs::{self, Held};
 use crate::protocol::PeerWord;
-use crate::relay::Keeping;
+use crate::relay::{Keeping, Reach};
 use crate::swap::{self, Level, OldId};
 use crate::sys::process::Pid;
 use std::collections::BTreeSet;
@@ -144,11 +144,10 @@ impl Supervisor {
     pub(super) fn drain(&mut self) {
         let Some(live) = self.live.as_mut() else { return };
         (live.standing.gave_way, live.standing.drains, live.standing.quiesced) = (true, true, false);
-        if let Err(e) = start_drain(live) {
+        if let Err(e) = start_drain(live, self.run.relay) {
             let text = format!("unable to watch its connections: {} (it is tried again)", crate::error::reason(&e));
             self.log.say(Level::Warning, live.names.name.as_ref(), &text);
         }
-        self.keep();
         self.poll_soon();
     }
 
@@ -189,8 +188,12 @@ impl Live {
     }
 }
 
-pub(super) fn start_drain(live: &mut Live) -> std::io::Result<()> {
+/// Begins to watch what the server still has, and to keep requests from it as far as `relay` goes: both or neither, so that
+/// what is tried again is the whole.
+pub(super) fn start_drain(live: &mut Live, relay: Reach) -> std::io::Result<()> {
     let time = live.machine.drain_time();
-    live.standing.drain = Some(live.listeners().and_then(|listeners| Drain::start(listeners, time))?);
+    let drain = Drain::start(live.listeners()?, time)?;
+    let keeping = (relay != Reach::None).then(|| Keeping::new(relay, time)).transpose()?;
+    (live.standing.drain, live.standing.keeping) = (Some(drain), keeping);
     Ok(())
 }

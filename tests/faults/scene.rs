@@ -12,7 +12,7 @@ use std::time::Duration;
 pub enum Step {
     /// The new server has not said READY, nor bound.
     Starting,
-    /// The new server waits: another swap of the old one is under way.
+    /// The new server waits: another swap of the old one is under way, and on a shared port not proven yet.
     Queued,
     /// Shared: it listens, and has not accepted the probe.
     Proving,
@@ -106,7 +106,7 @@ pub struct Swap {
     pub step: Step,
     pub old: Side,
     pub new: Side,
-    /// Who holds the lock that the new one is queued for.
+    /// Who holds the lock of the old one that the new one is queued for.
     pub rest: Option<Side>,
     /// The server that was told to go: whatever happens, it goes.
     leaving: Option<i32>,
@@ -132,11 +132,13 @@ impl Swap {
             argument
         };
         // A server that takes TAKEDOWN can be told, and wait with its release and its end.
-        let (mut first, mut second) = (vec![address.clone()], vec![address.clone()]);
+        let (mut first, mut between) = (vec![address.clone()], vec![address.clone()]);
+        let mut second = between.clone();
         match step {
             Step::Starting => second.push(gate("before-ready")),
             Step::Proving => second.push(gate("accept")),
             Step::Draining => first.push(gate("hold")),
+            Step::Queued if shared => between.push(gate("accept")),
             Step::Queued | Step::Told => first.extend(["takedown".into(), gate("before-release")]),
             Step::Released => {
                 first.extend(["takedown".into(), gate("before-exit")]);
@@ -147,7 +149,7 @@ impl Swap {
         }
         if shared {
             // They know nothing of serverswap where nothing is asked of them.
-            for words in [&mut first, &mut second] {
+            for words in [&mut first, &mut between, &mut second] {
                 if !words.contains(&"takedown".to_owned()) {
                     words.push("mute".into());
                 }
@@ -171,7 +173,7 @@ impl Swap {
         let goes = shared && matches!(step, Step::Draining | Step::Told | Step::Closed);
         let kept = (0..if goes { CLIENTS } else { 0 }).map(|_| Kept::start(port)).collect();
         let middle = (step == Step::Queued).then(|| {
-            let middle = start(std::slice::from_ref(&address));
+            let middle = start(&between);
             gates[0].reached();
             middle
         });
@@ -186,14 +188,10 @@ impl Swap {
             _ => gates.iter().for_each(Gate::reached),
         }
         assert!(!new.running.ended(), "{}", new.running.log());
-        let told = matches!(step, Step::Queued | Step::Told | Step::Released | Step::Closed);
+        let told = matches!(step, Step::Told | Step::Released | Step::Closed) || step == Step::Queued && !shared;
         let leaving = told.then_some(oldest.server);
-        // On a shared port the one in the middle serves, and holds the lock of the first.
-        let (old, rest) = match middle {
-            Some(middle) if shared => (middle, Some(oldest)),
-            middle => (oldest, middle),
-        };
-        let swap = Swap { sandbox, port, step, old, new, rest, leaving, crowd, kept, failed: 0, gates, held };
+        let swap =
+            Swap { sandbox, port, step, old: oldest, new, rest: middle, leaving, crowd, kept, failed: 0, gates, held };
         if let Some(serving) = swap.serving() {
             swap.crowd.iter().for_each(|load| load.sees_server(serving));
         }
