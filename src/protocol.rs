@@ -244,7 +244,7 @@ words! {
         Released(address: Address) = "RELEASED",
         /// What was asked for is not done, for this reason. Nothing has changed.
         Refused(text: String) = "REFUSED",
-        /// The server is gone.
+        /// The server is gone, or a newer one has its place: look again who has the address.
         Gone = "GONE",
         /// The reload is done.
         Reloaded = "RELOADED",

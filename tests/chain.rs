@@ -254,6 +254,37 @@ fn reloads_wait_for_nobody_that_drains() {
     assert_eq!(front.wait(), 0);
 }
 
+/// Deploys that come while the second one starts wait for its swap, and not for the end of the first server.
+#[test]
+fn who_has_waited_for_a_swap_does_not_wait_for_its_drain() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let first = deploy(&sandbox, port, 1, &[]);
+    let load = Load::start(port, Duration::from_millis(1));
+    let (gate, accept) = sandbox.gate("accept");
+    let server = plain_server();
+    let own = [server.to_str().unwrap(), &format!("0.0.0.0:{port}"), "mute"];
+    let start = |words: &[&str]| -> Running {
+        sandbox.serverswap(OPTIONS.iter().chain(&["30"]).chain(&own).chain(words).copied().collect::<Vec<&str>>())
+    };
+    let second = start(&[&accept]);
+    gate.reached();
+    let others = [start(&[]), start(&[])];
+    others.iter().for_each(|other| other.says("waits for server"));
+    gate.open();
+    for mut running in [second].into_iter().chain(others) {
+        until("it is up", || running.ended());
+        assert_eq!(running.wait(), 0, "{}", running.log());
+    }
+    // They started at the same time, each as the next one of the first.
+    let last = get(port).unwrap();
+    until("the first is left", || states(&sandbox) == ["draining", "serving"]);
+    load.sees_server(last.pid);
+    assert!(first.answers());
+    assert_unnoticed(load);
+    assert_alone(&sandbox, port, last.generation);
+}
+
 /// DEPLOYS=1000 makes it long.
 #[test]
 fn many_deploys_with_ends_in_any_order() {

@@ -73,6 +73,7 @@ impl Supervisor {
             | Effect::Refuse(..)
             | Effect::Up
             | Effect::TellWaits(..)
+            | Effect::SendOn(_)
             | Effect::Sure
             | Effect::Passed
             | Effect::Hasten

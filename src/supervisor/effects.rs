@@ -54,6 +54,7 @@ impl Supervisor {
                 self.retire();
                 self.tell(claimer.0, &HolderWord::Gone);
             }
+            Effect::SendOn(claimer) => self.tell(claimer.0, &HolderWord::Gone),
             Effect::Arm(timer, time) => self.agenda.timers.arm(timer, time),
             Effect::Disarm(timer) => self.agenda.timers.disarm(timer),
             Effect::Pause(timer) => self.agenda.timers.pause(timer),

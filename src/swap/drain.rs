@@ -20,6 +20,7 @@ impl Tenure {
 
     fn drain(&mut self, ours: &mut Ours, claimer: Option<ClaimerId>) {
         self.lease = Lease::Draining(claimer, Drainage::Arriving);
+        self.send_on(ours);
         ours.effects.push(Effect::Drain);
         ours.arm(Timer::Drain, ours.settings.drain);
     }

@@ -383,6 +383,7 @@ impl Generation {
     /// Tells the server to stop, by TAKEDOWN where it took it, else by signal.
     fn leave(&mut self, why: Why) {
         let Generation { ours, claim, tenure } = self;
+        tenure.send_on(ours);
         let before = tenure.end_drain(ours);
         match before {
             Lease::Free => {}

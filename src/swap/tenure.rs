@@ -135,6 +135,13 @@ impl Tenure {
         }
     }
 
+    /// Whoever has the lock has the place of the server too: those that wait are not to wait for its end.
+    pub fn send_on(&mut self, ours: &mut Ours) {
+        if self.lease.claimer().is_some() {
+            ours.effects.extend(self.queue.drain(..).map(|(claimer, _)| Effect::SendOn(claimer)));
+        }
+    }
+
     /// Gives the lock to the next in the queue. `older`: whether servers that ours has replaced still drain.
     pub fn lend(&mut self, ours: &mut Ours, older: Older) -> Next {
         let mut next = Next::Stays;

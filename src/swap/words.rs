@@ -233,6 +233,8 @@ pub enum Effect {
     Refuse(ClaimerId, String),
     /// The server is gone.
     TellGone(ClaimerId),
+    /// A newer server has its place: the claimer has to look again who has the address.
+    SendOn(ClaimerId),
     /// Start a clock anew.
     Arm(Timer, Duration),
     /// Stop a clock for good.

@@ -357,7 +357,7 @@ impl Watcher {
                 }
             }
             Effect::TellReleased(claimer, _) => assert!(self.claimers.contains(claimer)),
-            Effect::TellGone(claimer) => assert!(self.claimers.remove(claimer), "told twice"),
+            Effect::TellGone(claimer) | Effect::SendOn(claimer) => assert!(self.claimers.remove(claimer), "told twice"),
             Effect::Arm(timer, _) => {
                 self.armed.insert(*timer, false);
             }

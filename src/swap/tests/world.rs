@@ -449,7 +449,7 @@ impl World {
                         self.feed(self.peers[k].new, Event::Shares(OldId(k as u64), Ok(())));
                     }
                 }
-                if let Event::OldGone(_) | Event::OldLost(_) = event {
+                if matches!(event, Event::OldGone(_) | Event::OldLost(_)) && self.peers[k].locked {
                     self.share_no_more(k);
                 }
                 self.feed(self.peers[k].new, event);
@@ -487,7 +487,8 @@ impl World {
     fn share(&mut self, k: usize, holds: &[Address]) -> bool {
         let (new, old) = (self.peers[k].new, self.peers[k].old);
         // Its supervisor knows those that drain behind the old one.
-        let known = |j: usize| j == new || j == old || self.servers[j].draining || self.servers[j].told;
+        let asked = |j: usize| self.peers.iter().any(|p| p.new == old && p.old == j && p.locked && p.open);
+        let known = |j: usize| j == new || j == old || self.servers[j].draining || self.servers[j].told || asked(j);
         let strangers = self.servers.iter().enumerate().filter(|(j, _)| !known(*j));
         let mut others = strangers.flat_map(|(_, s)| &s.process.listens);
         let shared = self.servers[new].shared && self.servers[old].shared && self.servers[old].process.alive;
@@ -506,7 +507,8 @@ impl World {
         // The supervisor of the old one steers again what drains behind that.
         for behind in self.peers.iter().filter(|peer| peer.new == old && peer.locked && peer.open) {
             let beside = self.servers[behind.old].process.listens.intersection(&self.servers[old].process.listens);
-            self.steered.extend(beside.map(|l| (l.clone(), (old, old, behind.old))));
+            // Unless a server that has come since does.
+            beside.for_each(|l| _ = self.steered.entry(l.clone()).or_insert((old, old, behind.old)));
         }
     }
 
@@ -770,7 +772,7 @@ impl World {
                 }
                 Effect::TellReleased(ClaimerId(k), address) => self.tell(k, Event::OldReleased(OldId(k), address)),
                 Effect::Refuse(ClaimerId(k), why) => self.tell(k, Event::OldRefused(OldId(k), why)),
-                Effect::TellGone(ClaimerId(k)) => {
+                Effect::TellGone(ClaimerId(k)) | Effect::SendOn(ClaimerId(k)) => {
                     self.tell(k, Event::OldGone(OldId(k)));
                     self.peers[k as usize].to_old.clear();
                     self.peers[k as usize].open = false;

@@ -46,6 +46,7 @@ impl Supervisor {
                 self.retire(land);
                 self.tell(land, claimer, &HolderWord::Gone);
             }
+            Effect::SendOn(claimer) => self.tell(land, claimer, &HolderWord::Gone),
             Effect::Arm(timer, time) => self.agenda.timers.arm(timer, time),
             Effect::Disarm(timer) => self.agenda.timers.disarm(timer),
             Effect::Pause(timer) => self.agenda.timers.pause(timer),
