@@ -2,7 +2,6 @@
 
 #![forbid(unsafe_code)]
 
-use super::attempts::Sight;
 use super::parking::{Parking, Speaks, Stands};
 use super::route::Route;
 use crate::drain::{Connection, Drain};
@@ -153,11 +152,17 @@ impl Grip {
         }
     }
 
-    /// How the most restless connection stands. Those that their server has closed, or whose client asks ahead, are let go.
-    pub fn look(&mut self, drain: &Drain, now: Instant, rest: Duration) -> Sight {
-        let mut sight = match self.listing {
-            Listing::Seen => Sight::AllIdle,
-            Listing::Unseen => Sight::SomeSlow,
+    /// How the most restless connection stands, and how many are idle or parked. Those that their server has closed, or
+    /// whose client asks ahead, are let go.
+    pub fn look(&mut self, drain: &Drain, now: Instant, rest: Duration) -> (Stands, usize) {
+        let mut worst = match self.listing {
+            Listing::Seen => Stands::Idle,
+            Listing::Unseen => Stands::Slow,
+        };
+        let mut at_rest = 0;
+        let mut stands = |stands: Stands| {
+            worst = worst.max(stands);
+            at_rest += usize::from(stands <= Stands::Parked);
         };
         let before = self.handles.len();
         let (others, barred) = (&mut self.others, &mut self.barred);
@@ -170,22 +175,21 @@ impl Grip {
                 others.push(handle.connection);
                 return false;
             };
-            sight = sight.max(Sight::of(handle.parking.stands(&look, now, rest)));
+            stands(handle.parking.stands(&look, now, rest));
             true
         });
         if self.handles.len() != before {
             self.guard_anew();
         }
         for connection in &self.others {
-            let stands = match drain.find(connection) {
+            stands(match drain.find(connection) {
                 Ok(None) => Stands::Idle,
                 Ok(Some(socket)) if !socket.is_busy(rest) => Stands::Idle,
                 // It cannot be parked, and neither can one that cannot be asked.
                 Ok(Some(_)) | Err(_) => Stands::Slow,
-            };
-            sight = sight.max(Sight::of(stands));
+            });
         }
-        sight
+        (worst, at_rest)
     }
 
     /// The guard is to hold what we hold: its hold too keeps a connection open. Without one the filters come off, and the

@@ -2,7 +2,7 @@
 
 #![forbid(unsafe_code)]
 
-use super::attempts::{Attempts, PARKS_BRIEFLY, PARKS_WITHIN, Sight, Step};
+use super::attempts::{Attempts, PARKS_BRIEFLY, PARKS_WITHIN, Step};
 use super::detecting::{DETECTS_FOR, Detecting};
 use super::grip::{Grip, Listing, Wanted};
 use super::held::Held;
@@ -105,21 +105,21 @@ impl Keeping {
         if drained == Drained::Idle && drain.has_none() && !self.attempts.is_under_way() {
             return Progress::Closed;
         }
-        let mut sight = match drained {
+        let (mut worst, mut at_rest) = match drained {
             _ if self.attempts.is_under_way() => {
                 if self.grip.listing == Listing::Unseen {
                     self.begin(drain, server);
                 }
                 self.grip.look(drain, now, rest)
             }
-            Drained::Idle => Sight::AllIdle,
-            Drained::Arriving | Drained::Quiesced => self.sight(drain, server, rest),
+            Drained::Idle => (Stands::Idle, 0),
+            Drained::Arriving | Drained::Quiesced => (self.worst(drain, server, rest), 0),
         };
-        let mut step = self.attempts.next(sight, now);
+        let mut step = self.attempts.next(worst, at_rest, now);
         if step == Step::Begin {
             self.begin(drain, server);
-            sight = self.grip.look(drain, now, rest);
-            step = self.attempts.next(sight, now);
+            (worst, at_rest) = self.grip.look(drain, now, rest);
+            step = self.attempts.next(worst, at_rest, now);
         }
         match step {
             Step::Wait | Step::Begin => {
@@ -223,12 +223,12 @@ impl Keeping {
 
     /// How the most restless connection stands, without filters. A slow one that is found is looked at first the next
     /// time: as long as it is slow the others need no look.
-    fn sight(&mut self, drain: &Drain, server: &Server, rest: Duration) -> Sight {
+    fn worst(&mut self, drain: &Drain, server: &Server, rest: Duration) -> Stands {
         if self.listed.is_none() {
             self.listed = drain.connections(server).ok();
         }
-        let Some(mut listed) = self.listed.take() else { return Sight::SomeSlow };
-        let (mut sight, mut at) = (Sight::AllIdle, 0);
+        let Some(mut listed) = self.listed.take() else { return Stands::Slow };
+        let (mut worst, mut at) = (Stands::Idle, 0);
         while let Some(connection) = listed.get(at) {
             let stands = match drain.find(connection) {
                 Ok(None) => {
@@ -238,7 +238,7 @@ impl Keeping {
                 Ok(Some(socket)) => stands(&socket, rest, self.route(connection)),
                 Err(_) => Stands::Slow,
             };
-            sight = sight.max(Sight::of(stands));
+            worst = worst.max(stands);
             if stands == Stands::Slow {
                 listed.swap(0, at);
                 break;
@@ -246,7 +246,7 @@ impl Keeping {
             at += 1;
         }
         self.listed = Some(listed);
-        sight
+        worst
     }
 }
 

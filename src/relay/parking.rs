@@ -115,8 +115,8 @@ fn is_above(one: u32, other: u32) -> bool {
     one.wrapping_sub(other).cast_signed() > 0
 }
 
-/// How a connection stands at a moment.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+/// How a connection stands at a moment, from the one that is most at rest.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Stands {
     /// Nothing has moved for so long that the server owes nothing.
     Idle,

@@ -1,7 +1,7 @@
 //! Exchanges over real connections, with threads as they are in use.
 
-use super::attempts::Sight;
 use super::grip::{Grip, Listing};
+use super::parking::Stands;
 use super::route::Route;
 use super::waiting::{self, Kept, Patience, Tally};
 use crate::drain::Drain;
@@ -131,7 +131,7 @@ fn clients_that_stop_in_their_request_keep_nobody_waiting_for_long() {
 #[test]
 fn what_was_not_listed_is_busy() {
     let (drain, now) = (Drain::start(Vec::new(), PATIENCE).unwrap(), clock::Instant::now());
-    assert_eq!(Grip::default().look(&drain, now, PATIENCE), Sight::SomeSlow);
+    assert_eq!(Grip::default().look(&drain, now, PATIENCE), (Stands::Slow, 0));
     let mut listed = Grip { listing: Listing::Seen, ..Grip::default() };
-    assert_eq!(listed.look(&drain, now, PATIENCE), Sight::AllIdle);
+    assert_eq!(listed.look(&drain, now, PATIENCE), (Stands::Idle, 0));
 }

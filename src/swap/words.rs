@@ -298,6 +298,6 @@ pub const QUIET: Duration = Duration::from_secs(3);
 /// How long what is on its way to a server may take to arrive after the time for its drain.
 pub const ARRIVALS: Duration = Duration::from_secs(3);
 /// How long it may take to park what can be parked; the glue is done earlier.
-pub const PARKS: Duration = Duration::from_secs(2);
+pub const PARKS: Duration = Duration::from_secs(4);
 /// Most addresses of one server: a server that asks for more babbles.
 pub const ADDRESSES_MAX: usize = 4096;

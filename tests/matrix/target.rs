@@ -2,6 +2,7 @@
 
 use super::common::{Sandbox, until};
 use std::path::PathBuf;
+use std::time::{Duration, Instant};
 
 /// Who is swapped.
 pub struct Target {
@@ -29,10 +30,18 @@ impl Target {
 
     /// Starts a generation: what is wrong with it.
     pub fn deploy(&self, generation: u64) -> Option<String> {
-        match self.sandbox.run(&self.words) {
-            (0, log) if !log.contains("warning") => None,
-            (status, log) => Some(format!("generation {generation}: status {status}\n{log}")),
-        }
+        self.swap(generation).0
+    }
+
+    /// The same, and how long after it was up its command has ended: the time to start is the server's own.
+    pub fn swap(&self, generation: u64) -> (Option<String>, Duration) {
+        let mut running = self.sandbox.serverswap(&self.words);
+        until("it is up, or has failed", || running.ended() || running.log().contains(" is up"));
+        let up = Instant::now();
+        let (status, took) = (running.wait(), up.elapsed());
+        let log = running.log();
+        let is_clean = status == 0 && !log.contains("warning");
+        ((!is_clean).then(|| format!("generation {generation}: status {status}\n{log}")), took)
     }
 
     /// Takes it down, and looks that nothing is left: what is wrong.
