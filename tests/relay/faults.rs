@@ -3,6 +3,8 @@
 use crate::common::{DEADLINE, alive, children};
 use crate::{Client, Running, Scene, until};
 use nix::libc;
+use std::collections::BTreeSet;
+use std::io::Read;
 use std::time::{Duration, Instant};
 
 /// A client that keeps an attempt from its end: it sends a part of its request now and then.
@@ -126,5 +128,94 @@ fn a_client_that_sends_for_ever_is_cut() {
     until("it is cut", || client.send("x").is_err());
     assert!(since.elapsed() > Duration::from_secs(2), "cut after {:?}", since.elapsed());
     assert_eq!(old.wait(), 0, "{}", old.log());
+    scene.end(new);
+}
+
+/// Lets a process have not one file more (prlimit(2)). A new file gets the lowest free number.
+fn take_files(pid: i32) {
+    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
+    let open: BTreeSet<u64> = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    let free = (0..).find(|number| !open.contains(number)).unwrap();
+    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: the structure is valid through both calls.
+    let set = unsafe {
+        let read = libc::prlimit64(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit);
+        limit.rlim_cur = free;
+        read == 0 && libc::prlimit64(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) == 0
+    };
+    assert!(set, "{}", std::io::Error::last_os_error());
+}
+
+/// Where no handle and no guard can be had, all goes as without the relay.
+#[test]
+fn a_supervisor_without_files_parks_nothing_and_ends() {
+    let scene = Scene::node(&["--drain", "3"]);
+    let mut old = scene.start();
+    let mut clients: Vec<Client> = (0..4).map(|_| scene.client()).collect();
+    let mut answered = Vec::new();
+    let mut new = None;
+    for nth in 0.. {
+        if clients.is_empty() {
+            break;
+        }
+        if nth == 1 {
+            new = Some(scene.start());
+            take_files(old.pid());
+        }
+        let mut client = 0;
+        clients.retain_mut(|kept| {
+            client += 1;
+            let id = format!("{client}.{nth}");
+            // Closed by the end of its server, or answered by the new one.
+            let answer = kept.post(&id).ok();
+            answered.extend(answer.as_ref().map(|_| id));
+            answer.is_some_and(|answer| !answer.closes())
+        });
+    }
+    assert_eq!(old.wait(), 0, "{}", old.log());
+    let done = scene.ids();
+    assert_eq!(done.iter().collect::<BTreeSet<_>>().len(), done.len(), "something was done twice");
+    assert!(answered.iter().all(|id| done.contains(id)));
+    scene.end(new.unwrap());
+}
+
+/// Of each ten connections one has something waiting. CONNECTIONS=10000 makes it large.
+#[test]
+fn of_many_connections_those_with_something_waiting_are_answered_and_the_others_closed() {
+    let count = std::env::var("CONNECTIONS").map_or(500, |text| text.parse().expect("a number"));
+    let limit = nix::sys::resource::Resource::RLIMIT_NOFILE;
+    let (_, most) = nix::sys::resource::getrlimit(limit).unwrap();
+    nix::sys::resource::setrlimit(limit, most, most).unwrap();
+    let scene = Scene::node(&["--drain", "4"]);
+    let mut old = scene.start();
+    let mut asked: Vec<String> = (0..count).map(|nth| format!("0.{nth}")).collect();
+    let keep = |id: &String| {
+        let mut client = scene.client();
+        assert_eq!(client.post(id).unwrap().generation(), 1);
+        client
+    };
+    let mut idle: Vec<Client> = asked.iter().map(keep).collect();
+    let mut busy = idle.split_off(count - count / 10);
+    let new = scene.start();
+    for round in 1.. {
+        if busy.is_empty() {
+            break;
+        }
+        for (nth, client) in busy.iter_mut().enumerate() {
+            asked.push(format!("{round}.{nth}"));
+            let id = asked.last().unwrap();
+            client.send(format!("POST / HTTP/1.1\r\nHost: x\r\nContent-Length: {}\r\n\r\n{id}", id.len())).unwrap();
+        }
+        busy.retain_mut(|client| client.answer("POST").unwrap().generation() == 1);
+    }
+    for mut client in idle {
+        assert_eq!(client.stream.read(&mut [0; 16]).unwrap(), 0, "an idle connection that is not closed");
+    }
+    assert_eq!(old.wait(), 0, "{}", old.log());
+    assert!(!old.log().contains("warning"), "{}", old.log());
+    let mut done = scene.ids();
+    asked.sort();
+    done.sort();
+    assert_eq!(asked, done, "asked, and done");
     scene.end(new);
 }

@@ -865,7 +865,7 @@ fn what_can_be_parked_is_parked_before_an_old_server_is_cut_off() {
         old.step(Event::AskedDrain(CLAIMER));
         old
     };
-    let parks = |parting| [Effect::Park(parting), Effect::Arm(Timer::Drain, Duration::from_secs(2))];
+    let parks = |parting| [Effect::Park(parting), Effect::Arm(Timer::Drain, PARKS)];
     let mut old = drains(&[]);
     old.step(Event::Quiesced);
     assert_eq!(old.step(Event::Timer(Timer::Drain)), parks(Parting::IsCutOff));
