@@ -16,12 +16,16 @@ use crate::family::{Descent, Family, Jobs, Seen};
 use crate::finder::Holder;
 use crate::procfs::{self, Snapshot, Stat};
 use crate::sys::net::{self, TcpSocket};
+use crate::sys::oom::OomScore;
 use crate::sys::process::{Keeper, Pid, Pidfd};
 use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::io;
 use std::net::SocketAddr;
 use std::sync::Arc;
+
+/// The most looks at a server whose processes get their values back. One that forks without end may keep what is left.
+const SCORE_LOOKS: usize = 16;
 
 /// One running server.
 pub struct Server {
@@ -35,6 +39,8 @@ pub struct Server {
     /// Inodes of the sockets that listened before it was started.
     before: Option<BTreeSet<u32>>,
     keeper: Option<Keeper>,
+    /// The value of its main process, until that has its own value back.
+    score: Option<OomScore>,
     /// Where its calls are seen, or why they cannot be.
     pub watch: Option<std::result::Result<Arc<Watch>, String>>,
 }
@@ -49,7 +55,7 @@ impl Server {
         let (session, seen) = (stat.session, Seen::default());
         seen.session(session);
         let family = Family { main: pid, start, group, session, mark, descent: Descent::Lost(holder.session) };
-        Some(Server { pid, start, pidfd, family, seen, before: None, keeper: None, watch: None })
+        Some(Server { pid, start, pidfd, family, seen, before: None, keeper: None, score: None, watch: None })
     }
 
     /// Whether it had another supervisor before.
@@ -77,6 +83,25 @@ impl Server {
     pub fn outlives_us(&self) {
         if let Some(keeper) = &self.keeper {
             keeper.server_serves();
+        }
+    }
+
+    /// The server is up: when memory runs out, it is not the first to go any more. A process that has set its value itself
+    /// keeps it.
+    pub fn goes_first_no_more(&mut self) {
+        self.score.take_if(|main| main.give_back().is_ok());
+        let give_back = |stat: &&Stat| {
+            let score = OomScore::open(stat.pid).ok();
+            // The pid may have been reused since the look: the start time of the opened one decides.
+            let score = score.filter(|_| procfs::stat(stat.pid).is_some_and(|now| now.start == stat.start));
+            score.is_some_and(|score| score.give_back().unwrap_or(false))
+        };
+        for _ in 0..SCORE_LOOKS {
+            let snapshot = Snapshot::take();
+            // What one of them forked before it had its own value back inherited the other one: the next look finds it.
+            if self.family.members(&snapshot).into_iter().filter(give_back).count() == 0 {
+                break;
+            }
         }
     }
 

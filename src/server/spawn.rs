@@ -9,6 +9,7 @@ use crate::family::{Descent, Family, Household, Seen};
 use crate::output::Output;
 use crate::procfs::{self, MARK};
 use crate::sys::net;
+use crate::sys::oom::OomScore;
 use crate::sys::process::{self, Keeper, Pid, Pidfd};
 use crate::sys::seccomp::{Filter, Ledger};
 use nix::libc;
@@ -111,9 +112,11 @@ impl Start<'_> {
         let watch = watched.map(|watched| watched.and_then(|()| Watch::receive(&report, ledger, seen.clone())));
         let notifier = watch.as_ref().and_then(|w| Some(&w.as_ref().ok()?.notifier));
         let pidfd = Pidfd::open(pid).map_err(|e| failed("watch", name, e))?;
+        // A new server is the first to go when memory runs out. Where that cannot be had, it runs all the same.
+        let score = OomScore::open(pid).and_then(|score| score.raise().map(|()| score)).ok();
         let keep = |keeper: Keeper| keeper.keep((pid, &pidfd), family.group, notifier).map(|()| keeper);
         let keeper = keeper.and_then(keep).map_err(|e| failed("keep", name, e))?;
-        Ok(Server { pid, start, pidfd, family, seen, before, keeper: Some(keeper), watch })
+        Ok(Server { pid, start, pidfd, family, seen, before, keeper: Some(keeper), score, watch })
     }
 }
 

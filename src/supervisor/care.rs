@@ -130,6 +130,8 @@ impl Supervisor {
             ..Names::default()
         };
         let mut live = Live::new(machine, server, names_of, sockets);
+        // Its supervisor may have died when the server was to live on, and was not up.
+        live.server.goes_first_no_more();
         live.joining.unshared = unshared;
         live.life = Life { end: Some(end), was_up: true, ..Life::default() };
         self.agenda.pending.extend(heir.map(|_| Event::HeirAwaited));

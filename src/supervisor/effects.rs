@@ -202,6 +202,8 @@ impl Supervisor {
     fn up(&mut self) {
         let Some(live) = self.live.as_mut() else { return };
         live.life.was_up = true;
+        // Whoever hears that it is up may count on it.
+        live.server.goes_first_no_more();
         // A server with one thread waits for what is said on a probe.
         live.opening.passed.clear();
         // A successor may share the UDP ports that the server has by now, and no later ones.

@@ -100,6 +100,10 @@ impl Supervisor {
         self.kin.leftovers.retain_mut(|left| left.look(now));
         if self.clock.tidy_at.take_if(|at| *at <= now).is_some() {
             self.dir.claims_no_orphans();
+            // What could not be looked at when it came up may have the value of a new server.
+            if let Some(live) = self.live.as_mut().filter(|live| live.life.was_up) {
+                live.server.goes_first_no_more();
+            }
             // A server that was ending when this one looked for others has left its record: nobody else removes it.
             if !self.dir.tidy() {
                 self.clock.tidy_at = Some(now + TIDY_AGAIN);

@@ -17,6 +17,7 @@ mod limits;
 mod listing;
 pub mod namespace;
 pub mod net;
+pub mod oom;
 pub mod pid;
 mod pidfd;
 pub mod process;
