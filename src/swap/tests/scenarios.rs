@@ -2,6 +2,7 @@
 
 use super::*;
 use crate::protocol::Word;
+use crate::swap::words::PARKS;
 
 const OLD: OldId = OldId(7);
 const CLAIMER: ClaimerId = ClaimerId(5);
