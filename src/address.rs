@@ -43,6 +43,12 @@ impl Address {
         Ok(address)
     }
 
+    /// Where this machine reaches it; `None` if it is no port.
+    pub fn reached_at(&self) -> Option<SocketAddr> {
+        let Address::Tcp(ip, port) = self else { return None };
+        Some(SocketAddr::new(ip.unwrap_or(Ipv4Addr::LOCALHOST.into()), *port))
+    }
+
     /// Whether it is a port: the kernel knows who listens there.
     pub fn is_port(&self) -> bool {
         matches!(self, Address::Tcp(..))

@@ -2,7 +2,10 @@
 
 #![forbid(unsafe_code)]
 
+mod trial;
 mod values;
+
+pub use trial::{Check, Trial};
 
 use crate::address::Address;
 use crate::error::Result;
@@ -95,8 +98,8 @@ pub struct Run {
     pub log: Option<Destination>,
     /// Do not watch or share the port.
     pub plain: bool,
-    /// Open the probe connection on a shared port.
-    pub probe: bool,
+    /// What the new server has to pass.
+    pub trial: Trial,
     /// How long the new server may take; `None`: the default of its situation.
     pub ready_timeout: Option<Duration>,
     /// How long this server may finish what it has when it is replaced on a shared port.
@@ -152,6 +155,9 @@ one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
       --plain              do not watch or share the port: only a server that
                            says READY swaps
       --no-probe           do not prove by a connection that the new server accepts
+      --check COMMAND      before the switch, COMMAND has to succeed in a shell; only
+                           the new server answers at $SERVERSWAP_PREVIEW
+      --check-http PATH    the same with GET PATH: a status of 200 to 399
       --ready-timeout SECS the new server must be up within this time, else it is
                            killed and nothing changes; 0 waits for ever [60;
                            a first server in the foreground: none]
@@ -182,7 +188,7 @@ one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
 ADDRESS: 8080, :8080, 127.0.0.1:8080, [::1]:8080, a name, or @PID of a server.
 
 Exit status: the server's own; 0 when it was replaced or taken down on request;
-124 it was not up in time; 125 serverswap failed; 126 COMMAND cannot be executed;
+124 it was not up in time, or failed its check; 125 serverswap failed; 126 COMMAND cannot be executed;
 127 COMMAND not found.
 
 Manual: man serverswap; the control channel: man 7 serverswap.
@@ -247,6 +253,20 @@ where
     Ok(cli)
 }
 
+/// The options of a server that is to be run which have a value.
+const WITH_VALUE: [&str; 10] = [
+    "--wait",
+    "--log",
+    "--check",
+    "--check-http",
+    "--ready-timeout",
+    "--drain",
+    "--max-draining",
+    "--relay",
+    "--kill-after",
+    "--stop-signal",
+];
+
 /// Takes a long option of a server that is to be run, and gives its name.
 fn set(run: &mut Run, name: &str, parser: &mut lexopt::Parser) -> Result<&'static str> {
     match name {
@@ -259,7 +279,7 @@ fn set(run: &mut Run, name: &str, parser: &mut lexopt::Parser) -> Result<&'stati
             return Ok("--plain");
         }
         "no-probe" => {
-            run.probe = false;
+            run.trial.probe = false;
             return Ok("--no-probe");
         }
         "no-relay" => {
@@ -268,12 +288,13 @@ fn set(run: &mut Run, name: &str, parser: &mut lexopt::Parser) -> Result<&'stati
         }
         _ => {}
     }
-    let with_value =
-        ["--wait", "--log", "--ready-timeout", "--drain", "--max-draining", "--relay", "--kill-after", "--stop-signal"];
-    let option = with_value
+    let option = WITH_VALUE
         .into_iter()
         .find(|option| &option[2..] == name)
         .ok_or_else(|| usage(Long(name).unexpected().to_string()))?;
+    if run.trial.set(option, parser)? {
+        return Ok(option);
+    }
     match option {
         "--wait" => run.wait = wait(&text(parser, option)?)?,
         "--log" => {
@@ -297,7 +318,7 @@ fn defaults() -> Run {
         wait: Wait::Gone,
         log: None,
         plain: false,
-        probe: true,
+        trial: Trial::new(),
         ready_timeout: None,
         drain: Duration::from_secs(10),
         max_draining: 8,
@@ -426,7 +447,7 @@ mod tests {
         assert_eq!(r.ready_timeout, Some(Duration::ZERO));
         assert_eq!((r.drain, r.kill_after), (Duration::from_millis(500), Duration::from_secs(3)));
         assert_eq!(r.stop_signal, Signal::SIGQUIT);
-        assert!(!r.probe && r.plain && r.detach);
+        assert!(!r.trial.probe && r.plain && r.detach);
         for name in ["QUIT", "SIGQUIT", "3"] {
             assert_eq!(run(&["--stop-signal", name, "x"]).stop_signal, Signal::SIGQUIT);
         }

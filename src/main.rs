@@ -4,6 +4,7 @@
 //! `finder` and `protocol`, and all of them use `sys`.
 
 mod address;
+mod check;
 mod cli;
 mod detach;
 mod drain;

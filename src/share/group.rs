@@ -4,7 +4,7 @@ use super::member::{Handle, Member, Proof, Side};
 use crate::members::Members;
 use crate::place::Place;
 use crate::sys::net::Listeners;
-use crate::sys::steer::{OwnProgram, Program, Range, Socket};
+use crate::sys::steer::{OwnProgram, Probe, Program, Range, Socket};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 
@@ -57,6 +57,8 @@ pub(super) struct Group {
     /// Clients are kept away from the new sockets until the switch: without that, these would at once take connections
     /// from an old server at another place of the same port.
     pub guarded: bool,
+    /// How many connections of a preview there were.
+    pub previewed: usize,
 }
 
 impl Group {
@@ -72,6 +74,7 @@ impl Group {
             own: None,
             unreachable: None,
             guarded: false,
+            previewed: 0,
         }
     }
 
@@ -141,7 +144,12 @@ impl Group {
 
     /// The program that the group needs now.
     pub(super) fn program(&self) -> Program {
-        let mut probes = Vec::new();
+        self.program_with(None)
+    }
+
+    /// The same with one more private connection, to the member at this index.
+    pub(super) fn program_with(&self, preview: Option<(&Probe, u32)>) -> Program {
+        let mut probes: Vec<(&Probe, u32)> = preview.into_iter().collect();
         for (index, member) in (0u32..).zip(self.members.iter()) {
             if let Some(Proof::Begun(probe) | Proof::Probing(probe, _)) = member.proof() {
                 probes.push((probe, index));
@@ -153,17 +161,21 @@ impl Group {
     /// Puts the program on the group: through a socket of the old server, or of the new one.
     pub(super) fn steer(&mut self, fetch: Fetch<'_>) -> io::Result<()> {
         let program = self.program();
+        self.put(&program, fetch)
+    }
+
+    pub(super) fn put(&mut self, program: &Program, fetch: Fetch<'_>) -> io::Result<()> {
         if let Some(old) = self.olds().find(|old| old.listens()) {
-            old.steer(&program)?;
+            old.steer(program)?;
         } else {
             // A single socket needs no steering, and an unknown order allows none.
             if !self.in_order || self.members.len() < 2 && !self.steered || !self.has_news() {
                 return Ok(());
             }
             match fetch.handles(&self.inodes_of_news()).first() {
-                Some(own) => own.steer(&program)?,
+                Some(own) => own.steer(program)?,
                 // The sockets cannot be had: the server has become a process that we may not look at.
-                None => Socket::visit(&self.place, |visitor| visitor.steer(&program))?,
+                None => Socket::visit(&self.place, |visitor| visitor.steer(program))?,
             }
         }
         self.steered = true;

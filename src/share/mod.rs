@@ -25,7 +25,7 @@ use handed::Order;
 use member::{Proof, STEADY};
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::SocketAddr;
+use std::net::{SocketAddr, TcpStream};
 
 /// The listeners of a new server, and those of old ones beside them, as the new side sees them.
 #[derive(Debug, Default)]
@@ -223,6 +223,12 @@ impl Sharing {
         // Where it has closed what it had, it is on its way out, or not done.
         let is_done = |g: &Group| if g.has_news() { g.is_proven() } else { !complete && !g.joined };
         self.near(address).any(Group::has_news) && self.near(address).all(is_done)
+    }
+
+    /// A connection to the new server alone, at the first place that it has.
+    pub fn preview(&mut self, fetch: Fetch<'_>) -> io::Result<TcpStream> {
+        let group = self.groups_mut().find(|group| group.has_news()).ok_or(io::ErrorKind::NotConnected)?;
+        group.preview(fetch)
     }
 
     /// What keeps the new server from being proven at this address, if it listens there.

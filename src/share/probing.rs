@@ -8,6 +8,7 @@ use crate::sys::net::{self, Diag, Ends, Listeners};
 use crate::sys::steer::Probe;
 use std::collections::BTreeSet;
 use std::io;
+use std::net::TcpStream;
 use std::time::Duration;
 
 /// The number of lo in every network namespace (LOOPBACK_IFINDEX of the kernel).
@@ -39,6 +40,26 @@ impl Group {
             }
         }
         Ok(())
+    }
+
+    /// A connection to one of the new sockets, whoever gets the others.
+    pub(super) fn preview(&mut self, fetch: Fetch<'_>) -> io::Result<TcpStream> {
+        if self.members.mixes(Member::is_new) {
+            return Err(io::Error::other("sockets come and go too fast to be followed"));
+        }
+        let news: Vec<usize> = (0..self.members.len()).filter(|at| self.members[*at].is_new()).collect();
+        // Each in its turn.
+        self.previewed = self.previewed.wrapping_add(1);
+        let at = news.get(self.previewed % news.len().max(1)).ok_or(io::ErrorKind::NotConnected)?;
+        let inode = self.members[*at].inode;
+        let preview = probe(&self.place).map_err(io::Error::other)?;
+        let program = self.program_with(Some((&preview, *at as u32)));
+        self.put(&program, fetch)?;
+        let guard = if self.guarded { fetch.handles(&[inode].into()).pop() } else { None };
+        let admitted = guard.map_or(Ok(true), |guard| guard.refuse_newcomers(Some(&preview)));
+        let stream = admitted.and_then(|_| preview.connect()).and_then(|()| preview.into_stream(PROBE_ARRIVES));
+        self.steer(fetch)?;
+        stream
     }
 
     /// Begins probes, and looks how far the sent ones are. `true` if one has ended for which the port is still steered.

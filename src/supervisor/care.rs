@@ -12,7 +12,7 @@ use crate::procfs;
 use crate::recovery::{self, Recovered, Scene};
 use crate::server::Server;
 use crate::share;
-use crate::swap::{ClaimerId, Effect, Event, Generation, Level, Order, Orphan, Settings};
+use crate::swap::{Checked, ClaimerId, Effect, Event, Generation, Level, Order, Orphan, Settings};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
 use crate::sys::steer::Socket;
@@ -115,6 +115,7 @@ impl Supervisor {
         let settings = Settings {
             order: if unshared { Order::Plain } else { Order::Shared },
             awaited: false,
+            checked: Checked::No,
             ready_timeout: None,
             kill_after: self.run.kill_after,
             drain: self.run.drain,

@@ -84,6 +84,7 @@ impl Supervisor {
             | Effect::Deny(_)
             | Effect::Join(_)
             | Effect::Settle
+            | Effect::Check
             | Effect::Switch(_)
             | Effect::SwitchBack
             | Effect::Drain

@@ -38,6 +38,7 @@ impl Supervisor {
             Effect::Pass(address) => self.pass(&address),
             Effect::Deny(address) => self.deny(&address),
             Effect::Join(address) => self.join(&address),
+            Effect::Check => self.check(),
             Effect::Switch(_) => self.switch(),
             Effect::SwitchBack => self.switch_back(),
             Effect::Drain => self.drain(),
@@ -252,6 +253,7 @@ impl Supervisor {
     fn end(&mut self, status: u8) {
         if self.live.as_ref().is_some_and(|live| !live.life.was_up) && !self.caller.is_stopping() {
             self.show_strangers();
+            self.show_check();
             self.show_last_lines();
         }
         let Some(live) = self.clear_away() else { return };

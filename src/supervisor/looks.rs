@@ -236,7 +236,7 @@ pub(super) fn look_at_shared(
         }
     }
     let held = || Some(server.holds_of(listeners.all()).ok()?.into_iter().map(|socket| socket.inode).collect());
-    live.joining.sharing.look(listeners, run.probe, held, server);
+    live.joining.sharing.look(listeners, run.trial.probe, held, server);
     let complete = !live.joining.settled;
     for address in live.joining.proving.extract_if(.., |a| live.joining.sharing.is_proven(a, complete)) {
         pending.push_back(swap::Event::Accepts(address));

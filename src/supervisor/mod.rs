@@ -4,6 +4,7 @@
 #![forbid(unsafe_code)]
 
 mod care;
+mod checks;
 mod directory;
 mod effects;
 mod elsewhere;
@@ -169,6 +170,7 @@ impl Supervisor {
                 self.directory_at(),
                 self.copies_at(),
                 self.progress_at(),
+                self.checks_at(),
             ]
             .into_iter()
             .flatten()
@@ -210,6 +212,8 @@ impl Supervisor {
                 self.poll();
                 self.settle();
             }
+            self.move_checks();
+            self.settle();
             self.reload_if_possible();
             self.show_progress();
         }
@@ -273,6 +277,8 @@ impl Supervisor {
             }
             Event::Steers(steering) => self.steers(steering),
             Event::Relayed(tally) => self.relayed(tally),
+            Event::Asked(result) => self.asked(result),
+            Event::Previewed(answer) => self.previewed(&answer),
             Event::Directory(lock) => self.directory_is_ours(lock),
             Event::HungUp(id) => self.hung_up(id),
             Event::Orphaned(id) => self.orphaned(id),

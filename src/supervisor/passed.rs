@@ -19,7 +19,7 @@ impl Supervisor {
     /// Looks whether a server that is not up has accepted probes on the listeners that were passed on; `true` if that is
     /// still to come.
     pub(super) fn look_at_passed(&mut self) -> bool {
-        let probes = self.run.probe;
+        let probes = self.run.trial.probe;
         let Some(live) = self.live.as_mut().filter(|live| probes && live.machine.is_starting()) else { return false };
         let Ok(listeners) = net::passed_listeners() else { return true };
         if listeners.is_empty() {

@@ -30,7 +30,7 @@ impl Supervisor {
         while let Some((pid, end)) = process::reap() {
             self.successor_ended(pid, Some(end));
             let is_main = self.live.as_ref().is_some_and(|live| live.server.pid == pid);
-            if !self.copy_ended(pid, end) && is_main {
+            if !self.is_check(pid, end) && !self.copy_ended(pid, end) && is_main {
                 self.main_ended(end.status(), &end.to_string());
             }
         }

@@ -14,7 +14,7 @@ use crate::finder::{Holder, Registration};
 use crate::protocol::CopyWord;
 use crate::record::Record;
 use crate::server::{Server, Surroundings};
-use crate::swap::{self, Effect, Level, Order, Settings};
+use crate::swap::{self, Checked, Effect, Level, Order, Settings};
 use crate::sys::process::Pid;
 use nix::sys::signal::Signal;
 use std::io;
@@ -60,13 +60,7 @@ impl Supervisor {
             }
             None => None,
         };
-        let settings = Settings {
-            order: if watch.is_some() { Order::Shared } else { Order::Plain },
-            drain: self.run.drain,
-            awaited,
-            ready_timeout: self.run.ready_timeout,
-            kill_after: self.run.kill_after,
-        };
+        let settings = self.settings(watch.is_some(), awaited);
         let (machine, effects) = swap::Generation::new(settings);
         let ours = Link::new(ours);
         self.peers.conns.insert(sockets.control, Conn::ours(ours.clone(), Role::Server));
@@ -85,6 +79,17 @@ impl Supervisor {
         self.live = Some(live);
         self.begin(started, effects);
         Ok(())
+    }
+
+    fn settings(&self, is_watched: bool, awaited: bool) -> Settings {
+        Settings {
+            order: if is_watched { Order::Shared } else { Order::Plain },
+            drain: self.run.drain,
+            awaited,
+            checked: if self.run.trial.checks.is_empty() { Checked::No } else { Checked::Yes },
+            ready_timeout: self.run.ready_timeout,
+            kill_after: self.run.kill_after,
+        }
     }
 
     /// Tells the caller of `-d` where the output goes from here on.

@@ -5,6 +5,7 @@ use super::outbox::Outbox;
 use super::threads::{EndOf, Event, Events, Id, Link, Signals};
 use super::timers::Timers;
 use crate::address::Address;
+use crate::check::Checks;
 use crate::cli::Run;
 use crate::detach::Launcher;
 use crate::error::status;
@@ -81,6 +82,8 @@ pub(super) struct Agenda {
     pub(super) orphaned: BTreeMap<Id, Instant>,
     /// Connections of a server that was told to stop.
     pub(super) kept: Remains,
+    /// The checks of our server, if it had any to pass.
+    pub(super) checks: Option<Checks>,
 }
 
 /// The supervisor of the server for which this process stands.

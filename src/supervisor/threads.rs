@@ -70,6 +70,10 @@ pub enum Event {
     Steers(Steering),
     /// What became of requests on kept connections.
     Relayed(Tally),
+    /// What came of a check over HTTP.
+    Asked(Result<(), String>),
+    /// Somebody has connected to the preview, and is to be led to our server.
+    Previewed(crate::check::Answer),
     /// The supervisor of an old server has closed its connection and lives on.
     HungUp(Id),
     /// The supervisor of an old server is gone: the lock of the server's record is free.

@@ -24,8 +24,8 @@ mod warrant;
 mod words;
 
 pub use words::{
-    ADDRESSES_MAX, ClaimerId, Effect, Event, Level, Meets, OldId, Order, Orphan, Parting, QUIET, READY_TIMEOUT,
-    Settings, SpeakerId, Timer,
+    ADDRESSES_MAX, Checked, ClaimerId, Effect, Event, Level, Meets, OldId, Order, Orphan, Parting, QUIET, Settings,
+    SpeakerId, Timer,
 };
 
 use crate::address::Address;
@@ -53,10 +53,8 @@ impl Generation {
     /// A generation that is about to start, and the effects of that.
     pub fn new(settings: Settings) -> (Generation, Vec<Effect>) {
         let mut new = Generation::with(settings, Stage::Starting);
-        let awaited = new.ours.settings.awaited.then_some(READY_TIMEOUT);
-        if let Some(time) = new.ours.settings.ready_timeout.or(awaited).filter(|time| !time.is_zero()) {
-            new.ours.arm(Timer::Ready, time);
-        }
+        let time = new.ours.settings.ready_time();
+        time.into_iter().for_each(|time| new.ours.arm(Timer::Ready, time));
         new.settle();
         let effects = std::mem::take(&mut new.ours.effects);
         (new, effects)
@@ -190,6 +188,7 @@ impl Generation {
             }
             Event::Drained | Event::TimeIsUp => {}
             Event::Down(claimer, addresses) => self.down(claimer, addresses),
+            Event::Checked(result) => claim.checked(result),
             Event::Stop { signalled } => self.stop(signalled),
             Event::Exited(status) => self.exited(status),
             Event::Timer(timer) => self.rang(timer),

@@ -42,13 +42,19 @@ impl Generation {
         self.ours.slots.name()
     }
 
-    /// `starting`, `serving` or `draining`, as `--status` says it.
+    /// `starting`, `checking`, `serving` or `draining`, as `--status` says it.
     pub fn state(&self) -> &'static str {
         match self.ours.stage {
+            Stage::Starting if self.claim.is_checking() => "checking",
             Stage::Starting => "starting",
             Stage::Presumed | Stage::Up if !self.tenure.lease.is_draining() => "serving",
             Stage::Presumed | Stage::Up | Stage::Leaving(_) | Stage::Ended => "draining",
         }
+    }
+
+    /// Whether checks of the server are to be made.
+    pub fn is_checking(&self) -> bool {
+        self.is_starting() && self.claim.is_checking()
     }
 
     /// What a server that is not up has not done so far.

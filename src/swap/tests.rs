@@ -23,6 +23,7 @@ fn settings(awaited: bool) -> Settings {
     Settings {
         order: Order::Plain,
         awaited,
+        checked: Checked::No,
         ready_timeout: None,
         kill_after: Duration::from_secs(10),
         drain: Duration::from_secs(10),

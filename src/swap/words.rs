@@ -122,6 +122,8 @@ pub enum Event {
         /// The server has had the signal too.
         signalled: bool,
     },
+    /// The checks of the server have all succeeded, or why one of them has not (asked for by [`Effect::Check`]).
+    Checked(Result<(), String>),
     /// A clock ran out.
     Timer(Timer),
 }
@@ -186,6 +188,8 @@ pub enum Effect {
     Join(Address),
     /// The server wants no more sockets: those that it has are to prove themselves.
     Settle,
+    /// Check the new server, again and again until all its checks succeed.
+    Check,
     /// New connections go to the new server from here on.
     Switch(Warrant),
     /// Let the old server finish what it has, and then stop it.
@@ -276,6 +280,16 @@ pub enum Order {
     Shared,
 }
 
+/// Whether a server has checks to pass.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
+pub enum Checked {
+    /// It accepts, and that is enough.
+    #[default]
+    No,
+    /// By `--check` or `--check-http`.
+    Yes,
+}
+
 /// Settings of a generation.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
 pub struct Settings {
@@ -283,12 +297,23 @@ pub struct Settings {
     pub order: Order,
     /// Somebody waits for the swap (`--detach`, `--reload`): the server has to be up to count.
     pub awaited: bool,
+    /// It is not up before its checks have succeeded.
+    pub checked: Checked,
     /// `--ready-timeout`; zero: for ever; `None`: the default of the situation.
     pub ready_timeout: Option<Duration>,
     /// `--kill-after`.
     pub kill_after: Duration,
     /// `--drain`.
     pub drain: Duration,
+}
+
+impl Settings {
+    /// How long a server may take that claims nothing yet; `None`: for ever.
+    pub(super) fn ready_time(&self) -> Option<Duration> {
+        // A check that never succeeds is to fail some time.
+        let is_bounded = self.awaited || self.checked == Checked::Yes;
+        self.ready_timeout.or(is_bounded.then_some(READY_TIMEOUT)).filter(|time| !time.is_zero())
+    }
 }
 
 /// Default of `--ready-timeout`.

@@ -1,9 +1,14 @@
 //! The children of this process: how they end.
 
 use super::pid::Pid;
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::signal::Signal;
+use std::fs::File;
 use std::io;
+use std::os::fd::OwnedFd;
+use std::os::unix::process::CommandExt;
+use std::process::Command;
 
 /// How a child ended.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -54,6 +59,34 @@ pub fn reap() -> Option<(Pid, End)> {
             None => return None,
         }
     }
+}
+
+/// Starts a command that leads a process group of its own and ends with this process (PR_SET_PDEATHSIG, prctl(2)).
+/// It is reaped like every child, by [`reap`].
+pub fn spawn_check(command: &mut Command) -> io::Result<Pid> {
+    command.process_group(0);
+    // SAFETY: prctl(2) is async-signal-safe and takes integers.
+    unsafe {
+        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+            0 => Ok(()),
+            _ => Err(io::Error::last_os_error()),
+        });
+    }
+    let child = command.spawn()?;
+    Pid::new(child.id().into()).ok_or_else(|| io::Error::from_raw_os_error(libc::ESRCH))
+}
+
+/// SIGKILL to all of a process group that a child of ours leads, or has led.
+pub fn kill_group(leader: Pid) {
+    // SAFETY: the call takes integers.
+    unsafe { libc::kill(-leader.raw(), libc::SIGKILL) };
+}
+
+/// A pipe whose end for us does not block: that end, and the other one.
+pub fn pipe() -> io::Result<(File, OwnedFd)> {
+    let (ours, theirs) = nix::unistd::pipe2(OFlag::O_CLOEXEC)?;
+    fcntl(&ours, FcntlArg::F_SETFL(OFlag::O_NONBLOCK))?;
+    Ok((ours.into(), theirs))
 }
 
 /// Whether this process has children, living or not yet reaped.

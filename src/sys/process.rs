@@ -1,7 +1,7 @@
 //! This process and others: what they are, and what is inherited. The start of a server, its end and its keeper have
 //! files of their own, which are re-exported here.
 
-pub use super::child::{End, has_children, reap};
+pub use super::child::{End, has_children, kill_group, pipe, reap, spawn_check};
 pub use super::copy::{
     CARE, LINE, close_inherited, passed_sockets, server_to_care_for, spawn_caretaker, spawn_copy, take_line,
 };

@@ -12,7 +12,7 @@ use std::time::Duration;
 
 /// The examples that a test here runs. A new one in a manual needs a new test.
 const RUN: [(u8, &[&str]); 2] = [
-    (1, &["deploy", "status", "reload", "takedown", "log", "current", "kill", "server.js", "wrapper", "json"]),
+    (1, &["deploy", "status", "reload", "takedown", "log", "current", "kill", "server.js", "wrapper", "json", "check"]),
     (7, &["short.sh", "server.sh", "server.py", "raw.js"]),
 ];
 
@@ -146,6 +146,21 @@ fn manual_1_a_deploy_script() {
         let (status, log) = stage.run(&broken, &deploy);
         assert_eq!(status, 0, "{log}");
         assert!(log.lines().any(|line| line == "old version still up"), "{log}");
+        assert_eq!(stage.answer(4).1[0], 4);
+        assert_eq!(stage.served_pid(), pid);
+    });
+}
+
+#[test]
+fn manual_1_a_check() {
+    let server =
+        example(1, "server.js").replace("response.end(", "response.end(request.url === '/login' ? 'Password' : ");
+    let check = example(1, "check");
+    deployed(&[("server.js", &server)], &check, |stage, _| {
+        let pid = stage.served_pid();
+        let broken = stage.generation(5, &[("server.js", &server.replace("Password", "?"))]);
+        let (status, log) = stage.run(&broken, &check.replace("-d ", "-d --ready-timeout 3 "));
+        assert_eq!(status, 124, "{log}");
         assert_eq!(stage.answer(4).1[0], 4);
         assert_eq!(stage.served_pid(), pid);
     });

@@ -17,15 +17,16 @@ const FISH: &str = "src/install/completions/serverswap.fish";
 
 // Options.
 
-/// The options that the parser knows, by its source: `Short('d')`, `Long("status")`, and those that `set` takes, which it
-/// gives back by name: `"--detach"`.
+/// The options that the parser knows, by its source: `Short('d')`, `Long("status")`, and those of a server to run, which stand
+/// by name in a list and in `set`: `"--detach"`.
 fn parser_options() -> Names {
     let source = file("src/cli.rs");
     let source = source.split("#[cfg(test)]").next().unwrap();
     let short = between(source, "Short('", "')").map(|c| format!("-{c}"));
     let long = between(source, "Long(\"", "\")").map(|name| format!("--{name}"));
     let set = between(source, "\nfn set(", "\n}\n").next().expect("the options of a server to run");
-    let of_run = between(set, "\"--", "\"").map(|name| format!("--{name}"));
+    let list = between(source, "const WITH_VALUE", "];").next().expect("the options with a value");
+    let of_run = [set, list].into_iter().flat_map(|text| between(text, "\"--", "\"")).map(|name| format!("--{name}"));
     short.chain(long).chain(of_run).collect()
 }
 
@@ -173,6 +174,8 @@ fn value_for(kind: &str) -> &'static str {
         "WHOSE" => "all",
         "N" => "3",
         "NAME" => "node",
+        "COMMAND" => "true",
+        "PATH" => "/",
         other => panic!("no value for {other}"),
     }
 }
@@ -382,7 +385,8 @@ fn environment_variables_are_in_the_manual() {
     // The four of the control channel are explained in serverswap(7), in its words.
     let text = manual(7);
     let transport: Names = tags(section(&text, "TRANSPORT")).into_iter().map(|tag| tag[1].to_owned()).collect();
-    let others = ["SERVERSWAP_RUN_DIR", "SERVERSWAP_FRONT", "SERVERSWAP_CARETAKER"];
+    let others =
+        ["SERVERSWAP_RUN_DIR", "SERVERSWAP_FRONT", "SERVERSWAP_CARETAKER", "SERVERSWAP_PREVIEW", "SERVERSWAP_PID"];
     let channel: Names =
         used.into_iter().filter(|v| v.starts_with("SERVERSWAP_") && !others.contains(&v.as_str())).collect();
     assert_eq!(transport, channel);

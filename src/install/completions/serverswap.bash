@@ -41,7 +41,7 @@ _serverswap() {
         case $word in
             --run-dir) dir=${typed[i + 1]}; ((i += 2)) ;;
             --run-dir=*) dir=${word#*=}; ((i += 1)) ;;
-            --wait | --log | --ready-timeout | --drain | --max-draining | --relay | --kill-after | --stop-signal | --client) ((i += 2)) ;;
+            --wait | --log | --check | --check-http | --ready-timeout | --drain | --max-draining | --relay | --kill-after | --stop-signal | --client) ((i += 2)) ;;
             --status | --reload | --takedown) mode=$word; ((i += 1)) ;;
             --) ((i += 1)); break ;;
             -*) ((i += 1)) ;;
@@ -88,12 +88,12 @@ _serverswap() {
         --client)
             mapfile -t COMPREPLY < <(compgen -W 'node' -- "$cur")
             return ;;
-        --ready-timeout | --drain | --max-draining | --kill-after) return ;;
+        --check | --check-http | --ready-timeout | --drain | --max-draining | --kill-after) return ;;
     esac
 
     case $cur in
         -*)
-            mapfile -t COMPREPLY < <(compgen -W '-d --detach --wait --log --plain --no-probe
+            mapfile -t COMPREPLY < <(compgen -W '-d --detach --wait --log --plain --no-probe --check --check-http
                 --ready-timeout --drain --max-draining --relay --no-relay --kill-after --stop-signal
                 --run-dir
                 -q --quiet -v --verbose --status --json --reload --fresh --takedown --client

@@ -14,7 +14,7 @@ function __serverswap_form
                 test $i -le (count $words); and set dir $words[$i]
             case '--run-dir=*'
                 set dir (string replace -- --run-dir= '' $words[$i])
-            case --wait --log --ready-timeout --drain --max-draining --relay --kill-after --stop-signal --client
+            case --wait --log --check --check-http --ready-timeout --drain --max-draining --relay --kill-after --stop-signal --client
                 set i (math $i + 1)
             case --status --reload --takedown
                 set mode $words[$i]
@@ -87,6 +87,8 @@ complete -c serverswap -n 'not __serverswap_is command' -l wait -x -a 'gone up' 
 complete -c serverswap -n 'not __serverswap_is command' -l log -r -F -d 'Append the output of the server to FILE'
 complete -c serverswap -n 'not __serverswap_is command' -l plain -d 'Do not watch or share'
 complete -c serverswap -n 'not __serverswap_is command' -l no-probe -d 'Do not open the probe connection'
+complete -c serverswap -n 'not __serverswap_is command' -l check -x -d 'A command that has to succeed before the switch'
+complete -c serverswap -n 'not __serverswap_is command' -l check-http -x -d 'A path that has to be answered before the switch'
 complete -c serverswap -n 'not __serverswap_is command' -l ready-timeout -x -d 'The new server must be up within SECS'
 complete -c serverswap -n 'not __serverswap_is command' -l drain -x -d 'How long this server may finish what it has'
 complete -c serverswap -n 'not __serverswap_is command' -l max-draining -x -d 'How many older servers may still drain'

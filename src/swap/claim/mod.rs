@@ -4,6 +4,7 @@
 
 mod olds;
 mod takeover;
+mod trial;
 mod wants;
 
 use super::ours::{Leaving, Ours, Stage, Why};
@@ -22,8 +23,21 @@ pub(super) struct Claim {
     /// What old servers were asked to let go of, as long as the swap is not done.
     pub(super) harmed: BTreeSet<Address>,
     pub(super) wants: Wants,
+    pub(super) trial: Trial,
     /// How much of the end of the swap was reported.
     pub(super) reported: Reported,
+}
+
+/// How far the trial of a server is.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Default)]
+pub(super) enum Trial {
+    /// It has not begun.
+    #[default]
+    Ahead,
+    /// Its checks are made. Why the last one failed, if one did.
+    Checking(Option<String>),
+    /// Nothing is left to pass.
+    Passed,
 }
 
 /// How much of the end of a swap was reported.

@@ -6,7 +6,7 @@ use crate::error::status;
 use crate::swap::ours::{Gait, Ours, Stage};
 use crate::swap::slots::{Kind, Slot, list};
 use crate::swap::warrant::{Lock, Wanted, Warrant};
-use crate::swap::words::{Effect, Level, OldId, Order, QUIET, READY_TIMEOUT, Timer};
+use crate::swap::words::{Checked, Effect, Level, OldId, Order, QUIET, READY_TIMEOUT, Timer};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Claim {
@@ -63,6 +63,11 @@ impl Claim {
             let why = why.unwrap_or_else(|| "the new server cannot be watched".into());
             return self.refuse_silent(ours, address, &why);
         };
+        if ours.settings.checked == Checked::Yes {
+            let why = why.unwrap_or_else(|| "this swap runs in plain order".into());
+            let why = format!("the new server cannot be checked while the old one has the address: {why}");
+            return self.fail_address(ours, address.clone(), status::NOT_UP, &why);
+        }
         let Some(warrant) = Warrant::new(said, olds.iter().map(|id| self.olds[id].lock())) else { return };
         if let Some(why) = why {
             let why = format!("the port cannot be shared: {why} (this swap runs in plain order)");
@@ -127,6 +132,9 @@ impl Claim {
         if !(abandoned.is_empty() || self.wants.are_met()) {
             return;
         }
+        if !self.has_passed(ours) {
+            return;
+        }
         self.commit(ours, Reach::Switched);
         ours.effects.push(Effect::Switch(warrant));
         ours.slots.change_all(|address, slot| {
@@ -172,6 +180,9 @@ impl Claim {
             let worker = ours.slots.is_empty() && !self.wants.has_closed && (self.wants.said_up || quiet);
             let serves = ours.slots.any([Kind::Held]);
             if acquiring || !(worker || serves) || self.uncovered(&ours.slots).next().is_some() {
+                return;
+            }
+            if !self.has_passed(ours) {
                 return;
             }
             let presumed = ours.slots.is_empty() && !self.wants.said_up;
@@ -254,6 +265,9 @@ impl Claim {
             None if self.wants.said_up => "it has said UP, and listens on nothing any more".to_owned(),
             None => "it listens on nothing yet, and has said neither UP nor READY=1".to_owned(),
         };
+        if let Some(why) = self.unchecked() {
+            return (ours.slots.name(), why);
+        }
         hindered.or_else(|| ours.slots.iter().find_map(missing)).unwrap_or_else(|| (ours.slots.name(), other()))
     }
 

@@ -263,6 +263,7 @@ impl Watcher {
                     self.unproven.insert(address.clone());
                 }
             }
+            Effect::Check => panic!("nothing is to be checked"),
             Effect::Settle => assert!(!self.unproven.is_empty(), "nothing is to be proven"),
             Effect::Switch(_) => {
                 assert!(self.shared && !std::mem::replace(&mut self.switching, true), "switched twice");

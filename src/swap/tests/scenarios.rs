@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::protocol::Word;
-use crate::swap::words::PARKS;
+use crate::swap::words::{PARKS, READY_TIMEOUT};
 
 const OLD: OldId = OldId(7);
 const CLAIMER: ClaimerId = ClaimerId(5);
@@ -598,6 +598,62 @@ fn what_keeps_a_server_from_being_proven_is_said_when_its_time_is_up() {
         reports(&effects),
         ["the new server was not up in time: it listens on :1 but accepts nothing (the new server is killed)"]
     );
+}
+
+/// A new server with checks, which accepts beside the old one.
+fn on_trial() -> (Generation, Vec<Effect>) {
+    let mut machine = Generation::new(Settings { order: Order::Shared, checked: Checked::Yes, ..settings(true) }).0;
+    machine.step(Event::Calls(a(":1"), Meets::Server));
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    machine.step(Event::Shares(OLD, Ok(())));
+    assert_has(&locked(&mut machine, &[":1"]), &[Effect::Join(a(":1"))]);
+    let effects = machine.step(Event::Accepts(a(":1")));
+    (machine, effects)
+}
+
+#[test]
+fn the_old_server_keeps_its_connections_until_the_checks_of_the_new_one_have_succeeded() {
+    let (mut machine, effects) = on_trial();
+    assert_has(&effects, &[Effect::Check]);
+    assert!(!effects.iter().any(|effect| asks_for_harm(effect) || matches!(effect, Effect::Switch(_))));
+    assert!(machine.is_checking());
+    assert_eq!(machine.state(), "checking");
+    // It is made again.
+    let failed = || Event::Checked(Err("its check failed: GET /: status 500".into()));
+    assert_eq!(machine.step(failed()), []);
+    let effects = machine.clone().step(Event::Timer(Timer::Ready));
+    assert!(reports(&effects)[0].contains("its check failed: GET /: status 500"), "{effects:?}");
+    assert_has(&effects, &[Effect::Kill]);
+    let effects = machine.step(Event::Checked(Ok(())));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Switch(_))));
+    assert_has(&effects, &[Effect::Up]);
+    assert!(!machine.is_checking());
+    // What a check says that had begun before does not matter any more.
+    assert_eq!(machine.step(failed()), []);
+}
+
+#[test]
+fn a_first_server_is_not_up_before_its_checks_have_succeeded() {
+    let mut machine = Generation::new(Settings { order: Order::Shared, checked: Checked::Yes, ..settings(false) }).0;
+    machine.step(Event::Calls(a(":1"), Meets::Nobody));
+    machine.step(Event::Vacant(a(":1")));
+    let effects = machine.step(Event::Accepts(a(":1")));
+    assert_has(&effects, &[Effect::Check]);
+    assert!(!effects.contains(&Effect::Up));
+    assert_has(&machine.clone().step(Event::Timer(Timer::Ready)), &[Effect::Kill]);
+    assert_has(&machine.step(Event::Checked(Ok(()))), &[Effect::Up]);
+}
+
+/// There is no moment at which both could be asked.
+#[test]
+fn in_plain_order_a_server_with_checks_replaces_nobody() {
+    let mut machine = Generation::new(Settings { checked: Checked::Yes, ..settings(true) }).0;
+    says(&mut machine, "READY :1");
+    machine.step(Event::Taken(a(":1"), vec![OLD]));
+    let effects = locked(&mut machine, &[":1"]);
+    assert!(!effects.iter().any(asks_for_harm));
+    assert!(reports(&effects)[0].contains("cannot be checked while the old one has the address"), "{effects:?}");
+    assert_has(&effects, &[Effect::Kill]);
 }
 
 #[test]

@@ -685,6 +685,7 @@ impl World {
                     server.proving.insert(address);
                 }
                 Effect::Settle => {}
+                Effect::Check => answers.push(Event::Checked(Ok(()))),
                 Effect::Switch(_) => {
                     assert!(self.servers[i].proving.is_empty(), "server {i} may not accept");
                     let listens = &self.servers[i].process.listens;

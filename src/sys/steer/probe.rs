@@ -3,10 +3,12 @@
 #![forbid(unsafe_code)]
 
 use crate::sys::tcp::{Ends, socket_address};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, SockaddrStorage, bind, connect, getsockname, socket};
 use std::io;
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6};
-use std::os::fd::{AsRawFd, OwnedFd};
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV6, TcpStream};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::time::Duration;
 
 /// A private connection to one socket of a group. Its source is nobody else's: a loopback address of its own (v4) or the
 /// target's address (v6), and a port that is bound here.
@@ -68,6 +70,18 @@ impl Probe {
             Ok(()) | Err(nix::errno::Errno::EINPROGRESS) => Ok(()),
             Err(errno) => Err(errno.into()),
         }
+    }
+
+    /// Waits until the connection stands, for as long as one on this machine may take, and gives it away.
+    pub fn into_stream(self, within: Duration) -> io::Result<TcpStream> {
+        let mut stands = [PollFd::new(self.stream.as_fd(), PollFlags::POLLOUT)];
+        poll(&mut stands, PollTimeout::try_from(within).unwrap_or(PollTimeout::ZERO))?;
+        if !self.connected()? {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        let stream = TcpStream::from(self.stream);
+        stream.set_nonblocking(false)?;
+        Ok(stream)
     }
 
     /// Whether the connection stands, or has failed.

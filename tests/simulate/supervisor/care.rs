@@ -6,7 +6,7 @@ use crate::place::Place;
 use crate::recovery::{self, Recovered, Scene};
 use crate::server::Server;
 use crate::share::{self, Handles};
-use crate::swap::{ClaimerId, Effect, Event, Generation, Order, Orphan, Settings};
+use crate::swap::{Checked, ClaimerId, Effect, Event, Generation, Order, Orphan, Settings};
 use crate::sys::clock::Instant;
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::steer::Socket;
@@ -57,6 +57,7 @@ impl Supervisor {
         let unshared = !self.server.listeners(&listening).iter().all(Socket::shares);
         let settings = Settings {
             order: if unshared { Order::Plain } else { Order::Shared },
+            checked: Checked::No,
             awaited: false,
             ready_timeout: None,
             kill_after: KILL_AFTER,

@@ -32,6 +32,7 @@ impl Supervisor {
             Effect::Pass(address) => self.pass(land, &address),
             Effect::Deny(address) => self.deny(land, &address),
             Effect::Join(address) => self.join(land, &address),
+            Effect::Check => self.feed(Event::Checked(Ok(()))),
             Effect::Switch(_) => self.switch(land),
             Effect::SwitchBack => self.switch_back(land),
             Effect::Drain => self.drain(),

@@ -11,7 +11,7 @@ pub mod watch;
 use crate::kernel::{self, Arrival, Key, Packet, State};
 use crate::server::{Life, Step};
 use crate::supervisor::Supervisor;
-use crate::swap::{Order, Settings};
+use crate::swap::{Checked, Order, Settings};
 use crate::sys::clock::Instant;
 use land::{DRAIN, KILL_AFTER, Land};
 use std::collections::{BTreeMap, VecDeque};
@@ -104,6 +104,7 @@ impl World {
         let mut supervisor = Supervisor::new(pid, server);
         let settings = Settings {
             order: Order::Shared,
+            checked: Checked::No,
             awaited: true,
             ready_timeout: Some(Duration::from_secs(timeout)),
             kill_after: KILL_AFTER,

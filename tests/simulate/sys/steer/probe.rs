@@ -4,7 +4,8 @@ use crate::kernel::{self, Arrival, Packet, State};
 use crate::sys::net::Ends;
 use nix::errno::Errno;
 use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream};
+use std::time::Duration;
 
 const LOOPBACK: u32 = 1;
 
@@ -49,6 +50,13 @@ impl Probe {
             Some(_) => Ok(true),
             None => Ok(false),
         })
+    }
+}
+
+impl Probe {
+    /// Nobody previews anything there.
+    pub fn into_stream(self, _within: Duration) -> io::Result<TcpStream> {
+        Err(Errno::EOPNOTSUPP.into())
     }
 }
 

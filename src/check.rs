@@ -1,0 +1,219 @@
+//! A check of a new server: a command, or a request over HTTP. Where old and new server share their ports, a preview leads to
+//! the new one alone.
+
+#![forbid(unsafe_code)]
+
+use crate::cli::Check;
+use crate::error::reason;
+use crate::procfs::MARK;
+use crate::sys::process::{self, Pid};
+use crate::sys::thread::start;
+use std::ffi::OsStr;
+use std::fmt;
+use std::fs::File;
+use std::io::{self, Read, Write};
+use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
+use std::os::fd::AsRawFd;
+use std::process::{Command, Stdio};
+use std::sync::mpsc::{SyncSender, sync_channel};
+use std::time::{Duration, Instant};
+
+/// How much of what a command writes is kept, in bytes.
+const KEPT: usize = 8 * 1024;
+/// How many of its last lines are shown.
+const LINES: usize = 20;
+/// How often its output is read, so that it does not wait for that.
+const READ_EVERY: Duration = Duration::from_millis(50);
+/// Longest wait for the whole of an answer.
+const ANSWER_WITHIN: Duration = Duration::from_secs(10);
+/// How much of an answer is read, in bytes.
+const ANSWER_MAX: u64 = 4096;
+/// How much of it is shown, in characters.
+const SHOWN: usize = 200;
+
+impl fmt::Display for Check {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Check::Command(command) => write!(f, "{:?}", command.to_string_lossy()),
+            Check::Http(path) => write!(f, "GET {path}"),
+        }
+    }
+}
+
+/// How far the checks of a server are.
+pub struct Checks {
+    /// How many of them have succeeded in a row.
+    pub passed: usize,
+    /// And what is done about the next one.
+    pub doing: Doing,
+    /// Where only our server answers, while others answer at its address.
+    pub preview: Option<Preview>,
+    /// What the last command wrote that failed.
+    pub said: Vec<String>,
+}
+
+/// What is done about them.
+pub enum Doing {
+    /// Nothing until then.
+    Waits(Instant),
+    /// A command runs until then at most.
+    Runs(Running, Instant),
+    /// A thread asks.
+    Asks,
+}
+
+/// A command that runs.
+pub struct Running {
+    /// Its process, which leads a group of its own.
+    pub pid: Pid,
+    output: File,
+    /// The last that it wrote.
+    wrote: Vec<u8>,
+    read: Instant,
+}
+
+impl Running {
+    /// Starts `sh -c COMMAND`. `preview`: where only the server answers, if it listens.
+    pub fn start(command: &OsStr, preview: Option<SocketAddr>, generation: u64, server: Pid) -> io::Result<Running> {
+        let (output, theirs) = process::pipe()?;
+        let mut shell = Command::new("sh");
+        shell.arg("-c").arg(command).stdin(Stdio::null()).stdout(theirs.try_clone()?).stderr(theirs);
+        for name in
+            ["SERVERSWAP_FD", "SERVERSWAP_INODE", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "SERVERSWAP_PREVIEW"]
+        {
+            shell.env_remove(name);
+        }
+        // What it leaves behind is not taken for the server's.
+        shell.env(MARK, "").env("SERVERSWAP_GENERATION", generation.to_string());
+        shell.env("SERVERSWAP_PID", server.to_string());
+        shell.envs(preview.map(|at| ("SERVERSWAP_PREVIEW", at.to_string())));
+        let pid = process::spawn_check(&mut shell)?;
+        Ok(Running { pid, output, wrote: Vec::new(), read: Instant::now() })
+    }
+
+    /// When [`Running::read`] is due.
+    pub fn reads_at(&self) -> Instant {
+        self.read + READ_EVERY
+    }
+
+    /// Reads what it has written since.
+    pub fn read(&mut self) {
+        let mut buffer = [0; 4096];
+        while let Ok(len @ 1..) = self.output.read(&mut buffer) {
+            self.wrote.extend_from_slice(&buffer[..len]);
+            let more = self.wrote.len().saturating_sub(KEPT);
+            self.wrote.drain(..more);
+        }
+        self.read = Instant::now();
+    }
+
+    /// Ends it and its children.
+    pub fn kill(&self) {
+        process::kill_group(self.pid);
+    }
+
+    /// The last lines that it wrote, without control characters.
+    pub fn last_lines(&self) -> Vec<String> {
+        let text = String::from_utf8_lossy(&self.wrote);
+        let lines: Vec<&str> = text.lines().collect();
+        let last = lines.iter().skip(lines.len().saturating_sub(LINES));
+        last.map(|line| line.chars().filter(|c| !c.is_control()).take(SHOWN).collect()).collect()
+    }
+}
+
+/// `GET PATH`: why it did not succeed.
+pub fn ask(at: Option<SocketAddr>, path: &str) -> Result<(), String> {
+    let at = at.ok_or("the server listens on no port")?;
+    let answer = answer(at, path).map_err(|e| format!("no answer: {}", reason(&e)))?;
+    let text = String::from_utf8_lossy(&answer);
+    let status = text.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).and_then(|code| code.parse::<u16>().ok());
+    let (_, body) = text.split_once("\r\n\r\n").unwrap_or_default();
+    let shown = |text: &str| text.chars().filter(|c| !c.is_control()).take(SHOWN).collect::<String>();
+    match status {
+        Some(200..=399) => Ok(()),
+        Some(status) => Err(format!("status {status}: {:?}", shown(body))),
+        None => Err(format!("no answer over HTTP/1: {:?}", shown(&text))),
+    }
+}
+
+fn answer(at: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
+    let until = Instant::now() + ANSWER_WITHIN;
+    let left = || match until.saturating_duration_since(Instant::now()) {
+        Duration::ZERO => Err(io::Error::from(io::ErrorKind::TimedOut)),
+        left => Ok(left),
+    };
+    let mut stream = TcpStream::connect_timeout(&at, left()?)?;
+    stream.set_write_timeout(Some(left()?))?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {at}\r\nUser-Agent: serverswap\r\nConnection: close\r\n\r\n")?;
+    let mut answer = Vec::new();
+    while (answer.len() as u64) < ANSWER_MAX {
+        stream.set_read_timeout(Some(left()?))?;
+        let mut buffer = [0; 1024];
+        match stream.read(&mut buffer) {
+            Ok(0) => break,
+            Ok(len) => answer.extend_from_slice(&buffer[..len]),
+            // What is there says enough.
+            Err(_) if answer.windows(4).any(|four| four == b"\r\n\r\n") => break,
+            Err(e) => return Err(e),
+        }
+    }
+    Ok(answer)
+}
+
+/// Whoever connects to it is led to the new server.
+pub struct Preview {
+    listener: TcpListener,
+    address: SocketAddr,
+}
+
+/// Where the connection to the new server comes from.
+pub type Answer = SyncSender<io::Result<TcpStream>>;
+
+impl Preview {
+    /// Opens one on this machine. `reach` asks for a connection to the new server; `false` if there is none any more.
+    pub fn open(reach: impl Fn(Answer) -> bool + Send + Sync + Clone + 'static) -> io::Result<Preview> {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
+        let (address, accepts) = (listener.local_addr()?, listener.try_clone()?);
+        start("preview", move || {
+            for client in accepts.incoming() {
+                let Ok(client) = client else { break };
+                let (answer, server) = sync_channel(1);
+                if !reach(answer) {
+                    break;
+                }
+                let lead = move || {
+                    if let Ok(Ok(server)) = server.recv_timeout(ANSWER_WITHIN) {
+                        let _ = carry(&client, &server);
+                    }
+                };
+                let _ = start("preview", lead);
+            }
+        })?;
+        Ok(Preview { listener, address })
+    }
+
+    /// Where it listens.
+    pub fn address(&self) -> SocketAddr {
+        self.address
+    }
+}
+
+impl Drop for Preview {
+    fn drop(&mut self) {
+        // Its thread waits in accept(2).
+        let _ = nix::sys::socket::shutdown(self.listener.as_raw_fd(), nix::sys::socket::Shutdown::Both);
+    }
+}
+
+/// Carries what each says to the other, until both have said all.
+fn carry(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
+    let one_way = |from: &TcpStream, to: &TcpStream| -> io::Result<()> {
+        let copied = io::copy(&mut { from }, &mut { to });
+        let _ = to.shutdown(Shutdown::Write);
+        copied.map(drop)
+    };
+    std::thread::scope(|scope| {
+        scope.spawn(|| one_way(server, client));
+        one_way(client, server)
+    })
+}
