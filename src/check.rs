@@ -15,6 +15,7 @@ use std::io::{self, Read, Write};
 use std::net::{Ipv4Addr, Shutdown, SocketAddr, TcpListener, TcpStream};
 use std::os::fd::AsRawFd;
 use std::process::{Command, Stdio};
+use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::time::{Duration, Instant};
 
@@ -27,7 +28,11 @@ const READ_EVERY: Duration = Duration::from_millis(50);
 /// Longest wait for the whole of an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How much of an answer is read, in bytes.
-const ANSWER_MAX: u64 = 4096;
+const ANSWER_MAX: usize = 4096;
+/// Most clients of a preview at a time.
+const CLIENTS_MAX: usize = 64;
+/// How long a preview waits where it cannot accept, for want of files say.
+const ACCEPTS_AGAIN: Duration = Duration::from_millis(100);
 /// How much of it is shown, in characters.
 const SHOWN: usize = 200;
 
@@ -48,7 +53,7 @@ pub struct Checks {
     pub doing: Doing,
     /// Where only our server answers, while others answer at its address.
     pub preview: Option<Preview>,
-    /// What the last command wrote that failed.
+    /// What the last check wrote that failed, if it was a command.
     pub said: Vec<String>,
 }
 
@@ -60,6 +65,8 @@ pub enum Doing {
     Runs(Running, Instant),
     /// A thread asks.
     Asks,
+    /// Nothing any more.
+    Over,
 }
 
 /// A command that runs.
@@ -78,11 +85,9 @@ impl Running {
         let (output, theirs) = process::pipe()?;
         let mut shell = Command::new("sh");
         shell.arg("-c").arg(command).stdin(Stdio::null()).stdout(theirs.try_clone()?).stderr(theirs);
-        for name in
-            ["SERVERSWAP_FD", "SERVERSWAP_INODE", "NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "SERVERSWAP_PREVIEW"]
-        {
-            shell.env_remove(name);
-        }
+        let own = ["SERVERSWAP_FD", "SERVERSWAP_INODE", "SERVERSWAP_PREVIEW", process::LINE, process::CARE];
+        let managers = ["NOTIFY_SOCKET", "LISTEN_FDS", "LISTEN_PID", "LISTEN_FDNAMES", "WATCHDOG_PID", "WATCHDOG_USEC"];
+        own.iter().chain(&managers).for_each(|name| _ = shell.env_remove(name));
         // What it leaves behind is not taken for the server's.
         shell.env(MARK, "").env("SERVERSWAP_GENERATION", generation.to_string());
         shell.env("SERVERSWAP_PID", server.to_string());
@@ -99,11 +104,13 @@ impl Running {
     /// Reads what it has written since.
     pub fn read(&mut self) {
         let mut buffer = [0; 4096];
-        while let Ok(len @ 1..) = self.output.read(&mut buffer) {
+        // What fits into a pipe (pipe(7)): it may write without end.
+        for _ in 0..16 {
+            let Ok(len @ 1..) = self.output.read(&mut buffer) else { break };
             self.wrote.extend_from_slice(&buffer[..len]);
-            let more = self.wrote.len().saturating_sub(KEPT);
-            self.wrote.drain(..more);
         }
+        let more = self.wrote.len().saturating_sub(KEPT);
+        self.wrote.drain(..more);
         self.read = Instant::now();
     }
 
@@ -126,14 +133,27 @@ pub fn ask(at: Option<SocketAddr>, path: &str) -> Result<(), String> {
     let at = at.ok_or("the server listens on no port")?;
     let answer = answer(at, path).map_err(|e| format!("no answer: {}", reason(&e)))?;
     let text = String::from_utf8_lossy(&answer);
-    let status = text.strip_prefix("HTTP/1.").and_then(|rest| rest.get(2..5)).and_then(|code| code.parse::<u16>().ok());
     let (_, body) = text.split_once("\r\n\r\n").unwrap_or_default();
     let shown = |text: &str| text.chars().filter(|c| !c.is_control()).take(SHOWN).collect::<String>();
-    match status {
+    match status_of(&answer) {
         Some(200..=399) => Ok(()),
         Some(status) => Err(format!("status {status}: {:?}", shown(body))),
         None => Err(format!("no answer over HTTP/1: {:?}", shown(&text))),
     }
+}
+
+/// The status of an answer (RFC 9112).
+fn status_of(answer: &[u8]) -> Option<u16> {
+    let code = answer.strip_prefix(b"HTTP/1.")?.get(2..5)?;
+    std::str::from_utf8(code).ok()?.parse().ok()
+}
+
+fn is_success(answer: &[u8]) -> bool {
+    status_of(answer).is_some_and(|status| (200..=399).contains(&status))
+}
+
+fn has_head(answer: &[u8]) -> bool {
+    answer.windows(4).any(|four| four == b"\r\n\r\n")
 }
 
 fn answer(at: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
@@ -146,14 +166,14 @@ fn answer(at: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
     stream.set_write_timeout(Some(left()?))?;
     write!(stream, "GET {path} HTTP/1.1\r\nHost: {at}\r\nUser-Agent: serverswap\r\nConnection: close\r\n\r\n")?;
     let mut answer = Vec::new();
-    while (answer.len() as u64) < ANSWER_MAX {
+    while answer.len() < ANSWER_MAX && !(has_head(&answer) && is_success(&answer)) {
         stream.set_read_timeout(Some(left()?))?;
         let mut buffer = [0; 1024];
         match stream.read(&mut buffer) {
             Ok(0) => break,
             Ok(len) => answer.extend_from_slice(&buffer[..len]),
             // What is there says enough.
-            Err(_) if answer.windows(4).any(|four| four == b"\r\n\r\n") => break,
+            Err(_) if has_head(&answer) => break,
             Err(e) => return Err(e),
         }
     }
@@ -174,14 +194,29 @@ impl Preview {
     pub fn open(reach: impl Fn(Answer) -> bool + Send + Sync + Clone + 'static) -> io::Result<Preview> {
         let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?;
         let (address, accepts) = (listener.local_addr()?, listener.try_clone()?);
+        let led = Arc::new(());
         start("preview", move || {
             for client in accepts.incoming() {
-                let Ok(client) = client else { break };
+                let client = match client {
+                    Ok(client) => client,
+                    // It was shut down.
+                    Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => break,
+                    Err(_) => {
+                        std::thread::sleep(ACCEPTS_AGAIN);
+                        continue;
+                    }
+                };
+                // As many as there may be; another one is closed.
+                if Arc::strong_count(&led) > CLIENTS_MAX {
+                    continue;
+                }
                 let (answer, server) = sync_channel(1);
                 if !reach(answer) {
                     break;
                 }
+                let one = led.clone();
                 let lead = move || {
+                    let _one = one;
                     if let Ok(Ok(server)) = server.recv_timeout(ANSWER_WITHIN) {
                         let _ = carry(&client, &server);
                     }

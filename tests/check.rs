@@ -113,6 +113,7 @@ fn a_version_that_fails_its_check_changes_nothing() {
     let fails = [
         (["--check", "echo 'no table users'; exit 3"], &server[..], "exit 3\": it exited with status 3"),
         (["--check", "sleep 1000 & sleep 1000"], &server[..], "its check has not ended yet"),
+        (["--check", "yes"], &server[..], "its check has not ended yet"),
         (["--check-http", "/no/file"], &files[..], "its check failed: GET /no/file: status 404: "),
     ];
     for (check, server, why) in fails {

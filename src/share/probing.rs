@@ -11,6 +11,9 @@ use std::io;
 use std::net::TcpStream;
 use std::time::Duration;
 
+/// The same for a connection of a preview: all else waits for it.
+const PREVIEW_ARRIVES: Duration = Duration::from_millis(50);
+
 /// The number of lo in every network namespace (LOOPBACK_IFINDEX of the kernel).
 const LOOPBACK: u32 = 1;
 /// How long a probe takes to connect on this machine at most, unless something keeps it away.
@@ -44,7 +47,8 @@ impl Group {
 
     /// A connection to one of the new sockets, whoever gets the others.
     pub(super) fn preview(&mut self, fetch: Fetch<'_>) -> io::Result<TcpStream> {
-        if self.members.mixes(Member::is_new) {
+        // It must not get to an old server.
+        if self.members.mixes(Member::is_new) || self.has_olds() && !self.in_order {
             return Err(io::Error::other("sockets come and go too fast to be followed"));
         }
         let news: Vec<usize> = (0..self.members.len()).filter(|at| self.members[*at].is_new()).collect();
@@ -57,8 +61,8 @@ impl Group {
         self.put(&program, fetch)?;
         let guard = if self.guarded { fetch.handles(&[inode].into()).pop() } else { None };
         let admitted = guard.map_or(Ok(true), |guard| guard.refuse_newcomers(Some(&preview)));
-        let stream = admitted.and_then(|_| preview.connect()).and_then(|()| preview.into_stream(PROBE_ARRIVES));
-        self.steer(fetch)?;
+        let stream = admitted.and_then(|_| preview.connect()).and_then(|()| preview.into_stream(PREVIEW_ARRIVES));
+        let _ = self.steer(fetch);
         stream
     }
 

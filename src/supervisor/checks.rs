@@ -17,7 +17,7 @@ use std::time::{Duration, Instant};
 /// How long after a check has failed all are made again.
 const AGAIN_AFTER: Duration = Duration::from_secs(1);
 /// Longest time of a check. One that hangs is ended, and has failed.
-const CHECK_MAX: Duration = Duration::from_secs(60);
+const CHECK_MAX: Duration = Duration::from_secs(30);
 
 impl Supervisor {
     /// Begins with the checks of our server.
@@ -32,7 +32,7 @@ impl Supervisor {
             Doing::Waits(until) => Some(*until),
             // What it writes is to be read.
             Doing::Runs(running, until) => Some((*until).min(running.reads_at())),
-            Doing::Asks => None,
+            Doing::Asks | Doing::Over => None,
         }
     }
 
@@ -48,11 +48,13 @@ impl Supervisor {
             Doing::Waits(until) if now >= *until => {}
             Doing::Runs(running, until) if now >= *until => {
                 running.kill();
+                running.read();
+                checks.said = running.last_lines();
                 let why = format!("it took longer than {} s", CHECK_MAX.as_secs());
                 return self.check_ended(Err(why));
             }
             Doing::Runs(running, _) => return running.read(),
-            Doing::Waits(_) | Doing::Asks => return,
+            Doing::Waits(_) | Doing::Asks | Doing::Over => return,
         }
         let Some(check) = self.run.trial.checks.get(checks.passed).cloned() else { return };
         let preview = match self.preview_address(name.as_ref()) {
@@ -64,6 +66,7 @@ impl Supervisor {
                 Running::start(command, preview, number, pid).map(|running| Doing::Runs(running, now + CHECK_MAX))
             }
             Check::Http(path) => {
+                self.agenda.checks.iter_mut().for_each(|checks| checks.said.clear());
                 let (events, path) = (self.events.clone(), path.clone());
                 let ask = move || _ = events.send(Event::Asked(check::ask(preview, &path)));
                 crate::sys::thread::start("check", ask).map(|()| Doing::Asks)
@@ -86,7 +89,9 @@ impl Supervisor {
         // What it has left behind goes with it.
         running.kill();
         running.read();
-        checks.said = running.last_lines();
+        if end != End::Exited(0) {
+            checks.said = running.last_lines();
+        }
         self.check_ended(if end == End::Exited(0) { Ok(()) } else { Err(format!("it {end}")) });
         true
     }
@@ -128,7 +133,7 @@ impl Supervisor {
     /// Somebody has connected to the preview: gives a connection to our server.
     pub(super) fn previewed(&mut self, answer: &SyncSender<std::io::Result<TcpStream>>) {
         let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
-        let stream = match self.live.as_mut() {
+        let stream = match self.live.as_mut().filter(|live| live.machine.is_checking()) {
             Some(live) => live.joining.sharing.preview(&live.server),
             None => Err(gone()),
         };
@@ -137,10 +142,12 @@ impl Supervisor {
 
     fn end_checks(&mut self) {
         if let Some(checks) = self.agenda.checks.as_mut() {
-            if let Doing::Runs(running, _) = &checks.doing {
+            if let Doing::Runs(running, _) = &mut checks.doing {
                 running.kill();
+                running.read();
+                checks.said = running.last_lines();
             }
-            (checks.doing, checks.preview) = (Doing::Asks, None);
+            (checks.doing, checks.preview) = (Doing::Over, None);
         }
     }
 }

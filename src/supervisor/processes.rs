@@ -68,7 +68,10 @@ impl Supervisor {
             self.log.say(level, name.as_ref(), &text);
             live.life.ended = Some(Ended { status: own, seen: Instant::now(), rest_told: false, unseen: 0 });
             if failed && own != status::DONE {
-                self.agenda.pending.retain(|event| !matches!(event, swap::Event::Said(_, ServerWord::Up)));
+                let is_good = |event: &swap::Event| {
+                    matches!(event, swap::Event::Said(_, ServerWord::Up) | swap::Event::Checked(Ok(())))
+                };
+                self.agenda.pending.retain(|event| !is_good(event));
             }
             self.settle();
             match net::listeners() {

@@ -251,6 +251,7 @@ impl Generation {
             self.ours.stage = Stage::Up;
             if self.claimer().is_none() {
                 (self.ours.stage, self.claim.reported) = (Stage::Starting, Reported::Nothing);
+                self.claim.begin_anew();
             }
         }
     }

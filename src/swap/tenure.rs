@@ -135,7 +135,8 @@ impl Tenure {
         }
     }
 
-    /// Whoever has the lock has the place of the server too: those that wait are not to wait for its end.
+    /// Whoever replaces the server has its place: those that wait are not to wait for its end. After a takedown they find
+    /// the same server again, and its end.
     pub fn send_on(&mut self, ours: &mut Ours) {
         if self.lease.claimer().is_some() {
             ours.effects.extend(self.queue.drain(..).map(|(claimer, _)| Effect::SendOn(claimer)));

@@ -1,6 +1,9 @@
 //! The children of this process: how they end.
 
+use super::copy::close_on_exec;
+use super::limits::lower_files;
 use super::pid::Pid;
+use super::spawn::restore_signals;
 use nix::fcntl::{FcntlArg, OFlag, fcntl};
 use nix::libc;
 use nix::sys::signal::Signal;
@@ -61,15 +64,20 @@ pub fn reap() -> Option<(Pid, End)> {
     }
 }
 
-/// Starts a command that leads a process group of its own and ends with this process (PR_SET_PDEATHSIG, prctl(2)).
-/// It is reaped like every child, by [`reap`].
+/// Starts a command that leads a process group of its own, inherits its standard files alone and ends with this process
+/// (PR_SET_PDEATHSIG, prctl(2)). It is reaped like every child, by [`reap`].
 pub fn spawn_check(command: &mut Command) -> io::Result<Pid> {
     command.process_group(0);
-    // SAFETY: prctl(2) is async-signal-safe and takes integers.
+    // SAFETY: all of these calls are async-signal-safe: prctl(2), and those that a server is started with.
     unsafe {
-        command.pre_exec(|| match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
-            0 => Ok(()),
-            _ => Err(io::Error::last_os_error()),
+        command.pre_exec(|| {
+            restore_signals(false);
+            lower_files();
+            close_on_exec(3..=u32::MAX);
+            match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) {
+                0 => Ok(()),
+                _ => Err(io::Error::last_os_error()),
+            }
         });
     }
     let child = command.spawn()?;

@@ -99,7 +99,7 @@ pub fn spawn_caretaker(server: Pid, args: &[OsString], dir: &Path, run_dir: &Pat
 }
 
 /// Marks all fds of a range close-on-exec. Async-signal-safe.
-fn close_on_exec(range: RangeInclusive<u32>) {
+pub(super) fn close_on_exec(range: RangeInclusive<u32>) {
     // SAFETY: integers only.
     if unsafe { libc::syscall(libc::SYS_close_range, *range.start(), *range.end(), libc::CLOSE_RANGE_CLOEXEC) } != 0 {
         // Before Linux 5.11, or where a profile refuses the call.

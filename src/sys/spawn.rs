@@ -123,7 +123,7 @@ fn far(stream: UnixStream) -> io::Result<UnixStream> {
 }
 
 /// Gives every signal its default action. Async-signal-safe.
-fn restore_signals(keep_hup_ignored: bool) {
+pub(super) fn restore_signals(keep_hup_ignored: bool) {
     for signal in Signal::iterator() {
         if matches!(signal, Signal::SIGKILL | Signal::SIGSTOP) || (signal == Signal::SIGHUP && keep_hup_ignored) {
             continue;

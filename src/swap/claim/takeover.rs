@@ -1,6 +1,6 @@
 //! The steps of the new side: it acquires addresses, switches, stops the old servers, and is up.
 
-use super::{Claim, Contact, Demand, Reach, Reported};
+use super::{Claim, Contact, Demand, Reach, Reported, Trial};
 use crate::address::Address;
 use crate::error::status;
 use crate::swap::ours::{Gait, Ours, Stage};
@@ -63,8 +63,10 @@ impl Claim {
             let why = why.unwrap_or_else(|| "the new server cannot be watched".into());
             return self.refuse_silent(ours, address, &why);
         };
-        if ours.settings.checked == Checked::Yes {
-            let why = why.unwrap_or_else(|| "this swap runs in plain order".into());
+        if ours.settings.checked == Checked::Yes && self.trial != Trial::Passed {
+            let is_plain =
+                if address.is_port() { "this swap runs in plain order" } else { "only a port can be shared" };
+            let why = why.unwrap_or_else(|| is_plain.into());
             let why = format!("the new server cannot be checked while the old one has the address: {why}");
             return self.fail_address(ours, address.clone(), status::NOT_UP, &why);
         }

@@ -26,6 +26,11 @@ impl Claim {
         }
     }
 
+    /// It was up, as it seemed, and is not: what it has passed says nothing.
+    pub fn begin_anew(&mut self) {
+        self.trial = Trial::Ahead;
+    }
+
     /// What its checks lack, while they are made.
     pub(super) fn unchecked(&self) -> Option<String> {
         let Trial::Checking(failed) = &self.trial else { return None };

@@ -75,7 +75,8 @@ impl Probe {
     /// Waits until the connection stands, for as long as one on this machine may take, and gives it away.
     pub fn into_stream(self, within: Duration) -> io::Result<TcpStream> {
         let mut stands = [PollFd::new(self.stream.as_fd(), PollFlags::POLLOUT)];
-        poll(&mut stands, PollTimeout::try_from(within).unwrap_or(PollTimeout::ZERO))?;
+        let within = PollTimeout::try_from(within).unwrap_or(PollTimeout::ZERO);
+        while poll(&mut stands, within) == Err(nix::errno::Errno::EINTR) {}
         if !self.connected()? {
             return Err(io::ErrorKind::TimedOut.into());
         }
