@@ -29,12 +29,10 @@ const READ_EVERY: Duration = Duration::from_millis(50);
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How much of an answer is read, in bytes.
 const ANSWER_MAX: usize = 4096;
+/// How much of it, or of a line of a command, is shown, in characters.
+const SHOWN: usize = 200;
 /// Most clients of a preview at a time.
 const CLIENTS_MAX: usize = 64;
-/// How long a preview waits where it cannot accept, for want of files say.
-const ACCEPTS_AGAIN: Duration = Duration::from_millis(100);
-/// How much of it is shown, in characters.
-const SHOWN: usize = 200;
 
 impl fmt::Display for Check {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -136,7 +134,7 @@ pub fn ask(at: Option<SocketAddr>, path: &str) -> Result<(), String> {
     let (_, body) = text.split_once("\r\n\r\n").unwrap_or_default();
     let shown = |text: &str| text.chars().filter(|c| !c.is_control()).take(SHOWN).collect::<String>();
     match status_of(&answer) {
-        Some(200..=399) => Ok(()),
+        _ if is_success(&answer) => Ok(()),
         Some(status) => Err(format!("status {status}: {:?}", shown(body))),
         None => Err(format!("no answer over HTTP/1: {:?}", shown(&text))),
     }
@@ -183,7 +181,8 @@ fn answer(at: SocketAddr, path: &str) -> io::Result<Vec<u8>> {
 /// Whoever connects to it is led to the new server.
 pub struct Preview {
     listener: TcpListener,
-    address: SocketAddr,
+    /// Where it listens.
+    pub address: SocketAddr,
 }
 
 /// Where the connection to the new server comes from.
@@ -202,7 +201,7 @@ impl Preview {
                     // It was shut down.
                     Err(e) if e.raw_os_error() == Some(nix::libc::EINVAL) => break,
                     Err(_) => {
-                        std::thread::sleep(ACCEPTS_AGAIN);
+                        std::thread::sleep(Duration::from_millis(100));
                         continue;
                     }
                 };
@@ -225,11 +224,6 @@ impl Preview {
             }
         })?;
         Ok(Preview { listener, address })
-    }
-
-    /// Where it listens.
-    pub fn address(&self) -> SocketAddr {
-        self.address
     }
 }
 

@@ -188,8 +188,8 @@ one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
 ADDRESS: 8080, :8080, 127.0.0.1:8080, [::1]:8080, a name, or @PID of a server.
 
 Exit status: the server's own; 0 when it was replaced or taken down on request;
-124 it was not up in time, or failed its check; 125 serverswap failed; 126 COMMAND cannot be executed;
-127 COMMAND not found.
+124 it was not up in time, or failed its check; 125 serverswap failed;
+126 COMMAND cannot be executed; 127 COMMAND not found.
 
 Manual: man serverswap; the control channel: man 7 serverswap.
 ";

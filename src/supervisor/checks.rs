@@ -5,11 +5,14 @@
 
 use super::state::Supervisor;
 use super::threads::Event;
+use crate::address::Address;
 use crate::check::{self, Checks, Doing, Preview, Running};
 use crate::cli::Check;
 use crate::error::reason;
 use crate::swap;
 use crate::sys::process::{End, Pid};
+use crate::sys::thread::start;
+use std::io;
 use std::net::{SocketAddr, TcpStream};
 use std::sync::mpsc::SyncSender;
 use std::time::{Duration, Instant};
@@ -69,7 +72,7 @@ impl Supervisor {
                 self.agenda.checks.iter_mut().for_each(|checks| checks.said.clear());
                 let (events, path) = (self.events.clone(), path.clone());
                 let ask = move || _ = events.send(Event::Asked(check::ask(preview, &path)));
-                crate::sys::thread::start("check", ask).map(|()| Doing::Asks)
+                start("check", ask).map(|()| Doing::Asks)
             }
         };
         match (begun, self.agenda.checks.as_mut()) {
@@ -89,10 +92,11 @@ impl Supervisor {
         // What it has left behind goes with it.
         running.kill();
         running.read();
-        if end != End::Exited(0) {
+        let result = if end == End::Exited(0) { Ok(()) } else { Err(format!("it {end}")) };
+        if result.is_err() {
             checks.said = running.last_lines();
         }
-        self.check_ended(if end == End::Exited(0) { Ok(()) } else { Err(format!("it {end}")) });
+        self.check_ended(result);
         true
     }
 
@@ -109,16 +113,15 @@ impl Supervisor {
         let which = self.run.trial.checks.get(checks.passed).map(Check::to_string).unwrap_or_default();
         let failed = result.map_err(|why| format!("its check failed: {which}: {why}"));
         checks.passed = if failed.is_ok() { checks.passed + 1 } else { 0 };
-        let is_over = checks.passed == self.run.trial.checks.len();
         checks.doing = Doing::Waits(Instant::now() + if failed.is_ok() { Duration::ZERO } else { AGAIN_AFTER });
-        if failed.is_err() || is_over {
+        if failed.is_err() || checks.passed == self.run.trial.checks.len() {
             self.feed(swap::Event::Checked(failed));
         }
     }
 
     /// Where only our server answers: its address if no other server is there.
-    fn preview_address(&mut self, name: Option<&crate::address::Address>) -> std::io::Result<Option<SocketAddr>> {
-        let Some(own) = name.and_then(crate::address::Address::reached_at) else { return Ok(None) };
+    fn preview_address(&mut self, name: Option<&Address>) -> io::Result<Option<SocketAddr>> {
+        let Some(own) = name.and_then(Address::reached_at) else { return Ok(None) };
         if self.peers.olds.is_empty() {
             return Ok(Some(own));
         }
@@ -127,16 +130,14 @@ impl Supervisor {
             let events = self.events.clone();
             checks.preview = Some(Preview::open(move |answer| events.send(Event::Previewed(answer)).is_ok())?);
         }
-        Ok(checks.preview.as_ref().map(Preview::address))
+        Ok(checks.preview.as_ref().map(|preview| preview.address))
     }
 
     /// Somebody has connected to the preview: gives a connection to our server.
-    pub(super) fn previewed(&mut self, answer: &SyncSender<std::io::Result<TcpStream>>) {
-        let gone = || std::io::Error::from(std::io::ErrorKind::NotConnected);
-        let stream = match self.live.as_mut().filter(|live| live.machine.is_checking()) {
-            Some(live) => live.joining.sharing.preview(&live.server),
-            None => Err(gone()),
-        };
+    pub(super) fn previewed(&mut self, answer: &SyncSender<io::Result<TcpStream>>) {
+        let live = self.live.as_mut().filter(|live| live.machine.is_checking());
+        let gone = || Err(io::ErrorKind::NotConnected.into());
+        let stream = live.map_or_else(gone, |live| live.joining.sharing.preview(&live.server));
         let _ = answer.try_send(stream);
     }
 

@@ -38,7 +38,7 @@ impl Supervisor {
     /// Shows what the last check wrote that failed, of a server that was not up before it ended.
     pub(super) fn show_check(&self) {
         let Some(checks) = self.agenda.checks.as_ref().filter(|checks| !checks.said.is_empty()) else { return };
-        let name = self.live.as_ref().and_then(|live| live.machine.name().or_else(|| live.names.name.clone()));
+        let name = self.live.as_ref().and_then(|live| live.name());
         let said = checks.said.iter().map(|line| format!("| {line}"));
         for line in ["the last lines of its check:".to_owned()].into_iter().chain(said) {
             self.say_failure(name.as_ref(), &line);
@@ -48,7 +48,7 @@ impl Supervisor {
     /// Shows the last lines of our server, which was not up before it ended. They are not shown again where it wrote them.
     pub(super) fn show_last_lines(&self) {
         let Some(live) = self.live.as_ref() else { return };
-        let (output, name) = (&self.caller.output, live.machine.name().or_else(|| live.names.name.clone()));
+        let (output, name) = (&self.caller.output, live.name());
         let Some(lines) = output.last_lines() else {
             // A terminal, a pipe or a journal shows them; whoever waits for a reload may look elsewhere.
             let what = format!("what server {} wrote is where the output of its supervisor goes", live.server.pid);

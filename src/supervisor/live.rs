@@ -246,6 +246,11 @@ impl Live {
         }
     }
 
+    /// What messages name it by: also after it has let go of all of its addresses.
+    pub(super) fn name(&self) -> Option<Address> {
+        self.machine.name().or_else(|| self.names.name.clone())
+    }
+
     /// Whether it was up, and either has an address or is no longer searched for listeners.
     pub(super) fn has_served(&self) -> bool {
         self.life.was_up && (self.looks.discover_until.is_none() || !self.machine.claims().is_empty())

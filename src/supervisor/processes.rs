@@ -44,7 +44,7 @@ impl Supervisor {
     pub(super) fn main_ended(&mut self, own: u8, how: &str) {
         let Some(live) = self.live.as_mut() else { return };
         if live.life.ended.is_none() {
-            let name = live.machine.name().or_else(|| live.names.name.clone());
+            let name = live.name();
             // If it was never up, the machine reports why in one line, unless we were told to stop.
             let failed = !live.life.was_up && !self.caller.is_stopping();
             let unwanted = own != status::DONE && !self.caller.is_stopping() && !live.machine.is_leaving();

@@ -496,6 +496,25 @@ pub fn files_of(pid: i32) -> usize {
     fs::read_dir(format!("/proc/{pid}/fd")).map_or(0, |files| files.count())
 }
 
+/// The number that the next file of a process gets: the lowest that is free.
+pub fn next_file_of(pid: i32) -> io::Result<u64> {
+    let open = fs::read_dir(format!("/proc/{pid}/fd"))?.flatten();
+    let open: Vec<u64> = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
+    Ok((0..).find(|number| !open.contains(number)).unwrap_or(0))
+}
+
+/// Sets a limit of another process; the one that it had (prlimit(2)).
+pub fn limit(pid: i32, resource: nix::libc::__rlimit_resource_t, to: u64) -> io::Result<u64> {
+    let mut before = nix::libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both structures are valid through the calls.
+    let set = unsafe {
+        let read = nix::libc::prlimit64(pid, resource, std::ptr::null(), &raw mut before);
+        let new = nix::libc::rlimit64 { rlim_cur: to, rlim_max: before.rlim_max };
+        read == 0 && nix::libc::prlimit64(pid, resource, &raw const new, std::ptr::null_mut()) == 0
+    };
+    if set { Ok(before.rlim_cur) } else { Err(io::Error::last_os_error()) }
+}
+
 /// KiB of a kind of memory of a process (proc_pid_status(5)), `RssAnon` say; `None` if it is gone.
 pub fn memory_of(pid: i32, kind: &str) -> Option<u64> {
     let status = fs::read_to_string(format!("/proc/{pid}/status")).ok()?;

@@ -1,11 +1,10 @@
 //! What is done to a swap, and how it is undone.
 
 use super::channels;
-use super::common::{alive, get, kill, until};
+use super::common::{self, alive, get, kill, until};
 use super::observer::Verdict;
 use super::scene::{CLIENTS, Serving, Side, Step, Swap};
 use nix::libc;
-use std::collections::BTreeSet;
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::PathBuf;
@@ -332,17 +331,12 @@ impl Drop for Mounted {
     }
 }
 
-/// Sets a limit of another process so that it gets no more, or back; the one that it had (prlimit(2)).
+/// Sets a limit of another process so that it gets no more, or back; the one that it had.
 fn limit(pid: i32, want: Want, to: Option<u64>) -> Result<u64, String> {
-    let used = |want| match want {
-        Want::Files => {
-            let open = fs::read_dir(format!("/proc/{pid}/fd")).map_err(|e| e.to_string())?;
-            let open: BTreeSet<u64> = open.flatten().filter_map(|e| e.file_name().to_str()?.parse().ok()).collect();
-            // A new file gets the lowest free number.
-            Ok::<u64, String>((0..).find(|number| !open.contains(number)).unwrap_or(0))
-        }
+    let used = || match want {
+        Want::Files => common::next_file_of(pid),
         Want::Memory => {
-            let statm = fs::read_to_string(format!("/proc/{pid}/statm")).map_err(|e| e.to_string())?;
+            let statm = fs::read_to_string(format!("/proc/{pid}/statm"))?;
             Ok(statm.split(' ').next().and_then(|pages| pages.parse::<u64>().ok()).unwrap_or(0) * 4096)
         }
     };
@@ -350,12 +344,6 @@ fn limit(pid: i32, want: Want, to: Option<u64>) -> Result<u64, String> {
         Want::Files => libc::RLIMIT_NOFILE,
         Want::Memory => libc::RLIMIT_AS,
     };
-    let mut before = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both structures are valid through the calls.
-    let failed = unsafe {
-        let read = libc::prlimit64(pid, resource, std::ptr::null(), &raw mut before);
-        let new = libc::rlimit64 { rlim_cur: to.map_or_else(|| used(want), Ok)?, rlim_max: before.rlim_max };
-        read != 0 || libc::prlimit64(pid, resource, &raw const new, std::ptr::null_mut()) != 0
-    };
-    if failed { Err(std::io::Error::last_os_error().to_string()) } else { Ok(before.rlim_cur) }
+    let set = to.map_or_else(used, Ok).and_then(|to| common::limit(pid, resource, to));
+    set.map_err(|e| e.to_string())
 }

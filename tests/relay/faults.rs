@@ -1,6 +1,6 @@
 //! Somebody dies, or goes away, while requests are kept from the old server or relayed.
 
-use crate::common::{DEADLINE, alive, children};
+use crate::common::{DEADLINE, alive, children, limit, next_file_of};
 use crate::{Client, Running, Scene, until};
 use nix::libc;
 use std::collections::BTreeSet;
@@ -131,21 +131,6 @@ fn a_client_that_sends_for_ever_is_cut() {
     scene.end(new);
 }
 
-/// Lets a process have not one file more (prlimit(2)). A new file gets the lowest free number.
-fn take_files(pid: i32) {
-    let open = std::fs::read_dir(format!("/proc/{pid}/fd")).unwrap().flatten();
-    let open: BTreeSet<u64> = open.filter_map(|entry| entry.file_name().to_str()?.parse().ok()).collect();
-    let free = (0..).find(|number| !open.contains(number)).unwrap();
-    let mut limit = libc::rlimit64 { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: the structure is valid through both calls.
-    let set = unsafe {
-        let read = libc::prlimit64(pid, libc::RLIMIT_NOFILE, std::ptr::null(), &raw mut limit);
-        limit.rlim_cur = free;
-        read == 0 && libc::prlimit64(pid, libc::RLIMIT_NOFILE, &raw const limit, std::ptr::null_mut()) == 0
-    };
-    assert!(set, "{}", std::io::Error::last_os_error());
-}
-
 /// Where no handle and no guard can be had, all goes as without the relay.
 #[test]
 fn a_supervisor_without_files_parks_nothing_and_ends() {
@@ -160,7 +145,7 @@ fn a_supervisor_without_files_parks_nothing_and_ends() {
         }
         if nth == 1 {
             new = Some(scene.start());
-            take_files(old.pid());
+            limit(old.pid(), libc::RLIMIT_NOFILE, next_file_of(old.pid()).unwrap()).unwrap();
         }
         let mut client = 0;
         clients.retain_mut(|kept| {
