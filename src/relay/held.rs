@@ -97,7 +97,9 @@ impl Held {
         let handles = std::mem::take(&mut self.grip.handles).into_iter().zip(std::mem::take(&mut self.before));
         for (handle, before) in handles {
             match &holds {
-                Some(holds) if !holds.contains(&handle.connection.inode) => free.extend(relayed(handle, before)),
+                Some(holds) if !holds.contains(&handle.connection.inode) => {
+                    free.extend(relayed(handle, before, self.drain))
+                }
                 // The server has read of it, or said something: from here on it is as if we had never had it.
                 Some(_) | None if self.grip.guard.is_none() && !is_unchanged(&handle, before) => drop(handle),
                 Some(_) | None => {
@@ -118,10 +120,11 @@ fn is_unchanged(handle: &Handle, before: Exchanged) -> bool {
 }
 
 /// A connection whose server is gone, ready to be relayed. It is closed at once if the server has said more, or may have
-/// read something that it has not answered, or if nothing has come that may be a request where nobody knows of any.
-fn relayed(mut handle: Handle, before: Exchanged) -> Option<Kept> {
-    let look = handle.look(Instant::now()).filter(|look| parking::is_untouched(look, before));
-    let is_between = look.is_some_and(|look| handle.parking.may_be_relayed(&look));
+/// read something that it has not answered, or if no request is to be waited for.
+fn relayed(mut handle: Handle, before: Exchanged, drain: Duration) -> Option<Kept> {
+    let now = Instant::now();
+    let look = handle.look(now).filter(|look| parking::is_untouched(look, before));
+    let is_between = look.is_some_and(|look| handle.parking.may_be_relayed(&look, now, drain::rest(drain)));
     let route = handle.route;
     // This lifts the filter.
     let socket = handle.socket.try_clone();

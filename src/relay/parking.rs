@@ -68,6 +68,8 @@ enum Filter {
 /// What was seen of a connection with the filter on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 struct Watched {
+    /// When the filter went on.
+    since: Instant,
     /// Bytes of its client's.
     received: u64,
     /// How much the server had sent at the last look at which the client had sent less.
@@ -79,15 +81,15 @@ struct Watched {
 }
 
 impl Watched {
-    fn begin(look: &Look, heard: u64) -> Watched {
-        Watched { received: look.moved.bytes_received, heard, sent: look.sent_first, least: balance(look) }
+    fn begin(look: &Look, heard: u64, since: Instant) -> Watched {
+        Watched { since, received: look.moved.bytes_received, heard, sent: look.sent_first, least: balance(look) }
     }
 
     /// Takes a look in at which nothing was dropped.
     fn after(self, look: &Look) -> Watched {
         if self.received != look.moved.bytes_received {
             // What was counted so far says nothing.
-            return Watched::begin(look, self.sent);
+            return Watched::begin(look, self.sent, self.since);
         }
         let least = if is_above(self.least, balance(look)) { balance(look) } else { self.least };
         Watched { sent: look.sent_first, least, ..self }
@@ -142,9 +144,10 @@ impl Parking {
     /// The filter was put on between these two looks. What came meanwhile may have come past it.
     pub fn put_on(&mut self, before: Look, after: Look) {
         let unmoved = before.moved.bytes_received == after.moved.bytes_received;
-        let watched = Watched::begin(&before, 0);
+        let now = Instant::now();
+        let watched = Watched::begin(&before, 0, now);
         self.filter = Filter::On(if unmoved { watched } else { watched.after(&after) });
-        self.sees(&after, Instant::now());
+        self.sees(&after, now);
     }
 
     /// Takes a look in.
@@ -184,11 +187,16 @@ impl Parking {
     }
 
     /// Whether to wait for a request on it, or read the one that is there, when its server is gone and it is untouched.
-    pub fn may_be_relayed(&self, look: &Look) -> bool {
-        match self.speaks {
-            Speaks::Http => true,
-            Speaks::Unknown => look.unread > 0,
-            Speaks::Ahead | Speaks::Unparkable => false,
+    /// If nobody knows what its client speaks, one is waited for where it was not idle when the filter went on: that client
+    /// may ask again once another connection of its has its answer.
+    pub fn may_be_relayed(&self, look: &Look, now: Instant, rest: Duration) -> bool {
+        match (self.speaks, &self.filter) {
+            (Speaks::Http, _) => true,
+            (Speaks::Unknown, _) if look.unread > 0 => true,
+            (Speaks::Unknown, Filter::On(watched)) => {
+                self.stands(look, now, rest + now.saturating_duration_since(watched.since)) != Stands::Idle
+            }
+            (Speaks::Unknown, Filter::Off | Filter::Dropped { .. }) | (Speaks::Ahead | Speaks::Unparkable, _) => false,
         }
     }
 
@@ -329,6 +337,19 @@ mod tests {
         assert!(!parking.may_be_held(&Look { unread: 1, ..answered() }));
         assert!(!Parking::new(Speaks::Unknown).may_be_held(&answered()));
         assert!(!Parking::new(Speaks::Unparkable).may_be_held(&answered()));
+    }
+
+    #[test]
+    fn a_client_that_was_not_idle_when_the_filter_went_on_is_waited_for() {
+        let ago = |millis| Look { moved: Moved { sent: millis, received: millis, ..answered().moved }, ..answered() };
+        let waits = |on: Look, then: Look, later: Duration| {
+            let mut parking = Parking::new(Speaks::Unknown);
+            parking.put_on(on, on);
+            parking.may_be_relayed(&then, Instant::now() + later, REST)
+        };
+        assert!(waits(ago(4000), ago(7000), Duration::from_secs(3)));
+        assert!(!waits(ago(6000), ago(9000), Duration::from_secs(3)));
+        assert!(waits(ago(6000), Look { unread: 10, ..ago(0) }, Duration::from_secs(3)));
     }
 
     /// Of a keep-alive: it is counted as a segment.
