@@ -32,6 +32,8 @@ pub enum Request {
     Reload(Vec<Target>, Surroundings),
     /// `--takedown`.
     Takedown(Vec<Target>),
+    /// `--undo`, `--commit`.
+    Decide(Vec<Target>, Verdict),
     /// `--client NAME`: print a client library.
     Client(String),
     /// `--help`.
@@ -56,6 +58,15 @@ impl fmt::Display for Target {
             Target::Of(pid) => write!(f, "@{pid}"),
         }
     }
+}
+
+/// How the trial of a new server ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// `--undo`: the old server has all connections again.
+    Undo,
+    /// `--commit`: the new one has all.
+    Commit,
 }
 
 /// How the status is printed.
@@ -137,6 +148,7 @@ pub const HELP: &str = "\
 Usage: serverswap [OPTION]... [--] COMMAND [ARG]...
        serverswap --status [--json] [ADDRESS]...
        serverswap --reload [--fresh] ADDRESS...
+       serverswap --undo ADDRESS... | --commit ADDRESS...
        serverswap --takedown ADDRESS...
        serverswap --client node
        serverswap --help | --version
@@ -158,6 +170,10 @@ one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
       --check COMMAND      before the switch, COMMAND has to succeed in a shell; only
                            the new server answers at $SERVERSWAP_PREVIEW
       --check-http PATH    the same with GET PATH: a status of 200 to 399
+      --canary P:SECS,...  then it gets P per cent of the new connections for SECS,
+                           then the next step; if it fails, the old one gets all
+      --hold SECS          after the switch, keep the old server for SECS: --undo
+                           gives it all connections again [0]
       --ready-timeout SECS the new server must be up within this time, else it is
                            killed and nothing changes; 0 waits for ever [60;
                            a first server in the foreground: none]
@@ -180,6 +196,8 @@ one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
       --json               with --status: as JSON
       --reload             start a fresh copy of the same command and swap it in
       --fresh              with --reload: in the caller's environment and directory
+      --undo               during --canary or --hold: back to the old server
+      --commit             during these: all to the new server, and the old one goes
       --takedown           stop the servers
       --client NAME        print the client library (NAME: node)
   -h, --help               show this help
@@ -188,8 +206,8 @@ one down. A COMMAND that ends in .js, .mjs or .cjs is run by node.
 ADDRESS: 8080, :8080, 127.0.0.1:8080, [::1]:8080, a name, or @PID of a server.
 
 Exit status: the server's own; 0 when it was replaced or taken down on request;
-124 it was not up in time, or failed its check; 125 serverswap failed;
-126 COMMAND cannot be executed; 127 COMMAND not found.
+124 it was not up in time, failed its check, or was undone; 125 serverswap
+failed; 126 COMMAND cannot be executed; 127 COMMAND not found.
 
 Manual: man serverswap; the control channel: man 7 serverswap.
 ";
@@ -216,6 +234,8 @@ where
             Long("run-dir") => cli.run_dir = Some(PathBuf::from(value(&mut parser)?)),
             Long("status") => one_verb(&mut verb, "status")?,
             Long("reload") => one_verb(&mut verb, "reload")?,
+            Long("undo") => one_verb(&mut verb, "undo")?,
+            Long("commit") => one_verb(&mut verb, "commit")?,
             Long("takedown") => one_verb(&mut verb, "takedown")?,
             Long("client") => {
                 one_verb(&mut verb, "client")?;
@@ -254,11 +274,13 @@ where
 }
 
 /// The options of a server that is to be run which have a value.
-const WITH_VALUE: [&str; 10] = [
+const WITH_VALUE: [&str; 12] = [
     "--wait",
     "--log",
     "--check",
     "--check-http",
+    "--canary",
+    "--hold",
     "--ready-timeout",
     "--drain",
     "--max-draining",
@@ -351,6 +373,8 @@ fn request(
         Some("client") => Request::Client(client),
         Some("status") => Request::Status(targets(&run.command)?, form),
         Some(_) if run.command.is_empty() => return Err(usage("an ADDRESS is missing")),
+        Some("undo") => Request::Decide(targets(&run.command)?, Verdict::Undo),
+        Some("commit") => Request::Decide(targets(&run.command)?, Verdict::Commit),
         Some("reload") => Request::Reload(targets(&run.command)?, surroundings),
         Some(_) => Request::Takedown(targets(&run.command)?),
     })
@@ -394,6 +418,7 @@ fn extension(command: &OsString) -> Option<&str> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::swap::{Share, Step};
 
     fn run(words: &[&str]) -> Run {
         match parse(words).unwrap().request {
@@ -454,6 +479,15 @@ mod tests {
     }
 
     #[test]
+    fn steps_have_a_share_and_a_time() {
+        let step = |permille, millis| Step { share: Share { permille }, time: Duration::from_millis(millis) };
+        let trial = run(&["--canary", "0.1:60,5:0.5,99:1", "--hold", "300", "x"]).trial;
+        assert_eq!(trial.canary, [step(1, 60_000), step(50, 500), step(990, 1000)]);
+        assert_eq!(trial.hold, Duration::from_secs(300));
+        assert_eq!(trial.canary.iter().map(|step| step.share.to_string()).collect::<Vec<_>>(), ["0.1%", "5%", "99%"]);
+    }
+
+    #[test]
     fn times_are_plain_decimal_numbers() {
         for (text, nanos) in
             [(".5", 500_000_000), ("0.0000000019", 1), ("1.", 1_000_000_000), ("31536000.0", 31_536_000_000_000_000)]
@@ -506,6 +540,12 @@ mod tests {
             refused(&[misplaced, "x"]);
             refused(&["--takedown", misplaced, "80"]);
         }
+        for steps in ["5", "5:", ":5", "0:5", "0.05:5", "99.1:5", "100:5", "5:0", "5:10,", "5:10;20:10", "-1:5", "5.:5"]
+        {
+            refused(&["--canary", steps, "x"]);
+        }
+        refused(&["--undo"]);
+        refused(&["--undo", "--commit", "80"]);
         refused(&["--wait", "up", "x"]);
         refused(&["-d", "--wait", "down", "x"]);
         refused(&["--client", "perl"]);

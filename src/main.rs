@@ -83,6 +83,7 @@ fn run(cli: Cli) -> Result<u8> {
             dir.leave();
             result
         }
+        Request::Decide(targets, verdict) => operator::decide(&dir()?, &targets, verdict, log),
         Request::Reload(targets, surroundings) => operator::reload(&dir()?, &targets, surroundings, log),
         Request::Run(run) => start(run, given.as_deref(), log),
     }

@@ -215,6 +215,10 @@ words! {
         Down(address: Address) = "DOWN",
         /// `--takedown`: that was all of them, do it.
         Commit = "COMMIT",
+        /// `--undo`: the old server is to have all connections again.
+        Undo = "UNDO",
+        /// `--commit`: nobody goes back to the old server.
+        Confirm = "CONFIRM",
         /// `--reload`.
         Reload(surroundings: Surroundings) = "RELOAD",
         /// `--status`.
@@ -244,6 +248,8 @@ words! {
         Released(address: Address) = "RELEASED",
         /// What was asked for is not done, for this reason. Nothing has changed.
         Refused(text: String) = "REFUSED",
+        /// What was asked for is done.
+        Done = "DONE",
         /// The server is gone, or a newer one has its place: look again who has the address.
         Gone = "GONE",
         /// The reload is done.
@@ -264,6 +270,8 @@ words! {
     pub enum CopyWord {
         /// Its swap is done.
         Done = "DONE",
+        /// Its server has all new connections, and the old one is kept.
+        Held = "HELD",
         /// Its server is replaced before those that it has replaced itself are gone.
         Passed = "PASSED",
         /// The copy is asked for a reload: its number for the peer that waits for it, or 0 if none does; and the pid of the

@@ -46,10 +46,19 @@ pub struct Record {
     pub command: String,
     /// How its supervisor was started; `None` if that was too long.
     pub call: Option<Call>,
-    /// Main processes of the servers that it replaced at shared ports in its last switch.
-    pub replaced: Vec<Pid>,
+    /// Whose new connections of shared ports it got in its last switch.
+    pub olds: Olds,
     /// Inodes of the UDP sockets at fixed ports that the server had when it came up.
     pub datagrams: Vec<u32>,
+}
+
+/// Older servers, by their main processes.
+#[derive(Debug, Clone, PartialEq, Eq, Default)]
+pub struct Olds {
+    /// Those that it replaced.
+    pub replaced: Vec<Pid>,
+    /// Those that are kept, to have their connections again (`--hold`).
+    pub kept: Vec<Pid>,
 }
 
 /// How a supervisor was started: a caretaker in its place is started in the same way.
@@ -123,7 +132,7 @@ impl Record {
             socket_name: String::new(),
             command: String::new(),
             call: None,
-            replaced: Vec::new(),
+            olds: Olds::default(),
             datagrams: Vec::new(),
         }
     }
@@ -150,7 +159,10 @@ impl Record {
             socket_name: field("socket").filter(|name| !name.is_empty() && !name.contains(is_no_name))?.to_owned(),
             command: field("command").unwrap_or("").to_owned(),
             call: field("dir").and_then(|dir| Call::parse(field("args").unwrap_or(""), dir)),
-            replaced: list("replaced").filter_map(parse_number).take(LIST_MAX).collect(),
+            olds: Olds {
+                replaced: list("replaced").filter_map(parse_number).take(LIST_MAX).collect(),
+                kept: list("kept").filter_map(parse_number).take(LIST_MAX).collect(),
+            },
             datagrams: list("datagrams").filter_map(|inode| inode.parse().ok()).take(LIST_MAX).collect(),
         })
     }
@@ -158,7 +170,7 @@ impl Record {
 
 impl fmt::Display for Record {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Record { pid, start, boot, supervisor, generation, socket_name, replaced, datagrams, .. } = self;
+        let Record { pid, start, boot, supervisor, generation, socket_name, olds, datagrams, .. } = self;
         writeln!(f, "{VERSION}\npid {pid}\nstart {start}\nboot {boot}\nsupervisor {supervisor}")?;
         writeln!(f, "generation {generation}\nsocket {socket_name}\ncommand {}", one_line(&self.command))?;
         if let Some(Call { args, dir }) = &self.call {
@@ -173,7 +185,8 @@ impl fmt::Display for Record {
             ("pidns", list(pid)),
             ("netns", list(net)),
             ("session", list(self.session)),
-            ("replaced", list(replaced)),
+            ("replaced", list(&olds.replaced)),
+            ("kept", list(&olds.kept)),
             ("datagrams", list(datagrams)),
         ];
         for (key, values) in more.into_iter().filter(|(_, values)| !values.is_empty()) {

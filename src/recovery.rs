@@ -21,6 +21,8 @@ pub struct Server {
     pub ever_orphaned: bool,
     /// The servers that it replaces, by its record: those from which it has got the new connections.
     pub replaced: Vec<Pid>,
+    /// Those that are kept, to have them again, by its record.
+    pub kept: Vec<Pid>,
     /// Where it listens.
     pub places: Vec<Place>,
 }
@@ -96,6 +98,11 @@ impl Server {
         self.replaced.contains(&old.pid) && self.start >= old.start
     }
 
+    /// Whether it has the new connections of `old` for as long as its supervisor lives.
+    fn keeps(&self, old: &Server) -> bool {
+        self.kept.contains(&old.pid) && self.start >= old.start
+    }
+
     fn listens_beside(&self, place: &Place) -> bool {
         self.places.iter().any(|own| own.conflicts(place))
     }
@@ -119,9 +126,10 @@ impl Scene {
             };
             let is_older = |other: &Server| !own.replaced.contains(&other.pid) && other.start < own.start;
             match () {
-                () if meets(&|other| other.has_replaced(own)) => _ = others.insert(address),
+                () if meets(&|other| other.has_replaced(own) || own.keeps(other)) => _ = others.insert(address),
                 () if has_name(own.pid) => {}
                 () if own.replaced.iter().any(|old| has_name(*old)) => _ = addresses.insert(address),
+                () if meets(&|other| other.keeps(own)) => _ = addresses.insert(address),
                 () if meets(&|other| has_name(other.pid) || is_older(other)) => _ = others.insert(address),
                 () => unnamed.push(address),
             }
@@ -153,7 +161,8 @@ impl Scene {
         };
         // A new server joins only while its supervisor has the lock.
         let is_younger = |new: &Server| new.start >= self.own.start && !self.own.replaced.contains(&new.pid);
-        let joins = |new: &&Server| !new.ever_orphaned && is_younger(new) && !self.has_name(new.pid, &BTreeSet::new());
+        let has_no_name = |new: &Server| !self.has_name(new.pid, &BTreeSet::new());
+        let joins = |new: &&Server| !new.ever_orphaned && is_younger(new) && (new.keeps(&self.own) || has_no_name(new));
         let heir = self.beside.iter().find(joins).map(|new| new.supervisor);
         let addresses = if orphan == Orphan::Superseded { others.clone() } else { own };
         let is_superseded = self.beside.iter().any(|other| other.has_replaced(&self.own));
@@ -196,6 +205,7 @@ mod tests {
             supervisor: pid(raw + 1000),
             ever_orphaned: true,
             replaced: replaced.iter().map(|old| pid(*old)).collect(),
+            kept: Vec::new(),
             places: places.to_vec(),
         }
     }
@@ -252,6 +262,30 @@ mod tests {
             assert_eq!(scene.of(&new).recover(None).unswitched, BTreeSet::new());
             assert_eq!(scene.successor().map(|new| new.pid), Some(pid(2)));
         }
+    }
+
+    /// Killed in a hold: the old one has its connections again, and the new one goes.
+    #[test]
+    fn in_a_hold_the_new_one_goes() {
+        let here = [at("127.0.0.1:80", 0)];
+        let (old, new) = (server(1, &[], &here), Server { kept: vec![pid(1)], ..server(2, &[], &here) });
+        for names in [vec![(2, "127.0.0.1:80")], vec![(1, "127.0.0.1:80")], vec![]] {
+            let found = scene(new.clone(), vec![old.clone()], &names).recover(Some(&[]));
+            assert_eq!(
+                (found.orphan, found.unswitched),
+                (Orphan::Superseded, addresses(&["127.0.0.1:80"])),
+                "{names:?}"
+            );
+            assert_eq!((found.held, found.misnamed), (BTreeSet::new(), BTreeSet::new()), "{names:?}");
+            let scene = scene(old.clone(), vec![new.clone()], &names);
+            let found = scene.recover(Some(&[]));
+            assert_eq!((found.orphan, found.addresses), (Orphan::Alone, addresses(&["127.0.0.1:80"])), "{names:?}");
+            assert_eq!(scene.successor().map(|new| new.pid), None);
+        }
+        // Its supervisor lives: that one had the lock of the old one.
+        let new = Server { ever_orphaned: false, ..new };
+        let found = scene(old, vec![new], &[(2, "127.0.0.1:80")]).recover(Some(&[]));
+        assert_eq!((found.orphan, found.heir), (Orphan::Alone, Some(pid(1002))));
     }
 
     /// Its successor does without one of its addresses.

@@ -1,8 +1,10 @@
 //! What a new server has to pass before it gets the connections of the old one. Pure.
 
-use super::values::{text, usage, value};
+use super::values::{duration, seconds, text, usage, value};
 use crate::error::Result;
+use crate::swap::{Share, Step};
 use std::ffi::OsString;
+use std::time::Duration;
 
 /// What a new server has to pass.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -11,6 +13,10 @@ pub struct Trial {
     pub probe: bool,
     /// All of these succeed.
     pub checks: Vec<Check>,
+    /// It gets these shares of the new connections, one after the other.
+    pub canary: Vec<Step>,
+    /// How long the old server is kept after the switch.
+    pub hold: Duration,
 }
 
 /// Something that is done with a new server while everybody else still gets the old one.
@@ -24,7 +30,7 @@ pub enum Check {
 
 impl Trial {
     pub(super) fn new() -> Trial {
-        Trial { probe: true, checks: Vec::new() }
+        Trial { probe: true, checks: Vec::new(), canary: Vec::new(), hold: Duration::ZERO }
     }
 
     /// Takes an option that is about it; `false` if it is another one.
@@ -32,6 +38,8 @@ impl Trial {
         match option {
             "--check" => self.checks.push(Check::Command(value(parser)?)),
             "--check-http" => self.checks.push(Check::Http(path(text(parser, option)?)?)),
+            "--canary" => self.canary = steps(&text(parser, option)?)?,
+            "--hold" => self.hold = seconds(parser, option)?,
             _ => return Ok(false),
         }
         Ok(true)
@@ -44,4 +52,29 @@ fn path(text: String) -> Result<String> {
         return Ok(text);
     }
     Err(usage(format!("--check-http: {text:?} is no path of a URL, such as /health")))
+}
+
+/// The steps of a canary, `P:SECS[,P:SECS]...`.
+fn steps(text: &str) -> Result<Vec<Step>> {
+    let step = |part: &str| {
+        let (share, time) = part.split_once(':')?;
+        Some(Step { share: percent(share)?, time: duration(time)? })
+    };
+    let bad = |part: &str| {
+        usage(format!(
+            "--canary: {part:?} is no P:SECS, with P from 0.1 to 99 per cent and SECS from 0.001 to 31536000"
+        ))
+    };
+    text.split(',').map(|part| step(part).filter(|step| !step.time.is_zero()).ok_or_else(|| bad(part))).collect()
+}
+
+/// A number of per cent with at most one digit after the point.
+fn percent(text: &str) -> Option<Share> {
+    let (whole, tenths) = text.split_once('.').unwrap_or((text, "0"));
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()) && !text.is_empty();
+    if !digits(whole) || !digits(tenths) || tenths.len() > 1 {
+        return None;
+    }
+    let permille = whole.parse::<u16>().ok()?.checked_mul(10)?.checked_add(tenths.parse().ok()?)?;
+    (1..=990).contains(&permille).then_some(Share { permille })
 }

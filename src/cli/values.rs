@@ -24,8 +24,12 @@ pub(super) fn text(parser: &mut lexopt::Parser, option: &str) -> Result<String> 
 
 pub(super) fn seconds(parser: &mut lexopt::Parser, option: &str) -> Result<Duration> {
     let text = text(parser, option)?;
-    let bad = || usage(format!("{option}: {text:?} is not a number of seconds from 0 to {TIME_MAX}"));
-    decimal(&text).filter(|time| *time <= Duration::from_secs(TIME_MAX)).ok_or_else(bad)
+    duration(&text).ok_or_else(|| usage(format!("{option}: {text:?} is not a number of seconds from 0 to {TIME_MAX}")))
+}
+
+/// A time of a year at most.
+pub(super) fn duration(text: &str) -> Option<Duration> {
+    decimal(text).filter(|time| *time <= Duration::from_secs(TIME_MAX))
 }
 
 /// A plain decimal number of seconds, without sign or exponent. What is less than a nanosecond is dropped.

@@ -95,7 +95,8 @@ impl Holder {
             start: self.start,
             supervisor: self.supervisor,
             ever_orphaned: self.ever_lost_its_supervisor(),
-            replaced: self.replaced.clone(),
+            replaced: self.olds.replaced.clone(),
+            kept: self.olds.kept.clone(),
             places,
         }
     }

@@ -35,7 +35,7 @@ impl RunDir {
     fn newest_instead_of(&self, holder: Holder, address: &Address) -> Holder {
         let Address::Tcp(_, port) = *address else { return holder };
         let mut newer = self.servers().unwrap_or_default();
-        newer.retain(|server| server.replaced.contains(&holder.pid) && server.start >= holder.start);
+        newer.retain(|server| server.olds.replaced.contains(&holder.pid) && server.start >= holder.start);
         if newer.is_empty() {
             return holder;
         }

@@ -28,7 +28,7 @@ impl RunDir {
         let program = |command: &str| command.split(' ').next().map(str::to_owned);
         let same = servers.iter().filter(|h| h.command == command).map(|h| h.generation).max();
         // One that drains is nobody's predecessor any more.
-        let is_replaced = |server: &&Holder| servers.iter().any(|newer| newer.replaced.contains(&server.pid));
+        let is_replaced = |server: &&Holder| servers.iter().any(|newer| newer.olds.replaced.contains(&server.pid));
         let alike = match servers.iter().filter(|server| !is_replaced(server)).collect::<Vec<_>>()[..] {
             [only] if program(&only.command) == program(&command) => Some(only.generation),
             _ => None,

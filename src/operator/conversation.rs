@@ -99,6 +99,7 @@ pub fn ask_status(holder: &Holder) -> (BTreeMap<String, String>, Vec<Address>) {
                 | HolderWord::Released(_)
                 | HolderWord::Refused(_)
                 | HolderWord::Gone
+                | HolderWord::Done
                 | HolderWord::Reloaded
                 | HolderWord::Said(_)
                 | HolderWord::Waits(_)

@@ -79,7 +79,10 @@ fn rows(dir: &RunDir, wanted: &[Wanted], layout: Layout, log: Log) -> Result<Vec
     let all = dir.addresses().map_err(unlisted)?;
     let is_wanted =
         |pid: Pid, address: Option<&Address>| wanted.is_empty() || wanted.iter().any(|wanted| wanted.is(pid, address));
-    let mut look = Look::new(layout);
+    let mut others = dir.servers().map_err(unlisted)?;
+    let kept =
+        others.iter().filter(|newer| !newer.is_orphan).flat_map(|newer| newer.olds.kept.iter().copied()).collect();
+    let mut look = Look::new(layout, kept);
     let mut rows = Vec::new();
     let mut shown = BTreeSet::new();
     let may_be = |address: &Address| wanted.is_empty() || wanted.iter().any(|wanted| wanted.may_be_at(address));
@@ -96,7 +99,6 @@ fn rows(dir: &RunDir, wanted: &[Wanted], layout: Layout, log: Log) -> Result<Vec
         }
     }
     // Servers whose successor has their pidfiles by now, workers, and servers that have not said yet what they want.
-    let mut others = dir.servers().map_err(unlisted)?;
     others.sort_by_key(|other| Reverse((other.generation, other.start)));
     for holder in others.into_iter().filter(|h| !shown.contains(&h.pid)) {
         let holds = look.at(&holder).holds.clone();
@@ -116,6 +118,8 @@ struct Look {
     /// By their ports here; `None` if they cannot be listed.
     connections: Option<BTreeMap<u16, Vec<TcpSocket>>>,
     snapshot: Snapshot,
+    /// Servers that are kept behind newer ones.
+    kept: BTreeSet<Pid>,
     seen: BTreeMap<Pid, Seen>,
     layout: Layout,
 }
@@ -131,13 +135,13 @@ struct Seen {
 }
 
 impl Look {
-    fn new(layout: Layout) -> Look {
+    fn new(layout: Layout, kept: BTreeSet<Pid>) -> Look {
         let connections = net::connections().ok().map(|all| {
             let mut by_port: BTreeMap<u16, Vec<TcpSocket>> = BTreeMap::new();
             all.into_iter().for_each(|socket| by_port.entry(socket.ends.local.port()).or_default().push(socket));
             by_port
         });
-        Look { connections, snapshot: Snapshot::take(), seen: BTreeMap::new(), layout }
+        Look { connections, snapshot: Snapshot::take(), kept, seen: BTreeMap::new(), layout }
     }
 
     fn at(&mut self, holder: &Holder) -> &Seen {
@@ -172,7 +176,7 @@ impl Look {
             holder.pid.to_string(),
             if holder.is_orphan { "-".into() } else { holder.supervisor.to_string() },
             uid.map_or_else(|_| "-".into(), user::name),
-            field("state", state),
+            if self.kept.contains(&holder.pid) { "held".into() } else { field("state", state) },
             field("mode", "-"),
             if self.layout == Layout::People { for_people(uptime) } else { uptime.to_string() },
             count.unwrap_or_else(|| "-".into()),

@@ -102,6 +102,7 @@ fn ask(holder: &Holder, addresses: &[Address]) -> io::Result<Answer> {
             | HolderWord::Locked
             | HolderWord::Joins(_)
             | HolderWord::Reloaded
+            | HolderWord::Done
             | HolderWord::Said(_)
             | HolderWord::Waits(_)
             | HolderWord::Failed(..)

@@ -31,6 +31,8 @@ pub(super) const NOBODY: BTreeMap<u32, Socket> = BTreeMap::new();
 pub(super) enum Stage {
     /// The old sockets.
     Before,
+    /// The old ones, and the new ones so many of 1,000.
+    Portion(u16),
     /// The new ones.
     Switched,
 }
@@ -129,7 +131,7 @@ impl Group {
     /// What tells these members from the others.
     pub(super) fn receivers(&self) -> fn(&Member) -> bool {
         let order: [fn(&Member) -> bool; 3] = match self.stage {
-            Stage::Before => [Member::serves, |member| !member.is_new(), Member::is_new],
+            Stage::Before | Stage::Portion(_) => [Member::serves, |member| !member.is_new(), Member::is_new],
             Stage::Switched => [Member::is_new, Member::serves, |member| !member.is_new()],
         };
         let is_there = |of: &fn(&Member) -> bool| self.members.iter().any(of);
@@ -155,7 +157,17 @@ impl Group {
                 probes.push((probe, index));
             }
         }
-        Program::new(&self.receives(), &probes)
+        match self.stage {
+            Stage::Portion(permille) if self.may_be_portioned() => {
+                Program::mixed(&self.receives(), &self.members.ranges(Member::is_new), permille, &probes)
+            }
+            Stage::Before | Stage::Portion(_) | Stage::Switched => Program::new(&self.receives(), &probes),
+        }
+    }
+
+    /// Whether both sides are here, and each index is known to be that of one of them.
+    pub(super) fn may_be_portioned(&self) -> bool {
+        self.has_news() && self.has_olds() && self.in_order && !self.guarded && !self.members.mixes(Member::is_new)
     }
 
     /// Puts the program on the group: through a socket of the old server, or of the new one.

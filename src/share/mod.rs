@@ -127,7 +127,7 @@ impl Sharing {
         if group.old.is_some() {
             steered?;
         }
-        if guarded && group.stage == Stage::Before {
+        if guarded && group.stage != Stage::Switched {
             group.guarded |= socket.refuse_newcomers(None)?;
         }
         socket.listen(backlog)?;
@@ -184,8 +184,8 @@ impl Sharing {
         self.diag = self.diag.take().or_else(|| Diag::open().ok());
         for group in self.groups.values_mut().flatten() {
             match group.stage {
-                Stage::Before if prove => _ = group.step(self.diag.as_ref(), listeners, fetch),
-                Stage::Before => group.trust(),
+                Stage::Before | Stage::Portion(_) if prove => _ = group.step(self.diag.as_ref(), listeners, fetch),
+                Stage::Before | Stage::Portion(_) => group.trust(),
                 Stage::Switched => _ = group.unguard(fetch),
             }
         }
@@ -258,6 +258,18 @@ impl Sharing {
         let Address::Tcp(_, port) = *address else { return };
         self.at_port(port).iter_mut().for_each(|group| group.joined &= group.has_news());
         self.keep(|g| g.old.is_some() || g.has_news() || !address.collides(&g.place.address.into()));
+    }
+
+    /// From here the new server gets so many of 1,000 new connections. Returns the places of both where it gets none, and
+    /// the first failure.
+    pub fn portion(&mut self, permille: u16, fetch: Fetch<'_>) -> (Vec<SocketAddr>, io::Result<()>) {
+        let (mut without, mut result) = (Vec::new(), Ok(()));
+        for group in self.groups_mut().filter(|group| group.has_news()) {
+            group.stage = Stage::Portion(permille);
+            result = result.and(group.steer(fetch));
+            without.extend((!group.may_be_portioned()).then_some(group.place.address));
+        }
+        (without, result)
     }
 
     /// From here new connections go to the new server. Returns the places that it does not take over, which the old one

@@ -116,6 +116,8 @@ impl Supervisor {
             order: if unshared { Order::Plain } else { Order::Shared },
             awaited: false,
             checked: Checked::No,
+            canary: Vec::new(),
+            hold: Duration::ZERO,
             ready_timeout: None,
             kill_after: self.run.kill_after,
             drain: self.run.drain,
@@ -124,7 +126,8 @@ impl Supervisor {
         let names_of = Names {
             number: holder.generation,
             registration: Some(lock),
-            replaced: holder.replaced.clone(),
+            replaced: holder.olds.replaced.clone(),
+            kept: holder.olds.kept.clone(),
             name: machine.name(),
             held: held.clone(),
             datagrams: holder.datagrams.clone(),

@@ -23,10 +23,20 @@ const AGAIN_AFTER: Duration = Duration::from_secs(1);
 const CHECK_MAX: Duration = Duration::from_secs(30);
 
 impl Supervisor {
-    /// Begins with the checks of our server.
+    /// Begins with the checks of our server, or makes them once more.
     pub(super) fn check(&mut self) {
-        self.agenda.checks =
-            Some(Checks { passed: 0, doing: Doing::Waits(Instant::now()), preview: None, said: Vec::new() });
+        let now = Instant::now();
+        match &mut self.agenda.checks {
+            Some(Checks { passed, doing: doing @ Doing::Waits(_), .. }) => {
+                (*passed, *doing) = (0, Doing::Waits(now + AGAIN_AFTER));
+            }
+            // They are under way.
+            Some(Checks { doing: Doing::Runs(..) | Doing::Asks, .. }) => {}
+            Some(Checks { doing: Doing::Over, .. }) | None => {
+                let doing = Doing::Waits(now);
+                self.agenda.checks = Some(Checks { passed: 0, doing, preview: None, said: Vec::new() });
+            }
+        }
     }
 
     /// When [`Supervisor::move_checks`] has something to do.

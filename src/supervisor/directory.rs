@@ -71,6 +71,8 @@ impl Supervisor {
             | Effect::Grant(..)
             | Effect::TellReleased(..)
             | Effect::Refuse(..)
+            | Effect::TellDone(_)
+            | Effect::Held
             | Effect::Up
             | Effect::TellWaits(..)
             | Effect::SendOn(_)
@@ -85,6 +87,7 @@ impl Supervisor {
             | Effect::Join(_)
             | Effect::Settle
             | Effect::Check
+            | Effect::Portion(_)
             | Effect::Switch(_)
             | Effect::SwitchBack
             | Effect::Drain

@@ -32,13 +32,15 @@ impl Supervisor {
             Effect::Hold(address) => self.hold(address),
             Effect::AskTakedown(_, old, address) => self.ask(old, PeerWord::Takedown(address)),
             Effect::AskStop(_, old) => self.ask(old, PeerWord::Stop),
-            Effect::AskDrain(_, old) => self.ask(old, PeerWord::Drain),
+            Effect::AskDrain(_, old) => self.ask_drain(old),
             Effect::AskStay(old) => self.ask(old, PeerWord::Stay),
             Effect::Admit(address) => self.admit(&address),
             Effect::Pass(address) => self.pass(&address),
             Effect::Deny(address) => self.deny(&address),
             Effect::Join(address) => self.join(&address),
             Effect::Check => self.check(),
+            Effect::Portion(share) => self.portion(share),
+            Effect::Held => self.held(),
             Effect::Switch(_) => self.switch(),
             Effect::SwitchBack => self.switch_back(),
             Effect::Drain => self.drain(),
@@ -49,6 +51,7 @@ impl Supervisor {
             Effect::Grant(claimer, holds) => self.grant(claimer, holds),
             Effect::TellReleased(claimer, address) => self.tell(claimer.0, &HolderWord::Released(address)),
             Effect::Refuse(claimer, why) => self.tell(claimer.0, &HolderWord::Refused(why)),
+            Effect::TellDone(claimer) => self.tell(claimer.0, &HolderWord::Done),
             Effect::TellWaits(claimer, why) => self.tell(claimer.0, &HolderWord::Waits(why)),
             Effect::TellGone(claimer) => {
                 // Whoever hears of it may look at the run directory at once.
@@ -116,8 +119,9 @@ impl Supervisor {
     }
 
     fn hold(&mut self, address: Address) {
-        // The pidfiles may still name the servers that it has replaced.
-        let replaced = self.live.as_ref().map_or(Vec::new(), |live| live.names.replaced.clone());
+        // The pidfiles may still name the servers that it has replaced, and one that had its connections for a while.
+        let mut replaced = self.live.as_ref().map_or(Vec::new(), |live| live.names.replaced.clone());
+        replaced.extend(self.kept_by());
         if !self.register(&address, &replaced)
             && let Some(live) = self.live.as_mut()
         {
@@ -188,6 +192,7 @@ impl Supervisor {
             }
             Effect::Join(address) => (Some(address), "listens beside the old one".into()),
             Effect::Switch(_) => (None, "gets the new connections".into()),
+            Effect::Portion(share) => (None, format!("gets {share} of the new connections")),
             Effect::SwitchBack => (None, "gets no connections any more: the old one does".into()),
             Effect::AskTakedown(_, _, address) => (Some(address), "needs the address: the old one is to let go".into()),
             Effect::AskStop(..) => (None, "has what it wanted: the old one is to stop".into()),
@@ -211,7 +216,7 @@ impl Supervisor {
         if let Some(Ok(datagrams)) = live.watch().map(|watch| watch.facts.datagrams()) {
             live.names.datagrams = datagrams;
         }
-        let addresses = live.machine.addresses();
+        let addresses = live.holds();
         live.names.name = addresses.first().cloned();
         let more = match addresses.len() {
             0 => ", no address so far".into(),
@@ -243,7 +248,7 @@ impl Supervisor {
     }
 
     /// Whoever waits for the swap waits no longer.
-    fn dismiss(&mut self) {
+    pub(super) fn dismiss(&mut self) {
         if let Some(launcher) = self.caller.launcher.take() {
             message::end_progress();
             self.caller.telling = launcher.dismiss(status::DONE, &self.caller.output);

@@ -140,6 +140,10 @@ impl Supervisor {
                 self.tell_waiters(&waiters, &HolderWord::Reloaded);
                 self.supersede(line);
             }
+            CopyWord::Held => {
+                let waiters = std::mem::take(&mut copy.waiters);
+                self.tell_waiters(&waiters, &HolderWord::Reloaded);
+            }
             CopyWord::Passed => {
                 (copy.progress, copy.start) = (Progress::Done, None);
                 let waiters = std::mem::take(&mut copy.waiters);

@@ -38,7 +38,7 @@ impl Supervisor {
     /// The server is told to go, or is gone. Whoever tells us to stop waits for no request.
     pub(super) fn hold_kept(&mut self) {
         let keeping = self.live.as_mut().and_then(|live| live.standing.keeping.take());
-        if let Some(keeping) = keeping.filter(|_| !self.caller.is_stopping()) {
+        if let Some(keeping) = keeping.filter(|_| !self.hurries()) {
             self.agenda.kept.held = keeping.hold().or(self.agenda.kept.held.take());
             self.poll_soon();
         }

@@ -47,6 +47,8 @@ pub(super) struct Names {
     pub(super) registration: Option<Registration>,
     /// Main processes of the servers in whose place it gets the connections of a shared port.
     pub(super) replaced: Vec<Pid>,
+    /// And of those that are kept, to have them again.
+    pub(super) kept: Vec<Pid>,
     /// Addresses whose pidfile we wrote.
     pub(super) held: BTreeSet<Address>,
     /// Addresses to register again, each with the time until which that is tried.
@@ -249,6 +251,19 @@ impl Live {
     /// What messages name it by: also after it has let go of all of its addresses.
     pub(super) fn name(&self) -> Option<Address> {
         self.machine.name().or_else(|| self.names.name.clone())
+    }
+
+    /// The addresses that it has; in its canary nothing is its own yet.
+    pub(super) fn holds(&self) -> Vec<Address> {
+        if self.machine.is_on_trial() { self.machine.claims() } else { self.machine.addresses() }
+    }
+
+    /// How it stands, as `--status` says it.
+    pub(super) fn state(&self) -> String {
+        match self.machine.share() {
+            Some(share) => format!("{} {share}", self.machine.state()),
+            None => self.machine.state().to_owned(),
+        }
     }
 
     /// Whether it was up, and either has an address or is no longer searched for listeners.

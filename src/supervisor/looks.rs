@@ -13,6 +13,7 @@ use crate::cli::Run;
 use crate::drain::Drained;
 use crate::procfs;
 use crate::protocol::ServerWord;
+use crate::record::Olds;
 use crate::relay::Reach;
 use crate::rundir::LOCK_PATIENCE;
 use crate::swap::{self, SpeakerId};
@@ -147,7 +148,7 @@ impl Supervisor {
         if left {
             self.decide_swap_of_dead();
         } else if followed && live.server.is_adopted() {
-            self.write_replaced(Vec::new());
+            self.write_olds(Olds::default());
         }
         let Some(live) = self.live.as_mut() else { return false };
         let sharing = left | look_at_shared(live, sockets, &mut self.agenda.pending, &self.run);

@@ -33,6 +33,7 @@ mod state;
 mod switching;
 mod threads;
 mod timers;
+mod trial;
 mod watching;
 
 pub use state::Supervisor;
@@ -226,7 +227,7 @@ impl Supervisor {
             && self.kin.leftovers.is_empty()
             && self.reloads.copies.is_empty()
             && self.reloads.asked.is_empty()
-            && (self.agenda.kept.is_over() || self.caller.is_stopping())
+            && (self.agenda.kept.is_over() || self.hurries())
     }
 
     fn finish(mut self) -> u8 {

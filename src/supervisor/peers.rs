@@ -172,6 +172,8 @@ impl Supervisor {
                 let caller = conn.out.peer().filter(|_| surroundings == Surroundings::Callers);
                 self.want_reload(Some(Waiter::Peer(id)), caller);
             }
+            PeerWord::Undo => self.feed(swap::Event::Undo(claimer)),
+            PeerWord::Confirm => self.feed(swap::Event::Confirm(claimer)),
             PeerWord::Status => self.tell_status(id),
         }
     }
@@ -183,13 +185,14 @@ impl Supervisor {
         let fields = [
             field("pid", live.server.pid.to_string()),
             field("generation", live.names.number.to_string()),
-            field("state", live.machine.state().into()),
+            field("state", live.state()),
+            field("trial", u8::from(live.machine.is_on_trial()).to_string()),
             field("mode", if live.is_shared() { "shared" } else { "plain" }.into()),
             field("text", live.status_text.clone()),
             field("log", self.caller.output.shown().map_or("-".into(), |path| path.to_string_lossy().into_owned())),
             field("command", command),
         ];
-        let holds = live.machine.addresses().into_iter().map(HolderWord::Holds);
+        let holds = live.holds().into_iter().map(HolderWord::Holds);
         conn.out.send_all_if_read(fields.into_iter().chain(holds).chain([HolderWord::End]));
     }
 
@@ -233,6 +236,7 @@ impl Supervisor {
                 return;
             }
             HolderWord::Reloaded
+            | HolderWord::Done
             | HolderWord::Said(_)
             | HolderWord::Failed(..)
             | HolderWord::Field(..)

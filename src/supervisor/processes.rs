@@ -9,7 +9,7 @@ use crate::family::Jobs;
 use crate::finder::Registration;
 use crate::procfs;
 use crate::protocol::ServerWord;
-use crate::record::Record;
+use crate::record::{Olds, Record};
 use crate::rundir::{LOCK_PATIENCE, RunDir, pidfile};
 use crate::server::Rest;
 use crate::swap::{self, Level};
@@ -61,6 +61,7 @@ impl Supervisor {
                 self.kin.given = live.machine.claims().into_iter().chain(name.clone()).collect();
             }
             let text = match successor {
+                _ if live.machine.is_turned_back() => format!("server {pid}, which was undone, {how}"),
                 Some(successor) => format!("server {pid} was replaced by {successor}"),
                 None if leaves && !self.caller.is_stopping() => format!("server {pid} was taken down"),
                 None => format!("server {pid} {how}"),
@@ -173,7 +174,7 @@ impl Supervisor {
             generation: live.names.number,
             socket_name: live.sockets.names[0].clone(),
             command: self.run.line(),
-            replaced: live.names.replaced.clone(),
+            olds: Olds { replaced: live.names.replaced.clone(), kept: live.names.kept.clone() },
             datagrams: live.names.datagrams.clone(),
             ..Record::of(live.server.pid, live.server.start)
         };

@@ -40,6 +40,7 @@ impl Supervisor {
 
     pub(super) fn stop(&mut self, signalled: bool) {
         self.caller.stops += 1;
+        self.caller.excused += u32::from(self.live.as_ref().is_some_and(|live| live.machine.is_on_trial()));
         self.stop_copies(signalled);
         self.refuse_reload();
         let is_over = self.reloads.copies.is_empty() || self.caller.stops > 1;

@@ -87,6 +87,8 @@ impl Supervisor {
             drain: self.run.drain,
             awaited,
             checked: if self.run.trial.checks.is_empty() { Checked::No } else { Checked::Yes },
+            canary: self.run.trial.canary.clone(),
+            hold: self.run.trial.hold,
             ready_timeout: self.run.ready_timeout,
             kill_after: self.run.kill_after,
         }

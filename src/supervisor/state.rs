@@ -108,6 +108,8 @@ pub(super) struct Caller {
     /// How many signals told it to stop. `stops`: how often it was told at all, by signals or by its front.
     pub(super) signals: u32,
     pub(super) stops: u32,
+    /// How many of them have only ended the trial of its server, which finishes what it has.
+    pub(super) excused: u32,
     /// Its exit status so far.
     pub(super) status: u8,
 }
@@ -124,6 +126,7 @@ impl Caller {
             manager: Manager::from_environment(),
             signals: 0,
             stops: 0,
+            excused: 0,
             status: status::FAILED,
         }
     }

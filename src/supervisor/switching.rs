@@ -10,6 +10,7 @@ use crate::drain::Drain;
 use crate::finder::Holder;
 use crate::procfs::{self, Held};
 use crate::protocol::PeerWord;
+use crate::record::Olds;
 use crate::relay::{Keeping, Reach};
 use crate::swap::{self, Level, OldId};
 use crate::sys::process::Pid;
@@ -34,12 +35,21 @@ impl Supervisor {
             let text = format!("unable to steer the port: {} (the swap goes on)", crate::error::reason(&e));
             self.log.say(Level::Warning, None, &text);
         }
+        self.write_switched();
+    }
+
+    /// Writes into the record whose new connections our server has, and whether these are kept.
+    pub(super) fn write_switched(&mut self) {
         let locked: Vec<Pid> = self.peers.olds.values().filter(|old| old.locked).map(|old| old.holder.pid).collect();
+        if self.live.as_ref().is_some_and(|live| live.machine.is_on_trial()) {
+            return self.write_olds(Olds { replaced: Vec::new(), kept: locked });
+        }
         // And those that drain behind them.
-        let behind = locked.iter().filter_map(|pid| self.dir.holder(*pid).ok()).flat_map(|old| old.replaced.clone());
+        let behind =
+            locked.iter().filter_map(|pid| self.dir.holder(*pid).ok()).flat_map(|old| old.olds.replaced.clone());
         let mut replaced: Vec<Pid> = behind.filter(|pid| self.dir.holder(*pid).is_ok()).collect();
         replaced.extend(locked);
-        self.write_replaced(replaced);
+        self.write_olds(Olds { replaced, kept: Vec::new() });
     }
 
     /// Tells the servers that drain behind ours that it has their connections, and that their time is up if more than
@@ -64,15 +74,15 @@ impl Supervisor {
         if let Some(live) = self.live.as_mut() {
             live.joining.sharing.switch_back(&live.server);
         }
-        self.write_replaced(Vec::new());
+        self.write_olds(Olds::default());
     }
 
     /// Writes into the record which servers ours has replaced. If we die, that tells whether the switch was made.
-    pub(super) fn write_replaced(&mut self, replaced: Vec<Pid>) {
+    pub(super) fn write_olds(&mut self, Olds { replaced, kept }: Olds) {
         if let Some(live) = self.live.as_mut()
-            && live.names.replaced != replaced
+            && (live.names.replaced != replaced || live.names.kept != kept)
         {
-            live.names.replaced = replaced;
+            (live.names.replaced, live.names.kept) = (replaced, kept);
             self.register_again();
         }
     }
@@ -89,7 +99,7 @@ impl Supervisor {
         live.joining.proving.clear();
         // What cannot be taken off now is taken off at a later look.
         if live.joining.sharing.finish(&live.server) {
-            self.write_replaced(Vec::new());
+            self.write_olds(Olds::default());
         }
     }
 

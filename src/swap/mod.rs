@@ -20,18 +20,19 @@ mod slots;
 mod tenure;
 #[cfg(test)]
 mod tests;
+mod trial;
 mod warrant;
 mod words;
 
 pub use words::{
     ADDRESSES_MAX, Checked, ClaimerId, Effect, Event, Level, Meets, OldId, Order, Orphan, Parting, QUIET, Settings,
-    SpeakerId, Timer,
+    Share, SpeakerId, Step, Timer,
 };
 
 use crate::address::Address;
 use crate::error::status;
 use crate::protocol::ServerWord;
-use claim::{Claim, Old, Reach, Reported};
+use claim::{Cause, Claim, Old, Reach, Reported};
 use lease::Lease;
 use ours::{Leaving, Ours, Stage, Why};
 use slots::{Kind, Slot, Slots};
@@ -107,7 +108,7 @@ impl Generation {
 
     /// Whether the swap can be called off without a loss: no old server was asked to go.
     pub fn may_be_cancelled(&self) -> bool {
-        self.is_starting() && self.claim.harmed.is_empty() && !self.claim.is_switched()
+        self.is_on_trial() || self.is_starting() && self.claim.harmed.is_empty() && !self.claim.is_switched()
     }
 
     /// Whether the server was up and not yet told to stop.
@@ -123,6 +124,8 @@ impl Generation {
     /// What follows from an event.
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
         let claimer = if let Event::Claim(claimer) = event { Some(claimer) } else { None };
+        let is_asked =
+            if let Event::Undo(who) | Event::Confirm(who) = event { Some((who, self.answer())) } else { None };
         if self.ours.stage != Stage::Ended {
             self.take_in(event);
         }
@@ -134,6 +137,9 @@ impl Generation {
             let why = self.waits_for().to_owned();
             self.ours.effects.push(Effect::TellWaits(claimer, why));
         }
+        self.ours.effects.extend(is_asked.map(|(who, answer)| {
+            answer.map_or_else(|why| Effect::Refuse(who, why.to_owned()), |()| Effect::TellDone(who))
+        }));
         std::mem::take(&mut self.ours.effects)
     }
 
@@ -149,6 +155,9 @@ impl Generation {
             }
             Event::Listens(address) => claim.listens(ours, address),
             Event::Calls(address, meets) => claim.calls(ours, address, meets, tenure.lease),
+            Event::Closed(address) if claim.is_on_trial() && ours.slots.contains_key(&address) => {
+                self.turn_back(Cause::Failed, &format!("the new server does not listen on {address} any more"));
+            }
             Event::Closed(address) => claim.closed(ours, &address),
             Event::Foreign(own) if ours.slots.kind(&own) == Some(Kind::Looking) => claim.foreign(ours, &own),
             Event::Hindered(address, why) => drop(claim.wants.hindrances.insert(address, why)),
@@ -168,9 +177,12 @@ impl Generation {
             Event::OldReleased(id, address) => claim.old_released(ours, id, address),
             Event::OldRefused(id, why) => claim.old_refused(ours, id, why),
             Event::OldSilent(id) => claim.old_silent(ours, id),
-            Event::OldGone(id) => claim.old_gone(ours, id),
+            Event::OldGone(id) => self.old_gone(id),
             Event::OldLost(id) => claim.old_lost(ours, id),
-            Event::Claim(claimer) => tenure.enqueue(claimer, Wish::Replace),
+            Event::Claim(claimer) => {
+                self.hold_no_more();
+                self.tenure.enqueue(claimer, Wish::Replace);
+            }
             Event::HeirClaims(claimer) => tenure.enqueue_heir(claimer),
             Event::HeirAwaited => tenure.awaits_heir = true,
             Event::HeirGone => tenure.awaits_heir = false,
@@ -188,7 +200,11 @@ impl Generation {
             }
             Event::Drained | Event::TimeIsUp => {}
             Event::Down(claimer, addresses) => self.down(claimer, addresses),
-            Event::Checked(result) => claim.checked(result),
+            Event::Checked(Err(why)) if claim.is_on_trial() => self.turn_back(Cause::Failed, &why),
+            Event::Checked(result) => claim.checked(ours, result),
+            Event::Undo(_) if claim.is_on_trial() => self.turn_back(Cause::Failed, "it was undone"),
+            Event::Confirm(_) => claim.confirm(ours),
+            Event::Undo(_) => {}
             Event::Stop { signalled } => self.stop(signalled),
             Event::Exited(status) => self.exited(status),
             Event::Timer(timer) => self.rang(timer),
@@ -205,7 +221,7 @@ impl Generation {
         let up = ours.is_up();
         match event {
             Event::AskedDrain(claimer) => tenure.asked_drain(ours, claimer),
-            Event::AskedStay(by) if up && tenure.is_drained_for(by) => tenure.drain_no_more(ours),
+            Event::AskedStay(by) if up && tenure.is_drained_for(by) => tenure.stays(ours),
             Event::AskedTakedown(claimer, address) => {
                 // Nobody can bind while one that drains listens there.
                 ours.effects.extend(claim.is_followed().then_some(Effect::Hasten));
@@ -219,7 +235,7 @@ impl Generation {
 
     fn said(&mut self, speaker: SpeakerId, word: ServerWord) {
         let Generation { ours, claim, tenure } = self;
-        if ours.is_leaving() && !matches!(word, ServerWord::Released(_)) {
+        if (ours.is_leaving() || claim.turned_back().is_some()) && !matches!(word, ServerWord::Released(_)) {
             return ours.refuse(speaker, "this server was told to stop");
         }
         match word {
@@ -238,6 +254,8 @@ impl Generation {
                 if ours.is_starting() {
                     // Quoted, with its control characters escaped.
                     claim.fail(ours, status::NOT_UP, ours.slots.name(), &format!("the new server gave up: {text:?}"));
+                } else if claim.is_on_trial() {
+                    self.turn_back(Cause::Failed, &format!("the new server gave up: {text:?}"));
                 } else {
                     ours.refuse(speaker, "this server is up; it can only exit");
                 }
@@ -257,6 +275,7 @@ impl Generation {
     }
 
     fn down(&mut self, claimer: ClaimerId, addresses: Vec<Address>) {
+        self.hold_no_more();
         let Generation { ours, claim, tenure } = self;
         let named = Address::all(&addresses);
         let all = ours.slots.keys().all(|own| own.among(&named).next().is_some());
@@ -283,6 +302,7 @@ impl Generation {
             Stage::Leaving(leaving) if leaving.stop_said => self.ours.effects.push(Effect::Kill),
             // It was told to stop already, by a claimer.
             Stage::Leaving(leaving) => leaving.stop_said = true,
+            Stage::Up if self.claim.is_on_trial() => self.turn_back(Cause::Told, "it was told to stop"),
             Stage::Starting | Stage::Presumed | Stage::Up => self.leave(Why::Told { signalled }),
             Stage::Ended => {}
         }
@@ -298,6 +318,7 @@ impl Generation {
             Timer::Quiet => claim.wants.is_quiet = true,
             Timer::Partial => tenure.partial_time_is_up(ours),
             Timer::Drain => self.follow(Tenure::drain_time_is_up),
+            Timer::Trial => claim.trial_time_is_up(ours),
             Timer::Kill => {
                 ours.report(Level::Warning, ours.slots.name(), "the server did not stop in time (it is killed)");
                 ours.effects.push(Effect::Kill);
@@ -317,6 +338,12 @@ impl Generation {
             | Stage::Up
             | Stage::Ended => own,
         };
+        if claim.is_on_trial() {
+            let text = format!("the new server ended with status {own} (all connections go to the old one again)");
+            ours.report(Level::Error, ours.slots.name(), text);
+        }
+        let failed = claim.is_on_trial() || claim.turned_back().is_some();
+        let status = if failed { status::NOT_UP } else { status };
         // Whoever waits for the swap must not take this for a success.
         let undone = status == status::DONE && ours.settings.awaited && claim.reported < Reported::Passed;
         let status = if undone { status::NOT_UP } else { status };

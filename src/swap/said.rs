@@ -2,7 +2,7 @@
 
 use super::Generation;
 use super::ours::Stage;
-use super::words::ClaimerId;
+use super::words::{ClaimerId, Share};
 use crate::address::Address;
 use std::time::Duration;
 
@@ -42,19 +42,26 @@ impl Generation {
         self.ours.slots.name()
     }
 
-    /// `starting`, `checking`, `serving` or `draining`, as `--status` says it.
+    /// `starting`, `checking`, `canary`, `serving` or `draining`, as `--status` says it.
     pub fn state(&self) -> &'static str {
         match self.ours.stage {
             Stage::Starting if self.claim.is_checking() => "checking",
             Stage::Starting => "starting",
+            Stage::Up if self.share().is_some() => "canary",
             Stage::Presumed | Stage::Up if !self.tenure.lease.is_draining() => "serving",
             Stage::Presumed | Stage::Up | Stage::Leaving(_) | Stage::Ended => "draining",
         }
     }
 
+    /// Its share of the new connections, in its canary.
+    pub fn share(&self) -> Option<Share> {
+        let step = self.claim.step().filter(|_| self.is_on_trial())?;
+        self.ours.settings.canary.get(step).map(|step| step.share)
+    }
+
     /// Whether checks of the server are to be made.
     pub fn is_checking(&self) -> bool {
-        self.is_starting() && self.claim.is_checking()
+        self.is_starting() && self.claim.is_checking() || self.is_on_trial()
     }
 
     /// What a server that is not up has not done so far.
@@ -68,6 +75,8 @@ impl Generation {
             () if self.is_starting() => "it is not up yet",
             () if self.is_giving_way() => "it is on its way out",
             () if self.tenure.awaits_heir => "the supervisor that was about to replace it comes first",
+            () if self.is_turned_back() => "it was undone and is on its way out",
+            () if self.is_on_trial() => "it is on trial (--canary)",
             () if self.claimer().is_some() => "another server is about to replace it",
             () if !self.claim.has_replaced_all() => "it is about to take over another address",
             () => "it is about to let go of an address",

@@ -268,6 +268,13 @@ impl Tenure {
         self.resume(ours);
     }
 
+    /// The holder of the lock has turned its switch back, and may still have connections.
+    pub fn stays(&mut self, ours: &mut Ours) {
+        self.drain_no_more(ours);
+        let held = ours.slots.those(|slot| *slot == Slot::Held);
+        ours.effects.extend(held.into_iter().map(Effect::Hold));
+    }
+
     /// Serves on: nobody wants anything of it any more.
     pub fn resume(&mut self, ours: &mut Ours) {
         if !ours.is_up() {

@@ -24,6 +24,8 @@ fn settings(awaited: bool) -> Settings {
         order: Order::Plain,
         awaited,
         checked: Checked::No,
+        canary: Vec::new(),
+        hold: Duration::ZERO,
         ready_timeout: None,
         kill_after: Duration::from_secs(10),
         drain: Duration::from_secs(10),

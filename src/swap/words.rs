@@ -30,6 +30,33 @@ pub enum Timer {
     Partial,
     /// The server may finish what it has.
     Drain,
+    /// A step of its canary, or its hold, lasts.
+    Trial,
+}
+
+/// A share of all new connections.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Share {
+    /// How many of 1,000.
+    pub permille: u16,
+}
+
+impl std::fmt::Display for Share {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match (self.permille / 10, self.permille % 10) {
+            (whole, 0) => write!(f, "{whole}%"),
+            (whole, tenths) => write!(f, "{whole}.{tenths}%"),
+        }
+    }
+}
+
+/// A step of a canary.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Step {
+    /// What the new server gets.
+    pub share: Share,
+    /// For how long.
+    pub time: Duration,
 }
 
 /// What happened.
@@ -124,6 +151,10 @@ pub enum Event {
     },
     /// The checks of the server have all succeeded, or why one of them has not (asked for by [`Effect::Check`]).
     Checked(Result<(), String>),
+    /// `--undo`: the old server is to have all connections again.
+    Undo(ClaimerId),
+    /// `--commit`: nobody is to go back to the old server.
+    Confirm(ClaimerId),
     /// A clock ran out.
     Timer(Timer),
 }
@@ -190,8 +221,12 @@ pub enum Effect {
     Settle,
     /// Check the new server, again and again until all its checks succeed.
     Check,
+    /// The new server gets its share of the new connections from here on.
+    Portion(Share),
     /// New connections go to the new server from here on.
     Switch(Warrant),
+    /// The new server has all new connections, and the old ones are kept for a while.
+    Held,
     /// Let the old server finish what it has, and then stop it.
     AskDrain(Warrant, OldId),
     /// New connections go to the old servers again.
@@ -235,6 +270,8 @@ pub enum Effect {
     TellWaits(ClaimerId, String),
     /// The claimer does not get what it asked for.
     Refuse(ClaimerId, String),
+    /// What the claimer asked for is done.
+    TellDone(ClaimerId),
     /// The server is gone.
     TellGone(ClaimerId),
     /// A newer server has its place: the claimer has to look again who has the address.
@@ -299,6 +336,10 @@ pub struct Settings {
     pub awaited: bool,
     /// It is not up before its checks have succeeded.
     pub checked: Checked,
+    /// The shares of the new connections that it gets one after the other, before it gets all.
+    pub canary: Vec<Step>,
+    /// How long the old server is kept after the switch; zero: it is not.
+    pub hold: Duration,
     /// `--ready-timeout`; zero: for ever; `None`: the default of the situation.
     pub ready_timeout: Option<Duration>,
     /// `--kill-after`.
@@ -308,6 +349,16 @@ pub struct Settings {
 }
 
 impl Settings {
+    /// What is to be done with the new server beside the old one, if anything.
+    pub(super) fn trial(&self) -> Option<&'static str> {
+        match () {
+            () if self.checked == Checked::Yes => Some("checked"),
+            () if !self.canary.is_empty() => Some("tried by a canary"),
+            () if !self.hold.is_zero() => Some("held"),
+            () => None,
+        }
+    }
+
     /// How long a server may take that claims nothing yet; `None`: for ever.
     pub(super) fn ready_time(&self) -> Option<Duration> {
         // A check that never succeeds is to fail some time.

@@ -110,7 +110,9 @@ pub fn arguments(data: &[u8]) {
                     assert!(time.as_secs() <= 31_536_000);
                 }
             }
-            Request::Reload(targets, _) | Request::Takedown(targets) => assert!(!targets.is_empty()),
+            Request::Reload(targets, _) | Request::Takedown(targets) | Request::Decide(targets, _) => {
+                assert!(!targets.is_empty())
+            }
             Request::Status(targets, _) => {
                 for target in targets {
                     if let cli::Target::At(address) = target {

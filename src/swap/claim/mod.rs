@@ -36,8 +36,34 @@ pub(super) enum Trial {
     Ahead,
     /// Its checks are made. Why the last one failed, if one did.
     Checking(Option<String>),
+    /// They have succeeded.
+    Checked,
+    /// It has its share of the new connections: the step.
+    Canary(usize, Due),
+    /// All that is left is the switch, and the hold.
+    Tried,
+    /// It has all new connections, and the old servers are kept.
+    Held(Due),
     /// Nothing is left to pass.
     Passed,
+    /// It did not pass: the old servers have all new connections again.
+    TurnedBack(Cause),
+}
+
+/// Whether the time of a step is up, and only its checks are waited for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Due {
+    Later,
+    Now,
+}
+
+/// Why a trial has ended badly.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
+pub(super) enum Cause {
+    /// The supervisor was told to stop.
+    Told,
+    /// It was undone, or failed a check.
+    Failed,
 }
 
 /// How much of the end of a swap was reported.
@@ -89,6 +115,8 @@ pub(super) enum Demand {
     Nothing,
     /// Some of its addresses.
     Addresses(Warrant),
+    /// Its new connections: it is kept, to have them again.
+    Held(Warrant),
     /// To drain, or to stop.
     Everything,
 }
@@ -139,6 +167,11 @@ impl Old {
 
     pub fn is_stopped(&self) -> bool {
         self.demand == Demand::Everything
+    }
+
+    /// Its new connections go elsewhere.
+    fn is_replaced(&self) -> bool {
+        matches!(self.demand, Demand::Held(_) | Demand::Everything)
     }
 
     /// Its supervisor is alive and has our claim.
@@ -200,7 +233,7 @@ impl Claim {
 
     /// Locked old servers that were not told to stop, each with those of its addresses that it was not asked for.
     fn uncovered(&self, slots: &Slots) -> impl Iterator<Item = (OldId, Vec<Address>)> {
-        self.olds.iter().filter(|(_, old)| !old.is_stopped()).filter_map(|(id, old)| {
+        self.olds.iter().filter(|(_, old)| !old.is_replaced()).filter_map(|(id, old)| {
             let active = |held: &Address| held.among(slots).any(|(_, slot)| !slot.is_wish());
             let left: Vec<Address> = old.lock()?.holds().iter().filter(|held| !active(held)).cloned().collect();
             (!left.is_empty()).then_some((*id, left))
@@ -267,8 +300,10 @@ impl Claim {
 
     /// Gives back the locks of the old servers from which nothing is wanted and nothing was taken.
     fn unlock_idle(&mut self, ours: &mut Ours) {
+        // Nobody else is to have them as long as a server of ours may have connections beside them.
+        let is_beside = matches!(self.trial, Trial::TurnedBack(_));
         self.olds.retain(|&id, old| {
-            let keep = old.demand != Demand::Nothing || ours.slots.values().any(|slot| slot.wants(id));
+            let keep = is_beside || old.demand != Demand::Nothing || ours.slots.values().any(|slot| slot.wants(id));
             if !keep {
                 ours.effects.push(Effect::Unlock(id));
             }

@@ -6,7 +6,7 @@ use crate::error::status;
 use crate::swap::ours::{Gait, Ours, Stage};
 use crate::swap::slots::{Kind, Slot, list};
 use crate::swap::warrant::{Lock, Wanted, Warrant};
-use crate::swap::words::{Checked, Effect, Level, OldId, Order, QUIET, READY_TIMEOUT, Timer};
+use crate::swap::words::{Effect, Level, OldId, Order, QUIET, READY_TIMEOUT, Timer};
 use std::collections::{BTreeMap, BTreeSet};
 
 impl Claim {
@@ -14,6 +14,9 @@ impl Claim {
     pub fn settle(&mut self, ours: &mut Ours) {
         if !ours.slots.any([Kind::Looking]) {
             self.unlock_idle(ours);
+        }
+        if self.turned_back().is_some() {
+            return;
         }
         self.acquire(ours);
         self.switch(ours);
@@ -63,11 +66,11 @@ impl Claim {
             let why = why.unwrap_or_else(|| "the new server cannot be watched".into());
             return self.refuse_silent(ours, address, &why);
         };
-        if ours.settings.checked == Checked::Yes && self.trial != Trial::Passed {
+        if let Some(trial) = ours.settings.trial().filter(|_| self.trial != Trial::Passed) {
             let is_plain =
                 if address.is_port() { "this swap runs in plain order" } else { "only a port can be shared" };
             let why = why.unwrap_or_else(|| is_plain.into());
-            let why = format!("the new server cannot be checked while the old one has the address: {why}");
+            let why = format!("the new server cannot be {trial} while the old one has the address: {why}");
             return self.fail_address(ours, address.clone(), status::NOT_UP, &why);
         }
         let Some(warrant) = Warrant::new(said, olds.iter().map(|id| self.olds[id].lock())) else { return };
@@ -128,13 +131,13 @@ impl Claim {
         // A name was asked for already.
         let covers = |slot: &Slot| matches!(slot, Slot::Proven(..)) || !slot.is_wish();
         let covered = |held: &Address| held.among(slots).any(|(_, slot)| covers(slot));
-        let shared = self.olds.values().filter(|old| old.shares() && !old.is_stopped());
+        let shared = self.olds.values().filter(|old| old.shares() && !old.is_replaced());
         let holds = shared.filter_map(|old| old.lock()).flat_map(Lock::holds);
         let abandoned: Vec<Address> = holds.filter(|held| !covered(held)).cloned().collect();
         if !(abandoned.is_empty() || self.wants.are_met()) {
             return;
         }
-        if !self.has_passed(ours) {
+        if !self.has_passed_checks(ours) || !self.has_passed_canary(ours) {
             return;
         }
         self.commit(ours, Reach::Switched);
@@ -146,8 +149,13 @@ impl Claim {
             }
         });
         ours.effects.extend(abandoned.into_iter().map(report_abandoned));
+        let is_held = self.trial == Trial::Tried && !ours.settings.hold.is_zero();
         for (&id, old) in &mut self.olds {
             if old.shares() && old.lock().is_some() && !old.is_stopped() {
+                if is_held {
+                    old.demand = Demand::Held(warrant);
+                    continue;
+                }
                 old.demand = Demand::Everything;
                 ours.effects.push(Effect::AskDrain(warrant, id));
             }
@@ -181,10 +189,8 @@ impl Claim {
             let quiet = self.wants.is_quiet && !ours.settings.awaited;
             let worker = ours.slots.is_empty() && !self.wants.has_closed && (self.wants.said_up || quiet);
             let serves = ours.slots.any([Kind::Held]);
-            if acquiring || !(worker || serves) || self.uncovered(&ours.slots).next().is_some() {
-                return;
-            }
-            if !self.has_passed(ours) {
+            let acquires = acquiring || !(worker || serves) || self.uncovered(&ours.slots).next().is_some();
+            if acquires && !self.is_on_trial() || !self.has_passed_checks(ours) {
                 return;
             }
             let presumed = ours.slots.is_empty() && !self.wants.said_up;
@@ -194,7 +200,9 @@ impl Claim {
         }
         if ours.is_up() && self.olds.is_empty() && !acquiring {
             self.harmed.clear();
+            self.is_alone(ours);
         }
+        self.begin_hold(ours);
         let end = match () {
             () if ours.is_up() && self.olds.is_empty() => Reported::Done,
             () if ours.is_up() && !acquiring && self.has_replaced_all() => Reported::Sure,

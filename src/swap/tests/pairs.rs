@@ -263,7 +263,7 @@ impl Watcher {
                     self.unproven.insert(address.clone());
                 }
             }
-            Effect::Check => panic!("nothing is to be checked"),
+            Effect::Check | Effect::Portion(_) | Effect::Held | Effect::TellDone(_) => panic!("nothing is on trial"),
             Effect::Settle => assert!(!self.unproven.is_empty(), "nothing is to be proven"),
             Effect::Switch(_) => {
                 assert!(self.shared && !std::mem::replace(&mut self.switching, true), "switched twice");

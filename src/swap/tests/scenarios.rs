@@ -602,7 +602,12 @@ fn what_keeps_a_server_from_being_proven_is_said_when_its_time_is_up() {
 
 /// A new server with checks, which accepts beside the old one.
 fn on_trial() -> (Generation, Vec<Effect>) {
-    let mut machine = Generation::new(Settings { order: Order::Shared, checked: Checked::Yes, ..settings(true) }).0;
+    accepting(Settings { checked: Checked::Yes, ..settings(true) })
+}
+
+/// A new server that accepts beside the old one, and what follows from that.
+fn accepting(settings: Settings) -> (Generation, Vec<Effect>) {
+    let mut machine = Generation::new(Settings { order: Order::Shared, ..settings }).0;
     machine.step(Event::Calls(a(":1"), Meets::Server));
     machine.step(Event::Taken(a(":1"), vec![OLD]));
     machine.step(Event::Shares(OLD, Ok(())));
@@ -642,6 +647,182 @@ fn a_first_server_is_not_up_before_its_checks_have_succeeded() {
     assert!(!effects.contains(&Effect::Up));
     assert_has(&machine.clone().step(Event::Timer(Timer::Ready)), &[Effect::Kill]);
     assert_has(&machine.step(Event::Checked(Ok(()))), &[Effect::Up]);
+}
+
+/// A new server with a canary of two steps and a hold, which accepts beside the old one, and what follows from that.
+fn in_canary(checked: Checked) -> (Generation, Vec<Effect>) {
+    let step = |permille| Step { share: Share { permille }, time: Duration::from_secs(5) };
+    let (canary, hold) = (vec![step(50), step(500)], Duration::from_secs(300));
+    let (mut machine, effects) = accepting(Settings { checked, canary, hold, ..settings(true) });
+    let more = if checked == Checked::Yes { machine.step(Event::Checked(Ok(()))) } else { Vec::new() };
+    (machine, [effects, more].concat())
+}
+
+/// After both steps, in its hold.
+fn in_hold(checked: Checked) -> (Generation, Vec<Effect>) {
+    let (mut machine, _) = in_canary(checked);
+    let mut effects = Vec::new();
+    for _ in 0..2 {
+        effects = machine.step(Event::Timer(Timer::Trial));
+        if checked == Checked::Yes {
+            effects = machine.step(Event::Checked(Ok(())));
+        }
+    }
+    (machine, effects)
+}
+
+fn position(effects: &[Effect], of: impl Fn(&Effect) -> bool) -> usize {
+    effects.iter().position(of).unwrap_or_else(|| panic!("{effects:?}"))
+}
+
+fn is_ask_drain(effect: &Effect) -> bool {
+    matches!(effect, Effect::AskDrain(..))
+}
+
+#[test]
+fn a_canary_gets_its_shares_one_after_the_other() {
+    let (mut machine, effects) = in_canary(Checked::No);
+    assert_has(&effects, &[Effect::Commit, Effect::Portion(Share { permille: 50 }), Effect::Up]);
+    assert!(!effects.iter().any(asks_for_harm), "{effects:?}");
+    assert_eq!((machine.state(), machine.share()), ("canary", Some(Share { permille: 50 })));
+    assert!(machine.may_be_cancelled() && !machine.is_free());
+    let effects = machine.step(Event::Timer(Timer::Trial));
+    assert_has(&effects, &[Effect::Portion(Share { permille: 500 })]);
+    assert!(!effects.iter().any(asks_for_harm), "{effects:?}");
+    let effects = machine.step(Event::Timer(Timer::Trial));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Switch(_))), "{effects:?}");
+    assert_has(&effects, &[Effect::Held, Effect::Arm(Timer::Trial, Duration::from_secs(300))]);
+    assert!(!effects.iter().any(is_ask_drain), "{effects:?}");
+    assert_eq!((machine.state(), machine.share()), ("serving", None));
+    // The time of the hold is up.
+    let effects = machine.step(Event::Timer(Timer::Trial));
+    assert!(effects.iter().any(is_ask_drain), "{effects:?}");
+    assert_has(&effects, &[Effect::Sure]);
+    assert_has(&machine.step(Event::OldGone(OLD)), &[Effect::Done]);
+}
+
+#[test]
+fn without_a_hold_the_old_server_drains_after_the_canary() {
+    let canary = vec![Step { share: Share { permille: 1 }, time: Duration::from_secs(5) }];
+    let (mut machine, effects) = accepting(Settings { canary, ..settings(true) });
+    assert_has(&effects, &[Effect::Portion(Share { permille: 1 })]);
+    let effects = machine.step(Event::Timer(Timer::Trial));
+    assert!(effects.iter().any(is_ask_drain) && !effects.contains(&Effect::Held), "{effects:?}");
+    assert!(!machine.is_on_trial());
+}
+
+#[test]
+fn checks_are_made_again_and_again_while_the_old_server_may_come_back() {
+    let (mut machine, effects) = in_canary(Checked::Yes);
+    assert_has(&effects, &[Effect::Portion(Share { permille: 50 }), Effect::Check]);
+    assert_eq!(machine.step(Event::Checked(Ok(()))), [Effect::Check]);
+    // A step is over when its time is up and the checks have succeeded after that.
+    assert_eq!(machine.step(Event::Timer(Timer::Trial)), []);
+    assert_has(&machine.step(Event::Checked(Ok(()))), &[Effect::Portion(Share { permille: 500 })]);
+    for (machine, is_held) in [(machine, false), (in_hold(Checked::Yes).0, true)] {
+        let mut machine = machine;
+        let effects = machine.step(Event::Checked(Err("its check failed: GET /: status 500".into())));
+        assert_eq!(
+            reports(&effects),
+            ["its check failed: GET /: status 500 (all connections go to the old server again)"]
+        );
+        assert_has(&effects, &[Effect::SwitchBack, Effect::Drain]);
+        assert_eq!(effects.contains(&Effect::AskStay(OLD)), is_held, "{effects:?}");
+        assert_eq!(machine.state(), "draining");
+        assert!(machine.step(Event::Drained).contains(&Effect::Signal));
+        assert_has(&machine.step(Event::Exited(0)), &[Effect::Unlock(OLD), Effect::End(124)]);
+    }
+}
+
+#[test]
+fn an_undone_server_gives_its_addresses_back_before_the_old_one_is_told() {
+    let (mut machine, _) = in_hold(Checked::No);
+    let effects = machine.step(Event::Undo(CLAIMER));
+    let unhold = position(&effects, |effect| *effect == Effect::Unhold(a(":1")));
+    assert!(position(&effects, |effect| *effect == Effect::SwitchBack) < unhold);
+    assert!(unhold < position(&effects, |effect| *effect == Effect::AskStay(OLD)));
+    assert_eq!(effects.last(), Some(&Effect::TellDone(CLAIMER)));
+    // Nobody else gets the old one before ours is gone.
+    assert!(!effects.contains(&Effect::Unlock(OLD)));
+    assert_eq!(machine.step(Event::Undo(CLAIMER)), [Effect::Refuse(CLAIMER, "it was undone already".into())]);
+    // It opens nothing more.
+    assert_has(&machine.step(Event::Calls(a(":2"), Meets::Nobody)), &[Effect::Deny(a(":2"))]);
+    assert_has(&machine.step(Event::TimeIsUp), &[]);
+}
+
+#[test]
+fn a_kept_server_that_stays_registers_its_addresses_again() {
+    let mut old = claimed(serving(&[":1"], &[]));
+    assert_eq!(old.step(Event::AskedStay(CLAIMER)), [Effect::Hold(a(":1"))]);
+    assert_eq!(old.step(Event::AskedStay(ClaimerId(99))), []);
+}
+
+#[test]
+fn what_is_committed_cannot_be_undone() {
+    for (mut machine, is_switched) in [(in_canary(Checked::No).0, false), (in_hold(Checked::No).0, true)] {
+        let effects = machine.step(Event::Confirm(CLAIMER));
+        assert_eq!(effects.iter().any(|effect| matches!(effect, Effect::Switch(_))), !is_switched, "{effects:?}");
+        assert!(effects.iter().any(is_ask_drain) && !effects.contains(&Effect::Held), "{effects:?}");
+        assert_eq!(effects.last(), Some(&Effect::TellDone(CLAIMER)));
+        for event in [Event::Undo(CLAIMER), Event::Confirm(CLAIMER)] {
+            assert_eq!(machine.step(event), [Effect::Refuse(CLAIMER, "no old server is kept".into())]);
+        }
+    }
+}
+
+#[test]
+fn whoever_ends_on_trial_has_failed() {
+    for (mut machine, _) in [in_canary(Checked::No), in_hold(Checked::No)] {
+        let mut other = machine.clone();
+        let effects = machine.step(Event::Exited(0));
+        assert_eq!(reports(&effects), ["the new server ended with status 0 (all connections go to the old one again)"]);
+        assert_has(&effects, &[Effect::Unlock(OLD), Effect::End(124)]);
+        // Told to stop, it finishes what it has; told again, it stops at once, and then it is killed.
+        assert_has(&other.step(Event::Stop { signalled: false }), &[Effect::SwitchBack, Effect::Drain]);
+        assert_has(&other.step(Event::Stop { signalled: false }), &[Effect::Signal]);
+        assert_has(&other.step(Event::Stop { signalled: false }), &[Effect::Kill]);
+        assert_has(&other.step(Event::Exited(0)), &[Effect::End(124)]);
+    }
+}
+
+#[test]
+fn without_the_old_server_the_new_one_serves_whatever_was_decided() {
+    for (mut machine, _) in [in_canary(Checked::No), in_hold(Checked::No)] {
+        let (mut undone, mut stopped) = (machine.clone(), machine.clone());
+        assert_has(&machine.step(Event::OldGone(OLD)), &[Effect::Done]);
+        assert!(!machine.is_on_trial() && machine.is_free());
+        undone.step(Event::Undo(CLAIMER));
+        assert_has(&undone.step(Event::OldGone(OLD)), &[Effect::StopDrain, Effect::Hold(a(":1"))]);
+        assert!(!undone.is_turned_back() && undone.state() == "serving");
+        stopped.step(Event::Stop { signalled: false });
+        assert_has(&stopped.step(Event::OldGone(OLD)), &[Effect::Signal]);
+    }
+}
+
+#[test]
+fn a_newer_swap_ends_a_hold_and_waits_for_a_canary() {
+    let (mut held, _) = in_hold(Checked::No);
+    let effects = held.step(Event::Claim(CLAIMER));
+    assert!(effects.iter().any(is_ask_drain), "{effects:?}");
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Grant(..))), "{effects:?}");
+    let (mut canary, _) = in_canary(Checked::No);
+    assert_eq!(canary.step(Event::Claim(CLAIMER)), [Effect::TellWaits(CLAIMER, "it is on trial (--canary)".into())]);
+}
+
+#[test]
+fn in_plain_order_a_server_on_trial_replaces_nobody() {
+    for (canary, hold, what) in [
+        (vec![Step { share: Share { permille: 1 }, time: Duration::from_secs(1) }], 0, "tried by a canary"),
+        (Vec::new(), 60, "held"),
+    ] {
+        let settings = Settings { canary, hold: Duration::from_secs(hold), ..settings(true) };
+        let mut machine = Generation::new(settings).0;
+        says(&mut machine, "READY :1");
+        machine.step(Event::Taken(a(":1"), vec![OLD]));
+        let effects = locked(&mut machine, &[":1"]);
+        assert!(!effects.iter().any(asks_for_harm));
+        assert!(reports(&effects)[0].contains(what), "{effects:?}");
+    }
 }
 
 /// There is no moment at which both could be asked.
@@ -1111,7 +1292,10 @@ fn stop_while_the_old_server_drains_gives_it_the_port_back_at_once() {
 
     let mut old = claimed(serving(&[":1"], &[]));
     old.step(Event::AskedDrain(CLAIMER));
-    assert_eq!(old.step(Event::AskedStay(CLAIMER)), [Effect::Disarm(Timer::Drain), Effect::StopDrain]);
+    assert_eq!(
+        old.step(Event::AskedStay(CLAIMER)),
+        [Effect::Disarm(Timer::Drain), Effect::StopDrain, Effect::Hold(a(":1"))]
+    );
     assert_eq!(old.step(Event::Drained), []);
     assert_eq!(old.step(Event::ClaimerGone(CLAIMER)), [Effect::Hold(a(":1"))]);
     assert!(old.is_free());

@@ -686,6 +686,7 @@ impl World {
                 }
                 Effect::Settle => {}
                 Effect::Check => answers.push(Event::Checked(Ok(()))),
+                Effect::Portion(_) | Effect::Held | Effect::TellDone(_) => {}
                 Effect::Switch(_) => {
                     assert!(self.servers[i].proving.is_empty(), "server {i} may not accept");
                     let listens = &self.servers[i].process.listens;

@@ -43,6 +43,24 @@ impl Program {
     /// Connections go to the members of these ranges, to each equally often. The connection of a probe goes to the member
     /// at the index beside it. All probes are of this process.
     pub fn new(to: &[Range], probes: &[(&Probe, u32)]) -> Program {
+        Program::with(choose(to), probes)
+    }
+
+    /// The same, but of 1,000 connections so many go to the members of `some`, at random.
+    pub fn mixed(to: &[Range], some: &[Range], permille: u16, probes: &[(&Probe, u32)]) -> Program {
+        let first = choose(some);
+        let mut program = vec![
+            load_random(),
+            stmt(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, 1000),
+            jump(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, permille.into(), 0, 1),
+            stmt(libc::BPF_JMP | libc::BPF_JA, first.len() as u32),
+        ];
+        program.extend(first);
+        program.extend(choose(to));
+        Program::with(program, probes)
+    }
+
+    fn with(others: Vec<libc::sock_filter>, probes: &[(&Probe, u32)]) -> Program {
         let mut program = Vec::new();
         // v6 probes may come from several addresses.
         let sources: BTreeSet<IpAddr> = probes.iter().map(|(probe, _)| probe.source().ip()).collect();
@@ -62,7 +80,7 @@ impl Program {
             }
             program.extend(answers);
         }
-        program.extend(choose(to));
+        program.extend(others);
         Program(program)
     }
 }
@@ -92,6 +110,11 @@ pub(super) fn equal(value: u32, yes: u8, no: u8) -> libc::sock_filter {
     jump(libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K, value, yes, no)
 }
 
+/// A random number (SKF_AD_RANDOM of linux/filter.h).
+fn load_random() -> libc::sock_filter {
+    stmt(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, ANCILLARY + libc::SKF_AD_RANDOM as u32)
+}
+
 /// Selects a member of these ranges at random.
 fn choose(to: &[Range]) -> Vec<libc::sock_filter> {
     let total = to.iter().map(|range| range.count).sum::<u32>();
@@ -100,10 +123,7 @@ fn choose(to: &[Range]) -> Vec<libc::sock_filter> {
         [only] if total == 1 => return vec![stmt(libc::BPF_RET | libc::BPF_K, only.first)],
         _ => {}
     }
-    let mut program = vec![
-        stmt(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, ANCILLARY + libc::SKF_AD_RANDOM as u32),
-        stmt(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, total),
-    ];
+    let mut program = vec![load_random(), stmt(libc::BPF_ALU | libc::BPF_MOD | libc::BPF_K, total)];
     for (i, range) in to.iter().enumerate() {
         if i + 1 < to.len() {
             program.push(jump(libc::BPF_JMP | libc::BPF_JGE | libc::BPF_K, range.count, 2, 0));

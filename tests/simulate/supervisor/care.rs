@@ -58,14 +58,21 @@ impl Supervisor {
         let settings = Settings {
             order: if unshared { Order::Plain } else { Order::Shared },
             checked: Checked::No,
+            canary: Vec::new(),
+            hold: Duration::ZERO,
             awaited: false,
             ready_timeout: None,
             kill_after: KILL_AFTER,
             drain: DRAIN,
         };
         let (machine, effects) = Generation::adopted(settings, addresses, orphan);
-        let names =
-            Names { number: holder.generation, replaced: holder.replaced, held: held.clone(), ..Names::default() };
+        let names = Names {
+            number: holder.generation,
+            replaced: holder.replaced,
+            kept: holder.kept,
+            held: held.clone(),
+            ..Names::default()
+        };
         let mut live = Live::new(machine, names, prove);
         live.joining.unshared = unshared;
         live.life = Stage { was_up: true, ..Stage::default() };

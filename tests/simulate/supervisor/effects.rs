@@ -3,9 +3,11 @@
 use super::{Supervisor, switching};
 use crate::address::Address;
 use crate::protocol::{HolderWord, PeerWord};
-use crate::swap::{ClaimerId, Effect, Event, OldId};
+use crate::recovery::Supervision;
+use crate::swap::{ClaimerId, Effect, Event, OldId, Share};
 use crate::sys::clock::Instant;
 use crate::sys::pid::Pid;
+use crate::world::dir::{Holder, pid};
 use crate::world::land::{Land, MAX_DRAINING};
 use std::time::Duration;
 
@@ -26,13 +28,16 @@ impl Supervisor {
             Effect::Hold(address) => self.hold(land, address),
             Effect::AskTakedown(_, old, address) => self.ask(land, old, PeerWord::Takedown(address)),
             Effect::AskStop(_, old) => self.ask(land, old, PeerWord::Stop),
-            Effect::AskDrain(_, old) => self.ask(land, old, PeerWord::Drain),
+            Effect::AskDrain(_, old) => self.ask_drain(land, old),
             Effect::AskStay(old) => self.ask(land, old, PeerWord::Stay),
             Effect::Admit(address) => self.admit(land, &address),
             Effect::Pass(address) => self.pass(land, &address),
             Effect::Deny(address) => self.deny(land, &address),
             Effect::Join(address) => self.join(land, &address),
             Effect::Check => self.feed(Event::Checked(Ok(()))),
+            Effect::Portion(share) => self.portion(land, share),
+            // Only people hear of it.
+            Effect::Held | Effect::TellDone(_) => {}
             Effect::Switch(_) => self.switch(land),
             Effect::SwitchBack => self.switch_back(land),
             Effect::Drain => self.drain(),
@@ -109,7 +114,10 @@ impl Supervisor {
     }
 
     pub(super) fn hold(&mut self, land: &mut Land, address: Address) {
-        let replaced = self.live.as_ref().map_or(Vec::new(), |live| live.names.replaced.clone());
+        let mut replaced = self.live.as_ref().map_or(Vec::new(), |live| live.names.replaced.clone());
+        let own = pid(self.server.0);
+        let keeps = |other: &Holder| other.kept.contains(&own) && other.supervision() != Supervision::First;
+        replaced.extend(land.dir.servers().into_iter().filter(keeps).map(|other| other.pid));
         if !self.register(land, &address, &replaced)
             && let Some(live) = self.live.as_mut()
         {
@@ -175,11 +183,32 @@ impl Supervisor {
         let server = self.server;
         let (_, result) = live.joining.sharing.switch(&server);
         land.watch.switched(self.server.0, &result);
+        self.write_switched(land);
+    }
+
+    fn portion(&mut self, land: &mut Land, share: Share) {
+        let Some(live) = self.live.as_mut() else { return };
+        let server = self.server;
+        let _ = live.joining.sharing.portion(share.permille, &server);
+        land.watch.entitle(self.server.0);
+    }
+
+    fn ask_drain(&mut self, land: &mut Land, old: OldId) {
+        if self.live.as_ref().is_some_and(|live| !live.names.kept.is_empty()) {
+            self.write_switched(land);
+        }
+        self.ask(land, old, PeerWord::Drain);
+    }
+
+    fn write_switched(&mut self, land: &mut Land) {
         let locked: Vec<Pid> = self.peers.olds.values().filter(|old| old.locked).map(|old| old.holder.pid).collect();
+        if self.live.as_ref().is_some_and(|live| live.machine.is_on_trial()) {
+            return self.write_olds(land, Vec::new(), locked);
+        }
         let behind = locked.iter().filter_map(|pid| land.dir.holder(pid.raw())).flat_map(|old| old.replaced);
         let mut replaced: Vec<Pid> = behind.filter(|pid| land.dir.holder(pid.raw()).is_some()).collect();
         replaced.extend(locked);
-        self.write_replaced(land, replaced);
+        self.write_olds(land, replaced, Vec::new());
     }
 
     fn limit_draining(&mut self, land: &mut Land, most: usize) {
@@ -203,16 +232,17 @@ impl Supervisor {
             live.joining.sharing.switch_back(&server);
         }
         land.watch.unswitched(self.server.0);
-        self.write_replaced(land, Vec::new());
+        self.write_olds(land, Vec::new(), Vec::new());
     }
 
-    pub(super) fn write_replaced(&mut self, land: &mut Land, replaced: Vec<Pid>) {
+    pub(super) fn write_olds(&mut self, land: &mut Land, replaced: Vec<Pid>, kept: Vec<Pid>) {
         if let Some(live) = self.live.as_mut()
-            && live.names.replaced != replaced
+            && (live.names.replaced != replaced || live.names.kept != kept)
             && let Some(record) = land.dir.records.get_mut(&self.server.0)
         {
             record.replaced.clone_from(&replaced);
-            live.names.replaced = replaced;
+            record.kept.clone_from(&kept);
+            (live.names.replaced, live.names.kept) = (replaced, kept);
         }
     }
 

@@ -71,7 +71,7 @@ impl Supervisor {
         if left {
             self.decide_swap_of_dead(land);
         } else if followed && land.is_adopted(server.0) {
-            self.write_replaced(land, Vec::new());
+            self.write_olds(land, Vec::new(), Vec::new());
         }
         let sharing = left | self.look_at_shared(land, sockets);
         let Some(live) = self.live.as_mut() else { return false };

@@ -64,6 +64,7 @@ pub struct Live {
 pub struct Names {
     pub number: u64,
     pub replaced: Vec<Pid>,
+    pub kept: Vec<Pid>,
     pub held: BTreeSet<Address>,
     pub regaining: BTreeMap<Address, Instant>,
 }

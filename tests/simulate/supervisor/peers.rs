@@ -65,6 +65,8 @@ impl Supervisor {
                 let downs = named.clone();
                 self.feed(Event::Down(claimer, downs));
             }
+            PeerWord::Undo => self.feed(Event::Undo(claimer)),
+            PeerWord::Confirm => self.feed(Event::Confirm(claimer)),
             PeerWord::Reload(_) | PeerWord::Status => {}
         }
     }
@@ -93,6 +95,7 @@ impl Supervisor {
             | HolderWord::Said(_)
             | HolderWord::Error(_)
             | HolderWord::Reloaded
+            | HolderWord::Done
             | HolderWord::Failed(..)
             | HolderWord::Field(..)
             | HolderWord::End => return,

@@ -142,7 +142,7 @@ impl Supervisor {
         }
         live.joining.proving.clear();
         if live.joining.sharing.finish(&server) {
-            self.write_replaced(land, Vec::new());
+            self.write_olds(land, Vec::new(), Vec::new());
         }
     }
 

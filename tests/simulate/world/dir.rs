@@ -16,6 +16,7 @@ pub struct Record {
     pub first: i32,
     pub generation: u64,
     pub replaced: Vec<Pid>,
+    pub kept: Vec<Pid>,
     /// Who has its lock.
     pub lock: Option<i32>,
 }
@@ -27,6 +28,7 @@ pub struct Holder {
     pub supervisor: Pid,
     pub generation: u64,
     pub replaced: Vec<Pid>,
+    pub kept: Vec<Pid>,
     pub is_orphan: bool,
     first: i32,
 }
@@ -74,6 +76,7 @@ impl Holder {
             supervisor: self.supervisor,
             ever_orphaned: self.supervision() != Supervision::First,
             replaced: self.replaced.clone(),
+            kept: self.kept.clone(),
             places: kernel::with(|k| k.sockets.iter().filter(key).map(|(_, s)| s.key.place()).collect()),
         }
     }
@@ -92,6 +95,7 @@ impl Dir {
             supervisor: pid(record.supervisor),
             generation: record.generation,
             replaced: record.replaced.clone(),
+            kept: record.kept.clone(),
             is_orphan,
             first: record.first,
         })

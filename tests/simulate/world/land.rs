@@ -69,7 +69,7 @@ impl Land {
     /// Writes and locks the record of a server.
     pub fn register(&mut self, server: i32, supervisor: i32, generation: u64) -> u64 {
         let lock = Some(supervisor);
-        let record = Record { supervisor, first: supervisor, generation, replaced: Vec::new(), lock };
+        let record = Record { supervisor, first: supervisor, generation, replaced: Vec::new(), kept: Vec::new(), lock };
         self.dir.records.insert(server, record);
         generation
     }

@@ -105,6 +105,8 @@ impl World {
         let settings = Settings {
             order: Order::Shared,
             checked: Checked::No,
+            canary: Vec::new(),
+            hold: Duration::ZERO,
             awaited: true,
             ready_timeout: Some(Duration::from_secs(timeout)),
             kill_after: KILL_AFTER,

@@ -62,7 +62,7 @@ fn hash_of<H: Hasher>(it: &Supervisor, state: &mut H) {
     live.machine.hash(out.0);
     let out = &mut Printed(out.0);
     let (names, looks, standing) = (&live.names, &live.looks, &live.standing);
-    let _ = write!(out, "{:?} {:?} {:?}", names.replaced, names.held, names.regaining);
+    let _ = write!(out, "{:?} {:?} {:?} {:?}", names.replaced, names.kept, names.held, names.regaining);
     let _ = write!(out, "{:?} {:?} {}", looks.watching, looks.releasing, live.opening.calls.len());
     let _ = write!(out, "{:?} {:?} {}", live.joining.sharing, live.joining.proving, live.joining.settled);
     let _ = write!(out, "{} {} {:?}", standing.handed_over, standing.succeeded, standing.heir);

@@ -1,0 +1,62 @@
+//! How the trial of a new server ends: it is undone, or nobody goes back to the old one.
+
+use super::Generation;
+use super::claim::Cause;
+use super::ours::Why;
+use super::words::{Level, OldId};
+
+impl Generation {
+    /// Whether the server has connections that may go back to the old ones.
+    pub fn is_on_trial(&self) -> bool {
+        self.ours.is_up() && self.claim.is_on_trial()
+    }
+
+    /// Whether the old servers have all connections again, and ours only finishes what it has.
+    pub fn is_turned_back(&self) -> bool {
+        self.claim.turned_back().is_some()
+    }
+
+    /// What whoever says `--undo` or `--commit` is told.
+    pub(super) fn answer(&self) -> Result<(), &'static str> {
+        match () {
+            () if self.is_on_trial() => Ok(()),
+            () if self.is_starting() => Err("its new server is not up yet"),
+            () if self.is_turned_back() => Err("it was undone already"),
+            () => Err("no old server is kept"),
+        }
+    }
+
+    /// The old servers have all connections again, and ours finishes what it has.
+    pub(super) fn turn_back(&mut self, cause: Cause, why: &str) {
+        let Generation { ours, claim, tenure } = self;
+        let text = format!("{why} (all connections go to the old server again)");
+        ours.report(Level::Error, ours.slots.name(), text);
+        claim.turn_back(ours, cause);
+        tenure.superseded(ours);
+    }
+
+    /// Somebody wants the server: nobody goes back to the one that it has replaced.
+    pub(super) fn hold_no_more(&mut self) {
+        if self.is_on_trial() && self.claim.is_switched() {
+            let name = self.ours.slots.name();
+            self.ours.report(Level::Notice, name, "a newer swap or a takedown has come (the hold ends)");
+            self.claim.confirm(&mut self.ours);
+        }
+    }
+
+    pub(super) fn old_gone(&mut self, id: OldId) {
+        let Generation { ours, claim, tenure } = self;
+        claim.old_gone(ours, id);
+        match claim.turned_back() {
+            // Nobody else serves.
+            Some(Cause::Failed) if claim.olds.is_empty() && ours.is_up() => {
+                let text = "the old server has ended (the new one has all connections)";
+                ours.report(Level::Warning, ours.slots.name(), text);
+                claim.serves_again();
+                tenure.is_alone(ours);
+            }
+            Some(Cause::Told) if claim.olds.is_empty() && ours.is_up() => self.leave(Why::Told { signalled: false }),
+            Some(_) | None => {}
+        }
+    }
+}
