@@ -57,7 +57,7 @@ pub struct Record {
 pub struct Olds {
     /// Those that it replaced.
     pub replaced: Vec<Pid>,
-    /// Those that are kept, to have their connections again (`--hold`).
+    /// Those beside which it is on trial: they are to have their connections again (`--canary`, `--hold`).
     pub kept: Vec<Pid>,
 }
 

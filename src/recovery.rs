@@ -21,7 +21,7 @@ pub struct Server {
     pub ever_orphaned: bool,
     /// The servers that it replaces, by its record: those from which it has got the new connections.
     pub replaced: Vec<Pid>,
-    /// Those that are kept, to have them again, by its record.
+    /// Those beside which it is on trial, by its record.
     pub kept: Vec<Pid>,
     /// Where it listens.
     pub places: Vec<Place>,
@@ -98,9 +98,9 @@ impl Server {
         self.replaced.contains(&old.pid) && self.start >= old.start
     }
 
-    /// Whether it has the new connections of `old` for as long as its supervisor lives.
+    /// Whether it is on trial beside `old`, which may have been started later, for as long as its supervisor lives.
     fn keeps(&self, old: &Server) -> bool {
-        self.kept.contains(&old.pid) && self.start >= old.start
+        self.kept.contains(&old.pid)
     }
 
     fn listens_beside(&self, place: &Place) -> bool {
@@ -162,12 +162,14 @@ impl Scene {
         // A new server joins only while its supervisor has the lock.
         let is_younger = |new: &Server| new.start >= self.own.start && !self.own.replaced.contains(&new.pid);
         let has_no_name = |new: &Server| !self.has_name(new.pid, &BTreeSet::new());
-        let joins = |new: &&Server| !new.ever_orphaned && is_younger(new) && (new.keeps(&self.own) || has_no_name(new));
+        let joins =
+            |new: &&Server| !new.ever_orphaned && (new.keeps(&self.own) || is_younger(new) && has_no_name(new));
         let heir = self.beside.iter().find(joins).map(|new| new.supervisor);
         let addresses = if orphan == Orphan::Superseded { others.clone() } else { own };
         let is_superseded = self.beside.iter().any(|other| other.has_replaced(&self.own));
         let is_behind = !is_superseded && self.beside.iter().all(|other| other.start <= self.own.start);
-        let unswitched = if is_behind { others } else { BTreeSet::new() };
+        let is_on_trial = self.beside.iter().any(|other| self.own.keeps(other));
+        let unswitched = if is_behind || is_on_trial { others } else { BTreeSet::new() };
         let heir = heir.filter(|_| orphan != Orphan::Superseded);
         Recovered { orphan, addresses, held, misnamed: BTreeSet::new(), unswitched, heir }
     }
@@ -175,6 +177,11 @@ impl Scene {
     /// The server whose record says that it has got the connections of ours, and whose claim has died: the swap goes on.
     pub fn successor(&self) -> Option<&Server> {
         self.beside.iter().find(|new| new.ever_orphaned && new.has_replaced(&self.own))
+    }
+
+    /// Servers that were on trial beside ours when their supervisors died: they drain behind it.
+    pub fn undone(&self) -> Vec<Pid> {
+        self.beside.iter().filter(|new| new.ever_orphaned && new.keeps(&self.own)).map(|new| new.pid).collect()
     }
 
     /// The scene as it is for one of those that listen beside ours.

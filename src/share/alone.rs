@@ -4,19 +4,26 @@ use super::group::{Group, NOBODY};
 use super::{Handed, Sharing, Whose};
 use crate::sys::net::{Listeners, TcpSocket};
 use crate::sys::steer::{Program, Range, Socket};
+use std::collections::BTreeSet;
 use std::io;
 
 fn alone(sockets: Vec<Socket>) -> io::Result<Sharing> {
     Sharing::of(None, sockets.into_iter().map(|socket| Handed::unknown(socket, Whose::Serving)).collect())
 }
 
-/// New connections go to whoever listens beside these sockets, which joined last and are all that a server has there.
+/// New connections go to whoever listens beside these sockets, which are all that a server has there. As a rule they have
+/// joined last. Where others are younger that is not known: whoever gets to them tries again a second later, and gets another.
 pub fn steer_away(sockets: Vec<Socket>, listeners: &Listeners) -> io::Result<()> {
     for group in alone(sockets)?.groups() {
-        let others = group.strangers(listeners) as u32;
-        if let (1.., Some(socket)) = (others, group.olds().next()) {
-            socket.steer(&Program::new(&[Range { first: 0, count: others }], &[]))?;
+        let own: BTreeSet<u32> = group.kept().into_iter().collect();
+        let others = group.listening(listeners).difference(&own).copied().collect::<BTreeSet<u32>>();
+        let Some(socket) = group.olds().next().filter(|_| !others.is_empty()) else { continue };
+        let is_last = others.last() < own.first();
+        if !is_last {
+            group.olds().try_for_each(|own| own.refuse_newcomers(None).map(drop))?;
         }
+        let count = if is_last { others.len() } else { others.len() + own.len() } as u32;
+        socket.steer(&Program::new(&[Range { first: 0, count }], &[]))?;
     }
     Ok(())
 }

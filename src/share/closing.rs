@@ -86,7 +86,7 @@ impl Group {
             let Some(index) = self.members.iter().position(is_it) else { continue };
             let side = self.members.iter_mut().nth(index).map(|m| std::mem::replace(&mut m.side, Side::Dropped));
             let Some(Side::Old(handle)) = side else { continue };
-            let _ = handle.socket.steer(&Program::new(&self.receives(), &[]));
+            let _ = handle.socket.steer(&self.whole(None));
             // The last member takes its index. If our program would then be wrong, one that will be right replaces it.
             if let Some(ranges) = self.members.ranges_after(index, &self.receives(), self.receivers()) {
                 let _ = handle.socket.steer(&Program::new(&ranges, &[]));

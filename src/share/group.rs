@@ -151,18 +151,27 @@ impl Group {
 
     /// The same with one more private connection, to the member at this index.
     pub(super) fn program_with(&self, preview: Option<(&Probe, u32)>) -> Program {
-        let mut probes: Vec<(&Probe, u32)> = preview.into_iter().collect();
-        for (index, member) in (0u32..).zip(self.members.iter()) {
-            if let Some(Proof::Begun(probe) | Proof::Probing(probe, _)) = member.proof() {
-                probes.push((probe, index));
-            }
-        }
         match self.stage {
             Stage::Portion(permille) if self.may_be_portioned() => {
-                Program::mixed(&self.receives(), &self.members.ranges(Member::is_new), permille, &probes)
+                let news = self.members.ranges(Member::is_new);
+                Program::mixed(&self.receives(), &news, permille, &self.probes(preview))
             }
-            Stage::Before | Stage::Portion(_) | Stage::Switched => Program::new(&self.receives(), &probes),
+            Stage::Before | Stage::Portion(_) | Stage::Switched => self.whole(preview),
         }
+    }
+
+    /// The same, but no connection is shared out.
+    pub(super) fn whole(&self, preview: Option<(&Probe, u32)>) -> Program {
+        Program::new(&self.receives(), &self.probes(preview))
+    }
+
+    /// The private connections, each with the index of its member.
+    fn probes<'a>(&'a self, preview: Option<(&'a Probe, u32)>) -> Vec<(&'a Probe, u32)> {
+        let probe = |(index, member): (u32, &'a Member)| match member.proof() {
+            Some(Proof::Begun(probe) | Proof::Probing(probe, _)) => Some((probe, index)),
+            _ => None,
+        };
+        preview.into_iter().chain((0u32..).zip(self.members.iter()).filter_map(probe)).collect()
     }
 
     /// Whether both sides are here, and each index is known to be that of one of them.

@@ -54,6 +54,7 @@ impl Supervisor {
             let _ = server.listeners(&at).and_then(|sockets| share::steer_away(sockets, &listeners));
         }
         self.adopt(holder, lock, server, found)?;
+        self.drain_behind(scene.undone());
         let orphans = beside.iter().filter(|other| other.holder.is_orphan);
         orphans.for_each(|other| self.care(&other.holder, TAKEN_OVER));
         self.poll_soon();

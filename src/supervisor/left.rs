@@ -61,6 +61,7 @@ impl Supervisor {
             }
             _ => {}
         }
+        self.drain_behind(scene.undone());
         let mut waits = false;
         for Beside { holder, party } in &beside {
             let found = scene.of(party).recover(None);

@@ -47,7 +47,7 @@ pub(super) struct Names {
     pub(super) registration: Option<Registration>,
     /// Main processes of the servers in whose place it gets the connections of a shared port.
     pub(super) replaced: Vec<Pid>,
-    /// And of those that are kept, to have them again.
+    /// And of those beside which it is on trial.
     pub(super) kept: Vec<Pid>,
     /// Addresses whose pidfile we wrote.
     pub(super) held: BTreeSet<Address>,

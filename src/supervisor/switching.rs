@@ -87,6 +87,14 @@ impl Supervisor {
         }
     }
 
+    /// These drain behind our server, as if it had replaced them.
+    pub(super) fn drain_behind(&mut self, undone: Vec<Pid>) {
+        let Some(names) = self.live.as_ref().map(|live| &live.names) else { return };
+        let (mut replaced, kept) = (names.replaced.clone(), names.kept.clone());
+        replaced.extend(undone.into_iter().filter(|pid| !names.replaced.contains(pid)));
+        self.write_olds(Olds { replaced, kept });
+    }
+
     /// Lets go of the ports whose old servers are all gone, once the new one has proven itself.
     pub(super) fn finish_sharing(&mut self) {
         let Some(live) = self.live.as_mut().filter(|live| !live.joining.sharing.is_empty()) else { return };

@@ -25,6 +25,7 @@ impl Supervisor {
         let name = live.machine.name();
         let text = format!("server {} gets {share} of the new connections", live.server.pid);
         self.log.say(Level::Notice, name.as_ref(), &text);
+        self.write_switched();
     }
 
     /// Our server has all new connections, and the old one is kept: whoever waits for the swap is told how to go on.

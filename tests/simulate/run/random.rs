@@ -4,17 +4,22 @@ use super::scripts::{self, Dice, Ground};
 use crate::kernel;
 use crate::server::Step;
 use crate::world::watch::Count;
-use crate::world::{Action, World};
+use crate::world::{Action, Trial, World};
 
 /// Rounds of one run.
 const ROUNDS: usize = 4;
 /// Clients at the same time.
 const CLIENTS: usize = 3;
 
+/// Makes another seed of one.
+const TRIALS: u64 = 0x7269_616c;
+
 struct Run {
     world: World,
     ground: Ground,
     dice: Dice,
+    /// For what is on trial: without that a seed says the same as before there were trials.
+    trials: Dice,
     path: Vec<Action>,
     actions: Vec<Action>,
 }
@@ -24,7 +29,8 @@ pub fn run(seed: u64, is_verbose: bool) -> Result<Count, String> {
     let mut dice = Dice::new(seed);
     let ground = Ground::any(&mut dice);
     let world = World::new(seed, ground.targets(), ground.prove);
-    let mut run = Run { world, ground, dice, path: Vec::new(), actions: Vec::new() };
+    let trials = Dice::new(seed ^ TRIALS);
+    let mut run = Run { world, ground, dice, trials, path: Vec::new(), actions: Vec::new() };
     run.world.land.watch.is_verbose = is_verbose;
     if run.ground.addresses().len() > 1 && run.dice.one_in(2) {
         run.rivals_and_orphans()?;
@@ -50,7 +56,9 @@ impl Run {
                 };
                 let stubborn = self.dice.one_in(8);
                 let accepts = steps.contains(&Step::Accept);
+                self.world.trial = scripts::trial(&mut self.trials);
                 let supervisor = self.world.start(steps, stubborn, 20);
+                self.world.trial = Trial::default();
                 if is_odd {
                     let server = self.world.supervisors[&supervisor].server.0;
                     self.world.land.watch.is_partial(server);
@@ -138,6 +146,16 @@ impl Run {
         }
         let supervisor = supervisors[self.dice.below(supervisors.len())];
         let server = servers[self.dice.below(servers.len())];
+        let is_on_trial = |pid: &&i32| {
+            let live = self.world.supervisors.get(*pid).and_then(|supervisor| supervisor.live.as_ref());
+            live.is_some_and(|live| live.machine.is_on_trial())
+        };
+        if let Some(&pid) = supervisors.iter().find(is_on_trial)
+            && self.trials.one_in(2)
+        {
+            let action = if self.trials.one_in(2) { Action::Undo(pid) } else { Action::Confirm(pid) };
+            return self.take(action).is_ok();
+        }
         let action = match self.dice.below(8) {
             0..4 => Action::Kill(supervisor),
             4 => Action::Die(server),

@@ -4,7 +4,9 @@ use crate::address::Address;
 use crate::kernel::Key;
 use crate::protocol::ServerWord;
 use crate::server::Step;
-use crate::world::Target;
+use crate::swap::{self, Share};
+use crate::world::{Target, Trial};
+use std::time::Duration;
 
 /// A source of choices.
 pub struct Dice(u64);
@@ -70,6 +72,14 @@ impl Ground {
         all.dedup();
         all
     }
+}
+
+/// What a new server has to pass: nothing as a rule.
+pub fn trial(dice: &mut Dice) -> Trial {
+    let step = swap::Step { share: Share { permille: 500 }, time: Duration::from_secs(5) };
+    let canary = if dice.one_in(4) { vec![step; 1 + dice.below(2)] } else { Vec::new() };
+    let hold = if dice.one_in(4) { Duration::from_secs(20) } else { Duration::ZERO };
+    Trial { canary, hold }
 }
 
 /// A server of few steps.

@@ -36,6 +36,9 @@ impl Supervisor {
             let at: Vec<Address> = found.unswitched.iter().cloned().collect();
             let _ = share::steer_away(self.server.listeners(&at), &listeners);
         }
+        if !found.unswitched.is_empty() {
+            land.watch.unswitched(self.server.0);
+        }
         land.watch.recovered(self.server.0, found.orphan);
         if strays(&scene) {
             land.watch.strays.insert(self.server.0);
@@ -44,6 +47,7 @@ impl Supervisor {
             land.watch.said.push(format!("{} takes care of {}: {found:?}", self.pid, self.server.0));
         }
         self.adopt(land, holder, found, prove);
+        self.drain_behind(land, scene.undone());
         beside.iter().filter(|other| other.is_orphan).for_each(|other| self.care(land, other));
         self.poll_soon();
         self.settle(land);

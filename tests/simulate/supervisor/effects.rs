@@ -191,6 +191,15 @@ impl Supervisor {
         let server = self.server;
         let _ = live.joining.sharing.portion(share.permille, &server);
         land.watch.entitle(self.server.0);
+        self.write_switched(land);
+    }
+
+    /// These drain behind its server.
+    pub(super) fn drain_behind(&mut self, land: &mut Land, undone: Vec<Pid>) {
+        let Some(names) = self.live.as_ref().map(|live| &live.names) else { return };
+        let (mut replaced, kept) = (names.replaced.clone(), names.kept.clone());
+        replaced.extend(undone.into_iter().filter(|pid| !names.replaced.contains(pid)));
+        self.write_olds(land, replaced, kept);
     }
 
     fn ask_drain(&mut self, land: &mut Land, old: OldId) {
@@ -251,6 +260,13 @@ impl Supervisor {
         (live.standing.drains, live.standing.quiesced) = (true, false);
         switching::start_drain(live, self.server);
         self.poll_soon();
+    }
+
+    /// An operator ends the trial of its server, if it is on trial.
+    pub fn decide(&mut self, land: &mut Land, event: Event) {
+        if self.live.as_ref().is_some_and(|live| live.machine.is_on_trial()) {
+            self.handle(land, event);
+        }
     }
 
     pub fn told_to_stop(&mut self, land: &mut Land) {

@@ -11,7 +11,7 @@ pub mod watch;
 use crate::kernel::{self, Arrival, Key, Packet, State};
 use crate::server::{Life, Step};
 use crate::supervisor::Supervisor;
-use crate::swap::{Checked, Order, Settings};
+use crate::swap::{self, Checked, ClaimerId, Event, Order, Settings};
 use crate::sys::clock::Instant;
 use land::{DRAIN, KILL_AFTER, Land};
 use std::collections::{BTreeMap, VecDeque};
@@ -41,6 +41,9 @@ pub enum Stage {
     /// A connection, and how it was when it was last looked at.
     Has(u32, State),
 }
+
+/// Who says `--undo` and `--commit`. No word goes back.
+const OPERATOR: ClaimerId = ClaimerId(u64::MAX);
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Action {
@@ -76,6 +79,9 @@ pub enum Action {
     Takedown(i32),
     /// A worker of a server is replaced.
     Renew(i32),
+    /// An operator ends the trial of a server.
+    Undo(i32),
+    Confirm(i32),
 }
 
 pub struct World {
@@ -87,13 +93,22 @@ pub struct World {
     pub prove: bool,
     /// Every look can happen at every moment, and nothing takes time.
     pub is_timeless: bool,
+    /// What the next servers have to pass.
+    pub trial: Trial,
+}
+
+/// `--canary` and `--hold`.
+#[derive(Debug, Clone, Default)]
+pub struct Trial {
+    pub canary: Vec<swap::Step>,
+    pub hold: Duration,
 }
 
 impl World {
     pub fn new(seed: u64, targets: Vec<Target>, prove: bool) -> World {
         kernel::reset(seed);
         let (land, supervisors, clients) = Default::default();
-        World { land, supervisors, targets, clients, prove, is_timeless: false }
+        World { land, supervisors, targets, clients, prove, is_timeless: false, trial: Trial::default() }
     }
 
     /// A supervisor starts a server. The pid of the supervisor.
@@ -105,8 +120,8 @@ impl World {
         let settings = Settings {
             order: Order::Shared,
             checked: Checked::No,
-            canary: Vec::new(),
-            hold: Duration::ZERO,
+            canary: self.trial.canary.clone(),
+            hold: self.trial.hold,
             awaited: true,
             ready_timeout: Some(Duration::from_secs(timeout)),
             kill_after: KILL_AFTER,
@@ -242,6 +257,8 @@ impl World {
             Action::Stop(pid) => self.stop(pid),
             Action::Takedown(pid) => self.takedown(pid),
             Action::Renew(pid) => self.renew(pid),
+            Action::Undo(pid) => self.with(pid, |it, land| it.decide(land, Event::Undo(OPERATOR))),
+            Action::Confirm(pid) => self.with(pid, |it, land| it.decide(land, Event::Confirm(OPERATOR))),
         }
         self.look_at_clients();
     }

@@ -199,7 +199,8 @@ impl Watch {
     /// Nobody listens where a client wants to connect.
     pub fn refused(&mut self, target: &str, serving: Option<i32>) {
         let excused = |standing: Standing| {
-            standing.accident || standing.is_widowed || standing.is_abandoned || standing.is_partial
+            let is_undone = !standing.serves;
+            standing.accident || standing.is_widowed || standing.is_abandoned || standing.is_partial || is_undone
         };
         if let Some(server) = serving.filter(|server| !excused(self.of(*server))) {
             self.breaks(format!("a client of {target} is refused, which server {server} serves"));
