@@ -41,15 +41,14 @@ impl Supervisor {
     /// Writes into the record whose new connections our server has, and whether these are kept.
     pub(super) fn write_switched(&mut self) {
         let locked: Vec<Pid> = self.peers.olds.values().filter(|old| old.locked).map(|old| old.holder.pid).collect();
-        if self.live.as_ref().is_some_and(|live| live.machine.is_on_trial()) {
-            return self.write_olds(Olds { replaced: Vec::new(), kept: locked });
-        }
         // And those that drain behind them.
         let behind =
             locked.iter().filter_map(|pid| self.dir.holder(*pid).ok()).flat_map(|old| old.olds.replaced.clone());
         let mut replaced: Vec<Pid> = behind.filter(|pid| self.dir.holder(*pid).is_ok()).collect();
-        replaced.extend(locked);
-        self.write_olds(Olds { replaced, kept: Vec::new() });
+        let mut kept = Vec::new();
+        let is_on_trial = self.live.as_ref().is_some_and(|live| live.machine.is_on_trial());
+        if is_on_trial { &mut kept } else { &mut replaced }.extend(locked);
+        self.write_olds(Olds { replaced, kept });
     }
 
     /// Tells the servers that drain behind ours that it has their connections, and that their time is up if more than

@@ -6,6 +6,7 @@ use super::state::Supervisor;
 use crate::address::Address;
 use crate::error::reason;
 use crate::protocol::{CopyWord, PeerWord};
+use crate::record::Olds;
 use crate::swap::{Level, OldId, Share};
 use crate::sys::process::Pid;
 
@@ -44,8 +45,9 @@ impl Supervisor {
 
     /// The old server may drain. If it was kept until now, the record says so first.
     pub(super) fn ask_drain(&mut self, old: OldId) {
-        if self.live.as_ref().is_some_and(|live| !live.names.kept.is_empty()) {
-            self.write_switched();
+        if let Some(names) = self.live.as_ref().map(|live| &live.names).filter(|names| !names.kept.is_empty()) {
+            let replaced = names.replaced.iter().chain(&names.kept).copied().collect();
+            self.write_olds(Olds { replaced, kept: Vec::new() });
         }
         self.ask(old, PeerWord::Drain);
     }

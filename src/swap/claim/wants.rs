@@ -109,6 +109,8 @@ impl Claim {
             Some((_, Slot::Looking(_) | Slot::Waiting(..) | Slot::Releasing(..))) => {
                 self.wants.called.insert(address);
             }
+            // It is up, and gets connections there already.
+            Some((_, Slot::Proven(..))) if self.is_on_trial() => ours.effects.push(Effect::Join(address)),
             Some((own, Slot::Invited(..) | Slot::Joined(..) | Slot::Proven(..))) => {
                 ours.slots.change(own, |slot| match slot {
                     Slot::Invited(ready, olds) => *slot = Slot::Joined(ready.clone(), std::mem::take(olds)),

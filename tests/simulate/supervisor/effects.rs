@@ -203,21 +203,21 @@ impl Supervisor {
     }
 
     fn ask_drain(&mut self, land: &mut Land, old: OldId) {
-        if self.live.as_ref().is_some_and(|live| !live.names.kept.is_empty()) {
-            self.write_switched(land);
+        if let Some(names) = self.live.as_ref().map(|live| &live.names).filter(|names| !names.kept.is_empty()) {
+            let replaced = names.replaced.iter().chain(&names.kept).copied().collect();
+            self.write_olds(land, replaced, Vec::new());
         }
         self.ask(land, old, PeerWord::Drain);
     }
 
     fn write_switched(&mut self, land: &mut Land) {
         let locked: Vec<Pid> = self.peers.olds.values().filter(|old| old.locked).map(|old| old.holder.pid).collect();
-        if self.live.as_ref().is_some_and(|live| live.machine.is_on_trial()) {
-            return self.write_olds(land, Vec::new(), locked);
-        }
         let behind = locked.iter().filter_map(|pid| land.dir.holder(pid.raw())).flat_map(|old| old.replaced);
         let mut replaced: Vec<Pid> = behind.filter(|pid| land.dir.holder(pid.raw()).is_some()).collect();
-        replaced.extend(locked);
-        self.write_olds(land, replaced, Vec::new());
+        let mut kept = Vec::new();
+        let is_on_trial = self.live.as_ref().is_some_and(|live| live.machine.is_on_trial());
+        if is_on_trial { &mut kept } else { &mut replaced }.extend(locked);
+        self.write_olds(land, replaced, kept);
     }
 
     fn limit_draining(&mut self, land: &mut Land, most: usize) {

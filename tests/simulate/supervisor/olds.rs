@@ -126,7 +126,7 @@ impl Supervisor {
             Thread::Unreached(id) => self.old_closed(id),
             Thread::Release(id, _) => {
                 let Some(old) = self.peers.olds.get(&id) else { return };
-                if land.is_released(old.holder.pid.raw()) { self.orphaned(land, id) } else { self.hung_up(id) }
+                if land.is_released(old.holder.pid.raw()) { self.orphaned(land, id) } else { self.hung_up(land, id) }
             }
         }
         self.settle(land);
@@ -156,8 +156,12 @@ impl Supervisor {
         }
     }
 
-    fn hung_up(&mut self, id: u64) {
+    fn hung_up(&mut self, land: &mut Land, id: u64) {
         let Some(old) = self.peers.olds.get(&id) else { return };
+        let now = land.dir.holder(old.holder.pid.raw());
+        if now.is_some_and(|now| now.supervisor != old.holder.supervisor) {
+            return self.orphaned(land, id);
+        }
         if old.told {
             return self.peers.threads.push(Thread::Release(id, None));
         }
