@@ -9,6 +9,7 @@ use crate::sys::clock::Instant;
 use crate::sys::pid::Pid;
 use crate::world::dir::{Holder, pid};
 use crate::world::land::{Land, MAX_DRAINING};
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// The product's `REGAIN_FOR`.
@@ -212,8 +213,10 @@ impl Supervisor {
 
     fn write_switched(&mut self, land: &mut Land) {
         let locked: Vec<Pid> = self.peers.olds.values().filter(|old| old.locked).map(|old| old.holder.pid).collect();
-        let behind = locked.iter().filter_map(|pid| land.dir.holder(pid.raw())).flat_map(|old| old.replaced);
-        let mut replaced: Vec<Pid> = behind.filter(|pid| land.dir.holder(pid.raw()).is_some()).collect();
+        let then = self.peers.olds.values().filter(|old| old.locked).flat_map(|old| old.holder.replaced.clone());
+        let now = locked.iter().filter_map(|pid| land.dir.holder(pid.raw())).flat_map(|old| old.replaced);
+        let behind: BTreeSet<Pid> = then.chain(now).collect();
+        let mut replaced: Vec<Pid> = behind.into_iter().filter(|pid| land.dir.holder(pid.raw()).is_some()).collect();
         let mut kept = Vec::new();
         let is_on_trial = self.live.as_ref().is_some_and(|live| live.machine.is_on_trial());
         if is_on_trial { &mut kept } else { &mut replaced }.extend(locked);
