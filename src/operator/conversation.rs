@@ -35,6 +35,11 @@ impl Conversation {
         Ok(supervisor)
     }
 
+    /// Nothing is waited for any longer than this.
+    pub fn ends_after(&mut self, time: Duration) {
+        self.until = Some(Instant::now() + time);
+    }
+
     /// Says a word.
     pub fn say(&self, word: &PeerWord) -> io::Result<()> {
         (&self.stream).write_all(&line_of(word))

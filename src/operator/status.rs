@@ -80,9 +80,8 @@ fn rows(dir: &RunDir, wanted: &[Wanted], layout: Layout, log: Log) -> Result<Vec
     let is_wanted =
         |pid: Pid, address: Option<&Address>| wanted.is_empty() || wanted.iter().any(|wanted| wanted.is(pid, address));
     let mut others = dir.servers().map_err(unlisted)?;
-    let kept =
-        others.iter().filter(|newer| !newer.is_orphan).flat_map(|newer| newer.olds.kept.iter().copied()).collect();
-    let mut look = Look::new(layout, kept);
+    let mut look = Look::new(layout);
+    look.note_kept(&others);
     let mut rows = Vec::new();
     let mut shown = BTreeSet::new();
     let may_be = |address: &Address| wanted.is_empty() || wanted.iter().any(|wanted| wanted.may_be_at(address));
@@ -135,13 +134,22 @@ struct Seen {
 }
 
 impl Look {
-    fn new(layout: Layout, kept: BTreeSet<Pid>) -> Look {
+    fn new(layout: Layout) -> Look {
         let connections = net::connections().ok().map(|all| {
             let mut by_port: BTreeMap<u16, Vec<TcpSocket>> = BTreeMap::new();
             all.into_iter().for_each(|socket| by_port.entry(socket.ends.local.port()).or_default().push(socket));
             by_port
         });
-        Look { connections, snapshot: Snapshot::take(), kept, seen: BTreeMap::new(), layout }
+        Look { connections, snapshot: Snapshot::take(), kept: BTreeSet::new(), seen: BTreeMap::new(), layout }
+    }
+
+    /// Notes who is kept behind a newer one of these, which has all new connections.
+    fn note_kept(&mut self, servers: &[Holder]) {
+        for newer in servers.iter().filter(|newer| !newer.is_orphan && !newer.olds.kept.is_empty()) {
+            if self.at(newer).fields.get("state").is_some_and(|state| state == "serving") {
+                self.kept.extend(&newer.olds.kept);
+            }
+        }
     }
 
     fn at(&mut self, holder: &Holder) -> &Seen {

@@ -12,6 +12,10 @@ use crate::protocol::{HolderWord, PeerWord};
 use crate::rundir::RunDir;
 use crate::swap::Level;
 use std::io;
+use std::time::Duration;
+
+/// How long a supervisor may take to answer: what it is asked for is done at once.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// Ends the trials of the new servers at these addresses. Returns when all connections go where they are to go.
 pub fn decide(dir: &RunDir, targets: &[Target], verdict: Verdict, log: Log) -> Result<u8> {
@@ -34,26 +38,34 @@ pub fn decide(dir: &RunDir, targets: &[Target], verdict: Verdict, log: Log) -> R
     Ok(status::DONE)
 }
 
-/// The new server at this address whose trial is under way.
+/// The new server at this address whose trial is under way. An error if somebody who may have it does not answer.
 fn on_trial(dir: &RunDir, target: &Target) -> Result<Option<Holder>> {
     let servers = match target {
         Target::Of(pid) => vec![with_process(dir, *pid)?],
         Target::At(_) => dir.servers().map_err(|e| Error::unable("list the run directory", e, NOTHING))?,
     };
-    let is_meant = |holder: &Holder| {
-        let (fields, holds) = ask_status(holder);
+    for holder in servers {
+        let (fields, holds) = ask_status(&holder);
         let is_here = match target {
             Target::At(address) => holds.iter().any(|at| at.collides(address)),
             Target::Of(_) => true,
         };
-        is_here && fields.get("trial").is_some_and(|trial| trial == "1")
-    };
-    Ok(servers.into_iter().find(is_meant))
+        match fields.get("trial") {
+            Some(trial) if is_here && trial == "1" => return Ok(Some(holder)),
+            None if !holder.is_orphan && !holder.olds.kept.is_empty() => {
+                let text = format!("{target}: supervisor {} does not answer ({NOTHING})", holder.supervisor);
+                return Err(Error::failed(text));
+            }
+            Some(_) | None => {}
+        }
+    }
+    Ok(None)
 }
 
 /// The error is why it is not done.
 fn ask(holder: &Holder, word: &PeerWord) -> io::Result<std::result::Result<(), String>> {
     let mut supervisor = Conversation::with(holder)?;
+    supervisor.ends_after(PATIENCE);
     supervisor.say(word)?;
     while let Some(heard) = supervisor.hear()? {
         match heard {

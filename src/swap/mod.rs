@@ -125,7 +125,7 @@ impl Generation {
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
         let claimer = if let Event::Claim(claimer) = event { Some(claimer) } else { None };
         let is_asked =
-            if let Event::Undo(who) | Event::Confirm(who) = event { Some((who, self.answer())) } else { None };
+            if let Event::Undo(who) | Event::Confirm(who) = event { Some((who, self.answer(&event))) } else { None };
         if self.ours.stage != Stage::Ended {
             self.take_in(event);
         }
@@ -178,7 +178,7 @@ impl Generation {
             Event::OldRefused(id, why) => claim.old_refused(ours, id, why),
             Event::OldSilent(id) => claim.old_silent(ours, id),
             Event::OldGone(id) => self.old_gone(id),
-            Event::OldLost(id) => claim.old_lost(ours, id),
+            Event::OldLost(id) => self.old_lost(id),
             Event::Claim(claimer) => {
                 self.hold_no_more();
                 self.tenure.enqueue(claimer, Wish::Replace);
@@ -318,7 +318,7 @@ impl Generation {
             Timer::Quiet => claim.wants.is_quiet = true,
             Timer::Partial => tenure.partial_time_is_up(ours),
             Timer::Drain => self.follow(Tenure::drain_time_is_up),
-            Timer::Trial => claim.trial_time_is_up(ours),
+            Timer::Trial => claim.trial_time_is_up(),
             Timer::Kill => {
                 ours.report(Level::Warning, ours.slots.name(), "the server did not stop in time (it is killed)");
                 ours.effects.push(Effect::Kill);

@@ -3,7 +3,7 @@
 use super::Generation;
 use super::claim::Cause;
 use super::ours::Why;
-use super::words::{Level, OldId};
+use super::words::{Event, Level, OldId};
 
 impl Generation {
     /// Whether the server has connections that may go back to the old ones.
@@ -17,8 +17,12 @@ impl Generation {
     }
 
     /// What whoever says `--undo` or `--commit` is told.
-    pub(super) fn answer(&self) -> Result<(), &'static str> {
+    pub(super) fn answer(&self, verdict: &Event) -> Result<(), &'static str> {
+        let commits = matches!(verdict, Event::Confirm(_));
         match () {
+            () if self.is_on_trial() && commits && !self.claim.has_locks() => {
+                Err("the supervisor of the old server is not heard")
+            }
             () if self.is_on_trial() => Ok(()),
             () if self.is_starting() => Err("its new server is not up yet"),
             () if self.is_turned_back() => Err("it was undone already"),
@@ -40,8 +44,17 @@ impl Generation {
         if self.is_on_trial() && self.claim.is_switched() {
             let name = self.ours.slots.name();
             self.ours.report(Level::Notice, name, "a newer swap or a takedown has come (the hold ends)");
+            self.claim.trial_time_is_up();
             self.claim.confirm(&mut self.ours);
         }
+    }
+
+    /// Whoever has lost its claim cannot have the old server drain.
+    pub(super) fn old_lost(&mut self, id: OldId) {
+        if self.is_on_trial() || self.ours.is_up() && self.claim.waits_for_switch() {
+            self.turn_back(Cause::Failed, "the claim on the old server is lost");
+        }
+        self.claim.old_lost(&mut self.ours, id);
     }
 
     pub(super) fn old_gone(&mut self, id: OldId) {

@@ -149,6 +149,7 @@ impl Fault {
                     deaf.then_some("a server that hears no GO never binds: a worker that does nothing")
                 }
             },
+            Fault::AtOnce if !step.trial().is_empty() => Some("what a reload starts would be on trial too"),
             Fault::FullDisk | Fault::ReadOnly | Fault::AtOnce => None,
         }
     }
@@ -162,6 +163,8 @@ impl Fault {
                 let serves = victim.serves(swap);
                 kill(pid, libc::SIGKILL);
                 let before = matches!(swap.step, Step::Starting | Step::Queued | Step::Proving);
+                // Whoever was on trial drains first.
+                let before = before || matches!(swap.step, Step::Canary | Step::Held);
                 until("who has to act on it has done so", || match victim {
                     Victim::OldServer => swap.old.running.ended(),
                     Victim::NewServer => swap.new.running.ended(),
@@ -169,7 +172,8 @@ impl Fault {
                     _ => !alive(pid),
                 });
                 // An old server that was told and has lost its supervisor is taken over, and told again: by a signal.
-                if !(serves || victim == Victim::OldSupervisor && told(swap)) {
+                let turns_back = victim == Victim::NewSupervisor && swap.step == Step::Held;
+                if !(serves || turns_back || victim == Victim::OldSupervisor && told(swap)) {
                     answers(swap)?;
                 }
                 swap.go_on();
@@ -220,6 +224,15 @@ impl Fault {
                 let pid = victim.pid(swap).ok_or("no victim")?;
                 let before = limit(pid, want, None)?;
                 answers(swap)?;
+                // Without files and memory nobody can be told how a trial ends: it is asked for, and goes on.
+                let is_deaf = victim == Victim::NewSupervisor && !swap.step.trial().is_empty();
+                if is_deaf {
+                    let (status, said) = swap.sandbox.run(["--undo", &format!(":{}", swap.port)]);
+                    if status != 125 {
+                        return Err(format!("--undo without {want:?}: {status}, {said}"));
+                    }
+                    let _ = limit(pid, want, Some(before));
+                }
                 swap.go_on();
                 let _ = limit(pid, want, Some(before));
                 Ok(())
@@ -285,12 +298,14 @@ impl Fault {
             // What a server holds when it dies: a connection of each client, and, since the kernel closes the
             // files of a process from the last to the first, another one in the queue of its listener. Then the
             // old one serves.
-            Fault::Killed(Victim::NewServer) if step == Step::Draining => Some(2 * clients),
+            Fault::Killed(Victim::NewServer) if matches!(step, Step::Held | Step::Draining) => Some(2 * clients),
+            Fault::Killed(Victim::NewServer | Victim::OldServer) if serving == Serving::Both => Some(2 * clients),
             Fault::Killed(Victim::OldServer) if serving == Serving::Old => None,
             Fault::Killed(Victim::NewServer) if serving == Serving::New => None,
             // A server that stands still answers nobody.
             Fault::Stopped(Victim::OldServer) if serving == Serving::Old => None,
             Fault::Stopped(Victim::NewServer) if serving == Serving::New => None,
+            Fault::Stopped(Victim::NewServer | Victim::OldServer) if serving == Serving::Both => None,
             // Whoever is told to go by --takedown goes.
             Fault::AtOnce => None,
             _ => Some(0),

@@ -62,6 +62,7 @@ impl Verdict {
         match self.outcome {
             Some((Serving::New, status)) => status.unwrap_or(0) == 0,
             Some((Serving::Old, status)) => status.is_some_and(|status| status != 0),
+            Some((Serving::Both, _)) => false,
             Some((Serving::Nobody, status)) => {
                 status.is_some_and(|status| status != 0) && self.said.contains("nothing serves")
             }

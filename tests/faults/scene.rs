@@ -16,6 +16,10 @@ pub enum Step {
     Queued,
     /// Shared: it listens, and has not accepted the probe.
     Proving,
+    /// Shared: it gets half of the new connections.
+    Canary,
+    /// Shared: it gets all of them, and the old one is kept.
+    Held,
     /// Shared: it gets the new connections; the old one has a busy one.
     Draining,
     /// The old server was told to go, and still listens.
@@ -32,7 +36,7 @@ pub enum Step {
 pub fn steps(shared: bool) -> &'static [Step] {
     use Step::*;
     match shared {
-        true => &[Starting, Queued, Proving, Draining, Told, Closed, Steady],
+        true => &[Starting, Queued, Proving, Canary, Held, Draining, Told, Closed, Steady],
         false => &[Starting, Queued, Told, Released, Closed, Steady],
     }
 }
@@ -41,6 +45,8 @@ pub fn steps(shared: bool) -> &'static [Step] {
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Serving {
     Old,
+    /// Each of both.
+    Both,
     /// Or whoever came after it.
     New,
     Nobody,
@@ -63,7 +69,17 @@ impl Step {
             Step::Starting | Step::Queued | Step::Proving => Serving::Old,
             Step::Told if !shared => Serving::Old,
             Step::Released => Serving::Nobody,
-            Step::Draining | Step::Told | Step::Closed | Step::Steady => Serving::New,
+            Step::Canary => Serving::Both,
+            Step::Held | Step::Draining | Step::Told | Step::Closed | Step::Steady => Serving::New,
+        }
+    }
+
+    /// What the new server has to pass.
+    pub fn trial(self) -> &'static [&'static str] {
+        match self {
+            Step::Canary => &["--canary", "50:3600"],
+            Step::Held => &["--hold", "3600"],
+            _ => &[],
         }
     }
 }
@@ -145,7 +161,7 @@ impl Swap {
                 second.push(gate("before-listen"));
             }
             Step::Closed => first.extend(["takedown".into(), gate("before-exit")]),
-            Step::Steady => {}
+            Step::Canary | Step::Held | Step::Steady => {}
         }
         if shared {
             // They know nothing of serverswap where nothing is asked of them.
@@ -155,11 +171,11 @@ impl Swap {
                 }
             }
         }
-        let start = |words: &[String]| {
+        let start = |words: &[String], more: &[&str]| {
             let words: Vec<&str> = words.iter().map(String::as_str).collect();
-            Side::start(&sandbox, options, &words)
+            Side::start(&sandbox, &[options, more].concat(), &words)
         };
-        let oldest = start(&first);
+        let oldest = start(&first, &[]);
         common::answered_by(port, 1);
         oldest.running.says("is up");
         let held = (step == Step::Draining).then(|| {
@@ -173,17 +189,17 @@ impl Swap {
         let goes = shared && matches!(step, Step::Draining | Step::Told | Step::Closed);
         let kept = (0..if goes { CLIENTS } else { 0 }).map(|_| Kept::start(port)).collect();
         let middle = (step == Step::Queued).then(|| {
-            let middle = start(&between);
+            let middle = start(&between, &[]);
             gates[0].reached();
             middle
         });
-        let mut new = start(&second);
+        let mut new = start(&second, step.trial());
         match step {
             Step::Queued => {
                 let others: Vec<&Side> = [&oldest].into_iter().chain(&middle).collect();
                 until("the third one waits", || waits_for_lock(&new, &others));
             }
-            Step::Draining => new.running.says("is up"),
+            Step::Canary | Step::Held | Step::Draining => new.running.says("is up"),
             Step::Steady => until("the old one is gone", || !alive(oldest.running.pid())),
             _ => gates.iter().for_each(Gate::reached),
         }
@@ -203,7 +219,7 @@ impl Swap {
         match self.step.serving(self.sandbox.is_shared()) {
             Serving::Old => Some(self.old.server),
             Serving::New => Some(self.new.server),
-            Serving::Nobody => None,
+            Serving::Both | Serving::Nobody => None,
         }
     }
 
@@ -212,6 +228,18 @@ impl Swap {
         self.failed = self.crowd.iter().map(Load::failed).sum();
         self.gates.iter().for_each(Gate::open);
         self.held = None;
+        if !self.step.trial().is_empty() {
+            // It may have been decided already, or there is nobody left to ask.
+            let is_on_trial = || {
+                let rows = self.sandbox.status();
+                rows.iter().any(|row| row[2] == self.new.server.to_string() && row[5].starts_with("canary"))
+                    || rows.iter().any(|row| row[5] == "held" || row[5] == "not answering")
+            };
+            until("its trial is over", || {
+                let (status, _) = self.sandbox.run(["--commit", &format!(":{}", self.port)]);
+                status == 0 || !is_on_trial()
+            });
+        }
         let new = &mut self.new.running;
         // One that was silent for its whole time is up with no address so far: its swap is still to come.
         let up = format!(":{}: server {} is up", self.port, self.new.server);
@@ -231,6 +259,9 @@ impl Swap {
         let others = [Some(&self.old), self.rest.as_ref()];
         let is_other = |server| others.iter().flatten().any(|side| side.server == server);
         let serves = Serving::of(left, is_other);
+        if serves == Serving::Old && !self.step.trial().is_empty() {
+            until("whoever was undone has ended", || self.new.running.ended());
+        }
         let status = self.new.running.ended().then(|| self.new.running.wait());
         let mut verdict = Verdict::new(serves, status);
         verdict.said = sandbox.said();

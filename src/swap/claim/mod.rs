@@ -183,7 +183,7 @@ impl Old {
 
     /// Its supervisor is not heard any more. What was begun with its lock goes on.
     pub fn silent(&mut self) {
-        if self.demand == Demand::Nothing {
+        if matches!(self.demand, Demand::Nothing | Demand::Held(_)) {
             self.contact = Contact::Silent;
         }
     }

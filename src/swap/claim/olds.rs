@@ -93,6 +93,9 @@ impl Claim {
     /// The supervisor of an old server is gone; the server may live.
     pub fn old_lost(&mut self, ours: &mut Ours, id: OldId) {
         let Some(old) = self.olds.remove(&id) else { return };
+        if self.turned_back().is_some() {
+            return;
+        }
         let joined = |slot: &Slot| matches!(slot, Slot::Joined(..) | Slot::Proven(..)) && slot.wants(id);
         if !ours.is_leaving() {
             self.fail_all(ours, ours.slots.those(joined), "the old server is not ours to replace any more");

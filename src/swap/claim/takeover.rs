@@ -18,6 +18,7 @@ impl Claim {
         if self.turned_back().is_some() {
             return;
         }
+        self.follow_due(ours);
         self.acquire(ours);
         self.switch(ours);
         self.stop_olds(ours);

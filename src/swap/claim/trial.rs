@@ -62,12 +62,17 @@ impl Claim {
         }
     }
 
-    /// The time of a step is up. Where checks are made, they have to succeed once more.
-    pub fn trial_time_is_up(&mut self, ours: &mut Ours) {
-        match &mut self.trial {
-            Trial::Canary(_, due) | Trial::Held(due) if ours.settings.checked == Checked::Yes => *due = Due::Now,
-            Trial::Canary(..) | Trial::Held(_) => self.go_on(ours),
-            _ => {}
+    /// The time of a step is up.
+    pub fn trial_time_is_up(&mut self) {
+        if let Trial::Canary(_, due) | Trial::Held(due) = &mut self.trial {
+            *due = Due::Now;
+        }
+    }
+
+    /// Goes on where the time of a step is up. Where checks are made, they have to succeed once more.
+    pub(super) fn follow_due(&mut self, ours: &mut Ours) {
+        if ours.settings.checked == Checked::No {
+            self.go_on(ours);
         }
     }
 
@@ -77,23 +82,24 @@ impl Claim {
             Trial::Checking(_) => {
                 self.trial = result.map_or_else(|why| Trial::Checking(Some(why)), |()| Trial::Checked);
             }
-            Trial::Canary(_, Due::Now) | Trial::Held(Due::Now) => self.go_on(ours),
+            Trial::Canary(_, Due::Now) | Trial::Held(Due::Now) if self.has_locks() => self.go_on(ours),
             Trial::Canary(..) | Trial::Held(_) => ours.effects.push(Effect::Check),
             _ => {}
         }
     }
 
+    /// An old server whose supervisor is not heard cannot be told anything: its caretaker is waited for.
     fn go_on(&mut self, ours: &mut Ours) {
-        if let Trial::Canary(nth, _) = self.trial {
-            self.begin_step(ours, nth + 1);
-        } else {
-            self.confirm(ours);
+        match self.trial {
+            Trial::Canary(nth, Due::Now) if self.has_locks() => self.begin_step(ours, nth + 1),
+            Trial::Held(Due::Now) => self.confirm(ours),
+            _ => {}
         }
     }
 
     /// Its trial ends well: it gets all connections, and nobody goes back to the old servers.
     pub fn confirm(&mut self, ours: &mut Ours) {
-        if !self.is_on_trial() {
+        if !self.is_on_trial() || !self.has_locks() {
             return;
         }
         self.trial = Trial::Passed;
@@ -161,6 +167,16 @@ impl Claim {
     /// Whether it has connections that may go back to the old servers.
     pub fn is_on_trial(&self) -> bool {
         matches!(self.trial, Trial::Canary(..) | Trial::Held(_))
+    }
+
+    /// Whether its canary is over, and it is not switched to yet.
+    pub fn waits_for_switch(&self) -> bool {
+        self.trial == Trial::Tried && !self.is_switched()
+    }
+
+    /// Whether the locks of all old servers are ours.
+    pub fn has_locks(&self) -> bool {
+        self.olds.values().all(|old| old.lock().is_some())
     }
 
     /// The step of its canary.
