@@ -69,8 +69,9 @@ impl Supervisor {
 
     fn write_history(&mut self) {
         if !self.agenda.course.write(&self.dir, self.log) {
-            // Somebody has the directory: then, or at our end.
+            // Somebody has the directory: as soon as it is free, or else when it is tidied, or at our end.
             self.tidy_later();
+            self.wait_for_directory();
         }
     }
 
