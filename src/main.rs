@@ -14,6 +14,7 @@ mod finder;
 #[cfg(test)]
 #[path = "../tests/fuzz/targets.rs"]
 mod fuzz;
+mod history;
 mod members;
 mod message;
 mod notify;

@@ -271,6 +271,11 @@ fn a_connection_that_waits_for_its_answer_is_counted_as_cut() {
     let mut answer = String::new();
     let _ = swap.request.read_to_string(&mut answer);
     assert_eq!(answer, "");
+    assert_eq!(swap.old.wait(), 0, "{}", swap.old.log());
+    let history = swap.sandbox.run_dir().join(format!("{}.history", swap.address));
+    let history = std::fs::read_to_string(history).unwrap();
+    let its = |line: &&str| line.starts_with("drain\t") && line.ends_with("\t1\t0\t0");
+    assert_eq!(history.lines().filter(its).count(), 1, "{history}");
     let log = swap.end();
     assert!(log.contains(&format!("{OVERDUE} with 1 busy connections (they are cut)")), "{log}");
 }

@@ -62,6 +62,7 @@ impl RunDir {
         for name in names.iter().filter(|name| kept.as_ref().is_some_and(|kept| self.is_left(name, kept))) {
             self.unlink(name);
         }
+        self.forget_histories(&names);
         servers
     }
 

@@ -4,14 +4,15 @@
 
 use super::conversation::ask_status;
 use super::servers::{NOTHING, with_process};
-use super::table::{Layout, Row, for_people, print};
+use super::table::{Layout, Row, for_people, print, print_history};
 use crate::address::Address;
 use crate::cli::{Form, Target};
 use crate::error::{Error, Result, status};
 use crate::finder::Holder;
+use crate::history::Entry;
 use crate::message::Log;
 use crate::procfs::{self, Snapshot};
-use crate::rundir::RunDir;
+use crate::rundir::{Bad, CANNOT_BE_READ, RunDir};
 use crate::swap::Level;
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
@@ -21,7 +22,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::os::unix::fs::MetadataExt;
 
-/// Shows every server, or the servers that are named.
+/// Shows every server, or the servers that are named; with `-v` the histories of their addresses too.
 pub fn show_status(dir: Option<&RunDir>, targets: &[Target], form: Form, log: Log) -> Result<u8> {
     let layout = match form {
         Form::Json => Layout::Json,
@@ -32,14 +33,37 @@ pub fn show_status(dir: Option<&RunDir>, targets: &[Target], form: Form, log: Lo
         Some(dir) => targets.iter().map(|target| resolved(dir, target)).collect::<Result<Vec<Wanted>>>()?,
         None => targets.iter().map(|target| Wanted(target.clone(), None)).collect(),
     };
-    let rows = dir.map_or_else(|| Ok(Vec::new()), |dir| rows(dir, &wanted, layout, log))?;
+    let mut rows = dir.map_or_else(|| Ok(Vec::new()), |dir| rows(dir, &wanted, layout, log))?;
     let missing = wanted.iter().find(|wanted| !rows.iter().any(|row| wanted.is(row.pid, row.address.as_ref())));
-    let rows: Vec<Row> = rows.into_iter().map(|row| row.cells).collect();
-    print(&rows, layout).map_err(|e| Error::unable("write the status", e, "nothing was changed"))?;
-    match missing {
-        Some(Wanted(target, _)) => Err(Error::failed(format!("{target}: no server ({NOTHING})"))),
-        None => Ok(status::DONE),
+    let missing = missing.map(|Wanted(target, _)| Error::failed(format!("{target}: no server ({NOTHING})")));
+    let histories = dir.filter(|_| log.says(Level::Detail)).map(|dir| histories(dir, &wanted, &rows, log));
+    for row in &mut rows {
+        let history = row.address.as_ref().and_then(|address| histories.as_ref()?.get(address).cloned());
+        row.cells.1 = history.or(histories.as_ref().map(|_| Vec::new()));
     }
+    let rows: Vec<Row> = rows.into_iter().map(|row| row.cells).collect();
+    let mut written = print(&rows, layout);
+    for (address, history) in histories.iter().flatten() {
+        written = written.and_then(|()| print_history(address, history, layout));
+    }
+    written.map_err(|e| Error::unable("write the status", e, "nothing was changed"))?;
+    missing.map_or(Ok(status::DONE), Err)
+}
+
+/// The histories of the addresses that are shown, and of those that are named, whose servers may be gone.
+fn histories(dir: &RunDir, wanted: &[Wanted], rows: &[About], log: Log) -> BTreeMap<Address, Vec<Entry>> {
+    let named =
+        wanted.iter().filter_map(|wanted| if let Target::At(address) = &wanted.0 { Some(address) } else { None });
+    let all: BTreeSet<&Address> = named.chain(rows.iter().filter_map(|row| row.address.as_ref())).collect();
+    let read = |address: &Address| match dir.history(address) {
+        Ok(history) => history,
+        Err(bad) => {
+            let why = if let Bad::Because(why) = bad { why } else { CANNOT_BE_READ };
+            log.say(Level::Warning, Some(address), &format!("its history {why} (it is not shown)"));
+            Vec::new()
+        }
+    };
+    all.into_iter().map(|address| (address.clone(), read(address))).collect()
 }
 
 /// What was asked for, and which server that is if it was named by a process.
@@ -178,7 +202,7 @@ impl Look {
         if !text.is_empty() {
             command = format!("{command} ({text})");
         }
-        Row([
+        let cells = [
             address.map_or_else(|| "-".into(), Address::to_string),
             field("generation", &holder.generation.to_string()),
             holder.pid.to_string(),
@@ -190,7 +214,8 @@ impl Look {
             count.unwrap_or_else(|| "-".into()),
             visible(&field("log", "-")),
             visible(&command),
-        ])
+        ];
+        Row(cells, None)
     }
 }
 

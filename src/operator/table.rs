@@ -2,14 +2,16 @@
 
 #![forbid(unsafe_code)]
 
+use crate::address::Address;
+use crate::history::Entry;
 use crate::sys::terminal;
 use std::io::{self, Write};
 
 /// How many fields a line has.
 const FIELDS: usize = 11;
 
-/// A line of the table; `-` is what is not known or does not apply.
-pub struct Row(pub [String; FIELDS]);
+/// A line of the table; `-` is what is not known or does not apply. The history of its address, for JSON with `-v`.
+pub struct Row(pub [String; FIELDS], pub Option<Vec<Entry>>);
 
 /// The form of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -26,8 +28,25 @@ const HEADER: [&str; FIELDS] =
     ["ADDRESS", "GEN", "PID", "SUPERVISOR", "USER", "STATE", "MODE", "UPTIME", "CONNS", "LOG", "COMMAND"];
 const KEYS: [&str; FIELDS] =
     ["address", "generation", "pid", "supervisor", "user", "state", "mode", "uptime", "connections", "log", "command"];
-/// The fields that are numbers.
-const NUMBERS: [&str; 5] = ["generation", "pid", "supervisor", "uptime", "connections"];
+/// The fields that are numbers, those of a history among them.
+const NUMBERS: [&str; 16] = [
+    "generation",
+    "pid",
+    "supervisor",
+    "uptime",
+    "connections",
+    "from",
+    "from_pid",
+    "to",
+    "to_pid",
+    "up_ms",
+    "switch_ms",
+    "gone_ms",
+    "drain_ms",
+    "cut",
+    "answered",
+    "unanswered",
+];
 
 /// The columns that are left out of a table that is too wide, the first one first.
 const DISPENSABLE: [&str; 4] = ["LOG", "MODE", "USER", "SUPERVISOR"];
@@ -50,9 +69,24 @@ pub fn for_people(seconds: u64) -> String {
 pub fn print(rows: &[Row], layout: Layout) -> io::Result<()> {
     let text = match layout {
         Layout::People => aligned(rows, terminal::width(&io::stdout()).unwrap_or(WIDTH)),
-        Layout::Tabs => rows.iter().map(|Row(fields)| fields.join("\t") + "\n").collect(),
+        Layout::Tabs => rows.iter().map(|Row(fields, _)| fields.join("\t") + "\n").collect(),
         Layout::Json => json(rows),
     };
+    write(&text)
+}
+
+/// Prints the history of an address below the table.
+pub fn print_history(address: &Address, history: &[Entry], layout: Layout) -> io::Result<()> {
+    let line = |entry: &Entry| match layout {
+        Layout::People => format!("{}\n", entry.sentence()),
+        Layout::Tabs => format!("{address}\t{entry}\n"),
+        Layout::Json => String::new(),
+    };
+    let head = if layout == Layout::People && !history.is_empty() { format!("\n{address}\n") } else { String::new() };
+    write(&history.iter().map(line).fold(head, |text, line| text + &line))
+}
+
+fn write(text: &str) -> io::Result<()> {
     let mut out = io::stdout().lock();
     out.write_all(text.as_bytes())?;
     out.flush()
@@ -95,9 +129,13 @@ fn json(rows: &[Row]) -> String {
         number if NUMBERS.contains(&key) && number.bytes().all(|byte| byte.is_ascii_digit()) => number.to_owned(),
         text => quoted(text),
     };
-    let object = |Row(fields): &Row| {
-        let pairs = KEYS.iter().zip(fields).map(|(key, field)| format!("\"{key}\":{}", value(key, field)));
-        format!("{{{}}}", pairs.collect::<Vec<_>>().join(","))
+    let pair = |(key, field): (&str, &str)| format!("\"{key}\":{}", value(key, field));
+    let entry = |entry: &Entry| format!("{{{}}}", entry.fields().map(pair).collect::<Vec<_>>().join(","));
+    let object = |Row(fields, history): &Row| {
+        let pairs = KEYS.into_iter().zip(fields.iter().map(String::as_str)).map(pair);
+        let told = history.iter().map(|all| all.iter().map(entry).collect::<Vec<_>>().join(",\n   "));
+        let history = told.map(|entries| format!("\"history\":[{entries}]"));
+        format!("{{{}}}", pairs.chain(history).collect::<Vec<_>>().join(","))
     };
     format!("[{}]\n", rows.iter().map(object).collect::<Vec<_>>().join(",\n "))
 }
@@ -120,7 +158,7 @@ mod tests {
     use super::*;
 
     fn row(fields: [&str; FIELDS]) -> Row {
-        Row(fields.map(str::to_owned))
+        Row(fields.map(str::to_owned), None)
     }
 
     #[test]

@@ -5,11 +5,13 @@
 //! - `PID.server` is the record of that server: its start time (a reused pid has another one), generation and control
 //!   socket. Its supervisor holds a flock(2) on it as long as it lives: the lock is the proof of life. A caretaker
 //!   that gets the lock while the server lives takes over an orphan.
-//! - `lock` is held for the moment in which pidfiles are compared and changed.
+//! - `8080.history` tells of the last swaps of that address, for people and scripts: nothing is decided by it.
+//! - `lock` is held for the moment in which pidfiles are compared and changed, or a history is.
 
 #![forbid(unsafe_code)]
 
 mod files;
+mod history;
 mod lock;
 mod names;
 mod part;

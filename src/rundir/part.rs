@@ -1,6 +1,7 @@
 //! The part of the run directory that is for our namespaces. A pid and an address mean something in their namespaces
 //! only, so servers of other namespaces than the first ones get a directory of their own within the first.
 
+use super::history::SUFFIX;
 use super::{LOCK, RunDir, unusable};
 use crate::error::{Result, reason};
 use crate::finder::Missing;
@@ -38,17 +39,17 @@ impl RunDir {
         Ok(part)
     }
 
-    /// Closes the directory. The last one to leave an empty part removes it.
-    pub fn leave(self) {
-        let (Some(whole), Some(kept)) = (self.whole, self.kept) else { return };
+    /// Closes the directory. The last one to leave a part in which there is nothing but histories removes it.
+    pub fn leave(mut self) {
+        let (Some(whole), Some(kept)) = (self.whole.take(), self.kept.take()) else { return };
         let Ok(_guard) = whole.lock() else { return };
-        let is_empty =
-            || std::fs::read_dir(&self.path).is_ok_and(|names| names.flatten().all(|e| e.file_name() == LOCK));
+        let is_left = |name: &String| name == LOCK || name.ends_with(SUFFIX);
         if kept.relock(FlockArg::LockExclusiveNonblock).is_ok()
-            && is_empty()
+            && let Ok(names) = self.names_that_end("")
+            && names.iter().all(is_left)
             && let Some(name) = self.path.file_name()
         {
-            let _ = unlinkat(&self.dir, LOCK, UnlinkatFlags::NoRemoveDir);
+            names.iter().for_each(|name| self.unlink(name));
             let _ = unlinkat(&whole.dir, name, UnlinkatFlags::RemoveDir);
         }
     }

@@ -1,7 +1,8 @@
 use super::*;
 use crate::address::Address;
+use crate::history::{Entry, Who};
 use crate::sys::process::Pid;
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{MetadataExt, PermissionsExt};
 
 fn run_dir() -> (tempfile::TempDir, RunDir) {
     let temp = tempfile::tempdir().unwrap();
@@ -59,4 +60,83 @@ fn a_run_directory_that_cannot_be_trusted_is_refused() {
         std::os::unix::fs::chown(&foreign, Some(65534), None).unwrap();
         assert!(open(&foreign).contains("another user"));
     }
+}
+
+fn entry(generation: u64) -> Entry {
+    let who = |generation| Who { generation, pid: Pid::own() };
+    Entry::swap(who(generation), who(generation + 1), [None; 3], "done")
+}
+
+#[test]
+fn those_who_write_to_a_history_at_once_lose_no_line() {
+    let (_temp, dir) = run_dir();
+    std::thread::scope(|scope| {
+        for writer in 0..4 {
+            let own = RunDir::open(Some(dir.path()), false).unwrap();
+            scope.spawn(move || {
+                for nth in 0..5 {
+                    assert!(own.add_to_history(&address(), &entry(writer * 100 + nth)).is_ok());
+                }
+            });
+        }
+    });
+    assert_eq!(dir.history(&address()).unwrap().len(), 20);
+    // Whoever finds the directory busy is told so at once.
+    let impatient = RunDir::open(Some(dir.path()), false).unwrap().with_patience(Duration::ZERO);
+    let _lock = dir.lock();
+    assert!(matches!(impatient.add_to_history(&address(), &entry(1)), Err(Denied::Busy)));
+}
+
+#[test]
+fn a_file_in_place_of_a_history_is_never_followed_and_left_alone() {
+    let (temp, dir) = run_dir();
+    let path = dir.path().join("a-name.history");
+    let victim = temp.path().join("victim");
+    let line = format!("{}\n", entry(1));
+    std::fs::write(&victim, &line).unwrap();
+    let plant: [(&str, &dyn Fn()); 6] = [
+        ("is a symlink", &|| std::os::unix::fs::symlink(&victim, &path).unwrap()),
+        ("hard link", &|| std::fs::hard_link(&victim, &path).unwrap()),
+        ("too large", &|| std::fs::write(&path, vec![b'x'; 100_000]).unwrap()),
+        ("no regular file", &|| nix::unistd::mkfifo(&path, Mode::S_IRWXU).unwrap()),
+        ("another user", &|| {
+            std::fs::write(&path, &line).unwrap();
+            let _ = std::os::unix::fs::chown(&path, Some(65534), None);
+        }),
+        ("no regular file", &|| std::fs::create_dir(&path).unwrap()),
+    ];
+    for (why, plant) in plant {
+        plant();
+        if why == "another user" && !geteuid().is_root() {
+            continue;
+        }
+        let before = path.symlink_metadata().unwrap();
+        let Err(Denied::Because(said)) = dir.add_to_history(&address(), &entry(2)) else { panic!("{why}") };
+        assert!(said.contains(why), "{why}: {said}");
+        assert!(dir.history(&address()).is_err(), "{why}");
+        dir.tidy();
+        let after = path.symlink_metadata().unwrap();
+        assert_eq!((before.ino(), before.len()), (after.ino(), after.len()), "{why}");
+        assert_eq!(std::fs::read_to_string(&victim).unwrap(), line);
+        std::fs::remove_file(&path).or_else(|_| std::fs::remove_dir(&path)).unwrap();
+    }
+    // What is in a file of ours and no line is dropped.
+    std::fs::write(&path, [b"garbage\n\xff\0\n".as_slice(), line.as_bytes()].concat()).unwrap();
+    assert!(dir.add_to_history(&address(), &entry(2)).is_ok());
+    assert_eq!(dir.history(&address()).unwrap().len(), 2);
+    assert_eq!(std::fs::read_to_string(&path).unwrap().lines().count(), 2);
+}
+
+#[test]
+fn a_history_is_forgotten_when_nothing_was_written_for_a_month() {
+    let (_temp, dir) = run_dir();
+    let path = dir.path().join("a-name.history");
+    let age = |days: u64| {
+        assert!(dir.add_to_history(&address(), &entry(1)).is_ok());
+        let written = SystemTime::now() - Duration::from_secs(days * 24 * 3600);
+        File::options().write(true).open(&path).unwrap().set_modified(written).unwrap();
+        dir.tidy();
+        path.exists()
+    };
+    assert_eq!([29, 31].map(age), [true, false]);
 }

@@ -135,6 +135,7 @@ impl Supervisor {
                 self.carry_out_now(job.effect);
             }
         }
+        self.agenda.course.write(&self.dir, self.log);
         self.dir.release();
         self.agenda.desk.jobs = kept;
         if !self.agenda.desk.jobs.is_empty() {
@@ -161,7 +162,7 @@ impl Supervisor {
         self.work_on_directory();
     }
 
-    fn wait_for_directory(&mut self) {
+    pub(super) fn wait_for_directory(&mut self) {
         if let Wait::Thread = self.agenda.desk.wait {
             return;
         }

@@ -23,6 +23,7 @@ const LIVES_ON: &str = "runs as another user and cannot be killed: it lives on";
 impl Supervisor {
     pub(super) fn carry_out_now(&mut self, effect: Effect) {
         self.note(&effect);
+        self.note_history(&effect);
         match effect {
             Effect::Say(speaker, word) => self.say(speaker, &word),
             Effect::LookUp(address) => self.look_up(address),

@@ -89,6 +89,7 @@ impl Supervisor {
             return;
         }
         let Tally { answered, unanswered } = std::mem::take(&mut self.agenda.kept.tally);
+        self.note_kept(answered, unanswered);
         let named = self.live.as_ref().and_then(|live| live.names.name.clone());
         let name = named.or_else(|| self.kin.given.first().cloned());
         if unanswered > 0 {

@@ -106,7 +106,7 @@ impl Supervisor {
                 live.server.goes_first_no_more();
             }
             // A server that was ending when this one looked for others has left its record: nobody else removes it.
-            if !self.dir.tidy() {
+            if !(self.agenda.course.write(&self.dir, self.log) && self.dir.tidy()) {
                 self.clock.tidy_at = Some(now + TIDY_AGAIN);
             }
         }

@@ -5,6 +5,7 @@
 
 mod care;
 mod checks;
+mod course;
 mod directory;
 mod effects;
 mod elsewhere;
@@ -13,6 +14,7 @@ mod first;
 mod front;
 mod handover;
 mod held;
+mod history;
 mod kept;
 mod left;
 mod lent;
@@ -235,6 +237,7 @@ impl Supervisor {
         drop(self.inbox);
         // Processes that were killed meanwhile could not remove their files.
         let dir = self.dir.with_patience(PARTING);
+        self.agenda.course.write(&dir, self.log);
         dir.tidy();
         if let Some(launcher) = self.caller.launcher.take() {
             // Not told yet: the swap is not done, and the caller must not take it for a success.

@@ -1,5 +1,6 @@
 //! What a supervisor knows besides its server ([`super::live`]): all of it belongs to the main thread.
 
+use super::course::Course;
 use super::live::{Leftover, Live};
 use super::outbox::Outbox;
 use super::threads::{EndOf, Event, Events, Id, Link, Signals};
@@ -84,6 +85,8 @@ pub(super) struct Agenda {
     pub(super) kept: Remains,
     /// The checks of our server, if it had any to pass.
     pub(super) checks: Option<Checks>,
+    /// What the histories of its addresses are to tell.
+    pub(super) course: Course,
 }
 
 /// The supervisor of the server for which this process stands.

@@ -175,7 +175,9 @@ impl Supervisor {
             return;
         }
         let held = live.standing.keeping.as_mut().map_or(BTreeSet::new(), Keeping::held);
-        let text = match live.standing.drain.as_ref().map(|drain| drain.busy(&live.server, &held)) {
+        let busy = live.standing.drain.as_ref().map(|drain| drain.busy(&live.server, &held));
+        self.agenda.course.cut = busy.as_ref().and_then(|busy| busy.as_ref().ok().copied());
+        let text = match busy {
             Some(Ok(0)) => return,
             Some(Ok(busy)) => format!("the time to drain is up with {busy} busy connections (they are cut)"),
             Some(Err(_)) | None => {

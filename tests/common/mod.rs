@@ -218,14 +218,14 @@ impl Sandbox {
         text.lines().map(|line| line.split('\t').map(str::to_owned).collect()).collect()
     }
 
-    /// Names in the run directory, but for its lock.
+    /// Names in the run directory, but for its lock and for histories, which outlive their servers.
     pub fn files(&self) -> Vec<String> {
         let mut names: Vec<String> = fs::read_dir(self.run_dir())
             .into_iter()
             .flatten()
             .flatten()
             .filter_map(|e| e.file_name().into_string().ok())
-            .filter(|name| name != "lock")
+            .filter(|name| name != "lock" && !name.ends_with(".history"))
             .collect();
         names.sort();
         names

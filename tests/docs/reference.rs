@@ -441,6 +441,9 @@ fn files_of_the_run_directory_are_in_the_manual() {
     // The temporary file is there for a moment only.
     assert!(sources().contains("\".new.{}\""));
     found.insert(".new.#".into());
+    // And a history as soon as there was a swap: tests/history.rs.
+    assert!(sources().contains("\".history\""));
+    found.insert("#.history".into());
     assert_eq!(found, documented);
     stage.end();
 }

@@ -98,6 +98,7 @@ fn a_new_server_that_dies_of_a_relayed_request_is_told_of_in_one_line() {
     assert_eq!(new.wait(), 128 + libc::SIGKILL, "{}", new.log());
     assert_eq!(old.wait(), 0, "{}", old.log());
     assert!(old.log().contains("1 requests on kept connections got no answer"), "{}", old.log());
+    scene.history_ends_with("\t0\t1");
     scene.sandbox.assert_clean();
 }
 

@@ -74,8 +74,17 @@ impl Scene {
         drop(client);
         assert_eq!(old.wait(), 0, "{}", old.log());
         assert!(old.log().contains("answered by the new server"), "{}", old.log());
+        self.history_ends_with("\t1\t0");
         self.end(new);
         (answer, old.log())
+    }
+
+    /// The supervisor of an old server has ended: what the history tells of its requests.
+    fn history_ends_with(&self, fields: &str) {
+        let file = self.sandbox.run_dir().join(format!("127.0.0.1:{}.history", self.port));
+        let text = std::fs::read_to_string(file).unwrap();
+        let drains: Vec<&str> = text.lines().filter(|line| line.starts_with("drain\t")).collect();
+        assert!(drains.iter().any(|line| line.ends_with(fields)), "{text}");
     }
 
     fn end(&self, mut last: Running) {

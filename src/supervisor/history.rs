@@ -1,0 +1,140 @@
+//! What the histories of the addresses tell is gathered from the effects of a swap.
+
+#![forbid(unsafe_code)]
+
+use super::course::{DONE, Gone};
+use super::state::Supervisor;
+use crate::finder::Holder;
+use crate::history::{Entry, Who};
+use crate::protocol::SupervisorWord;
+use crate::record::one_line;
+use crate::rundir::pidfile;
+use crate::swap::{Effect, Level};
+use std::time::Instant;
+
+impl Supervisor {
+    /// Takes down what an effect means for the history, before it is carried out.
+    pub(super) fn note_history(&mut self, effect: &Effect) {
+        let now = Instant::now();
+        let course = &mut self.agenda.course;
+        match effect {
+            Effect::Grant(_, holds) => course.grant(holds),
+            Effect::Drain => course.leaves = Some(now),
+            Effect::Signal | Effect::Say(_, SupervisorWord::Takedown(_)) => _ = course.leaves.get_or_insert(now),
+            Effect::LookUp(address) => course.want(address),
+            Effect::Take(_, address) => {
+                course.switched.get_or_insert(now);
+                if !course.from.contains_key(address) {
+                    self.meet();
+                }
+            }
+            Effect::Switch(_) => {
+                course.switched = Some(now);
+                self.meet();
+            }
+            Effect::SwitchBack => course.switched = None,
+            Effect::Unlock(_) => self.meet(),
+            Effect::Report(Level::Error, _, text) => {
+                course.failure.get_or_insert_with(|| text.clone());
+                self.meet();
+            }
+            Effect::Up => course.up = Some(now),
+            Effect::Done => self.end_swap(DONE),
+            Effect::Passed => self.end_swap("replaced"),
+            Effect::End(status) => {
+                self.end_swap_of_failed(*status);
+                self.note_gone();
+            }
+            _ => {}
+        }
+    }
+
+    fn who(&self) -> Option<Who> {
+        self.live.as_ref().map(|live| Who { generation: live.names.number, pid: live.server.pid })
+    }
+
+    /// Takes down which server has what ours wants.
+    fn meet(&mut self) {
+        for old in self.peers.olds.values() {
+            let who = Who { generation: old.holder.generation, pid: old.holder.pid };
+            self.agenda.course.meet(&old.holds, who);
+        }
+    }
+
+    fn end_swap(&mut self, end: &str) {
+        let Some(who) = self.who() else { return };
+        self.agenda.course.end(who, end);
+        self.write_history();
+    }
+
+    fn write_history(&mut self) {
+        if !self.agenda.course.write(&self.dir, self.log) {
+            // Somebody has the directory: as soon as it is free, or else when it is tidied, or at our end.
+            self.tidy_later();
+            self.wait_for_directory();
+        }
+    }
+
+    /// Our server has ended, and its swap with it if that was not over.
+    fn end_swap_of_failed(&mut self, status: u8) {
+        let Some(live) = self.live.as_ref() else { return };
+        let word = if live.machine.is_turned_back() { "undone" } else { "failed" };
+        let why = match &self.agenda.course.failure {
+            _ if self.caller.is_stopping() => "it was told to stop".to_owned(),
+            Some(why) => why.clone(),
+            None => format!("the new server ended with status {status}"),
+        };
+        if self.agenda.course.from.is_empty() && !live.life.was_up && !self.caller.is_stopping() {
+            self.guess_from();
+        }
+        self.end_swap(&format!("{word}: {why}"));
+    }
+
+    /// A new server that ended before it wanted anything: most likely it was to replace the server of the same command, or
+    /// the only one if that runs the same program.
+    fn guess_from(&mut self) {
+        let Some(live) = self.live.as_ref().filter(|live| live.names.number_is_guess) else { return };
+        let (own, command) = (live.server.pid, one_line(&self.run.line()));
+        let servers = self.dir.servers().unwrap_or_default();
+        let is_replaced = |pid| servers.iter().any(|newer| newer.olds.replaced.contains(&pid));
+        let others: Vec<&Holder> = servers.iter().filter(|old| old.pid != own && !is_replaced(old.pid)).collect();
+        let same: Vec<&Holder> = others.iter().copied().filter(|old| old.command == command).collect();
+        let program = |command: &str| command.split(' ').next().map(str::to_owned);
+        let old = match (&same[..], &others[..]) {
+            ([old], _) => old,
+            ([], [only]) if program(&only.command) == program(&command) => only,
+            _ => return,
+        };
+        let all = self.dir.addresses().unwrap_or_default().into_iter();
+        let its = all.filter(|address| self.dir.read_pid(&pidfile(address)) == Ok(old.pid));
+        let who = Who { generation: old.generation, pid: old.pid };
+        self.agenda.course.from.extend(its.map(|address| (address, who)));
+    }
+
+    /// Our server is gone; if it was replaced, its history tells how it went.
+    fn note_gone(&mut self) {
+        let Some(who) = self.who() else { return };
+        let undone = self.live.as_ref().is_some_and(|live| live.machine.is_turned_back());
+        let course = &mut self.agenda.course;
+        if !(undone || course.granted.is_empty() || self.kin.given.is_empty()) {
+            let took = course.leaves.map(|since| since.elapsed());
+            course.gone = Some(Gone { who, took, cut: course.cut });
+            if self.agenda.kept.is_over() {
+                self.note_kept(0, 0);
+            }
+        }
+    }
+
+    /// It is known by now what became of the kept connections of our server.
+    pub(super) fn note_kept(&mut self, answered: usize, unanswered: usize) {
+        let course = &mut self.agenda.course;
+        course.kept = (course.kept.0 + answered, course.kept.1 + unanswered);
+        let Some(Gone { who, took, cut }) = course.gone.take() else { return };
+        let (answered, unanswered) = course.kept;
+        for address in std::mem::take(&mut course.granted) {
+            let entry = Entry::drain(who, took, [cut, Some(answered), Some(unanswered)]);
+            course.lines.push_back((address, entry));
+        }
+        self.write_history();
+    }
+}
