@@ -1,6 +1,6 @@
 """A server that keeps its connections: python3 server.py DIR ADDRESS... [listeners=N]. N sockets of SO_REUSEPORT listen at
 each address. The answer is its generation, its pid, the number of the socket, and what was posted, which it has appended to
-DIR/ids before. It writes each signal that gets to it to DIR/signals, and a time to DIR/ticks.GENERATION now and then.
+DIR/ids before. It writes each signal that gets to it to DIR/signals, and a time to DIR/ticks.PID now and then.
 DIR/health.GENERATION says how it answers GET /health: 200, 500, never ("hangs"), or 500 each second time ("flaps"); "500 everywhere"
 is for every path."""
 
@@ -120,9 +120,7 @@ while True:
     ready = poll.poll(0.02)
     if time.monotonic() - ticked > 0.02:
         ticked = time.monotonic()
-        with open(os.path.join(where, f"ticks.{generation}.new"), "w") as file:
-            file.write(f"{os.getpid()} {ticked}")
-        os.replace(os.path.join(where, f"ticks.{generation}.new"), os.path.join(where, f"ticks.{generation}"))
+        append(f"ticks.{os.getpid()}", str(ticked))
     for fd, _ in ready:
         if fd in connections:
             serve(fd)
