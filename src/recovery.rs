@@ -162,8 +162,7 @@ impl Scene {
         // A new server joins only while its supervisor has the lock.
         let is_younger = |new: &Server| new.start >= self.own.start && !self.own.replaced.contains(&new.pid);
         let has_no_name = |new: &Server| !self.has_name(new.pid, &BTreeSet::new());
-        let joins =
-            |new: &&Server| !new.ever_orphaned && (new.keeps(&self.own) || is_younger(new) && has_no_name(new));
+        let joins = |new: &&Server| !new.ever_orphaned && (new.keeps(&self.own) || is_younger(new) && has_no_name(new));
         let heir = self.beside.iter().find(joins).map(|new| new.supervisor);
         let addresses = if orphan == Orphan::Superseded { others.clone() } else { own };
         let is_superseded = self.beside.iter().any(|other| other.has_replaced(&self.own));
