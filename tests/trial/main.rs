@@ -46,7 +46,7 @@ impl Scene {
 
     /// Starts `serverswap`, with a short drain, options, and the server.
     fn begin(&self, options: &[&str]) -> Running {
-        let options = ["--drain", "1"].iter().chain(options).map(|word| (*word).to_owned());
+        let options = ["--drain", "0.5"].iter().chain(options).map(|word| (*word).to_owned());
         self.sandbox.serverswap(options.chain(self.server.iter().cloned()))
     }
 
