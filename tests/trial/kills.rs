@@ -1,0 +1,167 @@
+//! Whatever is killed during a trial: no client fails but those of a server that is killed, the next deploy works, and nothing
+//! stays behind.
+
+use crate::common::{Answer, Failure, Running, alive, get, kill, until};
+use crate::{Crowd, HELD, Scene};
+use nix::libc;
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Victim {
+    OldSupervisor,
+    NewSupervisor,
+    BothSupervisors,
+    OldServer,
+    NewServer,
+    Check,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum State {
+    Canary,
+    Hold,
+}
+
+/// What becomes of the trial.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Outcome {
+    GoesOn,
+    Undone,
+    Over,
+    /// Nobody is left who could do something: both servers live, and the next swap sees to them.
+    Left,
+}
+
+/// A server on trial.
+struct Trial {
+    scene: Scene,
+    state: State,
+    old: Answer,
+    new: Answer,
+    running: Running,
+    crowd: Crowd,
+}
+
+impl Trial {
+    fn new(state: State) -> Trial {
+        let scene = Scene::new();
+        let old = scene.first();
+        let crowd = scene.crowd();
+        let check = scene.check();
+        let trial = if state == State::Canary { ["--canary", "50:600"] } else { ["--hold", "600"] };
+        let running = scene.begin(&["--check", &check, trial[0], trial[1]]);
+        match state {
+            State::Canary => scene.reaches(2, "canary 50%"),
+            State::Hold => scene.reaches(1, "held"),
+        }
+        let new = Answer { generation: 2, pid: scene.pids(2).0 };
+        crowd.see(new.pid);
+        Trial { scene, state, old, new, running, crowd }
+    }
+
+    fn kill(&self, victim: Victim) {
+        let victims = match victim {
+            Victim::OldSupervisor => vec![self.scene.pids(1).1],
+            Victim::NewSupervisor => vec![self.scene.pids(2).1],
+            Victim::BothSupervisors => vec![self.scene.pids(1).1, self.scene.pids(2).1],
+            Victim::OldServer => vec![self.old.pid],
+            Victim::NewServer => vec![self.new.pid],
+            Victim::Check => return self.kill_check(),
+        };
+        victims.into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
+    }
+
+    /// Until one is hit: each lives for a moment.
+    fn kill_check(&self) {
+        let text = || std::fs::read_to_string(self.scene.sandbox.path("check")).unwrap_or_default();
+        let last = text();
+        until("a check is killed", || {
+            let now = text();
+            if let Ok(pid) = now.parse::<i32>()
+                && now != last
+            {
+                kill(pid, libc::SIGKILL);
+            }
+            self.running.log().contains("its check failed")
+        });
+    }
+
+    /// Waits until the trial is what it has become.
+    fn becomes(&mut self, outcome: Outcome) {
+        let state = if self.state == State::Canary { "canary 50%" } else { "serving" };
+        match outcome {
+            Outcome::GoesOn => {
+                self.scene.reaches(2, state);
+                until("the old server has a supervisor", || {
+                    self.scene.states().iter().any(|(generation, _)| *generation == 1) && alive(self.scene.pids(1).1)
+                });
+                let (status, log) = self.scene.say("--undo");
+                assert_eq!(status, 0, "{log}");
+                self.scene.is_alone(self.old);
+            }
+            Outcome::Undone => self.scene.is_alone(self.old),
+            Outcome::Over => self.scene.is_alone(self.new),
+            Outcome::Left => assert!(alive(self.old.pid) && alive(self.new.pid)),
+        }
+    }
+
+    /// The next deploy works, and nothing stays behind.
+    fn ends(self, victim: Victim, lost: usize) {
+        let (status, log) = self.scene.deploy(&[]);
+        assert_eq!(status, 0, "{log}");
+        let last = get(self.scene.port).unwrap();
+        self.scene.is_alone(last);
+        assert!(!alive(self.old.pid) && !alive(self.new.pid));
+        self.crowd.see(last.pid);
+        let (answers, mut failures) = self.crowd.stop();
+        if victim == Victim::BothSupervisors {
+            // Until its caretaker has found out whose turn it is, who meets one of two orphans tries again a second later.
+            failures.remove(&Failure::Resent);
+        }
+        assert!(failures.values().sum::<usize>() <= lost, "{failures:?}, answered: {answers:?}");
+        self.scene.end();
+    }
+}
+
+fn is_killed(victim: Victim, status: i32, outcome: Outcome, lost: usize) {
+    for state in [State::Canary, State::Hold] {
+        eprintln!("{victim:?} in {state:?}");
+        let mut trial = Trial::new(state);
+        trial.kill(victim);
+        trial.becomes(outcome);
+        if outcome != Outcome::Over {
+            assert_eq!(trial.running.wait(), status, "{}", trial.running.log());
+            assert!(victim == Victim::OldServer || trial.scene.signals(1).is_empty());
+        }
+        trial.ends(victim, lost);
+    }
+}
+
+#[test]
+fn without_the_old_supervisor_a_trial_goes_on() {
+    is_killed(Victim::OldSupervisor, 124, Outcome::GoesOn, 0);
+}
+
+#[test]
+fn without_the_new_supervisor_it_is_undone() {
+    is_killed(Victim::NewSupervisor, 137, Outcome::Undone, 0);
+}
+
+#[test]
+fn without_both_the_next_swap_sees_to_it() {
+    is_killed(Victim::BothSupervisors, 137, Outcome::Left, 0);
+}
+
+#[test]
+fn without_the_old_server_it_is_over() {
+    is_killed(Victim::OldServer, 0, Outcome::Over, HELD);
+}
+
+#[test]
+fn without_the_new_server_it_is_undone() {
+    is_killed(Victim::NewServer, 124, Outcome::Undone, HELD);
+}
+
+#[test]
+fn a_check_that_is_killed_has_failed() {
+    is_killed(Victim::Check, 124, Outcome::Undone, 0);
+}
