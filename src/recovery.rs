@@ -183,6 +183,12 @@ impl Scene {
         self.beside.iter().filter(|new| new.ever_orphaned && new.keeps(&self.own)).map(|new| new.pid).collect()
     }
 
+    /// Whether our server was started after all that listen beside it: as a rule its sockets have joined last. Their inodes do
+    /// not tell, since each processor of the machine counts them by itself.
+    pub fn is_youngest(&self) -> bool {
+        self.beside.iter().all(|other| other.start < self.own.start)
+    }
+
     /// The scene as it is for one of those that listen beside ours.
     pub fn of(&self, other: &Server) -> Scene {
         let beside = self.beside.iter().filter(|it| it.pid != other.pid).chain([&self.own]);
@@ -304,6 +310,16 @@ mod tests {
         assert_eq!((found.orphan, found.unswitched), (Orphan::Alone, BTreeSet::new()));
         assert_eq!(found.addresses, addresses(&["127.0.0.1:81"]));
         assert_eq!(scene(new, vec![old], &names).recover(Some(&[])).orphan, Orphan::Alone);
+    }
+
+    #[test]
+    fn the_youngest_is_known_by_its_start() {
+        let here = [at("127.0.0.1:80", 0)];
+        let (old, new) = (server(1, &[], &here), server(2, &[], &here));
+        assert!(scene(new.clone(), vec![old.clone()], &[]).is_youngest());
+        assert!(!scene(old.clone(), vec![new], &[]).is_youngest());
+        // One tick is 10 ms: nobody knows.
+        assert!(!scene(old.clone(), vec![Server { pid: pid(2), ..old }], &[]).is_youngest());
     }
 
     #[test]

@@ -11,7 +11,7 @@ mod member;
 mod olds;
 mod probing;
 
-pub use alone::{is_alone, serve_alone, steer_away};
+pub use alone::{Joined, is_alone, serve_alone, steer_away};
 pub use group::Handles;
 pub use handed::{Handed, Whose};
 

@@ -51,7 +51,8 @@ impl Supervisor {
         let found = scene.recover(self.shares(&server, &its).as_deref());
         if !found.unswitched.is_empty() {
             let at: Vec<Address> = found.unswitched.iter().cloned().collect();
-            let _ = server.listeners(&at).and_then(|sockets| share::steer_away(sockets, &listeners));
+            let joined = if scene.is_youngest() { share::Joined::Last } else { share::Joined::Anytime };
+            let _ = server.listeners(&at).and_then(|sockets| share::steer_away(sockets, joined, &listeners));
         }
         self.adopt(holder, lock, server, found)?;
         self.drain_behind(scene.undone());

@@ -34,7 +34,8 @@ impl Supervisor {
         let found = scene.recover(Some(&shares));
         if !found.unswitched.is_empty() {
             let at: Vec<Address> = found.unswitched.iter().cloned().collect();
-            let _ = share::steer_away(self.server.listeners(&at), &listeners);
+            let joined = if scene.is_youngest() { share::Joined::Last } else { share::Joined::Anytime };
+            let _ = share::steer_away(self.server.listeners(&at), joined, &listeners);
         }
         if !found.unswitched.is_empty() {
             land.watch.unswitched(self.server.0);
