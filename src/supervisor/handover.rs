@@ -10,7 +10,6 @@ use crate::rundir::RunDir;
 use crate::server::Server;
 use crate::share::{Handed, Whose};
 use crate::swap::{self, ClaimerId, OldId};
-use crate::sys::process::Pid;
 use crate::sys::socket::FILES_MAX;
 use crate::sys::steer::Socket;
 use std::collections::BTreeSet;
@@ -62,9 +61,10 @@ impl Supervisor {
         let listeners = match live.joining.lend(&live.server) {
             Some(lent) => lent.hand_over(own),
             None => {
-                let draining = draining_listeners(&self.dir, &live.names.replaced, holds).into_iter();
-                let draining = draining.map(|socket| Handed::unknown(socket, Whose::Draining));
-                draining.chain(own.into_iter().map(|socket| Handed::unknown(socket, Whose::Serving))).collect()
+                let (older, younger) = draining_listeners(&self.dir, live, holds);
+                let draining = |socket| Handed::unknown(socket, Whose::Draining);
+                let own = own.into_iter().map(|socket| Handed::unknown(socket, Whose::Serving));
+                older.into_iter().map(draining).chain(own).chain(younger.into_iter().map(draining)).collect()
             }
         };
         // First how many they are: some may get lost.
@@ -107,11 +107,14 @@ impl Supervisor {
     }
 }
 
-/// The listeners that replaced servers which still drain have at these addresses, for a caretaker, which has no handles
-/// on them.
-fn draining_listeners(dir: &RunDir, replaced: &[Pid], holds: &[Address]) -> Vec<Socket> {
-    let mut olds: Vec<Holder> = replaced.iter().filter_map(|pid| dir.holder(*pid).ok()).collect();
+/// The listeners of servers that drain behind ours at these addresses, for a caretaker, which has no handles on them: those
+/// of older servers, and those of younger ones, which were undone. In the order in which the servers were started, since that
+/// is how their listeners have joined, as a rule.
+fn draining_listeners(dir: &RunDir, live: &Live, holds: &[Address]) -> (Vec<Socket>, Vec<Socket>) {
+    let mut olds: Vec<Holder> = live.names.replaced.iter().filter_map(|pid| dir.holder(*pid).ok()).collect();
     olds.sort_by_key(|old| (old.generation, old.start));
+    let (older, younger): (Vec<Holder>, Vec<Holder>) = olds.into_iter().partition(|old| old.start <= live.server.start);
     let listeners = |old: &Holder| Server::adopt(old)?.listeners(holds).ok();
-    olds.iter().filter_map(listeners).flatten().collect()
+    let all = |olds: Vec<Holder>| olds.iter().filter_map(listeners).flatten().collect();
+    (all(older), all(younger))
 }

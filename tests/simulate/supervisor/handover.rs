@@ -8,6 +8,7 @@ use crate::server::Server;
 use crate::share::{Handed, Whose};
 use crate::swap::{ClaimerId, Event, OldId};
 use crate::sys::steer::Socket;
+use crate::world::dir::Holder;
 use crate::world::land::Land;
 use std::collections::BTreeSet;
 use std::net::SocketAddr;
@@ -46,9 +47,13 @@ impl Supervisor {
                 let replaced = &live.names.replaced;
                 let mut olds: Vec<_> = replaced.iter().filter_map(|pid| land.dir.holder(pid.raw())).collect();
                 olds.sort_by_key(|old| (old.generation, old.pid));
-                let draining = olds.iter().flat_map(|old| Server(old.pid.raw()).listeners(holds));
-                let draining = draining.map(|socket| Handed::unknown(socket, Whose::Draining));
-                draining.chain(own.into_iter().map(|socket| Handed::unknown(socket, Whose::Serving))).collect()
+                let (older, younger): (Vec<_>, Vec<_>) =
+                    olds.into_iter().partition(|old| old.pid.raw() <= self.server.0);
+                let listeners = |old: Holder| Server(old.pid.raw()).listeners(holds);
+                let draining = |socket| Handed::unknown(socket, Whose::Draining);
+                let own = own.into_iter().map(|socket| Handed::unknown(socket, Whose::Serving));
+                let older = older.into_iter().flat_map(listeners).map(draining);
+                older.chain(own).chain(younger.into_iter().flat_map(listeners).map(draining)).collect()
             }
         };
         self.tell(land, claimer, &HolderWord::Sockets(listeners.len()));
