@@ -1,7 +1,7 @@
 //! Whatever is killed during a trial: no client fails but those of a server that is killed, the next deploy works, and nothing
 //! stays behind.
 
-use crate::common::{Answer, Failure, Running, alive, get, kill, until};
+use crate::common::{Answer, Running, alive, get, kill, until};
 use crate::{Crowd, HELD, Scene};
 use nix::libc;
 
@@ -105,18 +105,14 @@ impl Trial {
     }
 
     /// The next deploy works, and nothing stays behind.
-    fn ends(self, victim: Victim, lost: usize) {
+    fn ends(self, lost: usize) {
         let (status, log) = self.scene.deploy(&[]);
         assert_eq!(status, 0, "{log}");
         let last = get(self.scene.port).unwrap();
         self.scene.is_alone(last);
         assert!(!alive(self.old.pid) && !alive(self.new.pid));
         self.crowd.see(last.pid);
-        let (answers, mut failures) = self.crowd.stop();
-        if victim == Victim::BothSupervisors {
-            // Until its caretaker has found out whose turn it is, who meets one of two orphans tries again a second later.
-            failures.remove(&Failure::Resent);
-        }
+        let (answers, failures) = self.crowd.stop();
         assert!(failures.values().sum::<usize>() <= lost, "{failures:?}, answered: {answers:?}");
         self.scene.end();
     }
@@ -132,7 +128,7 @@ fn is_killed(victim: Victim, status: i32, outcome: Outcome, lost: usize) {
             assert_eq!(trial.running.wait(), status, "{}", trial.running.log());
             assert!(victim == Victim::OldServer || trial.scene.signals(1).is_empty());
         }
-        trial.ends(victim, lost);
+        trial.ends(lost);
     }
 }
 

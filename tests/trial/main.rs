@@ -46,7 +46,7 @@ impl Scene {
 
     /// Starts `serverswap`, with a short drain, options, and the server.
     fn begin(&self, options: &[&str]) -> Running {
-        let options = ["--drain", "0.5"].iter().chain(options).map(|word| (*word).to_owned());
+        let options = ["--drain", "0.3"].iter().chain(options).map(|word| (*word).to_owned());
         self.sandbox.serverswap(options.chain(self.server.iter().cloned()))
     }
 
@@ -151,8 +151,11 @@ impl Scene {
     }
 }
 
-/// How many threads open connections, each as fast as it can.
+/// How many threads open connections.
 const CLIENTS: u8 = 3;
+
+/// How long each of them waits after an answer: the machine has more to do than to answer them.
+const PAUSE: Duration = Duration::from_millis(1);
 
 /// What servers that are killed hold at most: a connection of each client, and, since the kernel closes the files of a process
 /// from the last to the first, another one in the queue of its listener.
@@ -164,7 +167,7 @@ struct Crowd(Vec<Load>);
 impl Crowd {
     /// Each has an address of its own, so that there are ports enough.
     fn at(port: u16) -> Crowd {
-        let to = |nth| Load::to(SocketAddr::from(([127, 0, 0, nth], port)), Duration::ZERO);
+        let to = |nth| Load::to(SocketAddr::from(([127, 0, 0, nth], port)), PAUSE);
         let crowd = Crowd((1..=CLIENTS).map(to).collect());
         until("all are answered", || crowd.0.iter().all(Load::is_answered));
         crowd
