@@ -812,20 +812,31 @@ pub fn controls_terminal(command: &mut Command) {
 
 /// A steady server runs as if alone: the kernel spreads connections over all who listen, also over us.
 pub fn is_unsteered(port: u16) -> bool {
-    use nix::sys::socket::sockopt::{ReuseAddr, ReusePort};
-    use nix::sys::socket::{AddressFamily, Backlog, SockFlag, SockType, SockaddrIn, bind, listen, setsockopt, socket};
-    let ours = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
+    is_unsteered_at(SocketAddr::from(([0, 0, 0, 0], port)))
+}
+
+/// The same at this wildcard; that of IPv6 is of both families.
+pub fn is_unsteered_at(wildcard: SocketAddr) -> bool {
+    use nix::sys::socket::sockopt::{Ipv6V6Only, ReuseAddr, ReusePort};
+    use nix::sys::socket::{
+        AddressFamily, Backlog, SockFlag, SockType, SockaddrStorage, bind, listen, setsockopt, socket,
+    };
+    let family = if wildcard.is_ipv6() { AddressFamily::Inet6 } else { AddressFamily::Inet };
+    let ours = socket(family, SockType::Stream, SockFlag::SOCK_CLOEXEC, None).unwrap();
     setsockopt(&ours, ReusePort, &true).unwrap();
     // Whoever binds the port afterwards is not kept out by what is left of our connections.
     setsockopt(&ours, ReuseAddr, &true).unwrap();
-    bind(ours.as_raw_fd(), &SockaddrIn::new(0, 0, 0, 0, port)).unwrap();
+    if wildcard.is_ipv6() {
+        setsockopt(&ours, Ipv6V6Only, &false).unwrap();
+    }
+    bind(ours.as_raw_fd(), &SockaddrStorage::from(wildcard)).unwrap();
     listen(&ours, Backlog::new(128).unwrap()).unwrap();
     let listener = TcpListener::from(ours);
     listener.set_nonblocking(true).unwrap();
     // Half of them come to us. Not one of so many, or all: that is no accident. And they fit into the queue of a server
     // that is slow, so that its clients find place.
     let come = |_: &i32| {
-        drop(TcpStream::connect(("127.0.0.1", port)).unwrap());
+        drop(TcpStream::connect(("127.0.0.1", wildcard.port())).unwrap());
         listener.accept().is_ok()
     };
     let found = (1..64).contains(&(0..64).filter(come).count());

@@ -2,7 +2,7 @@
 //! stays behind.
 
 use crate::common::{Answer, Running, alive, get, kill, until};
-use crate::{Crowd, HELD, Scene};
+use crate::{Crowd, HELD, Scene, all_at_once};
 use nix::libc;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -119,7 +119,7 @@ impl Trial {
 }
 
 fn is_killed(victim: Victim, status: i32, outcome: Outcome, lost: usize) {
-    for state in [State::Canary, State::Hold] {
+    all_at_once([State::Canary, State::Hold], |state| {
         eprintln!("{victim:?} in {state:?}");
         let mut trial = Trial::new(state);
         trial.kill(victim);
@@ -129,7 +129,7 @@ fn is_killed(victim: Victim, status: i32, outcome: Outcome, lost: usize) {
             assert!(victim == Victim::OldServer || trial.scene.signals(1).is_empty());
         }
         trial.ends(lost);
-    }
+    });
 }
 
 #[test]

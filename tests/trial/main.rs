@@ -143,12 +143,16 @@ impl Scene {
     /// Takes the last server down, which nobody steers to any more. Nothing is left. There are no clients: that is found out
     /// with a listener of ours.
     fn end(&self) {
-        // At the wildcard of both families a listener of IPv4 has a group of its own.
-        if self.host != "[::]" {
-            until("its port is steered no more", || common::is_unsteered(self.port));
-        }
+        let wildcard = format!("{}:{}", self.host, self.port).parse().unwrap();
+        until("its port is steered no more", || common::is_unsteered_at(wildcard));
         self.sandbox.take_down(&self.port.to_string());
     }
+}
+
+/// Each in a thread of its own: most of their time they wait.
+fn all_at_once<T: Copy + Send, const N: usize>(of: [T; N], test: impl Fn(T) + Sync) {
+    let test = &test;
+    std::thread::scope(|scope| of.into_iter().for_each(|one| _ = scope.spawn(move || test(one))));
 }
 
 /// How many threads open connections.

@@ -36,21 +36,22 @@ fn is_within(got: usize, percent: f64) -> bool {
     (got as f64 - count * share).abs() <= 3.0 * (count * share * (1.0 - share)).sqrt()
 }
 
-fn gets_its_share(host: &'static str, words: &[&str], from: &[IpAddr]) {
+fn gets_its_share(host: &'static str, words: &[&str], from: &[IpAddr], shares: &[&str]) {
     let scene = Scene::at(host, words);
     let first = scene.first();
     let to: Vec<SocketAddr> = from.iter().map(|&ip| SocketAddr::new(ip, scene.port)).collect();
-    for share in ["1", "20", "99"] {
+    for share in shares {
         let mut new = scene.canary(share, &[]);
         let server = scene.pids(2).0;
         let percent = share.parse().unwrap();
         let counted = || {
             let answers = ask(&to);
-            let (old, new) = (answers[&first], answers[&Answer { generation: 2, pid: server }]);
+            let of = |answer: Answer| answers.get(&answer).copied().unwrap_or(0);
+            let (old, new) = (of(first), of(Answer { generation: 2, pid: server }));
             assert_eq!(old + new, CONNECTIONS, "{answers:?}");
             new
         };
-        // One honest count in 370 is outside, so whoever is outside is counted once more.
+        // One honest count in 370 is outside, so whoever is outside is counted once more: both are outside once in 137,000.
         let got = counted();
         assert!(is_within(got, percent) || is_within(counted(), percent), "{share}%: {got} of {CONNECTIONS}");
         assert_eq!(scene.say("--undo").0, 0);
@@ -67,15 +68,16 @@ fn v4() -> [IpAddr; 3] {
 
 #[test]
 fn a_canary_gets_its_share() {
-    gets_its_share("0.0.0.0", &[], &v4());
+    gets_its_share("0.0.0.0", &[], &v4(), &["1", "20", "99"]);
 }
 
 #[test]
 fn so_it_does_with_two_listeners_on_each_side() {
-    gets_its_share("0.0.0.0", &["listeners=2"], &v4());
+    gets_its_share("0.0.0.0", &["listeners=2"], &v4(), &["20"]);
 }
 
 #[test]
 fn so_it_does_at_the_wildcard_of_both_families() {
-    gets_its_share("[::]", &["listeners=2"], &[Ipv6Addr::LOCALHOST.into(), v4()[1], v4()[2]]);
+    let from = [Ipv6Addr::LOCALHOST.into(), v4()[1], v4()[2]];
+    gets_its_share("[::]", &["listeners=2"], &from, &["20"]);
 }

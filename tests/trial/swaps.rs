@@ -57,7 +57,7 @@ fn a_takedown_in_the_hold_ends_both() {
 /// UNDOS=1000 makes it long.
 #[test]
 fn who_changes_his_mind_again_and_again_loses_nothing() {
-    let count: usize = std::env::var("UNDOS").map_or(5, |text| text.parse().expect("a number"));
+    let count: usize = std::env::var("UNDOS").map_or(3, |text| text.parse().expect("a number"));
     let scene = Scene::new();
     let first = scene.first();
     let crowd = scene.crowd();

@@ -4,6 +4,8 @@ use crate::Scene;
 use crate::client::Client;
 use crate::common::{Answer, alive, get, until};
 use nix::libc;
+use std::io::{Read, Write};
+use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 impl Scene {
@@ -150,6 +152,30 @@ fn kept_connections_of_the_new_server_are_answered_by_the_old_one() {
     });
     asked.sort();
     assert_eq!(asked, scene.ids(), "asked, and done");
+    scene.end();
+}
+
+/// The new server drains for as long as a client needs, and the old one has its address meanwhile.
+#[test]
+fn undo_does_not_wait_for_the_clients_of_the_new_server() {
+    let scene = Scene::new();
+    let first = scene.first();
+    let second = scene.hold(&["--drain", "30"]);
+    let mut busy = TcpStream::connect(("127.0.0.1", scene.port)).unwrap();
+    busy.write_all(b"POST / HTTP/1.1\r\nContent-Length: 4\r\nConnection: close\r\n\r\nha").unwrap();
+    let (status, log) = scene.say("--undo");
+    assert_eq!(status, 0, "{log}");
+    let pidfile = || scene.sandbox.pidfile(&scene.port.to_string());
+    until("its pidfile is back", || pidfile() == Some(first.pid));
+    until("it serves", || scene.states().contains(&(1, "serving".to_owned())));
+    assert!(alive(second.pid));
+    scene.goes_to(first);
+    busy.write_all(b"lf").unwrap();
+    let mut answer = String::new();
+    busy.read_to_string(&mut answer).unwrap();
+    assert!(answer.ends_with(&format!("2 {} 0 half", second.pid)), "{answer:?}");
+    scene.is_alone(first);
+    assert!(scene.signals(1).is_empty());
     scene.end();
 }
 

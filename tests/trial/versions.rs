@@ -1,7 +1,7 @@
 //! Good versions and bad ones: the deploy says which it was, no client fails, and the old server notices nothing.
 
 use crate::common::{alive, get, kill, until};
-use crate::{Crowd, HELD, Scene};
+use crate::{Crowd, HELD, Scene, all_at_once};
 use nix::libc;
 
 /// How a version fails.
@@ -41,9 +41,9 @@ fn a_good_version_replaces_the_old_one() {
     let first = scene.first();
     let crowd = scene.crowd();
     let check = scene.check();
-    let (status, log) = scene.deploy(&["--check", &check, "--canary", "5:0.5,50:0.5", "--hold", "0.5"]);
+    let (status, log) = scene.deploy(&["--check", &check, "--canary", "5:0.3,50:0.3", "--hold", "0.3"]);
     assert_eq!(status, 0, "{log}");
-    for text in ["gets 5% of", "gets 50% of", "has all new connections; the old one is kept for 0.5 s"] {
+    for text in ["gets 5% of", "gets 50% of", "has all new connections; the old one is kept for 0.3 s"] {
         assert!(log.contains(text), "{text}: {log}");
     }
     until("the old server is gone", || !alive(first.pid));
@@ -55,69 +55,81 @@ fn a_good_version_replaces_the_old_one() {
     scene.end();
 }
 
-#[test]
-fn a_version_that_fails_while_it_is_checked_gets_nothing() {
+fn fails_while_it_is_checked(fault: Fault) {
     let scene = Scene::at("0.0.0.0", &["sick"]);
     let first = scene.first();
-    let check = scene.check();
-    for fault in [Fault::Sick, Fault::Hangs, Fault::Dies] {
-        let crowd = scene.crowd();
-        scene.set_health(if fault == Fault::Dies { "hangs" } else { "500" });
-        if fault != Fault::Dies {
-            fault.befalls(&scene);
+    let (crowd, command) = (scene.crowd(), scene.check());
+    let check = match fault {
+        // Of two checks in a row one always fails. Each by itself succeeds now and then.
+        Fault::Flaps => ["--check-http", "/health", "--check-http", "/health"],
+        Fault::Sick | Fault::Hangs | Fault::Dies => ["--check", "exit 0", "--check", &command],
+    };
+    let patience = match fault {
+        Fault::Dies => {
+            scene.set_health("hangs");
+            "60"
         }
-        let mut new = scene.begin(&["-d", "--ready-timeout", "2", "--check", &check, "--canary", "50:600"]);
-        if fault == Fault::Dies {
-            scene.reaches(2, "checking");
+        Fault::Sick | Fault::Hangs | Fault::Flaps => {
             fault.befalls(&scene);
+            "2.5"
         }
-        let status = new.wait();
-        assert_eq!(status, if fault == Fault::Dies { 137 } else { 124 }, "{}", new.log());
-        assert_eq!(crowd.has_lost_nothing().into_keys().collect::<Vec<_>>(), [first.pid], "{fault:?}");
-        scene.is_alone(first);
+    };
+    let options = [&["-d", "--ready-timeout", patience, "--canary", "50:600"], &check[..]].concat();
+    let mut new = scene.begin(&options);
+    if fault == Fault::Dies {
+        scene.reaches(2, "checking");
+        fault.befalls(&scene);
     }
+    assert_eq!(new.wait(), if fault == Fault::Dies { 137 } else { 124 }, "{fault:?}: {}", new.log());
+    assert_eq!(crowd.has_lost_nothing().into_keys().collect::<Vec<_>>(), [first.pid], "{fault:?}");
+    scene.is_alone(first);
+    assert!(scene.signals(1).is_empty());
+    scene.end();
+}
+
+#[test]
+fn a_version_that_fails_while_it_is_checked_gets_nothing() {
+    all_at_once(FAULTS, fails_while_it_is_checked);
+}
+
+fn fails_with_its_share(fault: Fault) {
+    let scene = Scene::new();
+    let first = scene.first();
+    let (crowd, check) = (scene.crowd(), scene.check());
+    let mut new = scene.canary("50", &["--check", &check]);
+    crowd.see(scene.pids(2).0);
+    fault.befalls(&scene);
+    assert_eq!(new.wait(), 124, "{fault:?}: {}", new.log());
+    assert!(new.log().contains("(all connections go to the old "), "{fault:?}: {}", new.log());
+    crowd.see(first.pid);
+    scene.is_alone(first);
+    fault.assert_lost(crowd);
     assert!(scene.signals(1).is_empty());
     scene.end();
 }
 
 #[test]
 fn a_version_that_fails_with_its_share_gives_it_back() {
+    all_at_once(FAULTS, fails_with_its_share);
+}
+
+fn fails_in_the_hold(fault: Fault) {
     let scene = Scene::new();
     let first = scene.first();
-    let check = scene.check();
-    for fault in FAULTS {
-        let crowd = scene.crowd();
-        scene.set_health("200");
-        let mut new = scene.canary("50", &["--check", &check]);
-        crowd.see(scene.pids(2).0);
-        fault.befalls(&scene);
-        assert_eq!(new.wait(), 124, "{fault:?}: {}", new.log());
-        assert!(new.log().contains("(all connections go to the old "), "{fault:?}: {}", new.log());
-        crowd.see(first.pid);
-        scene.is_alone(first);
-        fault.assert_lost(crowd);
-    }
+    let (crowd, check) = (scene.crowd(), scene.check());
+    let mut new = scene.begin(&["--check", &check, "--hold", "600"]);
+    scene.reaches(1, "held");
+    crowd.see(scene.pids(2).0);
+    fault.befalls(&scene);
+    assert_eq!(new.wait(), 124, "{fault:?}: {}", new.log());
+    crowd.see(first.pid);
+    scene.is_alone(first);
+    fault.assert_lost(crowd);
     assert!(scene.signals(1).is_empty());
     scene.end();
 }
 
 #[test]
 fn a_version_that_fails_in_the_hold_gives_all_back() {
-    let scene = Scene::new();
-    let first = scene.first();
-    let check = scene.check();
-    for fault in FAULTS {
-        let crowd = scene.crowd();
-        scene.set_health("200");
-        let mut new = scene.begin(&["--check", &check, "--hold", "600"]);
-        scene.reaches(1, "held");
-        crowd.see(scene.pids(2).0);
-        fault.befalls(&scene);
-        assert_eq!(new.wait(), 124, "{fault:?}: {}", new.log());
-        crowd.see(first.pid);
-        scene.is_alone(first);
-        fault.assert_lost(crowd);
-    }
-    assert!(scene.signals(1).is_empty());
-    scene.end();
+    all_at_once(FAULTS, fails_in_the_hold);
 }
