@@ -179,8 +179,13 @@ impl Scene {
     }
 
     /// Servers that were on trial beside ours when their supervisors died: they drain behind it.
-    pub fn undone(&self) -> Vec<Pid> {
-        self.beside.iter().filter(|new| new.ever_orphaned && new.keeps(&self.own)).map(|new| new.pid).collect()
+    pub fn undone(&self) -> impl Iterator<Item = &Server> {
+        self.beside.iter().filter(|new| new.ever_orphaned && new.keeps(&self.own))
+    }
+
+    /// Whether ours is one of those, and whoever supervises the other one knows it: who claims that one steers ours as well.
+    pub fn is_behind_another(&self) -> bool {
+        self.beside.iter().any(|old| self.own.keeps(old) && old.replaced.contains(&self.own.pid))
     }
 
     /// Whether our server was started after all that listen beside it: as a rule its sockets have joined last. Their inodes do

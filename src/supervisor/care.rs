@@ -27,6 +27,18 @@ const LOCKS_EVERY: Duration = Duration::from_millis(2);
 /// What becomes of an orphan as a rule.
 pub(super) const TAKEN_OVER: &str = "and is taken over";
 
+/// New connections go to those beside an orphan where it did not get to its switch.
+pub(super) fn steer_away(scene: &Scene, orphan: &Server, found: &Recovered) {
+    let at: Vec<Address> = found.unswitched.iter().cloned().collect();
+    if at.is_empty() {
+        return;
+    }
+    let joined = if scene.is_youngest() { share::Joined::Last } else { share::Joined::Anytime };
+    if let (Ok(sockets), Ok(listeners)) = (orphan.listeners(&at), net::listeners()) {
+        let _ = share::steer_away(sockets, joined, &listeners);
+    }
+}
+
 impl Supervisor {
     /// Takes charge of a server that has no supervisor any more, unless somebody else does.
     pub(super) fn take_care(&mut self, pid: Pid, sources: Sources) -> Result<()> {
@@ -49,13 +61,11 @@ impl Supervisor {
         let own = holder.party(its.iter().filter(counts).map(TcpSocket::place).collect());
         let (scene, beside) = self.scene(own, &its).map_err(|e| failed("see who listens beside server", e))?;
         let found = scene.recover(self.shares(&server, &its).as_deref());
-        if !found.unswitched.is_empty() {
-            let at: Vec<Address> = found.unswitched.iter().cloned().collect();
-            let joined = if scene.is_youngest() { share::Joined::Last } else { share::Joined::Anytime };
-            let _ = server.listeners(&at).and_then(|sockets| share::steer_away(sockets, joined, &listeners));
+        if !scene.is_behind_another() {
+            steer_away(&scene, &server, &found);
         }
         self.adopt(holder, lock, server, found)?;
-        self.drain_behind(scene.undone());
+        self.drain_behind(&scene);
         let orphans = beside.iter().filter(|other| other.holder.is_orphan);
         orphans.for_each(|other| self.care(&other.holder, TAKEN_OVER));
         self.poll_soon();

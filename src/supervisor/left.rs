@@ -61,7 +61,7 @@ impl Supervisor {
             }
             _ => {}
         }
-        self.drain_behind(scene.undone());
+        self.drain_behind(&scene);
         let mut waits = false;
         for Beside { holder, party } in &beside {
             let found = scene.of(party).recover(None);

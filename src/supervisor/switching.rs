@@ -1,7 +1,7 @@
 //! The switch of a shared port, and what follows from it: the drain of the old server, until nobody holds any of its
 //! listeners.
 
-use super::care::TAKEN_OVER;
+use super::care::{TAKEN_OVER, steer_away};
 use super::live::Live;
 use super::state::{Linger, Supervisor};
 use super::threads::{self, Id};
@@ -11,7 +11,9 @@ use crate::finder::Holder;
 use crate::procfs::{self, Held};
 use crate::protocol::PeerWord;
 use crate::record::Olds;
+use crate::recovery::Scene;
 use crate::relay::{Keeping, Reach};
+use crate::server::Server;
 use crate::swap::{self, Level, OldId};
 use crate::sys::process::Pid;
 use std::collections::BTreeSet;
@@ -87,11 +89,21 @@ impl Supervisor {
         }
     }
 
-    /// These drain behind our server, as if it had replaced them.
-    pub(super) fn drain_behind(&mut self, undone: Vec<Pid>) {
+    /// Servers that were on trial beside ours drain behind it, as if it had replaced them. Who claims ours steers all of them:
+    /// they have no new connections any more before the record says so.
+    pub(super) fn drain_behind(&mut self, scene: &Scene) {
         let Some(names) = self.live.as_ref().map(|live| &live.names) else { return };
         let (mut replaced, kept) = (names.replaced.clone(), names.kept.clone());
-        replaced.extend(undone.into_iter().filter(|pid| !names.replaced.contains(pid)));
+        for new in scene.undone() {
+            if replaced.contains(&new.pid) {
+                continue;
+            }
+            if let Some(server) = self.dir.holder(new.pid).ok().and_then(|holder| Server::adopt(&holder)) {
+                let scene = scene.of(new);
+                steer_away(&scene, &server, &scene.recover(None));
+            }
+            replaced.push(new.pid);
+        }
         self.write_olds(Olds { replaced, kept });
     }
 

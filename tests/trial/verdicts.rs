@@ -2,7 +2,7 @@
 
 use crate::Scene;
 use crate::client::Client;
-use crate::common::{Answer, alive, get, until};
+use crate::common::{Answer, alive, get, kill, until};
 use nix::libc;
 use std::io::{Read, Write};
 use std::net::TcpStream;
@@ -156,15 +156,15 @@ fn kept_connections_of_the_new_server_are_answered_by_the_old_one() {
 }
 
 /// The new server drains for as long as a client needs, and the old one has its address meanwhile.
-#[test]
-fn undo_does_not_wait_for_the_clients_of_the_new_server() {
+fn does_not_wait_for_clients(undo: impl Fn(&Scene)) {
     let scene = Scene::new();
-    let first = scene.first();
-    let second = scene.hold(&["--drain", "30"]);
+    let patient = ["--drain", "30"];
+    assert_eq!(scene.deploy(&patient).0, 0);
+    let first = get(scene.port).unwrap();
+    let second = scene.hold(&patient);
     let mut busy = TcpStream::connect(("127.0.0.1", scene.port)).unwrap();
     busy.write_all(b"POST / HTTP/1.1\r\nContent-Length: 4\r\nConnection: close\r\n\r\nha").unwrap();
-    let (status, log) = scene.say("--undo");
-    assert_eq!(status, 0, "{log}");
+    undo(&scene);
     let pidfile = || scene.sandbox.pidfile(&scene.port.to_string());
     until("its pidfile is back", || pidfile() == Some(first.pid));
     until("it serves", || scene.states().contains(&(1, "serving".to_owned())));
@@ -177,6 +177,19 @@ fn undo_does_not_wait_for_the_clients_of_the_new_server() {
     scene.is_alone(first);
     assert!(scene.signals(1).is_empty());
     scene.end();
+}
+
+#[test]
+fn undo_does_not_wait_for_the_clients_of_the_new_server() {
+    does_not_wait_for_clients(|scene| {
+        let (status, log) = scene.say("--undo");
+        assert_eq!(status, 0, "{log}");
+    });
+}
+
+#[test]
+fn without_the_new_supervisor_nobody_waits_for_them_either() {
+    does_not_wait_for_clients(|scene| kill(scene.pids(2).1, libc::SIGKILL));
 }
 
 #[test]

@@ -19,6 +19,16 @@ use std::time::Duration;
 const STARTS_WITHIN: Duration = Duration::from_secs(2);
 pub const CARES_WITHIN: Duration = Duration::from_secs(10);
 
+pub fn steer_away(scene: &Scene, orphan: Server, found: &Recovered) {
+    let at: Vec<Address> = found.unswitched.iter().cloned().collect();
+    let joined = if scene.is_youngest() { share::Joined::Last } else { share::Joined::Anytime };
+    if !at.is_empty()
+        && let Ok(listeners) = net::listeners()
+    {
+        let _ = share::steer_away(orphan.listeners(&at), joined, &listeners);
+    }
+}
+
 impl Supervisor {
     /// `false` if somebody else has it, or it is gone.
     pub fn take_care(&mut self, land: &mut Land, prove: bool) -> bool {
@@ -32,10 +42,8 @@ impl Supervisor {
         let shares: Vec<Address> = shares;
         drop(handles);
         let found = scene.recover(Some(&shares));
-        if !found.unswitched.is_empty() {
-            let at: Vec<Address> = found.unswitched.iter().cloned().collect();
-            let joined = if scene.is_youngest() { share::Joined::Last } else { share::Joined::Anytime };
-            let _ = share::steer_away(self.server.listeners(&at), joined, &listeners);
+        if !scene.is_behind_another() {
+            steer_away(&scene, self.server, &found);
         }
         if !found.unswitched.is_empty() {
             land.watch.unswitched(self.server.0);
@@ -48,7 +56,7 @@ impl Supervisor {
             land.watch.said.push(format!("{} takes care of {}: {found:?}", self.pid, self.server.0));
         }
         self.adopt(land, holder, found, prove);
-        self.drain_behind(land, scene.undone());
+        self.drain_behind(land, &scene);
         beside.iter().filter(|other| other.is_orphan).for_each(|other| self.care(land, other));
         self.poll_soon();
         self.settle(land);

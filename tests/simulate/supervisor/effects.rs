@@ -1,9 +1,11 @@
 //! `src/supervisor/effects.rs`: what the machine says is done.
 
+use super::care::steer_away;
 use super::{Supervisor, switching};
 use crate::address::Address;
 use crate::protocol::{HolderWord, PeerWord};
-use crate::recovery::Supervision;
+use crate::recovery::{Scene, Supervision};
+use crate::server::Server;
 use crate::swap::{ClaimerId, Effect, Event, OldId, Share};
 use crate::sys::clock::Instant;
 use crate::sys::pid::Pid;
@@ -196,10 +198,16 @@ impl Supervisor {
     }
 
     /// These drain behind its server.
-    pub(super) fn drain_behind(&mut self, land: &mut Land, undone: Vec<Pid>) {
+    pub(super) fn drain_behind(&mut self, land: &mut Land, scene: &Scene) {
         let Some(names) = self.live.as_ref().map(|live| &live.names) else { return };
         let (mut replaced, kept) = (names.replaced.clone(), names.kept.clone());
-        replaced.extend(undone.into_iter().filter(|pid| !names.replaced.contains(pid)));
+        for new in scene.undone() {
+            if !replaced.contains(&new.pid) {
+                let scene = scene.of(new);
+                steer_away(&scene, Server(new.pid.raw()), &scene.recover(None));
+                replaced.push(new.pid);
+            }
+        }
         self.write_olds(land, replaced, kept);
     }
 

@@ -45,7 +45,7 @@ impl Supervisor {
             }
             _ => {}
         }
-        self.drain_behind(land, scene.undone());
+        self.drain_behind(land, &scene);
         let mut waits = false;
         for (holder, party) in beside.iter().zip(&scene.beside).filter(|(_, party)| party.ever_orphaned) {
             let found = scene.of(party).recover(None);
