@@ -2,7 +2,7 @@
 //! stays behind.
 
 use crate::common::{Answer, Running, alive, get, kill, until};
-use crate::{Crowd, HELD, Scene, all_at_once};
+use crate::{Busy, Crowd, HELD, PATIENT, Scene, all_at_once};
 use nix::libc;
 
 #[derive(Debug, Clone, Copy, PartialEq)]
@@ -145,6 +145,28 @@ fn without_the_new_supervisor_it_is_undone() {
 #[test]
 fn without_both_the_next_swap_sees_to_it() {
     is_killed(Victim::BothSupervisors, 137, Outcome::Left, 0);
+}
+
+/// The undone server drains behind the old one, which has all connections while the next one is checked.
+#[test]
+fn without_both_the_old_server_is_replaced() {
+    let scene = Scene::new();
+    let first = scene.first();
+    let _trial = scene.canary("50", &PATIENT);
+    let second = Answer { generation: 2, pid: scene.pids(2).0 };
+    let busy = Busy::at(&scene, second);
+    [1, 2].map(|generation| scene.pids(generation).1).into_iter().for_each(|pid| kill(pid, libc::SIGKILL));
+    let gate = scene.sandbox.path("gate");
+    let check = format!("test -e {}", gate.display());
+    let mut third = scene.begin(&[&PATIENT, &["-d", "--check", &check][..]].concat());
+    until("it is checked", || scene.states().iter().any(|(_, state)| state == "checking"));
+    scene.goes_to(first);
+    busy.ends();
+    std::fs::write(gate, "").unwrap();
+    assert_eq!(third.wait(), 0, "{}", third.log());
+    scene.is_alone(get(scene.port).unwrap());
+    assert!(!alive(first.pid) && !alive(second.pid));
+    scene.end();
 }
 
 #[test]

@@ -13,7 +13,8 @@ mod versions;
 
 use common::{Answer, Failure, Load, Running, Sandbox, alive, get, until};
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::io::{Read, Write};
+use std::net::{SocketAddr, TcpStream};
 use std::path::Path;
 use std::time::Duration;
 
@@ -117,6 +118,13 @@ impl Scene {
         assert_eq!(get(self.port).unwrap(), server);
     }
 
+    /// The next 200 connections all go to this server.
+    fn goes_to(&self, server: Answer) {
+        for nth in 0..200 {
+            assert_eq!(get(self.port).unwrap(), server, "connection {nth}");
+        }
+    }
+
     /// Signals that got to a server of this generation.
     fn signals(&self, generation: u64) -> Vec<String> {
         let text = std::fs::read_to_string(self.sandbox.path("signals")).unwrap_or_default();
@@ -146,6 +154,40 @@ impl Scene {
         let wildcard = format!("{}:{}", self.host, self.port).parse().unwrap();
         until("its port is steered no more", || common::is_unsteered_at(wildcard));
         self.sandbox.take_down(&self.port.to_string());
+    }
+}
+
+/// Options of a server that may take its time to drain.
+const PATIENT: [&str; 2] = ["--drain", "30"];
+
+/// A client in the middle of a request: its server drains until that is answered.
+struct Busy {
+    stream: TcpStream,
+    server: Answer,
+}
+
+impl Busy {
+    fn at(scene: &Scene, server: Answer) -> Busy {
+        loop {
+            let mut stream = TcpStream::connect(("127.0.0.1", scene.port)).unwrap();
+            stream.write_all(b"GET / HTTP/1.1\r\n\r\n").unwrap();
+            let mut answer = [0; 1024];
+            let len = stream.read(&mut answer).unwrap();
+            if String::from_utf8_lossy(&answer[..len]).contains(&format!(" {} ", server.pid)) {
+                let rest = b"POST / HTTP/1.1\r\nContent-Length: 4\r\nConnection: close\r\n\r\nha";
+                stream.write_all(rest).unwrap();
+                return Busy { stream, server };
+            }
+        }
+    }
+
+    /// The rest of its request is answered by that server.
+    fn ends(mut self) {
+        assert!(alive(self.server.pid));
+        self.stream.write_all(b"lf").unwrap();
+        let mut answer = String::new();
+        self.stream.read_to_string(&mut answer).unwrap();
+        assert!(answer.ends_with("half") && answer.contains(&format!(" {} ", self.server.pid)), "{answer:?}");
     }
 }
 

@@ -1,21 +1,12 @@
 //! `--undo` and `--commit`: who says them gets what he asked for, at once, and no client notices.
 
-use crate::Scene;
 use crate::client::Client;
 use crate::common::{Answer, alive, get, kill, until};
+use crate::{Busy, PATIENT, Scene};
 use nix::libc;
-use std::io::{Read, Write};
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 impl Scene {
-    /// The next 200 connections all go to this server.
-    fn goes_to(&self, server: Answer) {
-        for nth in 0..200 {
-            assert_eq!(get(self.port).unwrap(), server, "connection {nth}");
-        }
-    }
-
     fn ids(&self) -> Vec<String> {
         let text = std::fs::read_to_string(self.sandbox.path("ids")).unwrap_or_default();
         let mut ids: Vec<String> = text.lines().map(str::to_owned).collect();
@@ -155,25 +146,17 @@ fn kept_connections_of_the_new_server_are_answered_by_the_old_one() {
     scene.end();
 }
 
-/// The new server drains for as long as a client needs, and the old one has its address meanwhile.
-fn does_not_wait_for_clients(undo: impl Fn(&Scene)) {
+/// The new server drains for as long as a client needs, and the old one has its connections meanwhile.
+fn does_not_wait_for_clients(undo: impl Fn(&Scene, Answer)) {
     let scene = Scene::new();
-    let patient = ["--drain", "30"];
-    assert_eq!(scene.deploy(&patient).0, 0);
+    assert_eq!(scene.deploy(&PATIENT).0, 0);
     let first = get(scene.port).unwrap();
-    let second = scene.hold(&patient);
-    let mut busy = TcpStream::connect(("127.0.0.1", scene.port)).unwrap();
-    busy.write_all(b"POST / HTTP/1.1\r\nContent-Length: 4\r\nConnection: close\r\n\r\nha").unwrap();
-    undo(&scene);
-    let pidfile = || scene.sandbox.pidfile(&scene.port.to_string());
-    until("its pidfile is back", || pidfile() == Some(first.pid));
-    until("it serves", || scene.states().contains(&(1, "serving".to_owned())));
-    assert!(alive(second.pid));
+    let second = scene.hold(&PATIENT);
+    let busy = Busy::at(&scene, second);
+    undo(&scene, first);
+    until("the old server answers", || get(scene.port).unwrap() == first);
     scene.goes_to(first);
-    busy.write_all(b"lf").unwrap();
-    let mut answer = String::new();
-    busy.read_to_string(&mut answer).unwrap();
-    assert!(answer.ends_with(&format!("2 {} 0 half", second.pid)), "{answer:?}");
+    busy.ends();
     scene.is_alone(first);
     assert!(scene.signals(1).is_empty());
     scene.end();
@@ -181,15 +164,17 @@ fn does_not_wait_for_clients(undo: impl Fn(&Scene)) {
 
 #[test]
 fn undo_does_not_wait_for_the_clients_of_the_new_server() {
-    does_not_wait_for_clients(|scene| {
+    does_not_wait_for_clients(|scene, first| {
         let (status, log) = scene.say("--undo");
         assert_eq!(status, 0, "{log}");
+        until("its pidfile is back", || scene.sandbox.pidfile(&scene.port.to_string()) == Some(first.pid));
+        assert!(scene.states().contains(&(1, "serving".to_owned())), "{:?}", scene.states());
     });
 }
 
 #[test]
 fn without_the_new_supervisor_nobody_waits_for_them_either() {
-    does_not_wait_for_clients(|scene| kill(scene.pids(2).1, libc::SIGKILL));
+    does_not_wait_for_clients(|scene, _| kill(scene.pids(2).1, libc::SIGKILL));
 }
 
 #[test]
