@@ -50,8 +50,8 @@ impl Trial {
         let trial = if state == State::Canary { ["--canary", "50:600"] } else { ["--hold", "600"] };
         let running = scene.begin(&["--check", &check, trial[0], trial[1]]);
         match state {
-            State::Canary => scene.reaches(2, "canary 50%"),
-            State::Hold => scene.reaches(1, "held"),
+            State::Canary => running.says("gets 50% of"),
+            State::Hold => running.says("the old one is kept"),
         }
         let new = Answer { generation: 2, pid: scene.pids(2).0 };
         crowd.see(new.pid);

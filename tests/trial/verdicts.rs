@@ -93,12 +93,12 @@ fn who_waits_for_a_canary_can_stop_it() {
     assert_eq!(new.wait(), 124, "{}", new.log());
     scene.is_alone(first);
     let mut new = scene.begin(&["--canary", "50:600"]);
-    scene.reaches(2, "canary 50%");
+    new.says("gets 50% of");
     new.signal(libc::SIGTERM);
     assert_eq!(new.wait(), 124, "{}", new.log());
     scene.is_alone(first);
     let mut new = scene.begin(&["--hold", "600"]);
-    scene.reaches(1, "held");
+    new.says("the old one is kept");
     new.signal(libc::SIGTERM);
     assert_eq!(new.wait(), 124, "{}", new.log());
     scene.is_alone(first);

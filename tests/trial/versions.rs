@@ -118,7 +118,7 @@ fn fails_in_the_hold(fault: Fault) {
     let first = scene.first();
     let (crowd, check) = (scene.crowd(), scene.check());
     let mut new = scene.begin(&["--check", &check, "--hold", "600"]);
-    scene.reaches(1, "held");
+    new.says("the old one is kept");
     crowd.see(scene.pids(2).0);
     fault.befalls(&scene);
     assert_eq!(new.wait(), 124, "{fault:?}: {}", new.log());
