@@ -150,11 +150,15 @@ impl Scene {
         Crowd::at(self.port)
     }
 
-    /// Takes the last server down, which nobody steers to any more. Nothing is left. There are no clients: that is found out
-    /// with a listener of ours.
-    fn end(&self) {
+    /// Waits until its port is steered no more. There are no clients: that is found out with a listener of ours.
+    fn is_unsteered(&self) {
         let wildcard = format!("{}:{}", self.host, self.port).parse().unwrap();
         until("its port is steered no more", || common::is_unsteered_at(wildcard));
+    }
+
+    /// Takes the last server down, which nobody steers to any more. Nothing is left.
+    fn end(&self) {
+        self.is_unsteered();
         self.sandbox.take_down(&self.port.to_string());
     }
 }

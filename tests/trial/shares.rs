@@ -59,6 +59,11 @@ fn gets_its_share(host: &'static str, words: &[&str], from: &[IpAddr], shares: &
         scene.is_alone(first);
     }
     assert!(scene.signals(1).is_empty());
+    scene.is_unsteered();
+    // Nor is it when one has replaced the other.
+    let (status, log) = scene.deploy(&["--canary", "50:0.1"]);
+    assert_eq!(status, 0, "{log}");
+    scene.is_alone(get_from(to[0]).unwrap());
     scene.end();
 }
 
