@@ -178,6 +178,11 @@ impl Scene {
         self.beside.iter().find(|new| new.ever_orphaned && new.has_replaced(&self.own))
     }
 
+    /// Whether nobody beside ours was started after it.
+    pub fn is_youngest(&self) -> bool {
+        self.beside.iter().all(|other| other.start <= self.own.start)
+    }
+
     /// Servers that were on trial beside ours when their supervisors died: they drain behind it.
     pub fn undone(&self) -> Vec<Pid> {
         self.beside.iter().filter(|new| new.ever_orphaned && new.keeps(&self.own)).map(|new| new.pid).collect()

@@ -11,18 +11,29 @@ fn alone(sockets: Vec<Socket>) -> io::Result<Sharing> {
     Sharing::of(None, sockets.into_iter().map(|socket| Handed::unknown(socket, Whose::Serving)).collect())
 }
 
-/// New connections go to whoever listens beside these sockets, which are all that a server has there. As a rule they have
-/// joined last. Where others are younger that is not known: whoever gets to them tries again a second later, and gets another.
-pub fn steer_away(sockets: Vec<Socket>, listeners: &Listeners) -> io::Result<()> {
+/// When the sockets of a server have joined their groups.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Joined {
+    /// After all others, as far as that can be known.
+    Last,
+    /// Nobody knows.
+    Somewhen,
+}
+
+/// New connections go to whoever listens beside these sockets, which are all that a server has there. Where it is not known
+/// when they have joined, whoever gets to them tries again a second later, and gets another.
+pub fn steer_away(sockets: Vec<Socket>, listeners: &Listeners, joined: Joined) -> io::Result<()> {
     for group in alone(sockets)?.groups() {
         let own: BTreeSet<u32> = group.kept().into_iter().collect();
         let others = group.listening(listeners).difference(&own).copied().collect::<BTreeSet<u32>>();
         let Some(socket) = group.olds().next().filter(|_| !others.is_empty()) else { continue };
-        let is_last = others.last() < own.first();
-        if !is_last {
-            group.olds().try_for_each(|own| own.refuse_newcomers(None).map(drop))?;
-        }
-        let count = if is_last { others.len() } else { others.len() + own.len() } as u32;
+        let count = match joined {
+            Joined::Last => others.len(),
+            Joined::Somewhen => {
+                group.olds().try_for_each(|own| own.refuse_newcomers(None).map(drop))?;
+                others.len() + own.len()
+            }
+        } as u32;
         socket.steer(&Program::new(&[Range { first: 0, count }], &[]))?;
     }
     Ok(())

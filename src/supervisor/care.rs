@@ -11,7 +11,7 @@ use crate::finder::{Beside, CARES_WITHIN, Holder, Registration, STARTS_WITHIN};
 use crate::procfs;
 use crate::recovery::{self, Recovered, Scene};
 use crate::server::Server;
-use crate::share;
+use crate::share::{self, Joined};
 use crate::swap::{Checked, ClaimerId, Effect, Event, Generation, Level, Order, Orphan, Settings};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
@@ -51,7 +51,8 @@ impl Supervisor {
         let found = scene.recover(self.shares(&server, &its).as_deref());
         if !found.unswitched.is_empty() {
             let at: Vec<Address> = found.unswitched.iter().cloned().collect();
-            let _ = server.listeners(&at).and_then(|sockets| share::steer_away(sockets, &listeners));
+            let joined = if scene.is_youngest() { Joined::Last } else { Joined::Somewhen };
+            let _ = server.listeners(&at).and_then(|sockets| share::steer_away(sockets, &listeners, joined));
         }
         self.adopt(holder, lock, server, found)?;
         self.drain_behind(scene.undone());

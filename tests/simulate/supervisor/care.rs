@@ -5,7 +5,7 @@ use crate::address::Address;
 use crate::place::Place;
 use crate::recovery::{self, Recovered, Scene};
 use crate::server::Server;
-use crate::share::{self, Handles};
+use crate::share::{self, Handles, Joined};
 use crate::swap::{Checked, ClaimerId, Effect, Event, Generation, Order, Orphan, Settings};
 use crate::sys::clock::Instant;
 use crate::sys::net::{self, TcpSocket};
@@ -34,7 +34,8 @@ impl Supervisor {
         let found = scene.recover(Some(&shares));
         if !found.unswitched.is_empty() {
             let at: Vec<Address> = found.unswitched.iter().cloned().collect();
-            let _ = share::steer_away(self.server.listeners(&at), &listeners);
+            let joined = if scene.is_youngest() { Joined::Last } else { Joined::Somewhen };
+            let _ = share::steer_away(self.server.listeners(&at), &listeners, joined);
         }
         if !found.unswitched.is_empty() {
             land.watch.unswitched(self.server.0);
