@@ -5,7 +5,7 @@
 mod trial;
 mod values;
 
-pub use trial::{Check, Trial};
+pub use trial::{Check, Trial, Verdict};
 
 use crate::address::Address;
 use crate::error::Result;
@@ -19,7 +19,7 @@ use std::ffi::OsString;
 use std::fmt;
 use std::path::PathBuf;
 use std::time::Duration;
-use values::{reach, seconds, signal, text, usage, value};
+use values::{count, extension, reach, seconds, signal, text, usage, value};
 
 /// What the user wants.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -58,15 +58,6 @@ impl fmt::Display for Target {
             Target::Of(pid) => write!(f, "@{pid}"),
         }
     }
-}
-
-/// How the trial of a new server ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Verdict {
-    /// `--undo`: the old server has all connections again.
-    Undo,
-    /// `--commit`: the new one has all.
-    Commit,
 }
 
 /// How the status is printed.
@@ -404,15 +395,6 @@ fn wait(text: &str) -> Result<Wait> {
         "gone" => Ok(Wait::Gone),
         _ => Err(usage(format!("--wait: {text:?} is neither up nor gone"))),
     }
-}
-
-fn count(text: &str) -> Result<usize> {
-    text.parse().map_err(|_| usage(format!("--max-draining: {text:?} is no number of servers")))
-}
-
-fn extension(command: &OsString) -> Option<&str> {
-    let text = command.to_str()?;
-    text.rfind('.').map(|dot| &text[dot..])
 }
 
 #[cfg(test)]

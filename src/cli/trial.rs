@@ -28,6 +28,15 @@ pub enum Check {
     Http(String),
 }
 
+/// How the trial of a new server ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Verdict {
+    /// `--undo`: the old server has all connections again.
+    Undo,
+    /// `--commit`: the new one has all.
+    Commit,
+}
+
 impl Trial {
     pub(super) fn new() -> Trial {
         Trial { probe: true, checks: Vec::new(), canary: Vec::new(), hold: Duration::ZERO }

@@ -65,3 +65,13 @@ pub(super) fn reach(text: &str) -> Result<Reach> {
         _ => Err(usage(format!("--relay: {text:?} is neither local nor all"))),
     }
 }
+
+pub(super) fn count(text: &str) -> Result<usize> {
+    text.parse().map_err(|_| usage(format!("--max-draining: {text:?} is no number of servers")))
+}
+
+/// What a file name ends in, from the point on.
+pub(super) fn extension(command: &OsString) -> Option<&str> {
+    let text = command.to_str()?;
+    text.rfind('.').map(|dot| &text[dot..])
+}

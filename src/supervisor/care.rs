@@ -113,16 +113,7 @@ impl Supervisor {
             Err(e) => return Err(failed(e)),
         };
         let unshared = self.run.plain || !shares;
-        let settings = Settings {
-            order: if unshared { Order::Plain } else { Order::Shared },
-            awaited: false,
-            checked: Checked::No,
-            canary: Vec::new(),
-            hold: Duration::ZERO,
-            ready_timeout: None,
-            kill_after: self.run.kill_after,
-            drain: self.run.drain,
-        };
+        let settings = self.settings_of_adopted(if unshared { Order::Plain } else { Order::Shared });
         let (machine, effects) = Generation::adopted(settings, addresses, orphan);
         let names_of = Names {
             number: holder.generation,
@@ -154,6 +145,19 @@ impl Supervisor {
         let named_anew = unnamed.map(Effect::Hold).chain(misnamed.into_iter().map(Effect::Unhold));
         named_anew.for_each(|effect| self.carry_out(effect));
         Ok(())
+    }
+
+    fn settings_of_adopted(&self, order: Order) -> Settings {
+        Settings {
+            order,
+            awaited: false,
+            checked: Checked::No,
+            canary: Vec::new(),
+            hold: Duration::ZERO,
+            ready_timeout: None,
+            kill_after: self.run.kill_after,
+            drain: self.run.drain,
+        }
     }
 
     /// Somebody wants to replace our server.

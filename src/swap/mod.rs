@@ -13,6 +13,7 @@
 
 mod claim;
 mod drain;
+mod hears;
 mod lease;
 mod ours;
 mod said;
@@ -31,7 +32,6 @@ pub use words::{
 
 use crate::address::Address;
 use crate::error::status;
-use crate::protocol::ServerWord;
 use claim::{Cause, Claim, Old, Reach, Reported};
 use lease::Lease;
 use ours::{Leaving, Ours, Stage, Why};
@@ -149,16 +149,10 @@ impl Generation {
         let (up, lease) = (ours.is_up(), tenure.lease);
         match event {
             Event::Said(speaker, word) => self.said(speaker, word),
-            Event::SpeakerGone(speaker) => {
-                claim.speaker_gone(ours, speaker);
-                tenure.speaker_gone(ours, speaker);
-            }
+            Event::SpeakerGone(speaker) => self.speaker_gone(speaker),
             Event::Listens(address) => claim.listens(ours, address),
             Event::Calls(address, meets) => claim.calls(ours, address, meets, tenure.lease),
-            Event::Closed(address) if claim.is_on_trial() && ours.slots.contains_key(&address) => {
-                self.turn_back(Cause::Failed, &format!("the new server does not listen on {address} any more"));
-            }
-            Event::Closed(address) => claim.closed(ours, &address),
+            Event::Closed(address) => self.closed(&address),
             Event::Foreign(own) if ours.slots.kind(&own) == Some(Kind::Looking) => claim.foreign(ours, &own),
             Event::Hindered(address, why) => drop(claim.wants.hindrances.insert(address, why)),
             Event::Bound => claim.stirs(ours),
@@ -179,10 +173,7 @@ impl Generation {
             Event::OldSilent(id) => claim.old_silent(ours, id),
             Event::OldGone(id) => self.old_gone(id),
             Event::OldLost(id) => self.old_lost(id),
-            Event::Claim(claimer) => {
-                self.hold_no_more();
-                self.tenure.enqueue(claimer, Wish::Replace);
-            }
+            Event::Claim(claimer) => self.claimed(claimer),
             Event::HeirClaims(claimer) => tenure.enqueue_heir(claimer),
             Event::HeirAwaited => tenure.awaits_heir = true,
             Event::HeirGone => tenure.awaits_heir = false,
@@ -200,11 +191,9 @@ impl Generation {
             }
             Event::Drained | Event::TimeIsUp => {}
             Event::Down(claimer, addresses) => self.down(claimer, addresses),
-            Event::Checked(Err(why)) if claim.is_on_trial() => self.turn_back(Cause::Failed, &why),
-            Event::Checked(result) => claim.checked(ours, result),
-            Event::Undo(_) if claim.is_on_trial() => self.turn_back(Cause::Failed, "it was undone"),
+            Event::Checked(result) => self.checked(result),
+            Event::Undo(_) => self.undo(),
             Event::Confirm(_) => claim.confirm(ours),
-            Event::Undo(_) => {}
             Event::Stop { signalled } => self.stop(signalled),
             Event::Exited(status) => self.exited(status),
             Event::Timer(timer) => self.rang(timer),
@@ -230,47 +219,6 @@ impl Generation {
             Event::AskedStop(by) if up && tenure.is_locked_by(by) && claim.is_followed() => tenure.asked_all(ours),
             Event::AskedStop(by) if up && tenure.is_locked_by(by) => self.leave(Why::Requested),
             _ => {}
-        }
-    }
-
-    fn said(&mut self, speaker: SpeakerId, word: ServerWord) {
-        let Generation { ours, claim, tenure } = self;
-        if (ours.is_leaving() || claim.turned_back().is_some()) && !matches!(word, ServerWord::Released(_)) {
-            return ours.refuse(speaker, "this server was told to stop");
-        }
-        match word {
-            ServerWord::Released(address) => tenure.let_go(ours, speaker, &address),
-            ServerWord::Ready(address) => claim.said_ready(ours, speaker, address),
-            ServerWord::Takedown(address) => tenure.takes(ours, speaker, address),
-            ServerWord::Up => {
-                claim.wants.said_up = true;
-                if ours.stage == Stage::Presumed {
-                    ours.stage = Stage::Up;
-                }
-            }
-            ServerWord::Fail(text) => {
-                self.presume_no_more();
-                let Generation { ours, claim, .. } = self;
-                if ours.is_starting() {
-                    // Quoted, with its control characters escaped.
-                    claim.fail(ours, status::NOT_UP, ours.slots.name(), &format!("the new server gave up: {text:?}"));
-                } else if claim.is_on_trial() {
-                    self.turn_back(Cause::Failed, &format!("the new server gave up: {text:?}"));
-                } else {
-                    ours.refuse(speaker, "this server is up; it can only exit");
-                }
-            }
-        }
-    }
-
-    /// A server that only seemed to be a worker is not up: it was slow.
-    fn presume_no_more(&mut self) {
-        if self.ours.stage == Stage::Presumed {
-            self.ours.stage = Stage::Up;
-            if self.claimer().is_none() {
-                (self.ours.stage, self.claim.reported) = (Stage::Starting, Reported::Nothing);
-                self.claim.begin_anew();
-            }
         }
     }
 

@@ -8,7 +8,7 @@ mod world;
 use super::claim::Demand;
 use super::ours::Gait;
 use super::*;
-use crate::protocol::SupervisorWord;
+use crate::protocol::{ServerWord, SupervisorWord};
 use std::collections::hash_map::DefaultHasher;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::hash::{Hash, Hasher};

@@ -3,7 +3,8 @@
 use super::Generation;
 use super::claim::Cause;
 use super::ours::Why;
-use super::words::{Event, Level, OldId};
+use super::tenure::Wish;
+use super::words::{ClaimerId, Event, Level, OldId};
 
 impl Generation {
     /// Whether the server has connections that may go back to the old ones.
@@ -47,6 +48,25 @@ impl Generation {
             self.claim.trial_time_is_up();
             self.claim.confirm(&mut self.ours);
         }
+    }
+
+    /// The checks have all succeeded, or why one of them has not.
+    pub(super) fn checked(&mut self, result: Result<(), String>) {
+        match result {
+            Err(why) if self.is_on_trial() => self.turn_back(Cause::Failed, &why),
+            result => self.claim.checked(&mut self.ours, result),
+        }
+    }
+
+    pub(super) fn undo(&mut self) {
+        if self.is_on_trial() {
+            self.turn_back(Cause::Failed, "it was undone");
+        }
+    }
+
+    pub(super) fn claimed(&mut self, claimer: ClaimerId) {
+        self.hold_no_more();
+        self.tenure.enqueue(claimer, Wish::Replace);
     }
 
     /// Whoever has lost its claim cannot have the old server drain.

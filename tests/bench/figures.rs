@@ -11,6 +11,7 @@ mod orders;
 #[path = "../matrix/poster.rs"]
 mod poster;
 mod throughput;
+mod undo;
 
 use common::{SERVERSWAP, Sandbox, answered_by, plain_server};
 use std::fs;
@@ -20,9 +21,12 @@ use std::process::{Command, Stdio};
 use std::time::Duration;
 
 fn main() {
-    // Arguments: "kept" for one table only.
+    // Arguments: "kept" or "undo" for one table only.
     if std::env::args().any(|word| word == "kept") {
         return kept::table();
+    }
+    if std::env::args().any(|word| word == "undo") {
+        return undo::verdicts();
     }
     println!("{:<58} {:>14}   bound", "figure", "measured");
     row("binary, KiB", fs::metadata(SERVERSWAP).map(|m| m.len() / 1024).unwrap_or(0), "1280");
@@ -37,6 +41,7 @@ fn main() {
     orders::shared(&server);
     orders::plain();
     orders::server_starter(&server);
+    undo::verdicts();
     kept::table();
 }
 

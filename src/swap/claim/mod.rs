@@ -301,7 +301,7 @@ impl Claim {
     /// Gives back the locks of the old servers from which nothing is wanted and nothing was taken.
     fn unlock_idle(&mut self, ours: &mut Ours) {
         // Nobody else is to have them as long as a server of ours may have connections beside them.
-        let is_beside = matches!(self.trial, Trial::TurnedBack(_));
+        let is_beside = self.turned_back().is_some();
         self.olds.retain(|&id, old| {
             let keep = is_beside || old.demand != Demand::Nothing || ours.slots.values().any(|slot| slot.wants(id));
             if !keep {
