@@ -205,6 +205,8 @@ words! {
         Drain = "DRAIN",
         /// The switch is turned back: drain no more.
         Stay = "STAY",
+        /// With the lock: the new connections of your server go to mine, and yours is kept. Who waits is to look again.
+        Held = "HELD",
         /// With the lock: stop the server, even if it still has addresses.
         Stop = "STOP",
         /// A newer server has the connections of yours, whoever has claimed yours; `true`: the time for its drain is up.

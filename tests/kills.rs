@@ -322,7 +322,7 @@ fn a_supervisor_that_dies_just_before_its_switch_takes_its_server_with_it() {
         let ([old, new], before, after) = killed_before("setsockopt", *nth, 1);
         // This it says last, when its keeper has let the server live.
         let is_switch = new.ends_with("gets the new connections\n");
-        assert!(!is_switch || after == before && old.contains("it did not get to its switch"), "{old}{new}");
+        assert!(!is_switch || after == before && old.contains("its swap was not complete"), "{old}{new}");
         is_switch
     });
     assert!(undone.is_some(), "no call was that of the switch");

@@ -38,6 +38,11 @@ pub enum Verdict {
 }
 
 impl Trial {
+    /// Whether it gets connections of the old server with nothing more to pass than a probe.
+    pub fn is_empty(&self) -> bool {
+        self.checks.is_empty() && self.canary.is_empty() && self.hold.is_zero()
+    }
+
     pub(super) fn new() -> Trial {
         Trial { probe: true, checks: Vec::new(), canary: Vec::new(), hold: Duration::ZERO }
     }

@@ -23,12 +23,19 @@ pub fn decide(dir: &RunDir, targets: &[Target], verdict: Verdict, log: Log) -> R
         Verdict::Undo => (PeerWord::Undo, "undo", "undone: the old server has all new connections"),
         Verdict::Commit => (PeerWord::Confirm, "commit", "committed: the old server is told to go"),
     };
+    let failed = |target: &Target, why: &str| Error::failed(format!("{target}: unable to {verb}: {why} ({NOTHING})"));
+    // One server may have several of the addresses: all of them are found before the first is asked.
+    let mut asked: Vec<(Holder, &Target)> = Vec::new();
     for target in targets {
-        let failed = |why: &str| Error::failed(format!("{target}: unable to {verb}: {why} ({NOTHING})"));
-        let holder = on_trial(dir, target)?.ok_or_else(|| failed("no new server is on trial there"))?;
+        let holder = on_trial(dir, target)?.map_err(|why| failed(target, &why))?;
+        if asked.iter().all(|(known, _)| known.pid != holder.pid) {
+            asked.push((holder, target));
+        }
+    }
+    for (holder, target) in asked {
         match ask(&holder, &word) {
             Ok(Ok(())) => log.say(Level::Notice, None, &format!("{target}: {done}")),
-            Ok(Err(why)) => return Err(failed(&why)),
+            Ok(Err(why)) => return Err(failed(target, &why)),
             Err(e) => {
                 let why = format!("its supervisor does not answer: {}", reason(&e));
                 return Err(Error::failed(format!("{target}: unable to {verb}: {why} (it may be under way)")));
@@ -38,12 +45,13 @@ pub fn decide(dir: &RunDir, targets: &[Target], verdict: Verdict, log: Log) -> R
     Ok(status::DONE)
 }
 
-/// The new server at this address whose trial is under way. An error if somebody who may have it does not answer.
-fn on_trial(dir: &RunDir, target: &Target) -> Result<Option<Holder>> {
+/// The new server at this address whose trial is under way, or why there is none.
+fn on_trial(dir: &RunDir, target: &Target) -> Result<std::result::Result<Holder, String>> {
     let servers = match target {
         Target::Of(pid) => vec![with_process(dir, *pid)?],
         Target::At(_) => dir.servers().map_err(|e| Error::unable("list the run directory", e, NOTHING))?,
     };
+    let mut why = "no new server is on trial there".to_owned();
     for holder in servers {
         let (fields, holds) = ask_status(&holder);
         let is_here = match target {
@@ -51,15 +59,15 @@ fn on_trial(dir: &RunDir, target: &Target) -> Result<Option<Holder>> {
             Target::Of(_) => true,
         };
         match fields.get("trial") {
-            Some(trial) if is_here && trial == "1" => return Ok(Some(holder)),
+            Some(trial) if is_here && trial == "1" => return Ok(Ok(holder)),
+            // It may be the one that is meant.
             None if !holder.is_orphan && !holder.olds.kept.is_empty() => {
-                let text = format!("{target}: supervisor {} does not answer ({NOTHING})", holder.supervisor);
-                return Err(Error::failed(text));
+                why = format!("supervisor {} does not answer", holder.supervisor);
             }
             Some(_) | None => {}
         }
     }
-    Ok(None)
+    Ok(Err(why))
 }
 
 /// The error is why it is not done.

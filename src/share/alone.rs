@@ -11,25 +11,25 @@ fn alone(sockets: Vec<Socket>) -> io::Result<Sharing> {
     Sharing::of(None, sockets.into_iter().map(|socket| Handed::unknown(socket, Whose::Serving)).collect())
 }
 
-/// When sockets have joined their group, as far as is known.
+/// When the sockets of a server have joined their groups.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Joined {
-    /// After all others.
+    /// After all others, as far as that can be known.
     Last,
-    /// Perhaps before others.
-    Anytime,
+    /// Nobody knows.
+    Somewhen,
 }
 
 /// New connections go to whoever listens beside these sockets, which are all that a server has there. Where it is not known
-/// whether they have joined last, whoever gets to them tries again a second later, and gets another.
-pub fn steer_away(sockets: Vec<Socket>, joined: Joined, listeners: &Listeners) -> io::Result<()> {
+/// when they have joined, whoever gets to them tries again a second later, and gets another.
+pub fn steer_away(sockets: Vec<Socket>, listeners: &Listeners, joined: Joined) -> io::Result<()> {
     for group in alone(sockets)?.groups() {
         let own: BTreeSet<u32> = group.kept().into_iter().collect();
         let others = group.listening(listeners).difference(&own).copied().collect::<BTreeSet<u32>>();
         let Some(socket) = group.olds().next().filter(|_| !others.is_empty()) else { continue };
         let count = match joined {
             Joined::Last => others.len(),
-            Joined::Anytime => {
+            Joined::Somewhen => {
                 group.olds().try_for_each(|own| own.refuse_newcomers(None).map(drop))?;
                 others.len() + own.len()
             }

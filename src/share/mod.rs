@@ -107,11 +107,16 @@ impl Sharing {
         self.groups.is_empty()
     }
 
+    /// Where an old server listens at another place of the port, from which a socket here would take connections.
+    pub fn elsewhere(&self, place: &Place) -> Option<SocketAddr> {
+        let is_beside = |group: &&Group| group.has_olds() && group.place != *place && group.place.conflicts(place);
+        self.groups_at(place.address.port()).find(is_beside).map(|group| group.place.address)
+    }
+
     /// listen(2) for the new server, while all connections stay where they are.
     pub fn join(&mut self, socket: &Socket, backlog: i32, fetch: Fetch<'_>) -> io::Result<()> {
         let place = socket.place()?;
-        let is_beside = |group: &Group| group.has_olds() && group.place != place && group.place.conflicts(&place);
-        let guarded = self.groups_at(place.address.port()).any(is_beside);
+        let guarded = self.elsewhere(&place).is_some();
         let group = self.at(place, None);
         group.joined = true;
         // A socket of a stranger that came since we got the lock has the index that this one would have.
@@ -267,7 +272,8 @@ impl Sharing {
         for group in self.groups_mut().filter(|group| group.has_news()) {
             group.stage = Stage::Portion(permille);
             result = result.and(group.steer(fetch));
-            without.extend((!group.may_be_portioned()).then_some(group.place.address));
+            let is_left_out = (group.has_olds() || group.guarded) && !group.may_be_portioned();
+            without.extend(is_left_out.then_some(group.place.address));
         }
         (without, result)
     }

@@ -11,7 +11,7 @@ use crate::finder::{Beside, CARES_WITHIN, Holder, Registration, STARTS_WITHIN};
 use crate::procfs;
 use crate::recovery::{self, Recovered, Scene};
 use crate::server::Server;
-use crate::share;
+use crate::share::{self, Joined};
 use crate::swap::{Checked, ClaimerId, Effect, Event, Generation, Level, Order, Orphan, Settings};
 use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::Pid;
@@ -33,9 +33,9 @@ pub(super) fn steer_away(scene: &Scene, orphan: &Server, found: &Recovered) {
     if at.is_empty() {
         return;
     }
-    let joined = if scene.is_youngest() { share::Joined::Last } else { share::Joined::Anytime };
+    let joined = if scene.is_youngest() { Joined::Last } else { Joined::Somewhen };
     if let (Ok(sockets), Ok(listeners)) = (orphan.listeners(&at), net::listeners()) {
-        let _ = share::steer_away(sockets, joined, &listeners);
+        let _ = share::steer_away(sockets, &listeners, joined);
     }
 }
 

@@ -120,10 +120,10 @@ impl Supervisor {
     }
 
     fn hold(&mut self, address: Address) {
-        // The pidfiles may still name the servers that it has replaced, and one that had its connections for a while.
-        let mut replaced = self.live.as_ref().map_or(Vec::new(), |live| live.names.replaced.clone());
-        replaced.extend(self.kept_by());
+        // The pidfiles may still name the servers that it has replaced, or one that had its connections for a while.
+        let replaced = self.live.as_ref().map_or(Vec::new(), |live| live.names.replaced.clone());
         if !self.register(&address, &replaced)
+            && !self.register(&address, &[replaced, self.kept_by()].concat())
             && let Some(live) = self.live.as_mut()
         {
             live.names.regaining.insert(address, Instant::now() + REGAIN_FOR);
@@ -257,7 +257,8 @@ impl Supervisor {
     }
 
     fn end(&mut self, status: u8) {
-        if self.live.as_ref().is_some_and(|live| !live.life.was_up) && !self.caller.is_stopping() {
+        let has_failed = |live: &super::Live| !live.life.was_up || live.machine.has_failed();
+        if self.live.as_ref().is_some_and(has_failed) && !self.caller.is_stopping() {
             self.show_strangers();
             self.show_check();
             self.show_last_lines();

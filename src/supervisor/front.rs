@@ -325,6 +325,8 @@ impl Supervisor {
             FrontWord::Superseded => self.give_up_service(),
             FrontWord::Stop(times, from_terminal) => {
                 if times > self.caller.stops {
+                    // There is nobody to go back to: the front stops the old server too.
+                    self.feed(swap::Event::Confirm(swap::ClaimerId(0)));
                     self.stop(from_terminal);
                 }
             }

@@ -90,21 +90,15 @@ impl Supervisor {
         self.end_swap(&format!("{word}: {why}"));
     }
 
-    /// A new server that ended before it wanted anything: most likely it was to replace the server of the same command, or
-    /// the only one if that runs the same program.
+    /// A new server that ended before it wanted anything: most likely it was to replace the server of the same command.
     fn guess_from(&mut self) {
         let Some(live) = self.live.as_ref().filter(|live| live.names.number_is_guess) else { return };
         let (own, command) = (live.server.pid, one_line(&self.run.line()));
         let servers = self.dir.servers().unwrap_or_default();
         let is_replaced = |pid| servers.iter().any(|newer| newer.olds.replaced.contains(&pid));
-        let others: Vec<&Holder> = servers.iter().filter(|old| old.pid != own && !is_replaced(old.pid)).collect();
-        let same: Vec<&Holder> = others.iter().copied().filter(|old| old.command == command).collect();
-        let program = |command: &str| command.split(' ').next().map(str::to_owned);
-        let old = match (&same[..], &others[..]) {
-            ([old], _) => old,
-            ([], [only]) if program(&only.command) == program(&command) => only,
-            _ => return,
-        };
+        let is_same = |old: &&Holder| old.pid != own && !is_replaced(old.pid) && old.command == command;
+        let same: Vec<&Holder> = servers.iter().filter(is_same).collect();
+        let [old] = same[..] else { return };
         let all = self.dir.addresses().unwrap_or_default().into_iter();
         let its = all.filter(|address| self.dir.read_pid(&pidfile(address)) == Ok(old.pid));
         let who = Who { generation: old.generation, pid: old.pid };

@@ -13,7 +13,7 @@ use std::collections::{BTreeSet, VecDeque};
 use std::time::Instant;
 
 /// What becomes of a new server whose supervisor died too early.
-const NOT_SWITCHED: &str = "and is ended: it did not get to its switch";
+const NOT_SWITCHED: &str = "and is ended: its swap was not complete";
 
 const ELSEWHERE: &str = "before its switch (it serves elsewhere)";
 

@@ -147,7 +147,7 @@ impl Supervisor {
         let (followed, left) = (live.standing.succeeded, left_alone(live, sockets, &mut self.agenda.pending));
         if left {
             self.decide_swap_of_dead();
-        } else if followed && live.server.is_adopted() {
+        } else if followed && live.joining.sharing.is_empty() && live.joining.lent.is_none() {
             self.write_olds(Olds::default());
         }
         let Some(live) = self.live.as_mut() else { return false };

@@ -286,6 +286,8 @@ impl Supervisor {
             Event::Directory(lock) => self.directory_is_ours(lock),
             Event::HungUp(id) => self.hung_up(id),
             Event::Orphaned(id) => self.orphaned(id),
+            // Who was told how it went waits for nothing.
+            Event::Cancelled if self.caller.launcher.is_none() => {}
             Event::Cancelled => {
                 // A server that is being stopped already is killed, as by a second signal.
                 let may = |live: &Live| live.machine.may_be_cancelled();

@@ -143,6 +143,7 @@ impl Supervisor {
             PeerWord::Claim => self.claims(claimer),
             PeerWord::Takedown(address) => self.feed(swap::Event::AskedTakedown(claimer, address)),
             PeerWord::Drain => self.feed(swap::Event::AskedDrain(claimer)),
+            PeerWord::Held => self.feed(swap::Event::OldHeld(claimer)),
             PeerWord::Stay => self.feed(swap::Event::AskedStay(claimer)),
             PeerWord::Stop => self.feed(swap::Event::AskedStop(claimer)),
             PeerWord::Joined(errno) => self.joined(claimer, errno),

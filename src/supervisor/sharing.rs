@@ -162,7 +162,17 @@ impl Supervisor {
                 let _ = socket.share();
             }
         }
-        for Waiting { call, socket, backlog, .. } in calls {
+        // Nobody would answer some clients as long as the new server is kept from them.
+        let may_try = self.run.trial.is_empty() || live.life.was_up && !live.machine.is_on_trial();
+        for Waiting { call, socket, backlog, place, .. } in calls {
+            if let Some(old) = live.joining.sharing.elsewhere(&place).filter(|_| !may_try) {
+                let text = format!(
+                    "the new server cannot be tried: the old one listens at {old}, another place of the port (it gets EADDRINUSE)"
+                );
+                self.log.say(Level::Error, Some(address), &text);
+                call.conclude(Err(Errno::EADDRINUSE.into()));
+                continue;
+            }
             let result = live.joining.sharing.join(&socket, backlog, server);
             // No handle of ours may keep open what the server closes from here on.
             drop(socket);

@@ -49,7 +49,7 @@ impl Supervisor {
         let behind: BTreeSet<Pid> = then.chain(now).collect();
         let mut replaced: Vec<Pid> = behind.into_iter().filter(|pid| self.dir.holder(*pid).is_ok()).collect();
         let mut kept = Vec::new();
-        let is_on_trial = self.live.as_ref().is_some_and(|live| live.machine.is_on_trial());
+        let is_on_trial = self.live.as_ref().is_some_and(|live| live.machine.keeps_olds());
         if is_on_trial { &mut kept } else { &mut replaced }.extend(locked);
         self.write_olds(Olds { replaced, kept });
     }
@@ -76,7 +76,9 @@ impl Supervisor {
         if let Some(live) = self.live.as_mut() {
             live.joining.sharing.switch_back(&live.server);
         }
-        self.write_olds(Olds::default());
+        // Of a server that was on trial the record says so to its end: if we die, it is the one that goes.
+        let kept = self.live.as_ref().map_or(Vec::new(), |live| live.names.kept.clone());
+        self.write_olds(Olds { replaced: Vec::new(), kept });
     }
 
     /// Writes into the record which servers ours has replaced. If we die, that tells whether the switch was made.
@@ -117,6 +119,10 @@ impl Supervisor {
             return live.joining.sharing.forget_olds(&live.server);
         }
         live.joining.proving.clear();
+        if live.machine.is_turned_back() {
+            // It has lost its claim on an old server that lives.
+            return std::mem::take(&mut live.joining.sharing).turn_back();
+        }
         // What cannot be taken off now is taken off at a later look.
         if live.joining.sharing.finish(&live.server) {
             self.write_olds(Olds::default());

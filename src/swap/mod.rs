@@ -186,6 +186,8 @@ impl Generation {
             Event::Quiesced => self.follow(Tenure::quiesced),
             Event::Parked => self.follow(Tenure::parked),
             Event::Drained if up && lease.is_draining() => self.leave(Why::Requested),
+            Event::OldHeld(by) if tenure.is_locked_by(by) => tenure.send_on(ours),
+            Event::OldHeld(_) => {}
             Event::AskedDrain(_) | Event::AskedStay(_) | Event::AskedTakedown(..) | Event::AskedStop(_) => {
                 self.asked(event);
             }
@@ -223,6 +225,11 @@ impl Generation {
     }
 
     fn down(&mut self, claimer: ClaimerId, addresses: Vec<Address>) {
+        if self.is_on_trial()
+            && let Some(why) = self.tenure.refusal(&self.ours, &addresses)
+        {
+            return self.ours.effects.push(Effect::Refuse(claimer, why));
+        }
         self.hold_no_more();
         let Generation { ours, claim, tenure } = self;
         let named = Address::all(&addresses);
@@ -314,6 +321,7 @@ impl Generation {
     fn settle(&mut self) {
         if !self.is_leaving() {
             self.claim.settle(&mut self.ours);
+            self.wants_are_heard();
             if self.is_free() && !self.ours.slots.is_acquiring() {
                 let older = self.older();
                 self.follow(|tenure, ours| tenure.lend(ours, older));

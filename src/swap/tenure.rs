@@ -168,22 +168,29 @@ impl Tenure {
     }
 
     fn take_down(&mut self, ours: &mut Ours, claimer: ClaimerId, wanted: Vec<Address>) -> Next {
+        if let Some(why) = self.refusal(ours, &wanted) {
+            ours.effects.push(Effect::Refuse(claimer, why));
+            return Next::Stays;
+        }
+        self.lease.lend(Some(claimer));
         let all = Address::all(&wanted);
+        if ours.slots.active().all(|own| own.among(&all).next().is_some()) {
+            return Next::Leaves;
+        }
+        self.asked.extend(wanted);
+        Next::Stays
+    }
+
+    /// Why these addresses cannot be taken down, if they cannot.
+    pub fn refusal(&self, ours: &Ours, wanted: &[Address]) -> Option<String> {
+        let all = Address::all(wanted);
         let (named, others): (Vec<&Address>, Vec<&Address>) =
             ours.slots.active().partition(|own| own.among(&all).next().is_some());
-        if named.is_empty() {
-            ours.effects.push(Effect::Refuse(claimer, "the server has let go of it".into()));
-        } else if others.is_empty() {
-            self.lease.lend(Some(claimer));
-            return Next::Leaves;
-        } else if named.into_iter().all(|own| self.is_taken(own)) {
-            self.lease.lend(Some(claimer));
-            self.asked.extend(wanted);
-        } else {
-            let why = format!("the same server also has {} and does not take TAKEDOWN", list(others));
-            ours.effects.push(Effect::Refuse(claimer, why));
+        match () {
+            () if named.is_empty() => Some("the server has let go of it".into()),
+            () if others.is_empty() || named.into_iter().all(|own| self.is_taken(own)) => None,
+            () => Some(format!("the same server also has {} and does not take TAKEDOWN", list(others))),
         }
-        Next::Stays
     }
 
     pub fn asked_takedown(&mut self, ours: &mut Ours, claimer: ClaimerId, address: Address) {

@@ -12,6 +12,16 @@ impl Generation {
         self.ours.is_up() && self.claim.is_on_trial()
     }
 
+    /// Whether an old server may have its connections again.
+    pub fn keeps_olds(&self) -> bool {
+        self.claim.keeps_olds()
+    }
+
+    /// Whether the server was up, and its trial has failed.
+    pub fn has_failed(&self) -> bool {
+        self.claim.is_on_trial() || self.is_turned_back()
+    }
+
     /// Whether the old servers have all connections again, and ours only finishes what it has.
     pub fn is_turned_back(&self) -> bool {
         self.claim.turned_back().is_some()
@@ -40,13 +50,23 @@ impl Generation {
         tenure.superseded(ours);
     }
 
+    /// Nobody waits for the end of a hold.
+    pub(super) fn wants_are_heard(&mut self) {
+        if !self.tenure.queue.is_empty() {
+            self.hold_no_more();
+        }
+    }
+
     /// Somebody wants the server: nobody goes back to the one that it has replaced.
     pub(super) fn hold_no_more(&mut self) {
-        if self.is_on_trial() && self.claim.is_switched() {
+        if !(self.is_on_trial() && self.claim.is_switched()) {
+            return;
+        }
+        self.claim.trial_time_is_up();
+        self.claim.confirm(&mut self.ours);
+        if !self.is_on_trial() {
             let name = self.ours.slots.name();
             self.ours.report(Level::Notice, name, "a newer swap or a takedown has come (the hold ends)");
-            self.claim.trial_time_is_up();
-            self.claim.confirm(&mut self.ours);
         }
     }
 
@@ -71,7 +91,7 @@ impl Generation {
 
     /// Whoever has lost its claim cannot have the old server drain.
     pub(super) fn old_lost(&mut self, id: OldId) {
-        if self.is_on_trial() || self.ours.is_up() && self.claim.waits_for_switch() {
+        if self.is_on_trial() {
             self.turn_back(Cause::Failed, "the claim on the old server is lost");
         }
         self.claim.old_lost(&mut self.ours, id);
@@ -79,7 +99,13 @@ impl Generation {
 
     pub(super) fn old_gone(&mut self, id: OldId) {
         let Generation { ours, claim, tenure } = self;
+        let was_known = claim.olds.contains_key(&id);
         claim.old_gone(ours, id);
+        if was_known && claim.is_on_trial() && !claim.olds.is_empty() {
+            let text = "one of the old servers has ended (the trial ends, and the new one has its place)";
+            ours.report(Level::Warning, ours.slots.name(), text);
+            return claim.confirm(ours);
+        }
         match claim.turned_back() {
             // Nobody else serves.
             Some(Cause::Failed) if claim.olds.is_empty() && ours.is_up() => {

@@ -90,6 +90,8 @@ pub enum Event {
     Superseded,
     /// If the server drains, its time for that is up.
     TimeIsUp,
+    /// The holder of the lock has our new connections, and keeps our server: whoever waits for it is to look there.
+    OldHeld(ClaimerId),
     /// The holder of the lock has turned its switch back.
     AskedStay(ClaimerId),
     /// The holder of the lock has gone away, but its server serves in our place.

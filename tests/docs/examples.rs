@@ -12,7 +12,28 @@ use std::time::Duration;
 
 /// The examples that a test here runs. A new one in a manual needs a new test.
 const RUN: [(u8, &[&str]); 2] = [
-    (1, &["deploy", "status", "reload", "takedown", "log", "current", "kill", "server.js", "wrapper", "json", "check"]),
+    (
+        1,
+        &[
+            "deploy",
+            "status",
+            "reload",
+            "takedown",
+            "log",
+            "migrate",
+            "ramp",
+            "nightly",
+            "alert",
+            "current",
+            "kill",
+            "server.js",
+            "wrapper",
+            "json",
+            "check",
+            "undo",
+            "commit",
+        ],
+    ),
     (7, &["short.sh", "server.sh", "server.py", "raw.js"]),
 ];
 
@@ -164,6 +185,149 @@ fn manual_1_a_check() {
         assert_eq!(stage.answer(4).1[0], 4);
         assert_eq!(stage.served_pid(), pid);
     });
+}
+
+/// The server of the manual, with a health that its directory tells, and a log of its requests.
+fn healthy() -> String {
+    let head = "const fs = require('fs');\n";
+    let answer = "const ill = fs.existsSync('ill');
+  response.statusCode = ill ? 500 : 200;
+  fs.appendFileSync('access.log', `${request.url} ${response.statusCode}\\n`);
+  if (request.url === '/login') return response.end(fs.existsSync('login') ? 'Password' : 'nothing');
+  response.end(";
+    format!("{head}{}", example(1, "server.js").replace("response.end(", answer))
+}
+
+/// What an example of the manual takes minutes for takes half a second.
+fn faster(example: &str) -> String {
+    let times = [(":600", ":0.5"), (":60", ":0.5"), ("--hold 3600", "--hold 1"), ("-d ", "-d --drain 0.5 ")];
+    times.into_iter().fold(example.to_owned(), |text, (long, short)| text.replace(long, short))
+}
+
+impl Stage {
+    /// Runs an example that is a script, with `/srv/shop` in this directory.
+    fn run_script(&self, dir: &Path, script: &str) -> (i32, String) {
+        let script = script.replace("/srv/shop", dir.to_str().unwrap());
+        std::fs::write(dir.join("script"), self.own(&script)).unwrap();
+        // The first line says how it is run.
+        let line = script.lines().next().unwrap().trim_start_matches("#!/bin/");
+        self.run(dir, &format!("{line} ./script"))
+    }
+
+    /// Waits until one server is left, which serves, and is of this generation.
+    fn is_alone(&self, generation: u64) {
+        until(&format!("generation {generation} is alone"), || {
+            let all = self.sandbox.status();
+            matches!(&all[..], [one] if one[1] == generation.to_string() && one[5] == "serving")
+        });
+        assert_eq!(self.answer(generation).1[0], generation);
+    }
+}
+
+#[test]
+fn manual_1_a_migration_before_and_a_test_after() {
+    let script = example(1, "migrate").replace("-d ", "-d --drain 0.5 ");
+    let stage = Stage::new();
+    let migrate = ("migrate.js", "console.log('migrated')");
+    let server = healthy();
+    let dir = stage.generation(1, &[("server.js", &server), migrate]);
+    assert_eq!(stage.run(&dir, &example(1, "deploy")).0, 0);
+    let good = stage.generation(2, &[("server.js", &server), migrate, ("login", "")]);
+    let (status, log) = stage.run_script(&good, &script);
+    assert_eq!((status, log.starts_with("migrated\n")), (0, true), "{log}");
+    stage.is_alone(2);
+    let bad = stage.generation(3, &[("server.js", &server), migrate]);
+    let (status, log) = stage.run_script(&bad, &script);
+    assert_eq!(status, 1, "{log}");
+    stage.is_alone(2);
+    let broken = stage.generation(4, &[("server.js", &server), ("migrate.js", "process.exit(3)")]);
+    assert_eq!(stage.run_script(&broken, &script), (3, String::new()), "nothing is deployed");
+    stage.is_alone(2);
+    stage.end();
+}
+
+#[test]
+fn manual_1_a_ramp() {
+    let ramp = faster(&example(1, "ramp"));
+    deployed(&[("server.js", &healthy())], &ramp, |stage, _| {
+        let ill = stage.generation(5, &[("server.js", &healthy()), ("ill", "")]);
+        let (status, log) = stage.run(&ill, &ramp.replace("-d ", "-d --ready-timeout 3 "));
+        assert_eq!(status, 124, "{log}");
+        // One that falls ill on its way.
+        let ill = stage.generation(6, &[("server.js", &healthy())]);
+        let mut running = stage.start(&ill, &ramp.replace(",50:0.5", ",50:600"));
+        running.says("gets 50% of the new connections");
+        std::fs::write(ill.join("ill"), "").unwrap();
+        assert_eq!(running.wait(), 124);
+        let log = running.log();
+        for share in ["1%", "10%", "50%"] {
+            assert!(log.contains(&format!(" gets {share} of the new connections")), "{log}");
+        }
+        stage.is_alone(4);
+    });
+}
+
+#[test]
+fn manual_1_a_canary_at_night() {
+    let script = faster(&example(1, "nightly")).replace("git pull -q", "true");
+    let stage = Stage::new();
+    let dir = stage.generation(1, &[("server.js", &healthy())]);
+    assert_eq!(stage.run(&dir, &example(1, "deploy")).0, 0);
+    let night = stage.generation(2, &[("server.js", &healthy())]);
+    let (status, log) = stage.run_script(&night, &script);
+    assert_eq!(status, 0, "{log}");
+    assert!(log.contains("gets 5% of the new connections") && log.contains("is kept for 1 s"), "{log}");
+    stage.is_alone(2);
+    // In the hold it falls ill, and the next morning tells.
+    let night = stage.generation(3, &[("server.js", &healthy())]);
+    let (status, log) = stage.run_script(&night, &script.replace("--hold 1", "--hold 600"));
+    assert_eq!(status, 0, "{log}");
+    std::fs::write(night.join("ill"), "").unwrap();
+    stage.is_alone(2);
+    let (status, log) = stage.run(&night, "serverswap --status -v");
+    assert_eq!((status, log.contains("\tundone: its check failed")), (0, true), "{log}");
+    stage.end();
+}
+
+#[test]
+fn manual_1_an_undo_by_an_alert() {
+    let script = example(1, "alert");
+    let stage = Stage::new();
+    let dir = stage.generation(1, &[("server.js", &healthy())]);
+    assert_eq!(stage.run(&dir, &example(1, "deploy")).0, 0);
+    let new = stage.generation(2, &[("server.js", &healthy())]);
+    let (status, log) = stage.run(&new, "serverswap -d --drain 0.5 --hold 600 node server.js");
+    assert_eq!(status, 0, "{log}");
+    let ask = |count| (0..count).for_each(|_| drop(super::body(stage.port).unwrap()));
+    ask(20);
+    assert_eq!(stage.run_script(&new, &script), (0, String::new()));
+    stage.answer(2);
+    std::fs::write(new.join("ill"), "").unwrap();
+    ask(11);
+    let (status, log) = stage.run_script(&new, &script);
+    assert_eq!((status, log.contains("undone: the old server has all new connections")), (0, true), "{log}");
+    stage.is_alone(1);
+    // The next alert finds nothing to undo.
+    assert_eq!(stage.run_script(&new, &script).0, 125);
+    stage.end();
+}
+
+#[test]
+fn manual_1_undo_and_commit() {
+    let stage = Stage::new();
+    let server = example(1, "server.js");
+    let dir = stage.generation(1, &[("server.js", &server)]);
+    assert_eq!(stage.run(&dir, &example(1, "deploy")).0, 0);
+    for (word, left) in [("undo", 1), ("commit", 2)] {
+        let dir = stage.generation(2, &[("server.js", &server)]);
+        assert_eq!(stage.run(&dir, "serverswap -d --drain 0.5 --hold 600 node server.js").0, 0);
+        stage.answer(2);
+        let (status, log) = stage.run(&dir, &example(1, word));
+        assert_eq!(status, 0, "{log}");
+        stage.is_alone(left);
+        assert_eq!(stage.run(&dir, &example(1, word)).0, 125);
+    }
+    stage.end();
 }
 
 #[test]
@@ -484,6 +648,30 @@ fn readme_a_deploy_that_fails() {
 }
 
 #[test]
+fn readme_a_hold_that_is_undone() {
+    let readme = file("README.md");
+    let blocks = fenced(chapter(&readme, "A few clients first, and a way back"));
+    let shown = blocks.into_iter().find(|(_, text)| text.starts_with("$ ")).unwrap().1;
+    let stage = Stage::new();
+    let dir = stage.generation(1, &[("server.js", &example(1, "server.js"))]);
+    assert_eq!(stage.run(&dir, &example(1, "deploy")).0, 0);
+    let log = dir.join("a log");
+    let mut said = String::new();
+    for command in shown.lines().filter_map(|line| line.strip_prefix("$ ")) {
+        said += &format!("$ {command}\n");
+        let (status, text) = stage.run(&dir, &command.replace("-d", "-d --drain 0.5 --log 'a log'"));
+        assert_eq!(status, 0, "{text}");
+        said += &text;
+    }
+    let pid = said.split(" server ").nth(1).unwrap().split(' ').next().unwrap();
+    let shown = stage.own(&shown).replace("4311", pid);
+    let shown = shown.replace("/var/log/serverswap/node-server.js.log", log.to_str().unwrap());
+    assert_eq!(stage.own(&said), shown);
+    stage.is_alone(1);
+    stage.end();
+}
+
+#[test]
 fn readme_node() {
     three_swaps(&[("server.js", &readme_server("js"))], "serverswap node server.js", Tells::Pid);
 }
@@ -509,13 +697,15 @@ fn readme_shell() {
 #[test]
 fn readme_commands_are_those_of_the_manual() {
     let readme = file("README.md");
-    let commands: Vec<String> = fenced(chapter(&readme, "Your deploy"))
+    let chapters = ["Your deploy", "A few clients first, and a way back"];
+    let commands: Vec<String> = chapters
         .into_iter()
+        .flat_map(|heading| fenced(chapter(&readme, heading)))
         .filter(|(language, _)| language == "sh")
         .flat_map(|(_, text)| text.lines().map(str::to_owned).collect::<Vec<_>>())
         .map(|line| line.split("    #").next().unwrap().trim().to_owned())
         .collect();
-    assert_eq!(commands.len(), 5, "{commands:?}");
+    assert_eq!(commands.len(), 8, "{commands:?}");
     let manual: Vec<String> = literal_blocks(&manual(1))
         .into_iter()
         .flat_map(|(_, t)| t.lines().map(str::to_owned).collect::<Vec<_>>())

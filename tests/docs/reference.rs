@@ -139,6 +139,12 @@ fn the_synopsis_names_every_option() {
     }
 }
 
+/// `SECS`, `P:SECS,...`
+fn is_value(word: &str) -> bool {
+    word.starts_with(|c: char| c.is_ascii_uppercase())
+        && word.bytes().all(|b| b.is_ascii_uppercase() || b":,.".contains(&b))
+}
+
 /// The lines of --help that explain an option: its names, and the name of its value.
 fn help_lines() -> Vec<(Vec<String>, Option<String>)> {
     let help = help();
@@ -146,8 +152,7 @@ fn help_lines() -> Vec<(Vec<String>, Option<String>)> {
     lines
         .map(|line| {
             let words = line.split_whitespace();
-            let heads: Vec<&str> =
-                words.take_while(|w| w.starts_with('-') || w.bytes().all(|b| b.is_ascii_uppercase())).collect();
+            let heads: Vec<&str> = words.take_while(|w| w.starts_with('-') || is_value(w)).collect();
             let (names, values): (Vec<&str>, Vec<&str>) = heads.into_iter().partition(|w| w.starts_with('-'));
             let names = names.into_iter().map(|name| name.trim_end_matches(',').to_owned()).collect();
             (names, values.first().map(|&v| v.to_owned()))
@@ -176,6 +181,7 @@ fn value_for(kind: &str) -> &'static str {
         "NAME" => "node",
         "COMMAND" => "true",
         "PATH" => "/",
+        "P:SECS,..." => "5:600,50.5:1",
         other => panic!("no value for {other}"),
     }
 }
@@ -206,7 +212,7 @@ fn every_option_is_accepted_with_its_value_and_nothing_else_is() {
     assert_eq!(zsh.collect::<Names>(), with_value, "zsh");
     let fish = fish_options().into_iter().filter(|(_, value)| *value).map(|(name, _)| name);
     assert_eq!(fish.collect::<Names>(), with_value, "fish");
-    let operands = ["--status", "--reload", "--takedown"];
+    let operands = ["--status", "--reload", "--undo", "--commit", "--takedown"];
     let manual = manual_options().into_iter().filter(|(name, rest)| {
         !operands.contains(&name.as_str()) && rest.first().is_some_and(|w| w == "Ar" || w == "Cm")
     });
@@ -583,6 +589,35 @@ fn messages_of_the_manual_are_those_of_the_program() {
     while asks() {}
     assert_eq!((old.wait(), new.wait()), (0, 137), "{}", old.log());
     logs += &old.log();
+    // New servers on trial: one falls ill, one is undone, and some cannot be tried.
+    let (status, log) = stage.run(&dir, &format!("serverswap -d --drain 0.2 {server} {address}"));
+    assert_eq!(status, 0, "{log}");
+    let trial = format!("exec serverswap --drain 0.2 --check 'test ! -e ill' --canary 50:600 {server} {address}");
+    for verdict in [&*format!("serverswap --undo {address}"), "touch ill"] {
+        let mut new = stage.start(&dir, &trial);
+        new.says("is up");
+        logs += &stage.run(&dir, verdict).1;
+        assert_eq!(new.wait(), 124, "{}", new.log());
+        logs += &new.log();
+    }
+    logs += &stage.run(&dir, &format!("serverswap --undo {address}")).1;
+    assert_eq!(stage.sandbox.run(["--takedown", &address]).0, 0);
+    let mut plain = stage.sandbox.serverswap([server, &address]);
+    plain.says("is up");
+    for option in ["--hold 9", "--canary 9:9"] {
+        let (status, log) = stage.run(&dir, &format!("serverswap {option} {server} {address}"));
+        assert_eq!(status, 124, "{log}");
+        logs += &log;
+    }
+    assert_eq!((stage.sandbox.run(["--takedown", &address]).0, plain.wait()), (0, 0));
+    for (host, options, expected) in [("::", "-d", 0), ("0.0.0.0", "-d --canary 50:0.1", 1)] {
+        let script = format!("require('http').createServer().listen(8080, '{host}')");
+        let dir = stage.generation(2, &[("server.js", &script)]);
+        let (status, log) = stage.run(&dir, &format!("serverswap {options} node server.js"));
+        assert_eq!(status, expected, "{log}");
+        logs += &log;
+    }
+    assert_eq!(stage.sandbox.run(["--takedown", &address]).0, 0);
     // One place of two.
     let python = format!("python3 {}/tests/servers/unmodified.py 0.0.0.0:8080", env!("CARGO_MANIFEST_DIR"));
     assert_eq!(stage.run(&dir, &format!("serverswap -d {python} [::]:8080")).0, 0);
@@ -666,7 +701,7 @@ fn words_of_the_control_channel_are_those_of_the_code() {
 // Promises.
 
 /// The promises. They stand in these words in the README and in serverswap(1).
-const PROMISES: [&str; 9] = [
+const PROMISES: [&str; 10] = [
     "The old server is untouched until the new one is ready.",
     "A new server that dies, hangs or babbles changes nothing.",
     "Swaps of one address happen one at a time; many at once end with exactly one server, and on a shared port the \
@@ -685,6 +720,7 @@ const PROMISES: [&str; 9] = [
     "A process that no swap is about notices nothing: sockets outside the supervisor's network namespace, outgoing \
      connections, sockets of short life, and filters and programs of servers are left as they are.",
     "A deploy never waits for older generations that drain.",
+    "While a swap is held, one word brings the old server back, and nothing is lost.",
 ];
 
 /// The promises of the README: text, and what stands in parentheses behind it.
@@ -724,7 +760,7 @@ fn promises_stand_in_the_same_words_in_the_readme_and_the_manual() {
 
 #[test]
 fn promises_are_proven_by_the_tests_that_the_readme_names() {
-    let sources: Vec<String> = ["tests/promises.rs", "tests/shared.rs", "tests/chain.rs"]
+    let sources: Vec<String> = ["tests/promises.rs", "tests/shared.rs", "tests/chain.rs", "tests/trial/verdicts.rs"]
         .iter()
         .filter_map(|path| std::fs::read_to_string(std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join(path)).ok())
         .collect();

@@ -16,7 +16,7 @@ impl Scene {
 }
 
 #[test]
-fn undo_brings_all_back_at_once() {
+fn undo_in_a_canary_brings_all_back_at_once() {
     let scene = Scene::new();
     let first = scene.first();
     let crowd = scene.crowd();
@@ -26,13 +26,39 @@ fn undo_brings_all_back_at_once() {
     scene.goes_to(first);
     assert_eq!((status, new.wait()), (0, 124), "{log}{}", new.log());
     scene.is_alone(first);
-    let second = scene.hold(&[]);
+    crowd.has_lost_nothing();
+    assert!(scene.signals(1).is_empty());
+    scene.end();
+}
+
+/// Neither a new connection nor one that the new server has: a client that keeps it is answered by the old server.
+#[test]
+fn promise_10_while_a_swap_is_held_one_word_brings_the_old_server_back() {
+    let scene = Scene::new();
+    let first = scene.first();
+    let crowd = scene.crowd();
+    let second = scene.hold(&["--drain", "3"]);
     assert_eq!(second.generation, 2);
     scene.goes_to(second);
+    let mut kept = Client::connect(scene.port);
+    let mut ask = |nth: u32| {
+        let answer = kept.post(&format!("{nth}")).unwrap_or_else(|e| panic!("request {nth}: {e}"));
+        if answer.closes() {
+            kept = Client::connect(scene.port);
+        }
+        answer.generation()
+    };
+    assert_eq!(ask(0), 2);
     let (status, log) = scene.say("--undo");
     assert_eq!(status, 0, "{log}");
     scene.goes_to(first);
+    let mut asked = 1;
+    until("the old server answers", || {
+        asked += 1;
+        ask(asked - 1) == 1
+    });
     scene.is_alone(first);
+    assert_eq!(scene.ids().len() as u32, asked, "each request is done once");
     crowd.has_lost_nothing();
     assert!(scene.signals(1).is_empty());
     scene.end();

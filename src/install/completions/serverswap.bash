@@ -41,8 +41,8 @@ _serverswap() {
         case $word in
             --run-dir) dir=${typed[i + 1]}; ((i += 2)) ;;
             --run-dir=*) dir=${word#*=}; ((i += 1)) ;;
-            --wait | --log | --check | --check-http | --ready-timeout | --drain | --max-draining | --relay | --kill-after | --stop-signal | --client) ((i += 2)) ;;
-            --status | --reload | --takedown) mode=$word; ((i += 1)) ;;
+            --wait | --log | --check | --check-http | --canary | --hold | --ready-timeout | --drain | --max-draining | --relay | --kill-after | --stop-signal | --client) ((i += 2)) ;;
+            --status | --reload | --undo | --commit | --takedown) mode=$word; ((i += 1)) ;;
             --) ((i += 1)); break ;;
             -*) ((i += 1)) ;;
             *) break ;;
@@ -88,15 +88,16 @@ _serverswap() {
         --client)
             mapfile -t COMPREPLY < <(compgen -W 'node' -- "$cur")
             return ;;
-        --check | --check-http | --ready-timeout | --drain | --max-draining | --kill-after) return ;;
+        --check | --check-http | --canary | --hold | --ready-timeout | --drain | --max-draining | --kill-after) return ;;
     esac
 
     case $cur in
         -*)
             mapfile -t COMPREPLY < <(compgen -W '-d --detach --wait --log --plain --no-probe --check --check-http
-                --ready-timeout --drain --max-draining --relay --no-relay --kill-after --stop-signal
+                --canary --hold --ready-timeout --drain --max-draining --relay --no-relay --kill-after --stop-signal
                 --run-dir
-                -q --quiet -v --verbose --status --json --reload --fresh --takedown --client
+                -q --quiet -v --verbose --status --json --reload --fresh --undo --commit --takedown
+                --client
                 -h --help -V --version' -- "$cur") ;;
         *)
             compopt -o filenames

@@ -14,9 +14,9 @@ function __serverswap_form
                 test $i -le (count $words); and set dir $words[$i]
             case '--run-dir=*'
                 set dir (string replace -- --run-dir= '' $words[$i])
-            case --wait --log --check --check-http --ready-timeout --drain --max-draining --relay --kill-after --stop-signal --client
+            case --wait --log --check --check-http --canary --hold --ready-timeout --drain --max-draining --relay --kill-after --stop-signal --client
                 set i (math $i + 1)
-            case --status --reload --takedown
+            case --status --reload --undo --commit --takedown
                 set mode $words[$i]
             case --
                 set i (math $i + 1)
@@ -89,6 +89,8 @@ complete -c serverswap -n 'not __serverswap_is command' -l plain -d 'Do not watc
 complete -c serverswap -n 'not __serverswap_is command' -l no-probe -d 'Do not open the probe connection'
 complete -c serverswap -n 'not __serverswap_is command' -l check -x -d 'A command that has to succeed before the switch'
 complete -c serverswap -n 'not __serverswap_is command' -l check-http -x -d 'A path that has to be answered before the switch'
+complete -c serverswap -n 'not __serverswap_is command' -l canary -x -d 'Shares of the new connections that it gets first, P:SECS,...'
+complete -c serverswap -n 'not __serverswap_is command' -l hold -x -d 'How long the old server is kept after the switch'
 complete -c serverswap -n 'not __serverswap_is command' -l ready-timeout -x -d 'The new server must be up within SECS'
 complete -c serverswap -n 'not __serverswap_is command' -l drain -x -d 'How long this server may finish what it has'
 complete -c serverswap -n 'not __serverswap_is command' -l max-draining -x -d 'How many older servers may still drain'
@@ -103,6 +105,8 @@ complete -c serverswap -n 'not __serverswap_is command' -l status -d 'List the s
 complete -c serverswap -n 'not __serverswap_is command' -l json -d 'With --status: as JSON'
 complete -c serverswap -n 'not __serverswap_is command' -l reload -d 'Swap in a fresh copy of the server'
 complete -c serverswap -n 'not __serverswap_is command' -l fresh -d 'With --reload: in the environment and directory of the caller'
+complete -c serverswap -n 'not __serverswap_is command' -l undo -d 'In a canary or a hold: give all connections to the old server'
+complete -c serverswap -n 'not __serverswap_is command' -l commit -d 'In a canary or a hold: let the old server go'
 complete -c serverswap -n 'not __serverswap_is command' -l takedown -d 'Stop the server'
 complete -c serverswap -n 'not __serverswap_is command' -l client -x -a node -d 'Print a client'
 complete -c serverswap -n 'not __serverswap_is command' -s h -l help -d 'Print a summary of the options'

@@ -280,7 +280,7 @@ impl Claim {
     pub fn give_up(&mut self, ours: &mut Ours) -> bool {
         ours.effects.extend(std::mem::take(&mut self.wants.called).into_iter().map(Effect::Deny));
         // Until the takedown the switch can be turned back: what comes while this server ends is for the old ones.
-        let drained = self.olds.iter().filter(|(_, old)| old.shares() && old.is_stopped());
+        let drained = self.olds.iter().filter(|(_, old)| old.shares() && old.is_replaced());
         let drained: Vec<OldId> = drained.map(|(id, _)| *id).collect();
         let gives_back = self.is_switched() && !self.is_told_for_good() && !drained.is_empty();
         if gives_back {

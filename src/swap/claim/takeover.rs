@@ -150,7 +150,9 @@ impl Claim {
             }
         });
         ours.effects.extend(abandoned.into_iter().map(report_abandoned));
-        let is_held = self.trial == Trial::Tried && !ours.settings.hold.is_zero();
+        // One that comes to it later in the hold is kept too.
+        let may_hold = matches!(self.trial, Trial::Tried | Trial::Held(_));
+        let is_held = may_hold && !ours.settings.hold.is_zero();
         for (&id, old) in &mut self.olds {
             if old.shares() && old.lock().is_some() && !old.is_stopped() {
                 if is_held {

@@ -5,6 +5,7 @@ use super::{Cause, Claim, Demand, Due, Reach, Trial};
 use crate::swap::ours::Ours;
 use crate::swap::slots::{Kind, Slot};
 use crate::swap::words::{Checked, Effect, OldId, Timer};
+use std::time::Duration;
 
 impl Claim {
     /// Whether its checks have succeeded; if they have not begun, they do.
@@ -55,7 +56,7 @@ impl Claim {
         }
     }
 
-    fn begin_trial(&mut self, ours: &mut Ours, time: std::time::Duration) {
+    fn begin_trial(&mut self, ours: &mut Ours, time: Duration) {
         ours.arm(Timer::Trial, time);
         if ours.settings.checked == Checked::Yes {
             ours.effects.push(Effect::Check);
@@ -83,7 +84,7 @@ impl Claim {
                 self.trial = result.map_or_else(|why| Trial::Checking(Some(why)), |()| Trial::Checked);
             }
             Trial::Canary(_, Due::Now) | Trial::Held(Due::Now) if self.has_locks() => self.go_on(ours),
-            Trial::Canary(..) | Trial::Held(_) => ours.effects.push(Effect::Check),
+            _ if self.is_on_trial() => ours.effects.push(Effect::Check),
             _ => {}
         }
     }
@@ -102,7 +103,9 @@ impl Claim {
         if !self.is_on_trial() || !self.has_locks() {
             return;
         }
-        self.trial = Trial::Passed;
+        // Where it is not switched to yet, that may have to wait for another address.
+        self.trial = if self.is_switched() { Trial::Passed } else { Trial::Tried };
+        ours.settings.hold = Duration::ZERO;
         ours.disarm(Timer::Trial);
         for (&id, old) in &mut self.olds {
             if let Demand::Held(warrant) = old.demand {
@@ -166,7 +169,12 @@ impl Claim {
 
     /// Whether it has connections that may go back to the old servers.
     pub fn is_on_trial(&self) -> bool {
-        matches!(self.trial, Trial::Canary(..) | Trial::Held(_))
+        matches!(self.trial, Trial::Canary(..) | Trial::Held(_)) || self.waits_for_switch()
+    }
+
+    /// Whether an old server is kept, or is to be: it has lost no more than new connections.
+    pub fn keeps_olds(&self) -> bool {
+        self.is_on_trial() || self.olds.values().any(|old| matches!(old.demand, Demand::Held(_)))
     }
 
     /// Whether its canary is over, and it is not switched to yet.
@@ -179,9 +187,12 @@ impl Claim {
         self.olds.values().all(|old| old.lock().is_some())
     }
 
-    /// The step of its canary.
+    /// The step of its canary; the last one goes on until the switch.
     pub fn step(&self) -> Option<usize> {
-        if let Trial::Canary(step, _) = self.trial { Some(step) } else { None }
+        match self.trial {
+            Trial::Canary(step, _) => Some(step),
+            _ => self.waits_for_switch().then_some(usize::MAX),
+        }
     }
 
     /// Why its trial has ended badly, if it has.

@@ -5,7 +5,7 @@ use crate::address::Address;
 use crate::place::Place;
 use crate::recovery::{self, Recovered, Scene};
 use crate::server::Server;
-use crate::share::{self, Handles};
+use crate::share::{self, Handles, Joined};
 use crate::swap::{Checked, ClaimerId, Effect, Event, Generation, Order, Orphan, Settings};
 use crate::sys::clock::Instant;
 use crate::sys::net::{self, TcpSocket};
@@ -21,11 +21,11 @@ pub const CARES_WITHIN: Duration = Duration::from_secs(10);
 
 pub fn steer_away(scene: &Scene, orphan: Server, found: &Recovered) {
     let at: Vec<Address> = found.unswitched.iter().cloned().collect();
-    let joined = if scene.is_youngest() { share::Joined::Last } else { share::Joined::Anytime };
+    let joined = if scene.is_youngest() { Joined::Last } else { Joined::Somewhen };
     if !at.is_empty()
         && let Ok(listeners) = net::listeners()
     {
-        let _ = share::steer_away(orphan.listeners(&at), joined, &listeners);
+        let _ = share::steer_away(orphan.listeners(&at), &listeners, joined);
     }
 }
 

@@ -40,7 +40,8 @@ impl Supervisor {
             Effect::Check => self.feed(Event::Checked(Ok(()))),
             Effect::Portion(share) => self.portion(land, share),
             // Only people hear of it.
-            Effect::Held | Effect::TellDone(_) => {}
+            Effect::TellDone(_) => {}
+            Effect::Held => self.held(land),
             Effect::Switch(_) => self.switch(land),
             Effect::SwitchBack => self.switch_back(land),
             Effect::Drain => self.drain(),
@@ -211,6 +212,12 @@ impl Supervisor {
         self.write_olds(land, replaced, kept);
     }
 
+    fn held(&mut self, land: &mut Land) {
+        self.write_switched(land);
+        let olds: Vec<u64> = self.peers.olds.iter().filter(|(_, old)| old.locked).map(|(id, _)| *id).collect();
+        olds.into_iter().for_each(|id| self.tell_old(land, id, &PeerWord::Held));
+    }
+
     fn ask_drain(&mut self, land: &mut Land, old: OldId) {
         if let Some(names) = self.live.as_ref().map(|live| &live.names).filter(|names| !names.kept.is_empty()) {
             let replaced = names.replaced.iter().chain(&names.kept).copied().collect();
@@ -226,7 +233,7 @@ impl Supervisor {
         let behind: BTreeSet<Pid> = then.chain(now).collect();
         let mut replaced: Vec<Pid> = behind.into_iter().filter(|pid| land.dir.holder(pid.raw()).is_some()).collect();
         let mut kept = Vec::new();
-        let is_on_trial = self.live.as_ref().is_some_and(|live| live.machine.is_on_trial());
+        let is_on_trial = self.live.as_ref().is_some_and(|live| live.machine.keeps_olds());
         if is_on_trial { &mut kept } else { &mut replaced }.extend(locked);
         self.write_olds(land, replaced, kept);
     }
@@ -252,7 +259,8 @@ impl Supervisor {
             live.joining.sharing.switch_back(&server);
         }
         land.watch.unswitched(self.server.0);
-        self.write_olds(land, Vec::new(), Vec::new());
+        let kept = self.live.as_ref().map_or(Vec::new(), |live| live.names.kept.clone());
+        self.write_olds(land, Vec::new(), kept);
     }
 
     pub(super) fn write_olds(&mut self, land: &mut Land, replaced: Vec<Pid>, kept: Vec<Pid>) {

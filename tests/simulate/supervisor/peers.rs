@@ -51,6 +51,7 @@ impl Supervisor {
             PeerWord::Claim => self.claims(land, claimer),
             PeerWord::Takedown(address) => self.feed(Event::AskedTakedown(claimer, address)),
             PeerWord::Drain => self.feed(Event::AskedDrain(claimer)),
+            PeerWord::Held => self.feed(Event::OldHeld(claimer)),
             PeerWord::Stay => self.feed(Event::AskedStay(claimer)),
             PeerWord::Stop => self.feed(Event::AskedStop(claimer)),
             PeerWord::Joined(errno) => self.joined(land, claimer, errno),
