@@ -186,11 +186,11 @@ impl Generation {
             Event::Quiesced => self.follow(Tenure::quiesced),
             Event::Parked => self.follow(Tenure::parked),
             Event::Drained if up && lease.is_draining() => self.leave(Why::Requested),
-            Event::OldHeld(by) if tenure.is_locked_by(by) => tenure.send_on(ours),
-            Event::OldHeld(_) => {}
-            Event::AskedDrain(_) | Event::AskedStay(_) | Event::AskedTakedown(..) | Event::AskedStop(_) => {
-                self.asked(event);
-            }
+            Event::AskedDrain(_)
+            | Event::AskedStay(_)
+            | Event::AskedTakedown(..)
+            | Event::AskedStop(_)
+            | Event::OldHeld(_) => self.asked(event),
             Event::Drained | Event::TimeIsUp => {}
             Event::Down(claimer, addresses) => self.down(claimer, addresses),
             Event::Checked(result) => self.checked(result),
@@ -212,6 +212,7 @@ impl Generation {
         let up = ours.is_up();
         match event {
             Event::AskedDrain(claimer) => tenure.asked_drain(ours, claimer),
+            Event::OldHeld(by) if tenure.is_locked_by(by) => tenure.send_on(ours),
             Event::AskedStay(by) if up && tenure.is_drained_for(by) => tenure.stays(ours),
             Event::AskedTakedown(claimer, address) => {
                 // Nobody can bind while one that drains listens there.
