@@ -164,7 +164,6 @@ impl Generation {
             Event::Blocked(own, why) if ours.slots.kind(&own) == Some(Kind::Looking) => {
                 claim.fail_address(ours, own, status::FAILED, &why);
             }
-            Event::Vacant(_) | Event::Foreign(_) | Event::Blocked(..) => {}
             Event::Shares(id, can) => claim.note(id, |old| old.can_be_shared(can)),
             Event::Attended(id) => claim.note(id, Old::attended),
             Event::Locked(id, holds) => claim.locked(ours, id, holds),
@@ -191,7 +190,7 @@ impl Generation {
             | Event::AskedTakedown(..)
             | Event::AskedStop(_)
             | Event::OldHeld(_) => self.asked(event),
-            Event::Drained | Event::TimeIsUp => {}
+            Event::Vacant(_) | Event::Foreign(_) | Event::Blocked(..) | Event::Drained | Event::TimeIsUp => {}
             Event::Down(claimer, addresses) => self.down(claimer, addresses),
             Event::Checked(result) => self.checked(result),
             Event::Undo(_) => self.undo(),
