@@ -18,6 +18,7 @@ mod lease;
 mod ours;
 mod said;
 mod slots;
+mod steps;
 mod tenure;
 #[cfg(test)]
 mod tests;
@@ -25,9 +26,10 @@ mod trial;
 mod warrant;
 mod words;
 
+pub use steps::{Share, Step};
 pub use words::{
     ADDRESSES_MAX, Checked, ClaimerId, Effect, Event, Level, Meets, OldId, Order, Orphan, Parting, QUIET, Settings,
-    Share, SpeakerId, Step, Timer,
+    SpeakerId, Timer,
 };
 
 use crate::address::Address;

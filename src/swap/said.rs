@@ -2,7 +2,8 @@
 
 use super::Generation;
 use super::ours::Stage;
-use super::words::{ClaimerId, Share};
+use super::steps::Share;
+use super::words::ClaimerId;
 use crate::address::Address;
 use std::time::Duration;
 

@@ -1,5 +1,6 @@
 //! What a generation is told and what it answers: events, effects, and the terms of both.
 
+use super::steps::{Share, Step};
 use super::warrant::Warrant;
 use crate::address::Address;
 use crate::protocol::{ServerWord, SupervisorWord};
@@ -32,31 +33,6 @@ pub enum Timer {
     Drain,
     /// A step of its canary, or its hold, lasts.
     Trial,
-}
-
-/// A share of all new connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct Share {
-    /// How many of 1,000.
-    pub permille: u16,
-}
-
-impl std::fmt::Display for Share {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match (self.permille / 10, self.permille % 10) {
-            (whole, 0) => write!(f, "{whole}%"),
-            (whole, tenths) => write!(f, "{whole}.{tenths}%"),
-        }
-    }
-}
-
-/// A step of a canary.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
-pub struct Step {
-    /// What the new server gets.
-    pub share: Share,
-    /// For how long.
-    pub time: Duration,
 }
 
 /// What happened.

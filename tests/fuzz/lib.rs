@@ -15,11 +15,15 @@ mod src {
         pub mod route;
         pub use route::Reach;
     }
+    pub mod swap {
+        pub mod steps;
+        pub use steps::{Share, Step};
+    }
     pub mod sys {
         pub mod namespace;
         pub mod pid;
     }
 }
-use src::{address, cli, error, notify, protocol, record, relay, sys};
+use src::{address, cli, error, notify, protocol, record, relay, swap, sys};
 
 pub mod targets;
