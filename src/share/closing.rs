@@ -38,12 +38,7 @@ impl Group {
             true => Duration::ZERO,
             false => REOPENS_WITHIN,
         };
-        // One that drains gets nothing, and another supervisor may hold it too: of several that leave in one moment by the
-        // hands of two nobody knows which was the first. Ours go with the old server that had them last.
-        let matters = self.members.iter().any(|member| member.is_new() || member.serves());
-        let stays = |m: &Member| matters && !m.serves();
-        let is_over =
-            |m: &&Member| m.handle().and_then(|h| h.closed).is_some_and(|since| since.elapsed() >= spared) && !stays(m);
+        let is_over = |m: &&Member| m.handle().and_then(|h| h.closed).is_some_and(|since| since.elapsed() >= spared);
         let mut closed: Vec<u32> = self.members.iter().filter(is_over).map(|m| m.inode).collect();
         if closed.len() < self.olds().count() && self.is_lost_with_any(closed.len()) {
             self.shun(&std::mem::take(&mut closed), fetch);

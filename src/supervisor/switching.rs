@@ -43,11 +43,10 @@ impl Supervisor {
     /// Writes into the record whose new connections our server has, and whether these are kept.
     pub(super) fn write_switched(&mut self) {
         let locked: Vec<Pid> = self.peers.olds.values().filter(|old| old.locked).map(|old| old.holder.pid).collect();
-        // And those that drain behind them, also behind one that has ended since we got its lock.
-        let then = self.peers.olds.values().filter(|old| old.locked).flat_map(|old| old.holder.olds.replaced.clone());
-        let now = locked.iter().filter_map(|pid| self.dir.holder(*pid).ok()).flat_map(|old| old.olds.replaced.clone());
-        let behind: BTreeSet<Pid> = then.chain(now).collect();
-        let mut replaced: Vec<Pid> = behind.into_iter().filter(|pid| self.dir.holder(*pid).is_ok()).collect();
+        // And those that drain behind them.
+        let behind =
+            locked.iter().filter_map(|pid| self.dir.holder(*pid).ok()).flat_map(|old| old.olds.replaced.clone());
+        let mut replaced: Vec<Pid> = behind.filter(|pid| self.dir.holder(*pid).is_ok()).collect();
         let mut kept = Vec::new();
         let is_on_trial = self.live.as_ref().is_some_and(|live| live.machine.keeps_olds());
         if is_on_trial { &mut kept } else { &mut replaced }.extend(locked);

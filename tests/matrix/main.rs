@@ -1,6 +1,6 @@
 //! `make test-servers`: real servers, swapped under load. Prints tables and fails if any client of any of them noticed.
 //!
-//! Arguments: names of rows, or parts of them, to run only these; `part=new`, `part=kept` or `part=other`: one table
+//! Arguments: names of rows, or parts of them, to run only these; `part=new`, `part=kept`, `part=other` or `part=trial`: one table
 //! only; `swaps=N`: so many swaps in the rows of kept connections; a word that begins with `-` goes to serverswap: with
 //! `--plain` or `--no-relay` no table is spotless.
 
@@ -16,6 +16,7 @@ mod other;
 mod poster;
 mod servers;
 mod target;
+mod trial;
 
 use std::sync::Mutex;
 use std::time::Instant;
@@ -53,7 +54,8 @@ fn main() {
         }
     }
     let started = Instant::now();
-    let parts: [(&str, Part); 3] = [("new", fresh::run), ("kept", kept::run), ("other", other::run)];
+    let parts: [(&str, Part); 4] =
+        [("new", fresh::run), ("kept", kept::run), ("other", other::run), ("trial", trial::run)];
     let (mut rows, mut red) = (0, Vec::new());
     for (name, run) in parts {
         if part.as_ref().is_none_or(|part| part == name) {
