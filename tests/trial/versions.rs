@@ -1,6 +1,6 @@
 //! Good versions and bad ones: the deploy says which it was, no client fails, and the old server notices nothing.
 
-use crate::common::{alive, get, kill, until};
+use crate::common::{Running, alive, get, kill, until};
 use crate::{Crowd, HELD, Scene, all_at_once};
 use nix::libc;
 
@@ -92,11 +92,12 @@ fn a_version_that_fails_while_it_is_checked_gets_nothing() {
     all_at_once(FAULTS, fails_while_it_is_checked);
 }
 
-fn fails_with_its_share(fault: Fault) {
+/// It fails while the old server may come back, which then serves alone.
+fn fails_on_trial(fault: Fault, begin: impl Fn(&Scene, &str) -> Running) {
     let scene = Scene::new();
     let first = scene.first();
     let (crowd, check) = (scene.crowd(), scene.check());
-    let mut new = scene.canary("50", &["--check", &check]);
+    let mut new = begin(&scene, &check);
     crowd.see(scene.pids(2).0);
     fault.befalls(&scene);
     assert_eq!(new.wait(), 124, "{fault:?}: {}", new.log());
@@ -110,26 +111,16 @@ fn fails_with_its_share(fault: Fault) {
 
 #[test]
 fn a_version_that_fails_with_its_share_gives_it_back() {
-    all_at_once(FAULTS, fails_with_its_share);
-}
-
-fn fails_in_the_hold(fault: Fault) {
-    let scene = Scene::new();
-    let first = scene.first();
-    let (crowd, check) = (scene.crowd(), scene.check());
-    let mut new = scene.begin(&["--check", &check, "--hold", "600"]);
-    new.says("the old one is kept");
-    crowd.see(scene.pids(2).0);
-    fault.befalls(&scene);
-    assert_eq!(new.wait(), 124, "{fault:?}: {}", new.log());
-    crowd.see(first.pid);
-    scene.is_alone(first);
-    fault.assert_lost(crowd);
-    assert!(scene.signals(1).is_empty());
-    scene.end();
+    all_at_once(FAULTS, |fault| fails_on_trial(fault, |scene, check| scene.canary("50", &["--check", check])));
 }
 
 #[test]
 fn a_version_that_fails_in_the_hold_gives_all_back() {
-    all_at_once(FAULTS, fails_in_the_hold);
+    all_at_once(FAULTS, |fault| {
+        fails_on_trial(fault, |scene, check| {
+            let new = scene.begin(&["--check", check, "--hold", "600"]);
+            new.says("the old one is kept");
+            new
+        });
+    });
 }
