@@ -3,9 +3,9 @@
 #![forbid(unsafe_code)]
 
 use super::conversation::Conversation;
-use super::servers::by_server;
+use super::servers::{NOTHING, by_server, silent};
 use crate::cli::Target;
-use crate::error::{Error, Result, reason, status};
+use crate::error::{Error, Result, status};
 use crate::message::Log;
 use crate::protocol::{HolderWord, PeerWord, Surroundings};
 use crate::rundir::RunDir;
@@ -28,7 +28,7 @@ pub fn reload(dir: &RunDir, targets: &[Target], surroundings: Surroundings, log:
             supervisor.say(&PeerWord::Reload(surroundings))?;
             Ok(supervisor)
         });
-        let mut supervisor = asked.map_err(|e| silent(address, &e, "nothing was done"))?;
+        let mut supervisor = asked.map_err(|e| silent(address, "reload", &e, NOTHING))?;
         let mut answer = || -> io::Result<Option<HolderWord>> {
             let progress = || {
                 let text = format!("{address}: waits for the new server ({} s)", since.elapsed().as_secs());
@@ -56,13 +56,8 @@ pub fn reload(dir: &RunDir, targets: &[Target], surroundings: Surroundings, log:
             Ok(None) => {
                 return Err(Error::failed(format!("{address}: reload failed: the supervisor is gone")));
             }
-            Err(e) => return Err(silent(address, &e, "the reload may be under way")),
+            Err(e) => return Err(silent(address, "reload", &e, "the reload may be under way")),
         }
     }
     Ok(status::DONE)
-}
-
-fn silent(address: &Target, e: &io::Error, consequence: &str) -> Error {
-    let why = format!("its supervisor does not answer: {}", reason(e));
-    Error::failed(format!("{address}: unable to reload: {why} ({consequence})"))
 }

@@ -5,16 +5,23 @@
 use super::conversation::ask_status;
 use crate::address::Address;
 use crate::cli::Target;
-use crate::error::{Error, Result};
+use crate::error::{Error, Result, reason};
 use crate::finder::Holder;
 use crate::message::Log;
 use crate::procfs;
 use crate::rundir::{RunDir, pidfile};
 use crate::swap::Level;
 use crate::sys::process::{self, Pid};
+use std::io;
 
 /// The consequence of most failures.
 pub const NOTHING: &str = "nothing was done";
+
+/// A supervisor that was asked for something does not answer.
+pub fn silent(target: &Target, verb: &str, e: &io::Error, consequence: &str) -> Error {
+    let why = format!("its supervisor does not answer: {}", reason(e));
+    Error::failed(format!("{target}: unable to {verb}: {why} ({consequence})"))
+}
 
 /// The server that has an address.
 pub fn find(dir: &RunDir, address: &Address, log: Log) -> Result<Holder> {

@@ -3,9 +3,9 @@
 #![forbid(unsafe_code)]
 
 use super::conversation::{Conversation, ask_status};
-use super::servers::{NOTHING, with_process};
+use super::servers::{NOTHING, silent, with_process};
 use crate::cli::{Target, Verdict};
-use crate::error::{Error, Result, reason, status};
+use crate::error::{Error, Result, status};
 use crate::finder::Holder;
 use crate::message::Log;
 use crate::protocol::{HolderWord, PeerWord};
@@ -36,10 +36,7 @@ pub fn decide(dir: &RunDir, targets: &[Target], verdict: Verdict, log: Log) -> R
         match ask(&holder, &word) {
             Ok(Ok(())) => log.say(Level::Notice, None, &format!("{target}: {done}")),
             Ok(Err(why)) => return Err(failed(target, &why)),
-            Err(e) => {
-                let why = format!("its supervisor does not answer: {}", reason(&e));
-                return Err(Error::failed(format!("{target}: unable to {verb}: {why} (it may be under way)")));
-            }
+            Err(e) => return Err(silent(target, verb, &e, "it may be under way")),
         }
     }
     Ok(status::DONE)

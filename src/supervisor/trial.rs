@@ -39,7 +39,6 @@ impl Supervisor {
             "server {pid} has all new connections; the old one is kept for {time} s (to have it back: serverswap --undo {target}; to let it go: serverswap --commit {target})"
         );
         self.log.say(Level::Notice, name.as_ref(), &text);
-        self.write_switched();
         let olds = self.peers.olds.iter().filter(|(_, old)| old.locked);
         olds.for_each(|(id, _)| self.tell(*id, &PeerWord::Held));
         self.dismiss();

@@ -213,7 +213,6 @@ impl Supervisor {
     }
 
     fn held(&mut self, land: &mut Land) {
-        self.write_switched(land);
         let olds: Vec<u64> = self.peers.olds.iter().filter(|(_, old)| old.locked).map(|(id, _)| *id).collect();
         olds.into_iter().for_each(|id| self.tell_old(land, id, &PeerWord::Held));
     }
