@@ -313,6 +313,10 @@ impl Generation {
         if claim.is_followed() {
             tenure.older = Older::Drain;
         }
+        // Whoever asked this server to go knows what serves its addresses, or that nothing is to.
+        if !matches!(stage, Stage::Leaving(Leaving { why: Why::Requested, .. })) {
+            claim.report_harmed(ours);
+        }
         claim.end(ours);
         tenure.end(ours);
         ours.disarm_all();

@@ -720,7 +720,11 @@ impl Load {
                         seen.longest_gap = seen.longest_gap.max(last.elapsed());
                         last = Instant::now();
                     }
-                    Err(failure) => *seen.failures.entry(failure).or_default() += 1,
+                    Err(failure) => {
+                        *seen.failures.entry(failure).or_default() += 1;
+                        // What the client waited before it asked again is no measure of how long nobody answered.
+                        last += if failure == Failure::Resent { SYN_TIMEOUT } else { Duration::ZERO };
+                    }
                 }
                 drop(seen);
                 std::thread::sleep(pause);

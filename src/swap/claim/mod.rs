@@ -313,7 +313,6 @@ impl Claim {
 
     /// The server is gone: so are the claims on the old ones.
     pub fn end(&mut self, ours: &mut Ours) {
-        self.report_harmed(ours);
         // Before the locks are given back: an old server that goes on registers its addresses again.
         if !self.olds.is_empty() {
             ours.effects.extend(ours.slots.keys().cloned().map(Effect::Unhold));
@@ -322,7 +321,7 @@ impl Claim {
     }
 
     /// What nothing serves any more because the swap did not get to its end.
-    fn report_harmed(&self, ours: &mut Ours) {
+    pub fn report_harmed(&self, ours: &mut Ours) {
         // An old server that has other addresses and does not take TAKEDOWN was not told yet.
         let untold: BTreeSet<OldId> = self.uncovered(&ours.slots).map(|(id, _)| id).collect();
         // Or it goes on where the switch is turned back.

@@ -280,6 +280,14 @@ fn a_new_server_that_dies_while_the_old_one_drains_is_reported() {
     let effects = machine.step(Event::Exited(0));
     assert_eq!(reports(&effects), ["nothing serves :1"]);
     assert_has(&effects, &[Effect::End(124)]);
+
+    // One that was asked to go meanwhile is not: the next server serves.
+    let mut machine = swapping(&[":1"], &[":1"]);
+    machine.step(Event::OldReleased(OLD, a(":1")));
+    assert_has(&listens(&mut machine, ":1"), &[Effect::Up]);
+    let mut machine = claimed(machine);
+    machine.step(Event::AskedStop(CLAIMER));
+    assert_eq!(reports(&machine.step(Event::Exited(0))), [""; 0]);
 }
 
 #[test]
