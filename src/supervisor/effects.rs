@@ -232,10 +232,11 @@ impl Supervisor {
         self.name_left_behind();
         self.dir.claims_no_orphans();
         self.tidy_later();
-        self.tell_manager("READY=1");
+        self.tell_ready();
     }
 
     fn sure(&mut self) {
+        self.tell_ready();
         if self.run.wait == Wait::Up {
             self.dismiss();
         }
@@ -244,6 +245,7 @@ impl Supervisor {
 
     /// `word`: how our front hears of it.
     fn done(&mut self, word: &CopyWord) {
+        self.tell_ready();
         self.dismiss();
         self.tell_front(word);
     }

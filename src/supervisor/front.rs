@@ -35,7 +35,7 @@ impl Supervisor {
             return;
         }
         // One that was replaced leaves too.
-        let youngest = self.reloads.copies.values().rev().find(|copy| !starts(copy));
+        let youngest = self.reloads.copies.values().rfind(|copy| copy.is_in_place());
         if youngest.is_some_and(|copy| copy.leaves) {
             return self.refuse_reload();
         }
@@ -141,6 +141,7 @@ impl Supervisor {
                 self.supersede(line);
             }
             CopyWord::Held => {
+                copy.progress = Progress::Held;
                 let waiters = std::mem::take(&mut copy.waiters);
                 self.tell_waiters(&waiters, &HolderWord::Reloaded);
             }
@@ -161,7 +162,7 @@ impl Supervisor {
 
     /// Whether a younger server than that of this line (0: our own) is up. Then nobody hears what the older one says.
     pub(super) fn is_replaced(&self, line: Id) -> bool {
-        self.reloads.copies.range(line + 1..).any(|(_, copy)| copy.progress != Progress::Starting)
+        self.reloads.copies.range(line + 1..).any(|(_, copy)| copy.is_in_place())
     }
 
     /// The copy `by` has taken over: all other servers stop, even those that have no address in common with its server.
@@ -210,7 +211,7 @@ impl Supervisor {
                 Progress::Up => {
                     self.reload_failed(&copy.waiters, end, "the new server ended before the old one was gone");
                 }
-                Progress::Done => {}
+                Progress::Held | Progress::Done => {}
             }
             let own_leaves = self.live.as_ref().is_some_and(|live| live.machine.is_leaving());
             let may = own_leaves || self.caller.is_stopping() && copy.progress != Progress::Starting;
@@ -245,8 +246,8 @@ impl Supervisor {
 
     /// A signal that is meant for the server: the youngest that is up.
     pub(super) fn pass_on(&self, signal: Signal) {
-        let is_up = |copy: &&Child| copy.progress != Progress::Starting && copy.end.is_none();
-        match (self.reloads.copies.values().rfind(is_up), self.live.as_ref()) {
+        let serves = |copy: &&Child| copy.is_in_place() && copy.end.is_none();
+        match (self.reloads.copies.values().rfind(serves), self.live.as_ref()) {
             // Its pid is its own until we have reaped it.
             (Some(copy), _) => drop(kill(nix::unistd::Pid::from_raw(copy.pid.raw()), signal)),
             (None, Some(live)) => live.server.signal(signal),
@@ -366,7 +367,8 @@ impl Supervisor {
     /// Tells the front, once, that our server is on its way out.
     pub(super) fn tell_front_of_leaving(&mut self) {
         let (Some(front), Some(live)) = (self.reloads.front, self.live.as_ref()) else { return };
-        if live.machine.is_leaving() && !std::mem::replace(&mut self.reloads.leave_said, true) {
+        let leaves = live.machine.is_leaving() || live.machine.is_turned_back();
+        if leaves && !std::mem::replace(&mut self.reloads.leave_said, true) {
             self.tell(front, &CopyWord::Leaves);
         }
     }
@@ -375,6 +377,17 @@ impl Supervisor {
     pub(super) fn tell_front(&self, word: &CopyWord) {
         if let Some(front) = self.reloads.front {
             self.tell(front, word);
+        }
+    }
+}
+
+impl Child {
+    /// Whether its server is up, in the place of older ones. One that leaves while an old one is kept was undone.
+    fn is_in_place(&self) -> bool {
+        match self.progress {
+            Progress::Starting => false,
+            Progress::Held => !self.leaves,
+            Progress::Up | Progress::Done => true,
         }
     }
 }

@@ -148,6 +148,8 @@ pub(super) struct Standing {
 pub(super) struct Life {
     /// It was up once.
     pub(super) was_up: bool,
+    /// The service manager knows that.
+    pub(super) ready_said: bool,
     /// All of it was killed, and so is what turns up of it.
     pub(super) killed: bool,
     /// The thread that waits for its end, where it is no child of ours.

@@ -347,6 +347,7 @@ impl Supervisor {
             if let Some(live) = self.live.as_mut() {
                 // A worker that turned out to be slow.
                 live.life.was_up &= !live.machine.is_starting();
+                live.life.ready_said &= live.life.was_up;
             }
             if let Some(live) = self.live.as_ref()
                 && let Some(watch) = live.watch()

@@ -326,9 +326,12 @@ pub(super) struct Reloads {
 /// How far the swap of a copy is.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(super) enum Progress {
+    /// The new server is not up, or in its canary.
     Starting,
-    /// Its server is up, and old ones may still drain.
+    /// It has all new connections, and old ones may still drain.
     Up,
+    /// The old one is kept.
+    Held,
     Done,
 }
 

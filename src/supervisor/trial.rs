@@ -41,8 +41,17 @@ impl Supervisor {
         self.log.say(Level::Notice, name.as_ref(), &text);
         let olds = self.peers.olds.iter().filter(|(_, old)| old.locked);
         olds.for_each(|(id, _)| self.tell(*id, &PeerWord::Held));
+        self.tell_ready();
         self.dismiss();
         self.tell_front(&CopyWord::Held);
+    }
+
+    /// The service manager, or our front, hears once that our server is up: not in its canary, which may fail.
+    pub(super) fn tell_ready(&mut self) {
+        let Some(live) = self.live.as_mut() else { return };
+        if live.machine.share().is_none() && !std::mem::replace(&mut live.life.ready_said, true) {
+            self.tell_manager("READY=1");
+        }
     }
 
     /// The old server may drain. If it was kept until now, the record says so first.

@@ -79,7 +79,7 @@ impl Generation {
             () if self.tenure.awaits_heir => "the supervisor that was about to replace it comes first",
             () if self.is_turned_back() => "it was undone and is on its way out",
             () if self.is_on_trial() => "it is on trial (--canary)",
-            () if self.claimer().is_some() => "another server is about to replace it",
+            () if self.claimer().is_some() => "the swap before has not ended",
             () if !self.claim.has_replaced_all() => "it is about to take over another address",
             () => "it is about to let go of an address",
         }

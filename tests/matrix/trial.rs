@@ -1,7 +1,7 @@
 //! Versions on trial, under load: one that is good, and those that fail in a canary and in a hold.
 
 use super::client::{Crowd, Habit, Seen};
-use super::common::{Running, answered_by, get, kill, until};
+use super::common::{Running, answered_by, children, get, kill, until};
 use super::servers::{self, Clients, Server};
 use super::target::Target;
 use super::{Report, Settings, in_lanes};
@@ -91,7 +91,7 @@ impl Scene {
             self.undone(&trial, |scene, _| {
                 let rows = scene.target.sandbox.status();
                 let new = rows.iter().find(|row| row[1] == (scene.generation + 1).to_string()).expect("the new server");
-                kill(new[2].parse().unwrap(), libc::SIGKILL);
+                kill_all(new[2].parse().unwrap());
             });
         }
         let killed = second.stop();
@@ -127,4 +127,16 @@ impl Scene {
         });
         assert_eq!(get(self.target.port).unwrap().generation, self.generation);
     }
+}
+
+/// Ends a server as lack of memory does: were its main process killed alone, its workers would go on as the server.
+fn kill_all(main: i32) {
+    kill(main, libc::SIGSTOP);
+    let mut all = vec![main];
+    let mut next = 0;
+    while let Some(&process) = all.get(next) {
+        all.extend(children(process));
+        next += 1;
+    }
+    all.into_iter().rev().for_each(|process| kill(process, libc::SIGKILL));
 }

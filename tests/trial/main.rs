@@ -6,6 +6,7 @@ mod client;
 #[path = "../common/mod.rs"]
 mod common;
 mod kills;
+mod reloads;
 mod shares;
 mod swaps;
 mod verdicts;

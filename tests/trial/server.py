@@ -1,6 +1,6 @@
 """A server that keeps its connections: python3 server.py DIR ADDRESS... [listeners=N]. N sockets of SO_REUSEPORT listen at
 each address. The answer is its generation, its pid, the number of the socket, and what was posted, which it has appended to
-DIR/ids before. It writes each signal that gets to it to DIR/signals, and a time to DIR/ticks.PID now and then.
+DIR/ids before. It writes each signal that gets to it to DIR/signals (only SIGUSR1 does not end it), and a time to DIR/ticks.PID now and then.
 DIR/health.GENERATION says how it answers GET /health: 200, 500, never ("hangs"), or 500 each second time ("flaps"); "500 everywhere"
 is for every path."""
 
@@ -62,7 +62,8 @@ def is_sick():
 
 def ends(number, _):
     append("signals", f"{generation} {signal.Signals(number).name}")
-    os._exit(0)
+    if number != signal.SIGUSR1:
+        os._exit(0)
 
 
 for number in (signal.SIGTERM, signal.SIGINT, signal.SIGQUIT, signal.SIGHUP, signal.SIGUSR1, signal.SIGUSR2):
