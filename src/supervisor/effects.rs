@@ -120,10 +120,9 @@ impl Supervisor {
     }
 
     fn hold(&mut self, address: Address) {
-        // The pidfiles may still name the servers that it has replaced, or one that had its connections for a while.
+        // The pidfiles may still name the servers that it has replaced.
         let replaced = self.live.as_ref().map_or(Vec::new(), |live| live.names.replaced.clone());
         if !self.register(&address, &replaced)
-            && !self.register(&address, &[replaced, self.kept_by()].concat())
             && let Some(live) = self.live.as_mut()
         {
             live.names.regaining.insert(address, Instant::now() + REGAIN_FOR);

@@ -91,7 +91,7 @@ impl Supervisor {
     }
 
     /// Servers that were on trial beside ours drain behind it, as if it had replaced them. Who claims ours steers all of them:
-    /// they have no new connections any more before the record says so.
+    /// they have no new connections any more before the record says so. The pidfiles that named them are ours again.
     pub(super) fn drain_behind(&mut self, scene: &Scene) {
         let Some(names) = self.live.as_ref().map(|live| &live.names) else { return };
         let (mut replaced, kept) = (names.replaced.clone(), names.kept.clone());
@@ -105,7 +105,10 @@ impl Supervisor {
             }
             replaced.push(new.pid);
         }
-        self.write_olds(Olds { replaced, kept });
+        if self.live.as_ref().is_some_and(|live| live.names.replaced != replaced) {
+            self.write_olds(Olds { replaced: replaced.clone(), kept });
+            self.write_pidfiles(&replaced);
+        }
     }
 
     /// Lets go of the ports whose old servers are all gone, once the new one has proven itself.

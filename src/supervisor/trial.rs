@@ -8,7 +8,6 @@ use crate::error::reason;
 use crate::protocol::{CopyWord, PeerWord};
 use crate::record::Olds;
 use crate::swap::{Level, OldId, Share};
-use crate::sys::process::Pid;
 
 impl Supervisor {
     /// Our server gets this share of the new connections from here on.
@@ -61,14 +60,6 @@ impl Supervisor {
             self.write_olds(Olds { replaced, kept: Vec::new() });
         }
         self.ask(old, PeerWord::Drain);
-    }
-
-    /// Servers without a supervisor that have our server's connections only until that is known.
-    pub(super) fn kept_by(&self) -> Vec<Pid> {
-        let Some(own) = self.live.as_ref().map(|live| live.server.pid) else { return Vec::new() };
-        let servers = self.dir.servers().unwrap_or_default().into_iter();
-        let keeps = servers.filter(|other| other.olds.kept.contains(&own) && other.ever_lost_its_supervisor());
-        keeps.map(|other| other.pid).collect()
     }
 
     /// Whether nothing is waited for any more that clients could lose.

@@ -5,7 +5,7 @@ import java.util.concurrent.Executors;
 
 /**
  * A server that knows nothing of serverswap: no handler for signals, no control channel. Argument: a port. What is posted
- * is repeated.
+ * is repeated. The answer to /ill has status 500.
  */
 public class Web {
     public static void main(String[] arguments) throws IOException {
@@ -14,7 +14,8 @@ public class Web {
         server.createContext("/", exchange -> {
             String posted = new String(exchange.getRequestBody().readAllBytes());
             byte[] answer = (who + posted + "\n").getBytes();
-            exchange.sendResponseHeaders(200, answer.length);
+            boolean ill = exchange.getRequestURI().getPath().equals("/ill");
+            exchange.sendResponseHeaders(ill ? 500 : 200, answer.length);
             exchange.getResponseBody().write(answer);
             exchange.close();
         });

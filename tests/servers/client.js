@@ -1,6 +1,6 @@
 // The classic server, with the client library. Arguments: addresses; then `takedown`, `second=FIFO`: the second
 // address is not ready until somebody has opened the fifo and closed it again, and `ids=FILE`: what is posted, an id, is
-// appended there. The answer repeats it.
+// appended there. The answer repeats it. That to /ill has status 500.
 
 const fs = require('fs');
 const http = require('http');
@@ -17,6 +17,7 @@ function start(address) {
   const server = http.createServer((request, response) => {
     let id = '';
     request.setEncoding('utf8').on('data', (data) => { id += data; }).on('end', () => {
+      if (request.url === '/ill') response.statusCode = 500;
       if (ids && id) fs.writeSync(ids, `${id}\n`);
       response.end(`${process.env.SERVERSWAP_GENERATION} ${process.pid} ${id}\n`);
     });

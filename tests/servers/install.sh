@@ -12,6 +12,7 @@ PATH=$PATH:/usr/sbin
 want() { # COMMAND PACKAGE
     command -v "$1" >/dev/null 2>&1 || packages+=("$2")
 }
+want curl curl
 want node nodejs
 want npm npm
 want python3 python3

@@ -234,6 +234,8 @@ fn serve(address: &str, flags: &Flags) -> Listening {
                         flags.pass("hold");
                     }
                     let last = text.contains("Connection: close");
+                    let ill = text.starts_with("GET /ill ");
+                    let answer = if ill { answer.replacen("200 OK", "500 Ill", 1) } else { answer.clone() };
                     if stream.write_all(answer.as_bytes()).is_err() || last {
                         break;
                     }

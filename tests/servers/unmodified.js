@@ -2,7 +2,7 @@
 // then any of `slow=MS`: every answer takes that long; `workers=N`: a cluster; `broken=N`: one whose workers
 // exit as soon as they listen; `graceful`: the handler for SIGTERM that servers have, which finishes what is running;
 // `keep`: idle connections stay open; `exclusive`: each worker of a cluster listens itself, so that only the first can;
-// `ids=FILE`: what is posted, an id, is appended there. The answer repeats it.
+// `ids=FILE`: what is posted, an id, is appended there. The answer repeats it. That to /ill has status 500.
 
 const cluster = require('cluster');
 const fs = require('fs');
@@ -25,6 +25,7 @@ if (workers > 0 && cluster.isPrimary) {
     const server = http.createServer((request, response) => {
       let id = '';
       const answer = () => {
+        if (request.url === '/ill') response.statusCode = 500;
         if (ids && id) fs.writeSync(ids, `${id}\n`);
         response.end(`${process.env.SERVERSWAP_GENERATION} ${process.pid} ${id}\n`);
       };

@@ -1,5 +1,5 @@
 """Applications that know nothing of serverswap: `wsgi` for gunicorn, `asgi` for uvicorn. What is posted, an id, is
-repeated, and appended to the file that IDS names. A file may tell the generation: GENERATION_FILE."""
+repeated, and appended to the file that IDS names. The answer to /ill has status 500. A file may tell the generation: GENERATION_FILE."""
 
 import os
 
@@ -19,7 +19,8 @@ def body(posted):
 
 def wsgi(environ, start_response):
     answer = body(environ["wsgi.input"].read(int(environ.get("CONTENT_LENGTH") or 0)))
-    start_response("200 OK", [("Content-Type", "text/plain"), ("Content-Length", str(len(answer)))])
+    status = "500 Ill" if environ["PATH_INFO"] == "/ill" else "200 OK"
+    start_response(status, [("Content-Type", "text/plain"), ("Content-Length", str(len(answer)))])
     return [answer]
 
 
@@ -32,5 +33,6 @@ async def asgi(scope, receive, send):
         posted, more = posted + part.get("body", b""), part.get("more_body", False)
     answer = body(posted)
     length = (b"content-length", str(len(answer)).encode())
-    await send({"type": "http.response.start", "status": 200, "headers": [length]})
+    status = 500 if scope["path"] == "/ill" else 200
+    await send({"type": "http.response.start", "status": status, "headers": [length]})
     await send({"type": "http.response.body", "body": answer})

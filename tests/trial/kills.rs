@@ -183,3 +183,18 @@ fn without_the_new_server_it_is_undone() {
 fn a_check_that_is_killed_has_failed() {
     is_killed(Victim::Check, 124, Outcome::Undone, 0);
 }
+
+/// Whoever asks by the address meets the server that has the connections.
+#[test]
+fn the_pidfile_names_the_old_server_while_the_undone_one_drains() {
+    let scene = Scene::new();
+    let first = scene.first();
+    let second = scene.hold(&["--drain", "12"]);
+    let busy = Busy::at(&scene, second);
+    kill(scene.pids(2).1, libc::SIGKILL);
+    until("the pidfile names the old server", || scene.sandbox.pidfile(&scene.port.to_string()) == Some(first.pid));
+    // It is given up after half of that.
+    busy.ends();
+    scene.is_alone(first);
+    scene.end();
+}
