@@ -1,8 +1,8 @@
 //! `make test-servers`: real servers, swapped under load. Prints tables and fails if any client of any of them noticed.
 //!
-//! Arguments: names of rows, or parts of them, to run only these; `part=new`, `part=kept`, `part=other` or `part=trial`: one table
-//! only; `swaps=N`: so many swaps in the rows of kept connections; a word that begins with `-` goes to serverswap: with
-//! `--plain` or `--no-relay` no table is spotless.
+//! Arguments: names of rows, or parts of them, to run only these; `part=new`, `part=kept`, `part=other` or
+//! `part=trial`: one table only; `swaps=N`: so many swaps in the rows of kept connections; a word that begins with `-`
+//! goes to serverswap: with `--plain` or `--no-relay` no table is spotless.
 
 #[path = "../common/mod.rs"]
 mod common;

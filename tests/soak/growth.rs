@@ -10,6 +10,9 @@ use std::net::{Ipv4Addr, SocketAddr};
 /// After so many the heap has its size.
 const WARM_UP: u64 = 30;
 
+/// So many follow before anything is said of growth, however long they take.
+const MEASURED: u64 = 10;
+
 /// What there is of it now: files, threads, KiB of memory of its own, files in the run directory, processes.
 type Sample = [(&'static str, u64, u64); 5];
 
@@ -28,7 +31,7 @@ pub fn lane(mut random: Random) {
         if generation == WARM_UP {
             before = Some(settled(&sandbox, pid));
         }
-        if is_over() {
+        if is_over() && generation > WARM_UP + MEASURED {
             break;
         }
         match random.below(2) {
@@ -45,12 +48,10 @@ pub fn lane(mut random: Random) {
         tally(|t| t.swaps += 1);
     }
     count("the supervisor that reloads", &crowd.stop());
-    if let Some(before) = before {
-        let after = settled(&sandbox, pid);
-        let pairs = before.into_iter().zip(after);
-        let grown = pairs.map(|((name, before, more), (_, after, _))| (name, before, after, more));
-        tally(|t| t.growth.extend(grown));
-    }
+    let before = before.expect("the lane ends after its warm-up");
+    let pairs = before.into_iter().zip(settled(&sandbox, pid));
+    let grown = pairs.map(|((name, before, more), (_, after, _))| (name, before, after, more));
+    tally(|t| t.growth.extend(grown));
     sandbox.take_down(&address);
     assert_eq!(supervisor.wait(), 0);
     until("nobody is left", || sandbox.inhabitants().is_empty());
