@@ -87,13 +87,14 @@ impl Verdict {
         Ok(())
     }
 
-    /// One in plain order refuses connections by itself, and who is ended by a signal drops those that it has: close
-    /// to zero, not zero. But nobody is kept waiting, or gets half an answer.
+    /// One in plain order refuses connections by itself, or the kernel drops the SYN that meets a listener as it closes,
+    /// and who is ended by a signal drops those that it has: close to zero, not zero. But nobody who is connected is
+    /// kept waiting, or gets half an answer.
     pub fn is_plain(&self, stopped: bool) -> Result<(), String> {
         use common::Failure::*;
         let may_fail = |failure: &common::Failure| match failure {
-            Refused | Reset | Empty => true,
-            TimedOut | Resent => stopped,
+            Refused | Resent | Reset | Empty => true,
+            TimedOut => stopped,
             Cut | Other => false,
         };
         if self.failures.keys().all(may_fail) { Ok(()) } else { Err(format!("{:?}\n{}", self.failures, self.said)) }
