@@ -31,12 +31,18 @@ pub struct Link {
     pub stream: UnixStream,
     /// The main thread has done with it: nothing that was written to it is read any more.
     pub done: AtomicBool,
+    /// That of whoever connected to a control socket. It comes after the stream, which so is closed first.
+    _place: Option<Place>,
 }
 
 impl Link {
-    /// A connection that was just made.
+    /// A connection of ours.
     pub fn new(stream: UnixStream) -> Arc<Link> {
-        Arc::new(Link { stream, done: AtomicBool::new(false) })
+        Link::at(stream, None)
+    }
+
+    fn at(stream: UnixStream, place: Option<Place>) -> Arc<Link> {
+        Arc::new(Link { stream, done: AtomicBool::new(false), _place: place })
     }
 }
 
@@ -96,31 +102,32 @@ const CONNECTIONS_MAX: usize = 1024;
 pub const CONNECTIONS_SPARE: usize = 32;
 
 static NEXT: AtomicU64 = AtomicU64::new(1);
-static CONNECTIONS: Slots = Slots { taken: Mutex::new(0), freed: Condvar::new() };
+static PLACES: Mutex<usize> = Mutex::new(0);
+static PLACE_FREED: Condvar = Condvar::new();
 
 /// How many connections to its control sockets this supervisor takes: swaps need open files too.
 pub fn connections_max() -> usize {
     CONNECTIONS_MAX.min(process::open_files_max() / 2)
 }
 
-/// Counts the threads that read from whoever connected.
-struct Slots {
-    taken: Mutex<usize>,
-    freed: Condvar,
+/// One of the connections to the control sockets.
+struct Place;
+
+impl Place {
+    /// Waits until there is one, for which the main thread makes room. New connections wait in the kernel meanwhile.
+    fn take() -> Place {
+        let most = connections_max() + CONNECTIONS_SPARE;
+        let taken = PLACES.lock().unwrap_or_else(PoisonError::into_inner);
+        let taken = PLACE_FREED.wait_while(taken, |taken| *taken >= most);
+        *taken.unwrap_or_else(PoisonError::into_inner) += 1;
+        Place
+    }
 }
 
-impl Slots {
-    /// Waits until there is room, which the main thread makes. New connections wait in the kernel meanwhile.
-    fn take(&self) {
-        let most = connections_max() + CONNECTIONS_SPARE;
-        let taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let taken = self.freed.wait_while(taken, |taken| *taken >= most);
-        *taken.unwrap_or_else(PoisonError::into_inner) += 1;
-    }
-
-    fn free(&self) {
-        *self.taken.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
-        self.freed.notify_one();
+impl Drop for Place {
+    fn drop(&mut self) {
+        *PLACES.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        PLACE_FREED.notify_one();
     }
 }
 
@@ -215,8 +222,7 @@ pub fn accept(events: Events, listener: Arc<UnixListener>) -> io::Result<()> {
                     if !trusted {
                         let _ = socket::send_now(&stream, b"ERROR this control socket is not yours\n");
                     } else {
-                        CONNECTIONS.take();
-                        serve(&events, Link::new(stream));
+                        serve(&events, Link::at(stream, Some(Place::take())));
                     }
                 }
                 // The main thread has shut the socket down: the server has ended.
@@ -232,15 +238,12 @@ pub fn accept(events: Events, listener: Arc<UnixListener>) -> io::Result<()> {
 fn serve(events: &Events, link: Arc<Link>) {
     let id = next_id();
     let events = events.clone();
-    let started = start("peer", move || {
+    // Without a thread the connection ends with the link.
+    let _ = start("peer", move || {
         if events.send(Event::Opened(id, link.clone())).is_ok() {
             read_lines(&events, id, &link, Peer::Anybody);
         }
-        CONNECTIONS.free();
     });
-    if started.is_err() {
-        CONNECTIONS.free();
-    }
 }
 
 /// Connects to the supervisor of an old server and reads what it says. Where nobody answers, waits

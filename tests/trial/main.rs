@@ -248,6 +248,14 @@ impl Crowd {
         assert!(failures.is_empty(), "{failures:?}, answered: {answers:?}");
         answers
     }
+
+    /// The same where a third server replaces two: it takes another index when the first of them leaves. Whoever comes
+    /// in this very moment is not lost, but has to ask again.
+    fn has_lost_nothing_to_a_third(self) {
+        let (answers, failures) = self.stop();
+        let asked_again = failures.iter().all(|(failure, times)| (*failure, *times) == (Failure::Resent, 1));
+        assert!(asked_again, "{failures:?}, answered: {answers:?}");
+    }
 }
 
 #[test]

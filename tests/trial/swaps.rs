@@ -40,7 +40,7 @@ fn a_newer_deploy_waits_for_a_canary() {
         until("one server is left", || scene.states().len() == 1);
     }
     assert!(!alive(first.pid));
-    crowd.has_lost_nothing();
+    crowd.has_lost_nothing_to_a_third();
     scene.end();
 }
 
