@@ -50,8 +50,6 @@ fn main() {
     if getsid(None) != Ok(getpid()) {
         std::process::exit(in_a_session_of_its_own());
     }
-    // Without autogroups there is nothing to yield.
-    let _ = std::fs::write("/proc/self/autogroup", "19");
     let mut settings = Settings { options: Vec::new(), names: Vec::new(), swaps: None };
     let mut part = None;
     for word in std::env::args().skip(1) {
@@ -78,10 +76,7 @@ fn main() {
     std::process::exit(i32::from(verdict != "ok"));
 }
 
-/// Runs this program again, for its status. A session is a group to the scheduler, with a nice value of its own (sched(7),
-/// "The autogroup feature"). Clients that never rest yield to the servers, each of which is in a session too: on Linux
-/// 6.18 an old server with two busy processes was seen not to run for nine seconds between those of the new one and
-/// such clients.
+/// Runs this program again, for its status: the nice value of a session is that of its own clients alone.
 fn in_a_session_of_its_own() -> i32 {
     let mut again = Command::new("/proc/self/exe");
     again.args(std::env::args_os().skip(1));
