@@ -12,14 +12,14 @@ use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 use std::time::Duration;
 
-/// Of each server. Those with many clients have fewer swaps: the table says how many.
+/// Of each server.
 const LOADS: [Load; 6] = [
     Load { clients: 16, manner: Manner::Closed, swaps: 20, lanes: 2 },
     Load { clients: 16, manner: Manner::Pauses, swaps: 20, lanes: 8 },
     Load { clients: 4, manner: Manner::Closed, swaps: 20, lanes: 2 },
     Load { clients: 4, manner: Manner::Pauses, swaps: 20, lanes: 8 },
-    Load { clients: 256, manner: Manner::Closed, swaps: 3, lanes: 1 },
-    Load { clients: 256, manner: Manner::Pauses, swaps: 3, lanes: 3 },
+    Load { clients: 256, manner: Manner::Closed, swaps: 20, lanes: 1 },
+    Load { clients: 256, manner: Manner::Pauses, swaps: 20, lanes: 3 },
 ];
 
 /// A swap that takes so much longer than one without connections has waited for `--drain`, which is 10 s.
