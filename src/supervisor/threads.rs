@@ -38,11 +38,7 @@ pub struct Link {
 impl Link {
     /// A connection of ours.
     pub fn new(stream: UnixStream) -> Arc<Link> {
-        Link::at(stream, None)
-    }
-
-    fn at(stream: UnixStream, place: Option<Place>) -> Arc<Link> {
-        Arc::new(Link { stream, done: AtomicBool::new(false), _place: place })
+        Arc::new(Link { stream, done: AtomicBool::new(false), _place: None })
     }
 }
 
@@ -222,7 +218,8 @@ pub fn accept(events: Events, listener: Arc<UnixListener>) -> io::Result<()> {
                     if !trusted {
                         let _ = socket::send_now(&stream, b"ERROR this control socket is not yours\n");
                     } else {
-                        serve(&events, Link::at(stream, Some(Place::take())));
+                        let place = Some(Place::take());
+                        serve(&events, Arc::new(Link { stream, done: AtomicBool::new(false), _place: place }));
                     }
                 }
                 // The main thread has shut the socket down: the server has ended.
