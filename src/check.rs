@@ -242,7 +242,7 @@ fn carry(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
         copied.map(drop)
     };
     std::thread::scope(|scope| {
-        scope.spawn(|| one_way(server, client));
+        std::thread::Builder::new().stack_size(64 * 1024).spawn_scoped(scope, || one_way(server, client))?;
         one_way(client, server)
     })
 }

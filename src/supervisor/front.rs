@@ -126,14 +126,14 @@ impl Supervisor {
                 let counts = match message.as_str() {
                     // Not passed on if we have said so ourselves, or the copy was only replaced.
                     "STOPPING=1" => !self.caller.is_stopping() && self.reloads.in_charge == Some(line),
-                    _ => copy.progress != Progress::Starting && !is_replaced,
+                    _ => copy.is_in_place() && !is_replaced,
                 };
                 if counts {
                     self.caller.manager.tell(&message);
                 }
             }
             CopyWord::Done => {
-                copy.progress = Progress::Done;
+                (copy.progress, copy.leaves) = (Progress::Done, false);
                 let waiters = std::mem::take(&mut copy.waiters);
                 self.reloads.start = copy.start.take();
                 self.reloads.in_charge = Some(line);
@@ -364,11 +364,11 @@ impl Supervisor {
         }
     }
 
-    /// Tells the front, once, that our server is on its way out.
+    /// Tells the front, once, that our server is on its way out. One that was undone may serve again.
     pub(super) fn tell_front_of_leaving(&mut self) {
         let (Some(front), Some(live)) = (self.reloads.front, self.live.as_ref()) else { return };
         let leaves = live.machine.is_leaving() || live.machine.is_turned_back();
-        if leaves && !std::mem::replace(&mut self.reloads.leave_said, true) {
+        if !std::mem::replace(&mut self.reloads.leave_said, leaves) && leaves {
             self.tell(front, &CopyWord::Leaves);
         }
     }

@@ -201,14 +201,14 @@ impl Supervisor {
     /// Registers addresses again that a claimer had and gave up; `true` if some could not be registered yet.
     fn regain(&mut self, now: Instant) -> bool {
         let Some(live) = self.live.as_ref().filter(|live| !live.names.regaining.is_empty()) else { return false };
-        let (wanted, replaced) = (live.names.regaining.clone(), live.names.replaced.clone());
+        let (wanted, olds) = (live.names.regaining.clone(), [&*live.names.replaced, &live.names.kept].concat());
         // Somebody has the directory at this moment, as a rule not for long.
         if !self.dir.hold() && wanted.values().any(|until| *until + LOCK_PATIENCE > now) {
             return true;
         }
         let mut waits = false;
         for (address, until) in wanted {
-            let done = self.register(&address, &replaced) || until <= now;
+            let done = self.register(&address, &olds) || until <= now;
             waits |= !done;
             if let (true, Some(live)) = (done, self.live.as_mut()) {
                 live.names.regaining.remove(&address);

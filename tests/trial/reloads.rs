@@ -1,6 +1,6 @@
 //! Reloads of a server whose command says that each version has to prove itself: its front knows whose word counts.
 
-use crate::common::{Running, SERVERSWAP, answered_by, get, until};
+use crate::common::{Running, SERVERSWAP, answered_by, get, kill, until};
 use crate::{Busy, Scene};
 use nix::libc;
 use std::os::unix::net::UnixDatagram;
@@ -67,6 +67,30 @@ fn a_front_whose_copy_was_undone_serves_and_reloads_as_before() {
     let third = get(scene.port).unwrap();
     assert!(third.pid != first.pid && third.pid != second.pid);
     scene.gets_signal(third.generation, &front);
+    front.signal(libc::SIGTERM);
+    front.wait();
+}
+
+#[test]
+fn a_copy_that_was_undone_and_serves_again_can_be_reloaded() {
+    let scene = Scene::new();
+    let (mut front, _manager) = scene.is_managed(&["--hold", "600", "--drain", "30"]);
+    let first = answered_by(scene.port, 1);
+    assert_eq!(scene.reload().wait(), 0);
+    let second = answered_by(scene.port, 2);
+    let busy = Busy::at(&scene, second);
+    assert_eq!(scene.say("--undo").0, 0);
+    scene.goes_to(first);
+    scene.reaches(2, "draining");
+    kill(first.pid, libc::SIGKILL);
+    until("the undone server serves again", || get(scene.port).is_ok_and(|answer| answer == second));
+    scene.reaches(2, "serving");
+    let mut third = scene.reload();
+    busy.ends();
+    assert_eq!(third.wait(), 0, "{}", third.log());
+    assert_eq!(scene.say("--commit").0, 0);
+    let third = get(scene.port).unwrap();
+    assert!(third.pid != first.pid && third.pid != second.pid);
     front.signal(libc::SIGTERM);
     front.wait();
 }
