@@ -560,28 +560,46 @@ fn a_run_directory_that_was_emptied_is_written_again() {
     assert!(status == 0 && log.contains("does not exist: no server has it"), "{log}");
 }
 
+fn pid_namespaces_are_permitted() -> bool {
+    let tried = Command::new("unshare").args(["-pf", "--mount-proc", "true"]).output();
+    let permitted = tried.is_ok_and(|output| output.status.success());
+    if !permitted {
+        eprintln!("left out: no pid namespace may be made here");
+    }
+    permitted
+}
+
+/// A pid namespace in which serverswap with plain-server is the first process; and its pid outside.
+fn container(sandbox: &Sandbox, port: u16, words: &[&str]) -> (Running, i32) {
+    let mut command = sandbox.command("unshare");
+    command.args(["-pf", "--mount-proc", SERVERSWAP]).arg(plain_server()).args(words);
+    let container = sandbox.start(command);
+    answered_by(port, 1);
+    container.says("is up");
+    let first = common::children(container.pid())[0];
+    (container, first)
+}
+
+fn deploy_in_container(sandbox: &Sandbox, first: i32, address: &str) -> Running {
+    let mut command = sandbox.command("nsenter");
+    command.args(["-t", &first.to_string(), "-p", "-m", "--wd=."]);
+    command.args([SERVERSWAP, "-d", "--log"]).arg(sandbox.path("log"));
+    command.arg(plain_server()).args([address, "takedown"]);
+    sandbox.start(command)
+}
+
 #[test]
 fn the_first_process_of_a_container_stays_for_its_successor() {
-    let permitted = Command::new("unshare").args(["-pf", "--mount-proc", "true"]).output();
-    if !permitted.is_ok_and(|output| output.status.success()) {
-        return eprintln!("left out: no pid namespace may be made here");
+    if !pid_namespaces_are_permitted() {
+        return;
     }
     let sandbox = Sandbox::shared();
     let port = sandbox.port();
     let address = format!(":{port}");
-    let mut command = sandbox.command("unshare");
-    command.args(["-pf", "--mount-proc", SERVERSWAP]).arg(plain_server()).args([&address, "takedown"]);
-    let mut container = sandbox.start(command);
-    answered_by(port, 1);
-    container.says("is up");
-    let first = common::children(container.pid())[0];
+    let (mut container, first) = container(&sandbox, port, &[&address, "takedown"]);
     // A server that tells what it does, and releases its address before it ends, is a good neighbour.
     for generation in 2..5 {
-        let mut command = sandbox.command("nsenter");
-        command.args(["-t", &first.to_string(), "-p", "-m", "--wd=."]);
-        command.args([SERVERSWAP, "-d", "--log"]).arg(sandbox.path("log"));
-        command.arg(plain_server()).args([&address, "takedown"]);
-        let mut deploy = sandbox.start(command);
+        let mut deploy = deploy_in_container(&sandbox, first, &address);
         assert_eq!(deploy.wait(), 0, "{}", deploy.log());
         answered_by(port, generation);
         container.says("process 1 stays for server");
@@ -590,5 +608,25 @@ fn the_first_process_of_a_container_stays_for_its_successor() {
     // It passes signals on, and ends with the status of the last server.
     kill(first, libc::SIGTERM);
     assert_eq!(container.wait(), 0, "{}", container.log());
+    assert!(get(port).is_err());
+}
+
+#[test]
+fn a_container_that_is_stopped_between_two_servers_ends() {
+    if !pid_namespaces_are_permitted() {
+        return;
+    }
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let address = format!(":{port}");
+    let (gate, before_exit) = sandbox.gate("before-exit");
+    let (mut container, first) = container(&sandbox, port, &[&address, "takedown", &before_exit]);
+    let mut deploy = deploy_in_container(&sandbox, first, &address);
+    gate.reached();
+    // The server of process 1 is replaced, and has not ended: the signal means its successor too.
+    kill(first, libc::SIGTERM);
+    gate.open();
+    container.wait();
+    deploy.wait();
     assert!(get(port).is_err());
 }

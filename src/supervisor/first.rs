@@ -36,6 +36,10 @@ impl Supervisor {
         let end = threads::end_of(self.events.clone(), pid, Pidfd::open(pid).ok()?).ok()?;
         let text = format!("process 1 stays for server {}, which supervisor {pid} has", server.pid);
         self.log.say(Level::Notice, None, &text);
+        if self.caller.signals > 0 {
+            // Who has told process 1 to stop means the container, whichever server it has by now.
+            tell(pid, Signal::SIGTERM);
+        }
         Some(Successor { pid, end })
     }
 
@@ -47,10 +51,18 @@ impl Supervisor {
         }
     }
 
-    /// Passes a signal on to whoever has the server by now; `false` if nobody has.
-    pub(super) fn passed_to_successor(&self, signal: Signal) -> bool {
+    /// Passes a signal on to whoever has the server by now; `false` if nobody has. A signal to stop counts: its receiver may
+    /// be one that was just replaced.
+    pub(super) fn passed_to_successor(&mut self, signal: Signal) -> bool {
         let Some(successor) = &self.kin.successor else { return false };
-        let _ = kill(nix::unistd::Pid::from_raw(successor.pid.raw()), signal);
+        tell(successor.pid, signal);
+        let goes_on = matches!(signal, Signal::SIGHUP | Signal::SIGUSR1 | Signal::SIGUSR2);
+        self.caller.signals += u32::from(!goes_on);
         true
     }
+}
+
+/// A supervisor that ends meanwhile needs no signal.
+fn tell(supervisor: Pid, signal: Signal) {
+    let _ = kill(nix::unistd::Pid::from_raw(supervisor.raw()), signal);
 }
