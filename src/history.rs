@@ -79,6 +79,11 @@ impl Entry {
             .chain(self.keys.1.iter().copied().zip(self.fields.iter().map(String::as_str)))
     }
 
+    /// Whether it tells of the swap to this server.
+    pub fn is_of(&self, new: Who) -> bool {
+        (self.field("to"), self.field("to_pid")) == (&new.generation.to_string(), &new.pid.to_string())
+    }
+
     fn field(&self, key: &str) -> &str {
         self.fields().find(|(name, _)| *name == key).map_or(UNKNOWN, |(_, field)| field)
     }

@@ -5,6 +5,7 @@ mod common;
 use common::{Sandbox, alive, answered_by, until};
 use std::fs;
 use std::os::unix::fs::symlink;
+use std::time::{Duration, SystemTime};
 
 /// The lines of a history, each as its fields.
 fn history(sandbox: &Sandbox, port: u16) -> Vec<Vec<String>> {
@@ -74,6 +75,9 @@ fn a_history_tells_of_swaps_and_of_failed_deploys() {
         assert_eq!(count("swap"), 3 + failed);
         let (status, text) = sandbox.run(["--status", "-v", &address]);
         assert!(status == 125 && text.contains(&swaps[0].join("\t")), "{text}");
+        let (status, text) = sandbox.run(["--status", "-v", "--json", &address]);
+        let told = format!("\"from\":1,\"from_pid\":{}", pids[0]);
+        assert!(status == 125 && text.contains("\"pid\":null") && text.contains(&told), "{text}");
     });
 }
 
@@ -149,4 +153,33 @@ fn a_file_in_place_of_a_history_harms_no_swap() {
     assert!(status == 0 && !log.contains("its history"), "{log}");
     until("both are told", || history(&sandbox, port).len() == 2);
     sandbox.take_down(&address);
+}
+
+#[test]
+fn a_history_is_kept_for_a_month_and_as_long_as_its_address_is_served() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let address = format!(":{port}");
+    for _ in 0..2 {
+        let (status, log) = sandbox.deploy(&[&address]);
+        assert_eq!(status, 0, "{log}");
+    }
+    let served = sandbox.run_dir().join(format!("{port}.history"));
+    let [month, gone] = [30, 32].map(|days| {
+        let path = sandbox.run_dir().join(format!("{days}.history"));
+        fs::copy(&served, &path).unwrap();
+        path
+    });
+    let long_ago = SystemTime::now() - Duration::from_secs(31 * 24 * 3600);
+    for path in [&served, &gone] {
+        fs::File::open(path).unwrap().set_modified(long_ago).unwrap();
+    }
+    let other = format!(":{}", sandbox.port());
+    let (status, log) = sandbox.deploy(&[&other]);
+    assert_eq!(status, 0, "{log}");
+    until("what is old is gone", || !gone.exists());
+    assert!(served.exists() && month.exists());
+    let (status, log) = sandbox.run(["--takedown", &address, &other]);
+    assert_eq!(status, 0, "{log}");
+    sandbox.assert_clean();
 }

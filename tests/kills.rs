@@ -388,6 +388,7 @@ fn a_reload_that_has_lost_its_supervisor_in_the_drain_is_gone_on_with() {
             let seen = load.stop();
             assert!(seen.failures.is_empty() && !seen.answers.contains_key(&first), "{seen:?}");
         }
+        assert_eq!(sandbox.swaps_to(port, second), ["switched: its supervisor had ended"]);
         sandbox.take_down(&address);
     }
 }

@@ -41,7 +41,13 @@ pub fn show_status(dir: Option<&RunDir>, targets: &[Target], form: Form, log: Lo
         let history = row.address.as_ref().and_then(|address| histories.as_ref()?.get(address).cloned());
         row.cells.1 = history.or(histories.as_ref().map(|_| Vec::new()));
     }
-    let rows: Vec<Row> = rows.into_iter().map(|row| row.cells).collect();
+    let is_gone = |address: &Address| !rows.iter().any(|row| row.address.as_ref() == Some(address));
+    let told = histories.iter().flatten().filter(|(address, history)| is_gone(address) && !history.is_empty());
+    let gone: Vec<Row> = match layout {
+        Layout::Json => told.map(|(address, history)| Row::of_history(address, history)).collect(),
+        Layout::People | Layout::Tabs => Vec::new(),
+    };
+    let rows: Vec<Row> = rows.into_iter().map(|row| row.cells).chain(gone).collect();
     let mut written = print(&rows, layout);
     for (address, history) in histories.iter().flatten() {
         written = written.and_then(|()| print_history(address, history, layout));

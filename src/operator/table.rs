@@ -13,6 +13,14 @@ const FIELDS: usize = 11;
 /// A line of the table; `-` is what is not known or does not apply. The history of its address, for JSON with `-v`.
 pub struct Row(pub [String; FIELDS], pub Option<Vec<Entry>>);
 
+impl Row {
+    /// An address whose servers are gone.
+    pub fn of_history(address: &Address, history: &[Entry]) -> Row {
+        let field = |nth| if nth == 0 { address.to_string() } else { "-".to_owned() };
+        Row(std::array::from_fn(field), Some(history.to_vec()))
+    }
+}
+
 /// The form of the table.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Layout {

@@ -46,10 +46,15 @@ impl RunDir {
         Ok(())
     }
 
-    /// Removes the histories among these files in which nothing was written for long: ports may be of one use only.
+    /// Removes the histories among these files in which nothing was written for long, and whose addresses nobody has any
+    /// more: ports may be of one use only.
     pub fn forget_histories(&self, names: &[String]) {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        for name in names.iter().filter(|name| name.ends_with(SUFFIX)) {
+        for name in names {
+            let Some(pidfile) = name.strip_suffix(SUFFIX).map(|stem| stem.to_owned() + ".pid") else { continue };
+            if names.contains(&pidfile) {
+                continue;
+            }
             let Ok(stat) = fstatat(&self.dir, name.as_str(), AtFlags::AT_SYMLINK_NOFOLLOW) else { continue };
             let written = Duration::from_secs(stat.st_mtime.try_into().unwrap_or(0));
             let is_file = stat.st_mode & libc::S_IFMT == libc::S_IFREG;

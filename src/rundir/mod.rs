@@ -138,6 +138,14 @@ impl RunDir {
     pub fn given(&self) -> &Path {
         self.whole.as_ref().map_or(&self.path, |whole| &whole.path)
     }
+
+    /// The option by which a person finds it who has not chosen one; nothing if there is no need of one.
+    pub fn option(&self) -> String {
+        let is_default = RunDir::path_of(None).is_ok_and(|path| path == self.given());
+        // As a shell reads it.
+        let quoted = self.given().to_string_lossy().replace('\'', r"'\''");
+        if is_default { String::new() } else { format!("--run-dir '{quoted}' ") }
+    }
 }
 
 /// Opens a directory and checks that it is ours alone, or that of one other user if root only looks. Gives its owner too.

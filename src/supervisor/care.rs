@@ -64,7 +64,9 @@ impl Supervisor {
         if !scene.is_behind_another() {
             steer_away(&scene, &server, &found);
         }
+        let orphan = found.orphan;
         self.adopt(holder, lock, server, found)?;
+        self.end_swap_of_orphan(orphan, &beside);
         self.drain_behind(&scene);
         let orphans = beside.iter().filter(|other| other.holder.is_orphan);
         orphans.for_each(|other| self.care(&other.holder, TAKEN_OVER));

@@ -19,7 +19,7 @@ pub(super) struct Course {
     pub(super) wanted: BTreeSet<Address>,
     /// Those that an older server had, and which one.
     pub(super) from: BTreeMap<Address, Who>,
-    /// The first thing that went wrong.
+    /// The first thing that went wrong, since it was up if it was.
     pub(super) failure: Option<String>,
     /// The addresses for which a newer server has the lock.
     pub(super) granted: Vec<Address>,

@@ -114,7 +114,8 @@ impl Supervisor {
                 copy.server = Pid::new(pid.into()).map(|pid| (pid, start));
                 copy.server.into_iter().for_each(|server| self.kin.household.has_copy_of(server));
             }
-            CopyWord::Leaves => copy.leaves = true,
+            // While all are told to stop, it may be only that.
+            CopyWord::Leaves => copy.leaves |= !self.caller.is_stopping(),
             CopyWord::Said(text) => {
                 let waiters = copy.waiters.clone();
                 self.tell_waiters(&waiters, &HolderWord::Said(text));
@@ -214,7 +215,7 @@ impl Supervisor {
                 Progress::Held | Progress::Done => {}
             }
             let own_leaves = self.live.as_ref().is_some_and(|live| live.machine.is_leaving());
-            let may = own_leaves || self.caller.is_stopping() && copy.progress != Progress::Starting;
+            let may = own_leaves && !copy.leaves || self.caller.is_stopping() && copy.is_in_place();
             let succeeds = may && Some(line) > self.reloads.in_charge;
             if succeeds || self.reloads.in_charge == Some(line) {
                 (self.caller.status, self.reloads.in_charge) = (end, Some(line));
@@ -226,7 +227,7 @@ impl Supervisor {
     /// The copy in charge, or our own server, has ended: the youngest copy that came after it is in charge now. While
     /// all are told to stop, only a copy whose server is up counts, even if it has not said DONE yet.
     pub(super) fn find_heir(&mut self, ended: Id) {
-        let inherits = |copy: &Child| !self.caller.is_stopping() || copy.progress != Progress::Starting;
+        let inherits = |copy: &Child| !self.caller.is_stopping() || copy.is_in_place();
         let mut younger = self.reloads.copies.range(ended..);
         let heir = younger.rfind(|(_, copy)| inherits(copy)).map(|(line, _)| *line);
         self.reloads.in_charge = heir.or(self.reloads.in_charge);

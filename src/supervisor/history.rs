@@ -4,12 +4,13 @@
 
 use super::course::{DONE, Gone};
 use super::state::Supervisor;
-use crate::finder::Holder;
+use crate::address::Address;
+use crate::finder::{Beside, Holder};
 use crate::history::{Entry, Who};
 use crate::protocol::SupervisorWord;
 use crate::record::one_line;
 use crate::rundir::pidfile;
-use crate::swap::{Effect, Level};
+use crate::swap::{Effect, Level, Orphan};
 use std::time::Instant;
 
 impl Supervisor {
@@ -33,12 +34,13 @@ impl Supervisor {
                 self.meet();
             }
             Effect::SwitchBack => course.switched = None,
-            Effect::Unlock(_) => self.meet(),
+            Effect::Check | Effect::Portion(_) | Effect::Unlock(_) => self.meet(),
             Effect::Report(Level::Error, _, text) => {
                 course.failure.get_or_insert_with(|| text.clone());
                 self.meet();
             }
-            Effect::Up => course.up = Some(now),
+            // What went wrong before has not kept it from that.
+            Effect::Up => (course.up, course.failure) = (Some(now), None),
             Effect::Done => self.end_swap(DONE),
             Effect::Passed => self.end_swap("replaced"),
             Effect::End(status) => {
@@ -88,6 +90,25 @@ impl Supervisor {
             self.guess_from();
         }
         self.end_swap(&format!("{word}: {why}"));
+    }
+
+    /// Our server is an orphan: if its supervisor was in a swap, nobody has told of that.
+    pub(super) fn end_swap_of_orphan(&mut self, orphan: Orphan, beside: &[Beside]) {
+        let (Some(live), Some(who)) = (self.live.as_ref(), self.who()) else { return };
+        let end = match orphan {
+            Orphan::Superseded if !live.names.kept.is_empty() => "undone: its supervisor had ended",
+            Orphan::Follows => "switched: its supervisor had ended",
+            _ => return,
+        };
+        let is_told = |entry: &Entry| entry.is_of(who);
+        let untold = |at: &Address| !self.dir.history(at).is_ok_and(|all| all.iter().any(is_told));
+        let course = &mut self.agenda.course;
+        course.wanted = live.machine.addresses().into_iter().filter(untold).collect();
+        for old in beside.iter().filter(|old| live.names.olds().contains(&old.holder.pid)) {
+            let at: Vec<Address> = old.party.places.iter().map(|place| place.address.into()).collect();
+            course.meet(&at, Who { generation: old.holder.generation, pid: old.holder.pid });
+        }
+        self.end_swap(end);
     }
 
     /// A new server that ended before it wanted anything: most likely it was to replace the server of the same command.

@@ -61,6 +61,13 @@ pub(super) struct Names {
     pub(super) name: Option<Address>,
 }
 
+impl Names {
+    /// The servers that it has replaced, and those that are kept.
+    pub(super) fn olds(&self) -> Vec<Pid> {
+        [&*self.replaced, &self.kept].concat()
+    }
+}
+
 /// What the kernel is asked about it.
 #[derive(Default)]
 pub(super) struct Looks {

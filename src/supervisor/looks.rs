@@ -201,7 +201,7 @@ impl Supervisor {
     /// Registers addresses again that a claimer had and gave up; `true` if some could not be registered yet.
     fn regain(&mut self, now: Instant) -> bool {
         let Some(live) = self.live.as_ref().filter(|live| !live.names.regaining.is_empty()) else { return false };
-        let (wanted, olds) = (live.names.regaining.clone(), [&*live.names.replaced, &live.names.kept].concat());
+        let (wanted, olds) = (live.names.regaining.clone(), live.names.olds());
         // Somebody has the directory at this moment, as a rule not for long.
         if !self.dir.hold() && wanted.values().any(|until| *until + LOCK_PATIENCE > now) {
             return true;

@@ -33,7 +33,7 @@ impl Supervisor {
 
     fn write_again(&mut self) -> Result<()> {
         self.dir.open_again()?;
-        let replaced = self.live.as_ref().map_or(Vec::new(), |live| [&*live.names.replaced, &live.names.kept].concat());
+        let replaced = self.live.as_ref().map_or(Vec::new(), |live| live.names.olds());
         self.register_again();
         self.write_pidfiles(&replaced);
         let Some(live) = self.live.as_mut() else { return Ok(()) };

@@ -34,8 +34,9 @@ impl Supervisor {
         let (name, pid) = (live.machine.name(), live.server.pid);
         let target = name.as_ref().map_or_else(|| format!("@{pid}"), Address::to_string);
         let time = self.run.trial.hold.as_secs_f64();
+        let dir = self.dir.option();
         let text = format!(
-            "server {pid} has all new connections; the old one is kept for {time} s (to have it back: serverswap --undo {target}; to let it go: serverswap --commit {target})"
+            "server {pid} has all new connections; the old one is kept for {time} s (to have it back: serverswap {dir}--undo {target}; to let it go: serverswap {dir}--commit {target})"
         );
         self.log.say(Level::Notice, name.as_ref(), &text);
         let olds = self.peers.olds.iter().filter(|(_, old)| old.locked);
@@ -56,8 +57,7 @@ impl Supervisor {
     /// The old server may drain. If it was kept until now, the record says so first.
     pub(super) fn ask_drain(&mut self, old: OldId) {
         if let Some(names) = self.live.as_ref().map(|live| &live.names).filter(|names| !names.kept.is_empty()) {
-            let replaced = names.replaced.iter().chain(&names.kept).copied().collect();
-            self.write_olds(Olds { replaced, kept: Vec::new() });
+            self.write_olds(Olds { replaced: names.olds(), kept: Vec::new() });
         }
         self.ask(old, PeerWord::Drain);
     }

@@ -126,8 +126,7 @@ impl Generation {
     /// What follows from an event.
     pub fn step(&mut self, event: Event) -> Vec<Effect> {
         let claimer = if let Event::Claim(claimer) = event { Some(claimer) } else { None };
-        let is_asked =
-            if let Event::Undo(who) | Event::Confirm(who) = event { Some((who, self.answer(&event))) } else { None };
+        let asked = self.verdict(&event);
         if self.ours.stage != Stage::Ended {
             self.take_in(event);
         }
@@ -139,9 +138,7 @@ impl Generation {
             let why = self.waits_for().to_owned();
             self.ours.effects.push(Effect::TellWaits(claimer, why));
         }
-        self.ours.effects.extend(is_asked.map(|(who, answer)| {
-            answer.map_or_else(|why| Effect::Refuse(who, why.to_owned()), |()| Effect::TellDone(who))
-        }));
+        self.tell_deciders(asked);
         std::mem::take(&mut self.ours.effects)
     }
 

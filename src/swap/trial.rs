@@ -4,7 +4,16 @@ use super::Generation;
 use super::claim::Cause;
 use super::ours::Why;
 use super::tenure::Wish;
-use super::words::{ClaimerId, Event, Level, OldId};
+use super::words::{ClaimerId, Effect, Event, Level, OldId};
+
+const UNDONE: &str = "it was undone already";
+
+/// How somebody wants a trial to end.
+pub(super) struct Verdict {
+    who: ClaimerId,
+    commits: bool,
+    hindrance: Option<&'static str>,
+}
 
 impl Generation {
     /// Whether the server has connections that may go back to the old ones.
@@ -27,17 +36,39 @@ impl Generation {
         self.claim.turned_back().is_some()
     }
 
-    /// What whoever says `--undo` or `--commit` is told.
-    pub(super) fn answer(&self, verdict: &Event) -> Result<(), &'static str> {
-        let commits = matches!(verdict, Event::Confirm(_));
-        match () {
+    /// Who says `--undo` or `--commit` with this event, and what keeps that from being done.
+    pub(super) fn verdict(&self, event: &Event) -> Option<Verdict> {
+        let (who, commits) = match event {
+            Event::Undo(who) => (*who, false),
+            Event::Confirm(who) => (*who, true),
+            _ => return None,
+        };
+        let hindrance = match () {
             () if self.is_on_trial() && commits && !self.claim.has_locks() => {
-                Err("the supervisor of the old server is not heard")
+                Some("the supervisor of the old server is not heard")
             }
-            () if self.is_on_trial() => Ok(()),
-            () if self.is_starting() => Err("its new server is not up yet"),
-            () if self.is_turned_back() => Err("it was undone already"),
-            () => Err("no old server is kept"),
+            () if self.is_on_trial() => None,
+            () if self.is_starting() => Some("its new server is not up yet"),
+            () if self.is_turned_back() => Some(UNDONE),
+            () => Some("no old server is kept"),
+        };
+        Some(Verdict { who, commits, hindrance })
+    }
+
+    /// Tells everyone who wants the trial to end, now or before, when it has. Where a commit is not switched to yet, the
+    /// switch has to wait for another address.
+    pub(super) fn tell_deciders(&mut self, verdict: Option<Verdict>) {
+        let Generation { ours, claim, .. } = self;
+        match verdict {
+            Some(Verdict { who, hindrance: Some(why), .. }) => ours.effects.push(Effect::Refuse(who, why.to_owned())),
+            Some(Verdict { who, commits: true, .. }) => claim.committing.push(who),
+            Some(Verdict { who, .. }) => ours.effects.push(Effect::TellDone(who)),
+            None => {}
+        }
+        if !claim.is_on_trial() {
+            let is_undone = claim.turned_back().is_some();
+            let answer = |who| if is_undone { Effect::Refuse(who, UNDONE.to_owned()) } else { Effect::TellDone(who) };
+            ours.effects.extend(claim.committing.drain(..).map(answer));
         }
     }
 

@@ -375,6 +375,14 @@ impl Sandbox {
         until("nobody is traced", || tracers().map(|(pid, _)| kill(pid, signal())).count() == 0);
     }
 
+    /// How the swaps to a server have ended, by the history of an address.
+    pub fn swaps_to(&self, port: u16, pid: i32) -> Vec<String> {
+        let text = fs::read_to_string(self.run_dir().join(format!("{port}.history"))).unwrap_or_default();
+        let lines = text.lines().map(|line| line.split('\t').collect::<Vec<_>>());
+        let ends = lines.filter(|fields| fields[0] == "swap" && fields[5] == pid.to_string());
+        ends.map(|fields| fields[9].to_owned()).collect()
+    }
+
     /// Starts plain-server under serverswap: options, then the words of the server.
     pub fn plain(&self, options: &[&str], words: &[&str]) -> Running {
         let server = plain_server();

@@ -111,6 +111,9 @@ impl Trial {
         let last = get(self.scene.port).unwrap();
         self.scene.is_alone(last);
         assert!(!alive(self.old.pid) && !alive(self.new.pid));
+        let swaps_to = |pid: i32| self.scene.sandbox.swaps_to(self.scene.port, pid).len();
+        until("both swaps are told of", || swaps_to(last.pid) == 1 && swaps_to(self.new.pid) > 0);
+        assert_eq!(swaps_to(self.new.pid), 1, "told once");
         self.crowd.see(last.pid);
         let (answers, failures) = self.crowd.stop();
         assert!(failures.values().sum::<usize>() <= lost, "{failures:?}, answered: {answers:?}");

@@ -1,6 +1,6 @@
 //! Reloads of a server whose command says that each version has to prove itself: its front knows whose word counts.
 
-use crate::common::{Running, SERVERSWAP, answered_by, get, kill, until};
+use crate::common::{Answer, Running, SERVERSWAP, answered_by, get, kill, until};
 use crate::{Busy, Scene};
 use nix::libc;
 use std::os::unix::net::UnixDatagram;
@@ -23,11 +23,32 @@ impl Scene {
         self.sandbox.serverswap(["--reload", &self.port.to_string()])
     }
 
+    /// A front whose copy was undone, and still has a client.
+    fn has_an_undone_copy(&self) -> Undone {
+        let (front, _) = self.is_managed(&["--hold", "600", "--drain", "30"]);
+        let first = answered_by(self.port, 1);
+        assert_eq!(self.reload().wait(), 0);
+        let second = answered_by(self.port, 2);
+        self.gets_signal(2, &front);
+        let busy = Busy::at(self, second);
+        assert_eq!(self.say("--undo").0, 0);
+        self.goes_to(first);
+        self.reaches(2, "draining");
+        Undone { front, first, second, busy }
+    }
+
     fn gets_signal(&self, generation: u64, front: &Running) {
         let before = self.signals(generation).len();
         front.signal(libc::SIGUSR1);
         until(&format!("generation {generation} has the signal"), || self.signals(generation).len() > before);
     }
+}
+
+struct Undone {
+    front: Running,
+    first: Answer,
+    second: Answer,
+    busy: Busy,
 }
 
 /// What a service manager hears.
@@ -48,15 +69,7 @@ impl Manager {
 #[test]
 fn a_front_whose_copy_was_undone_serves_and_reloads_as_before() {
     let scene = Scene::new();
-    let (mut front, _manager) = scene.is_managed(&["--hold", "600", "--drain", "30"]);
-    let first = answered_by(scene.port, 1);
-    assert_eq!(scene.reload().wait(), 0);
-    let second = answered_by(scene.port, 2);
-    scene.gets_signal(2, &front);
-    let busy = Busy::at(&scene, second);
-    assert_eq!(scene.say("--undo").0, 0);
-    scene.goes_to(first);
-    scene.reaches(2, "draining");
+    let Undone { mut front, first, second, busy } = scene.has_an_undone_copy();
     scene.gets_signal(1, &front);
     // The undone server still has a client, and the next one waits until it is gone.
     let mut third = scene.reload();
@@ -74,14 +87,7 @@ fn a_front_whose_copy_was_undone_serves_and_reloads_as_before() {
 #[test]
 fn a_copy_that_was_undone_and_serves_again_can_be_reloaded() {
     let scene = Scene::new();
-    let (mut front, _manager) = scene.is_managed(&["--hold", "600", "--drain", "30"]);
-    let first = answered_by(scene.port, 1);
-    assert_eq!(scene.reload().wait(), 0);
-    let second = answered_by(scene.port, 2);
-    let busy = Busy::at(&scene, second);
-    assert_eq!(scene.say("--undo").0, 0);
-    scene.goes_to(first);
-    scene.reaches(2, "draining");
+    let Undone { mut front, first, second, busy } = scene.has_an_undone_copy();
     kill(first.pid, libc::SIGKILL);
     until("the undone server serves again", || get(scene.port).is_ok_and(|answer| answer == second));
     scene.reaches(2, "serving");
@@ -93,6 +99,15 @@ fn a_copy_that_was_undone_and_serves_again_can_be_reloaded() {
     assert!(third.pid != first.pid && third.pid != second.pid);
     front.signal(libc::SIGTERM);
     front.wait();
+}
+
+#[test]
+fn a_front_that_is_stopped_has_not_the_status_of_its_undone_copy() {
+    let scene = Scene::new();
+    let Undone { mut front, busy, .. } = scene.has_an_undone_copy();
+    front.signal(libc::SIGTERM);
+    busy.ends();
+    assert_eq!(front.wait(), 0, "{}", front.log());
 }
 
 #[test]

@@ -1,7 +1,7 @@
 //! `--undo` and `--commit`: who says them gets what he asked for, at once, and no client notices.
 
 use crate::client::Client;
-use crate::common::{Answer, alive, get, kill, until};
+use crate::common::{Answer, SERVERSWAP, alive, get, kill, until};
 use crate::{Busy, PATIENT, Scene};
 use nix::libc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -204,6 +204,26 @@ fn without_the_new_supervisor_nobody_waits_for_them_either() {
 }
 
 #[test]
+fn files_that_are_removed_in_a_hold_are_written_again_and_name_the_new_server() {
+    let scene = Scene::new();
+    let first = scene.first();
+    let second = scene.hold(&[]);
+    for name in std::fs::read_dir(scene.sandbox.run_dir()).unwrap().flatten() {
+        std::fs::remove_file(name.path()).unwrap();
+    }
+    let held = [(1, "held".to_owned()), (2, "serving".to_owned())];
+    until("both are there again", || scene.states() == held);
+    assert_eq!(scene.sandbox.pidfile(&scene.port.to_string()), Some(second.pid));
+    // The hold can still be ended by the next deploy.
+    let (status, log) = scene.deploy(&[]);
+    assert_eq!(status, 0, "{log}");
+    let third = get(scene.port).unwrap();
+    scene.is_alone(third);
+    assert!(!alive(first.pid) && !alive(second.pid));
+    scene.end();
+}
+
+#[test]
 fn a_held_server_lives_on() {
     let scene = Scene::new();
     let first = scene.first();
@@ -215,8 +235,12 @@ fn a_held_server_lives_on() {
     assert_eq!(status, 0, "{log}");
     let second = get(scene.port).unwrap();
     assert!(log.contains("the old one is kept for 300 s"), "{log}");
-    assert!(log.contains(&format!("serverswap --undo :{}", scene.port)), "{log}");
-    assert!(log.contains(&format!("serverswap --commit :{}", scene.port)), "{log}");
+    // As anyone may say it, in whose environment there is nothing of ours.
+    let [undo, commit] = ["to have it back: serverswap ", "to let it go: serverswap "].map(|before| {
+        let (_, after) = log.split_once(before).unwrap_or_else(|| panic!("{log}"));
+        after.split([';', ')']).next().unwrap().to_owned()
+    });
+    assert_eq!(commit.replace("--commit", "--undo"), undo);
     assert_eq!(scene.states(), [(1, "held".to_owned()), (2, "serving".to_owned())]);
     assert_eq!(pidfile(), Some(second.pid));
     let file = scene.sandbox.path(&format!("ticks.{}", first.pid));
@@ -224,7 +248,10 @@ fn a_held_server_lives_on() {
     let before = ticks();
     until("it ticks", || ticks() != before);
     assert_eq!(kept.post("during").unwrap().generation(), 1);
-    assert_eq!(scene.say("--undo").0, 0);
+    let mut shell = scene.sandbox.command("sh");
+    shell.args(["-c", &format!("{SERVERSWAP} {undo}")]).env_remove("SERVERSWAP_RUN_DIR");
+    let mut shell = scene.sandbox.start(shell);
+    assert_eq!(shell.wait(), 0, "{}", shell.log());
     until("its pidfile is back", || pidfile() == Some(first.pid));
     assert_eq!(kept.post("after").unwrap().generation(), 1);
     scene.is_alone(first);

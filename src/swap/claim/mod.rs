@@ -10,7 +10,7 @@ mod wants;
 use super::ours::{Leaving, Ours, Stage, Why};
 use super::slots::{Kind, Slot, Slots, list};
 use super::warrant::{Lock, Warrant};
-use super::words::{Effect, Level, OldId, SpeakerId};
+use super::words::{ClaimerId, Effect, Level, OldId, SpeakerId};
 use crate::address::Address;
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -24,6 +24,8 @@ pub(super) struct Claim {
     pub(super) harmed: BTreeSet<Address>,
     pub(super) wants: Wants,
     pub(super) trial: Trial,
+    /// Who has said `--commit`, and is to hear that nobody goes back.
+    pub(super) committing: Vec<ClaimerId>,
     /// How much of the end of the swap was reported.
     pub(super) reported: Reported,
 }

@@ -79,14 +79,13 @@ impl Claim {
 
     /// The checks have all succeeded, or why one of them has not.
     pub fn checked(&mut self, ours: &mut Ours, result: Result<(), String>) {
-        match self.trial {
-            Trial::Checking(_) => {
-                self.trial = result.map_or_else(|why| Trial::Checking(Some(why)), |()| Trial::Checked);
-            }
-            Trial::Canary(_, Due::Now) | Trial::Held(Due::Now) if self.has_locks() => self.go_on(ours),
-            _ if self.is_on_trial() => ours.effects.push(Effect::Check),
-            _ => {}
+        if let Trial::Checking(_) = self.trial {
+            self.trial = result.map_or_else(|why| Trial::Checking(Some(why)), |()| Trial::Checked);
+            return;
         }
+        self.go_on(ours);
+        // The switch may have to wait for another address.
+        ours.effects.extend(self.is_on_trial().then_some(Effect::Check));
     }
 
     /// An old server whose supervisor is not heard cannot be told anything: its caretaker is waited for.

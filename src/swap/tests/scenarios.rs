@@ -778,6 +778,30 @@ fn what_is_committed_cannot_be_undone() {
     }
 }
 
+/// A server that listens at another address meanwhile, and does not accept there yet.
+#[test]
+fn a_canary_that_cannot_be_switched_to_yet_is_checked_and_whoever_commits_it_waits() {
+    let (mut machine, _) = in_canary(Checked::Yes);
+    machine.step(Event::Calls(a(":2"), Meets::Server));
+    machine.step(Event::Taken(a(":2"), vec![OLD]));
+    for _ in 0..2 {
+        machine.step(Event::Timer(Timer::Trial));
+        let effects = machine.step(Event::Checked(Ok(())));
+        assert_has(&effects, &[Effect::Check]);
+        assert!(!effects.iter().any(|effect| matches!(effect, Effect::Switch(_))), "{effects:?}");
+    }
+    assert!(machine.is_on_trial());
+    assert_has(&machine.step(Event::Checked(Ok(()))), &[Effect::Check]);
+    assert_eq!(machine.step(Event::Confirm(CLAIMER)), []);
+    let mut undone = machine.clone();
+    let effects = machine.step(Event::Accepts(a(":2")));
+    assert!(effects.iter().any(|effect| matches!(effect, Effect::Switch(_))), "{effects:?}");
+    assert_eq!(effects.last(), Some(&Effect::TellDone(CLAIMER)));
+    let other = ClaimerId(99);
+    let effects = undone.step(Event::Undo(other));
+    assert_has(&effects, &[Effect::TellDone(other), Effect::Refuse(CLAIMER, "it was undone already".into())]);
+}
+
 #[test]
 fn whoever_ends_on_trial_has_failed() {
     for (mut machine, _) in [in_canary(Checked::No), in_hold(Checked::No)] {
