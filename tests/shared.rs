@@ -8,7 +8,9 @@ mod client;
 mod common;
 
 use client::Client;
-use common::{Answer, Load, Running, Sandbox, Seen, alive, answered_by, get, get_from, kill, plain_server, until};
+use common::{
+    Answer, Failure, Load, Running, Sandbox, Seen, alive, answered_by, get, get_from, kill, plain_server, until,
+};
 use nix::libc;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
@@ -868,7 +870,12 @@ fn the_old_supervisor_hands_its_listeners_over() {
     assert!(!new.log().contains("warning"), "{}", new.log());
     assert_eq!(old.wait(), 0, "{}", old.log());
     scene.crowd.iter().for_each(|load| load.sees(3));
-    assert_unnoticed(scene.crowd);
+    for seen in stop(scene.crowd) {
+        // Where the sockets of the server cannot be had, a socket of ours takes the program off the group, and is a member
+        // until it is closed right afterwards. strace makes that moment long enough for a client.
+        let late = seen.failures.get(&Failure::Resent).copied().unwrap_or_default();
+        assert!(late <= 1 && late == seen.failures.values().sum(), "{seen:?}");
+    }
     scene.sandbox.take_down(&format!(":{}", scene.port));
 }
 
