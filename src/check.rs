@@ -6,6 +6,7 @@
 use crate::cli::Check;
 use crate::error::reason;
 use crate::procfs::MARK;
+use crate::sys::net::{self, Ends};
 use crate::sys::process::{self, Pid};
 use crate::sys::thread::start;
 use std::ffi::OsStr;
@@ -205,8 +206,8 @@ impl Preview {
                         continue;
                     }
                 };
-                // As many as there may be; another one is closed.
-                if Arc::strong_count(&led) > CLIENTS_MAX {
+                // As many as there may be; another one is closed, and so is everybody else's.
+                if !is_own(&client, address) || Arc::strong_count(&led) > CLIENTS_MAX {
                     continue;
                 }
                 let (answer, server) = sync_channel(1);
@@ -234,6 +235,16 @@ impl Drop for Preview {
     }
 }
 
+/// Whether this user, or root, is the client of a connection to this address of ours.
+fn is_own(client: &TcpStream, address: SocketAddr) -> bool {
+    let Ok(local) = client.peer_addr() else { return false };
+    // It may be bound to lo, which has this number everywhere.
+    let found = net::find(Ends { local, peer: address, interface: 1 });
+    let users = [0, nix::unistd::geteuid().as_raw()];
+    // A socket without an inode was closed, and has no user any more: the kernel says 0.
+    found.is_ok_and(|found| found.is_some_and(|socket| socket.inode != 0 && users.contains(&socket.uid)))
+}
+
 /// Carries what each says to the other, until both have said all.
 fn carry(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
     let one_way = |from: &TcpStream, to: &TcpStream| -> io::Result<()> {
@@ -245,4 +256,20 @@ fn carry(client: &TcpStream, server: &TcpStream) -> io::Result<()> {
         std::thread::Builder::new().stack_size(64 * 1024).spawn_scoped(scope, || one_way(server, client))?;
         one_way(client, server)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_client_that_has_closed_its_socket_is_nobodys() {
+        let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
+        let address = listener.local_addr().unwrap();
+        let client = TcpStream::connect(address).unwrap();
+        let accepted = listener.accept().unwrap().0;
+        assert!(is_own(&accepted, address));
+        drop(client);
+        assert!(!is_own(&accepted, address));
+    }
 }

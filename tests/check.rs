@@ -4,8 +4,11 @@ mod common;
 
 use common::{Load, Sandbox, alive, get, get_from, plain_server, until};
 use nix::libc;
+use std::io::{BufRead, BufReader};
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::unix::process::CommandExt;
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 use std::time::Duration;
 
 /// The words of a server in Python, below the directory of the project.
@@ -76,6 +79,46 @@ fn only_the_check_gets_to_the_new_server() {
         sandbox.take_down(&sandbox.status()[0][0]);
         [begun, goes].iter().for_each(|file| std::fs::remove_file(file).unwrap());
     }
+    sandbox.assert_clean();
+}
+
+/// Others get no answer, and keep none from anybody.
+#[test]
+fn a_preview_is_for_its_user_and_root() {
+    if !nix::unistd::geteuid().is_root() {
+        return eprintln!("skipped: not root");
+    }
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let server = server(&format!("0.0.0.0:{port}"));
+    assert_eq!(sandbox.run(words(&[], &server)).0, 0);
+    let (command, begun, goes) = waits(&sandbox);
+    let mut new = sandbox.serverswap(words(&["--check", &command, "--check-http", "/"], &server));
+    let (preview, ..) = seen(&begun);
+    // More than a preview has room for.
+    let asks = format!(
+        "import socket, sys\n\
+         def ask():\n    s = socket.create_connection(('127.0.0.1', {}))\n    s.settimeout(20)\n    return s\n\
+         kept = [ask() for _ in range(80)]\n\
+         def got(s):\n    try:\n        s.sendall(b'GET / HTTP/1.1\\r\\n\\r\\n')\n        return s.recv(1)\n    \
+         except ConnectionError:\n        return b''\n\
+         print(b''.join(map(got, kept)), flush=True)\n\
+         kept = [ask() for _ in range(80)]\n\
+         sys.stdin.read()\n",
+        preview.port()
+    );
+    let mut others = Command::new("python3");
+    others.args(["-c", &asks]).uid(65534).gid(65534).current_dir("/").stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut others = others.spawn().unwrap();
+    let mut got = String::new();
+    BufReader::new(others.stdout.take().unwrap()).read_line(&mut got).unwrap();
+    assert_eq!(got, "b''\n");
+    assert_eq!(get_from(preview).unwrap().generation, 2);
+    std::fs::write(goes, "").unwrap();
+    assert_eq!(new.wait(), 0, "{}", new.log());
+    drop(others.stdin.take());
+    others.wait().unwrap();
+    sandbox.take_down(&port.to_string());
     sandbox.assert_clean();
 }
 
