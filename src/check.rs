@@ -52,7 +52,7 @@ pub struct Checks {
     pub doing: Doing,
     /// Where only our server answers, while others answer at its address.
     pub preview: Option<Preview>,
-    /// What the last check wrote that failed, if it was a command.
+    /// What the last check wrote, if it was a command and has failed.
     pub said: Vec<String>,
 }
 

@@ -174,6 +174,24 @@ fn a_version_that_fails_its_check_changes_nothing() {
     sandbox.assert_clean();
 }
 
+/// It has failed once and succeeds since; the server dies of something else.
+#[test]
+fn what_an_earlier_check_wrote_is_not_shown_for_another_failure() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let server = server(&format!("0.0.0.0:{port}"));
+    assert_eq!(sandbox.run(words(&[], &server)).0, 0);
+    let once = format!("mkdir {0} && echo no table && exit 3; true", sandbox.path("tried").display());
+    let mut new = sandbox.serverswap(words(&["--canary", "50:600", "--check", &once], &server));
+    new.says("gets 50% of");
+    let fields = sandbox.status().into_iter().find(|fields| fields[5] == "canary 50%").unwrap();
+    common::kill(fields[2].parse().unwrap(), libc::SIGKILL);
+    assert_eq!(new.wait(), 124, "{}", new.log());
+    assert!(sandbox.path("tried").exists() && !new.log().contains("| no table"), "{}", new.log());
+    sandbox.take_down(&port.to_string());
+    sandbox.assert_clean();
+}
+
 #[test]
 fn a_check_that_succeeds_later_is_made_again() {
     let sandbox = Sandbox::shared();

@@ -58,7 +58,7 @@ impl Supervisor {
         let Some(checks) = self.agenda.checks.as_mut() else { return };
         let now = Instant::now();
         match &mut checks.doing {
-            Doing::Waits(until) if now >= *until => {}
+            Doing::Waits(until) if now >= *until => checks.said.clear(),
             Doing::Runs(running, until) if now >= *until => {
                 running.kill();
                 running.read();
@@ -79,7 +79,6 @@ impl Supervisor {
                 Running::start(command, preview, number, pid).map(|running| Doing::Runs(running, now + CHECK_MAX))
             }
             Check::Http(path) => {
-                self.agenda.checks.iter_mut().for_each(|checks| checks.said.clear());
                 let (events, path) = (self.events.clone(), path.clone());
                 let ask = move || _ = events.send(Event::Asked(check::ask(preview, &path)));
                 start("check", ask).map(|()| Doing::Asks)

@@ -35,7 +35,7 @@ impl Supervisor {
         }
     }
 
-    /// Shows what the last check wrote that failed, of a server that was not up before it ended.
+    /// Shows what the last check wrote if it has failed, of a server that was not up before it ended.
     pub(super) fn show_check(&self) {
         let Some(checks) = self.agenda.checks.as_ref().filter(|checks| !checks.said.is_empty()) else { return };
         let name = self.live.as_ref().and_then(|live| live.name());
