@@ -144,6 +144,27 @@ fn several_listeners_are_previewed_in_turn() {
     sandbox.assert_clean();
 }
 
+/// Its first address is that of the higher port: an address of all interfaces comes before one of a single interface.
+#[test]
+fn every_generation_is_checked_at_its_first_address() {
+    let sandbox = Sandbox::shared();
+    let mut ports = [sandbox.port(), sandbox.port()];
+    ports.sort_unstable();
+    let [low, high] = [format!("127.0.0.1:{}", ports[0]), format!("0.0.0.0:{}", ports[1])];
+    let dir = sandbox.path("");
+    // It answers with the number of the listener too.
+    let server = python(&["tests/trial/server.py", dir.to_str().unwrap(), &low, &high]);
+    let ask = "import os, urllib.request as u; print(u.urlopen('http://' + os.environ['SERVERSWAP_PREVIEW']).read().decode())";
+    let check = format!("python3 -c \"{ask}\" | cut -d ' ' -f 1,3 >>answers");
+    for _ in 0..2 {
+        let (status, log) = sandbox.run(words(&["--check", &check], &server));
+        assert_eq!(status, 0, "{log}");
+    }
+    assert_eq!(std::fs::read_to_string(sandbox.path("answers")).unwrap(), "1 1\n2 1\n");
+    assert_eq!(sandbox.run(["--takedown", &low, &high]).0, 0);
+    sandbox.assert_clean();
+}
+
 #[test]
 fn a_version_that_fails_its_check_changes_nothing() {
     let sandbox = Sandbox::shared();

@@ -230,10 +230,11 @@ impl Sharing {
         self.near(address).any(Group::has_news) && self.near(address).all(is_done)
     }
 
-    /// A connection to the new server alone, at the first place that it has.
-    pub fn preview(&mut self, fetch: Fetch<'_>) -> io::Result<TcpStream> {
-        let group = self.groups_mut().find(|group| group.has_news()).ok_or(io::ErrorKind::NotConnected)?;
-        group.preview(fetch)
+    /// A connection to the new server alone, at the first place of this address; at any if it has none there.
+    pub fn preview(&mut self, address: &Address, fetch: Fetch<'_>) -> io::Result<TcpStream> {
+        let news = self.groups_mut().filter(|group| group.has_news());
+        let group = news.min_by_key(|group| !address.collides(&group.place.address.into()));
+        group.ok_or(io::ErrorKind::NotConnected)?.preview(fetch)
     }
 
     /// What keeps the new server from being proven at this address, if it listens there.

@@ -145,9 +145,8 @@ impl Supervisor {
     /// Somebody has connected to the preview: gives a connection to our server.
     pub(super) fn previewed(&mut self, answer: &SyncSender<io::Result<TcpStream>>) {
         let live = self.live.as_mut().filter(|live| live.machine.is_checking());
-        let gone = || Err(io::ErrorKind::NotConnected.into());
-        let stream = live.map_or_else(gone, |live| live.joining.sharing.preview(&live.server));
-        let _ = answer.try_send(stream);
+        let stream = live.and_then(|live| Some(live.joining.sharing.preview(&live.machine.name()?, &live.server)));
+        let _ = answer.try_send(stream.unwrap_or_else(|| Err(io::ErrorKind::NotConnected.into())));
     }
 
     fn end_checks(&mut self) {
