@@ -3,7 +3,7 @@
 
 #![forbid(unsafe_code)]
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 /// One reuseport group of this network namespace. Sockets of other namespaces are never given a place.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -54,6 +54,22 @@ impl Place {
         takes && devices && self.address.ip().is_unspecified() && self.address.port() == other.address.port()
     }
 
+    /// Where this machine reaches a socket here.
+    pub fn reached_at(&self) -> SocketAddr {
+        let to = |ip: IpAddr| SocketAddr::new(ip, self.address.port());
+        match self.address.ip().to_canonical() {
+            ip if !ip.is_unspecified() => {
+                if ip.is_ipv4() {
+                    to(ip)
+                } else {
+                    self.address
+                }
+            }
+            _ if self.takes_v4() => to(Ipv4Addr::LOCALHOST.into()),
+            _ => to(Ipv6Addr::LOCALHOST.into()),
+        }
+    }
+
     /// Whether a v4 packet can reach a socket here.
     pub fn takes_v4(&self) -> bool {
         self.address.is_ipv4() || self.families == Families::Both
@@ -88,6 +104,18 @@ mod tests {
         assert!(!conflicts("127.0.0.1:81", Own, "127.0.0.1:80", Own));
         let at = |device| Place { device, ..place("0.0.0.0:80", Own) };
         assert!(at(1).conflicts(&at(0)) && at(1).conflicts(&at(1)) && !at(1).conflicts(&at(2)));
+    }
+
+    #[test]
+    fn a_place_is_reached_where_it_takes_packets() {
+        use Families::*;
+        let reached = |at: &str, families| place(at, families).reached_at().to_string();
+        assert_eq!(reached("0.0.0.0:80", Own), "127.0.0.1:80");
+        assert_eq!(reached("[::]:80", Both), "127.0.0.1:80");
+        assert_eq!(reached("[::]:80", Own), "[::1]:80");
+        assert_eq!(reached("127.0.0.2:80", Own), "127.0.0.2:80");
+        assert_eq!(reached("[::ffff:127.0.0.2]:80", Both), "127.0.0.2:80");
+        assert_eq!(reached("[fe80::1%2]:80", Own), "[fe80::1%2]:80");
     }
 
     /// The rules above are the kernel's: every pair is tried.

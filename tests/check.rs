@@ -250,6 +250,21 @@ fn a_first_server_is_up_when_its_check_has_succeeded() {
 }
 
 #[test]
+fn a_first_server_that_takes_no_v4_packets_is_checked_at_its_v6_address() {
+    common::in_both_orders(|sandbox| {
+        let port = sandbox.port();
+        // One of IPV6_V6ONLY.
+        let server = python(&["tests/servers/unmodified.py", &format!("[::]:{port}")]);
+        let seen = "[ $SERVERSWAP_PREVIEW = \"[::1]:$PORT\" ]".replace("$PORT", &port.to_string());
+        let checks = ["--ready-timeout", "20", "--check", &seen, "--check-http", "/"];
+        let (status, log) = sandbox.run(words(&checks, &server));
+        assert_eq!(status, 0, "{log}");
+        sandbox.take_down(&port.to_string());
+        sandbox.assert_clean();
+    });
+}
+
+#[test]
 fn in_plain_order_a_server_with_checks_replaces_nobody() {
     let sandbox = Sandbox::new();
     let port = sandbox.port();

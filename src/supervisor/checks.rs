@@ -10,6 +10,7 @@ use crate::check::{self, Checks, Doing, Preview, Running};
 use crate::cli::Check;
 use crate::error::reason;
 use crate::swap;
+use crate::sys::net::{self, TcpSocket};
 use crate::sys::process::{End, Pid};
 use crate::sys::thread::start;
 use std::io;
@@ -130,9 +131,14 @@ impl Supervisor {
 
     /// Where only our server answers: its address if no other server is there.
     fn preview_address(&mut self, name: Option<&Address>) -> io::Result<Option<SocketAddr>> {
-        let Some(own) = name.and_then(Address::reached_at) else { return Ok(None) };
+        let Some((name, own)) = name.and_then(|name| Some((name, name.reached_at()?))) else { return Ok(None) };
         if self.peers.olds.is_empty() {
-            return Ok(Some(own));
+            // A socket of a service manager is not among these.
+            let listeners = net::listeners_at(own.port())?;
+            let held = self.live.as_ref().and_then(|live| live.server.socket_inodes());
+            let is_ours = |socket: &&TcpSocket| held.as_ref().is_none_or(|held| held.contains(&socket.inode));
+            let places = listeners.at(name).filter(is_ours).map(TcpSocket::place);
+            return Ok(Some(places.min_by_key(|place| !place.takes_v4()).map_or(own, |place| place.reached_at())));
         }
         let Some(checks) = self.agenda.checks.as_mut() else { return Ok(None) };
         if checks.preview.is_none() {
