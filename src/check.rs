@@ -5,10 +5,13 @@
 
 use crate::cli::Check;
 use crate::error::reason;
-use crate::procfs::MARK;
+use crate::family;
+use crate::procfs::{self, MARK, Snapshot, Stat};
 use crate::sys::net::{self, Ends};
 use crate::sys::process::{self, Pid};
 use crate::sys::thread::start;
+use nix::sys::signal::Signal;
+use std::collections::BTreeSet;
 use std::ffi::OsStr;
 use std::fmt;
 use std::fs::File;
@@ -26,6 +29,8 @@ const KEPT: usize = 8 * 1024;
 const LINES: usize = 20;
 /// How often its output is read, so that it does not wait for that.
 const READ_EVERY: Duration = Duration::from_millis(50);
+/// How often what it has started is looked for at most, where there is always more of it.
+const LOOKS: usize = 16;
 /// Longest wait for the whole of an answer.
 const ANSWER_WITHIN: Duration = Duration::from_secs(10);
 /// How much of an answer is read, in bytes.
@@ -72,6 +77,8 @@ pub enum Doing {
 pub struct Running {
     /// Its process, which leads a group of its own.
     pub pid: Pid,
+    /// When that started: its number may be another's by now.
+    start: Option<u64>,
     output: File,
     /// The last that it wrote.
     wrote: Vec<u8>,
@@ -92,7 +99,8 @@ impl Running {
         shell.env("SERVERSWAP_PID", server.to_string());
         shell.envs(preview.map(|at| ("SERVERSWAP_PREVIEW", at.to_string())));
         let pid = process::spawn_check(&mut shell)?;
-        Ok(Running { pid, output, wrote: Vec::new(), read: Instant::now() })
+        let start = procfs::stat(pid).map(|stat| stat.start);
+        Ok(Running { pid, start, output, wrote: Vec::new(), read: Instant::now() })
     }
 
     /// When [`Running::read`] is due.
@@ -113,9 +121,32 @@ impl Running {
         self.read = Instant::now();
     }
 
-    /// Ends it and its children.
+    /// Ends it and what it has started, whatever group that is in.
     pub fn kill(&self) {
+        let mut snapshot = Snapshot::take();
         process::kill_group(self.pid);
+        let mut known = BTreeSet::new();
+        // What is forked during one look is found by the next.
+        for _ in 0..LOOKS {
+            let is_new = |stat: &&Stat| self.has_started(stat, &snapshot) && known.insert((stat.pid, stat.start));
+            if snapshot.all().filter(is_new).map(|stat| family::signal(stat, Signal::SIGKILL)).count() == 0 {
+                return;
+            }
+            snapshot = Snapshot::take();
+        }
+    }
+
+    /// Whether a process is below the shell, or has left it and is below a child of ours with the mark of a check. A server
+    /// that a check has started with another serverswap is not meant.
+    fn has_started(&self, stat: &Stat, snapshot: &Snapshot) -> bool {
+        let own = Pid::own();
+        let below: Vec<&Stat> = snapshot.ancestry(stat.pid.raw()).take_while(|a| a.pid != own).collect();
+        let ours = |top: &&&Stat| top.parent == own.raw() && self.start.is_some_and(|start| top.start >= start);
+        let Some(top) = below.last().filter(ours) else { return false };
+        let is_marked = || procfs::environment(top.pid, MARK).is_some_and(|mark| mark.is_empty());
+        let is_shell = top.pid == self.pid && Some(top.start) == self.start;
+        let is_serverswap = procfs::serverswaps();
+        (is_shell || is_marked() && procfs::is_of_this_user(stat.pid)) && !below.iter().any(|a| is_serverswap(a.pid))
     }
 
     /// The last lines that it wrote, without control characters.

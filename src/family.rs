@@ -9,7 +9,8 @@ mod seen;
 pub use seen::Seen;
 
 use crate::procfs::{self, MARK, Snapshot, Stat};
-use crate::sys::process::{self, Pid};
+use crate::sys::process::{self, Pid, Pidfd};
+use nix::sys::signal::Signal;
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex};
@@ -189,6 +190,14 @@ impl Family {
         }
         Some(all)
     }
+}
+
+/// Signals a process that was seen; `false` if it is gone.
+pub fn signal(stat: &Stat, signal: Signal) -> bool {
+    // The pid may have been reused since the look: the start time of the opened one decides.
+    Pidfd::open(stat.pid).is_ok_and(|pidfd| {
+        procfs::stat(stat.pid).is_some_and(|now| now.start == stat.start) && pidfd.signal(signal).is_ok()
+    })
 }
 
 #[cfg(test)]

@@ -213,6 +213,28 @@ fn what_an_earlier_check_wrote_is_not_shown_for_another_failure() {
     sandbox.assert_clean();
 }
 
+/// In a group of its own, with no environment, or with the shell gone before.
+#[test]
+fn nothing_that_a_check_has_started_outlives_it() {
+    let sandbox = Sandbox::shared();
+    let port = sandbox.port();
+    let server = server(&format!("0.0.0.0:{port}"));
+    let checks = [
+        ("setsid sh -c 'sleep 1000 & sleep 1000' & true", 0),
+        ("setsid sleep 1000 & exit 3", 124),
+        ("timeout 1000 sleep 1000", 124),
+        ("env -i setsid sleep 1000 & sleep 1000", 124),
+    ];
+    for (check, expected) in checks {
+        let (status, log) = sandbox.run(words(&["--ready-timeout", "3", "--check", check], &server));
+        assert_eq!(status, expected, "{log}");
+        assert_eq!(get(port).unwrap().generation, 1);
+        until(check, || sandbox.inhabitants().len() == sandbox.crew());
+    }
+    sandbox.take_down(&port.to_string());
+    sandbox.assert_clean();
+}
+
 #[test]
 fn a_check_that_succeeds_later_is_made_again() {
     let sandbox = Sandbox::shared();

@@ -12,7 +12,7 @@ pub use sockets::Rest;
 pub use spawn::Surroundings;
 pub use watch::Watch;
 
-use crate::family::{Descent, Family, Jobs, Seen};
+use crate::family::{self, Descent, Family, Jobs, Seen};
 use crate::finder::Holder;
 use crate::procfs::{self, Snapshot, Stat};
 use crate::sys::net::{self, TcpSocket};
@@ -136,12 +136,7 @@ impl Server {
         }
         let Ok(rest) = self.others(&snapshot, jobs) else { return true };
         for stat in rest {
-            // The pid may have been reused since the look: the start time of the opened one decides.
-            if let Ok(pidfd) = Pidfd::open(stat.pid)
-                && procfs::stat(stat.pid).is_some_and(|now| now.start == stat.start)
-            {
-                any |= pidfd.signal(signal).is_ok();
-            }
+            any |= family::signal(stat, signal);
         }
         any
     }
