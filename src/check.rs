@@ -129,7 +129,7 @@ impl Running {
         // What is forked during one look is found by the next.
         for _ in 0..LOOKS {
             let is_new = |stat: &&Stat| self.has_started(stat, &snapshot) && known.insert((stat.pid, stat.start));
-            if snapshot.all().filter(is_new).map(|stat| family::signal(stat, Signal::SIGKILL)).count() == 0 {
+            if snapshot.all().filter(is_new).filter(|stat| family::signal(stat, Signal::SIGKILL)).count() == 0 {
                 return;
             }
             snapshot = Snapshot::take();
